@@ -1,0 +1,89 @@
+//! rustls configurations from PEM: servers that take (but do not demand) client certificates, and clients.
+
+use rustls::RootCertStore;
+use rustls::server::WebPkiClientVerifier;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use std::sync::Arc;
+
+use crate::ca::Issued;
+
+/// Why a TLS configuration could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A PEM text could not be read.
+    #[error("reading PEM: {0}")]
+    Pem(#[from] rustls_pki_types::pem::Error),
+    /// rustls refused the material.
+    #[error("TLS: {0}")]
+    Tls(#[from] rustls::Error),
+    /// The client-certificate verifier could not be built.
+    #[error("client certificate verifier: {0}")]
+    Verifier(#[from] rustls::server::VerifierBuilderError),
+}
+
+fn roots(ca_pem: &str) -> Result<Arc<RootCertStore>, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(ca_pem.as_bytes()) {
+        roots.add(certificate?)?;
+    }
+    Ok(Arc::new(roots))
+}
+
+fn material(issued: &Issued) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), TlsError> {
+    let chain = CertificateDer::pem_slice_iter(issued.cert_pem.as_bytes()).collect::<Result<Vec<_>, _>>()?;
+    Ok((chain, PrivateKeyDer::from_pem_slice(issued.key_pem.as_bytes())?))
+}
+
+fn provider() -> Arc<rustls::crypto::CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+/// A server that verifies client certificates of `ca_pem` where one is shown. `alpn` in order of preference.
+pub fn server_config(issued: &Issued, ca_pem: &str, alpn: &[&str]) -> Result<Arc<rustls::ServerConfig>, TlsError> {
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots(ca_pem)?, provider())
+        .allow_unauthenticated()
+        .build()?;
+    let (chain, key) = material(issued)?;
+    let mut config = rustls::ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(chain, key)?;
+    config.alpn_protocols = alpn.iter().map(|p| p.as_bytes().to_vec()).collect();
+    Ok(Arc::new(config))
+}
+
+/// A client that trusts `ca_pem` and shows `issued`.
+pub fn client_config(issued: &Issued, ca_pem: &str) -> Result<Arc<rustls::ClientConfig>, TlsError> {
+    let (chain, key) = material(issued)?;
+    let config = rustls::ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots(ca_pem)?)
+        .with_client_auth_cert(chain, key)?;
+    Ok(Arc::new(config))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Ca, identity_of};
+    use std::time::SystemTime;
+
+    #[test]
+    fn a_client_certificate_speaks_for_its_user_and_groups() {
+        let folder = tempfile::tempdir().unwrap();
+        let now = SystemTime::now();
+        let ca = Ca::load_or_create(folder.path(), now).unwrap();
+        let again = Ca::load_or_create(folder.path(), now).unwrap();
+        assert_eq!(ca.cert_pem(), again.cert_pem(), "the authority is made once");
+        let issued = again.issue_client("alice", Some("dev"), now).unwrap();
+        let (chain, _) = material(&issued).unwrap();
+        let identity = identity_of(&chain).unwrap();
+        assert_eq!(identity.user, "alice");
+        assert_eq!(identity.groups, ["dev", "system:authenticated"]);
+        client_config(&issued, ca.cert_pem()).unwrap();
+        let names = ["localhost".to_string()];
+        let server = ca.issue_server("kube-apiserver", &names, &["127.0.0.1".parse().unwrap()], now).unwrap();
+        server_config(&server, ca.cert_pem(), &["h2", "http/1.1"]).unwrap();
+    }
+}
