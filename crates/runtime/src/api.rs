@@ -1,0 +1,210 @@
+//! What the agent asks of the runtime: values only.
+//!
+//! Lifecycle of a container: `Created` → `Running` → `Exited`; never back. A pod is a shim process plus the
+//! namespaces it holds; it is gone when the shim, its children, its cgroups and its state folder are gone.
+
+use crate::oci;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// Where the runtime keeps its things.
+#[derive(Clone, Debug)]
+pub struct RuntimeConfig {
+    /// State folder on tmpfs, one folder a pod below it (`/run/gantry/<instance>/pods`).
+    pub state_dir: PathBuf,
+    /// Cgroup path below every hierarchy's root, without slashes at its ends (`gantry-<instance>`).
+    pub cgroup_root: String,
+    /// The binary to re-exec as shim; called as `<exe> shim …`.
+    pub shim_exe: PathBuf,
+    /// Other OCI runtimes by RuntimeClass handler name (`crun` → `/usr/bin/crun`).
+    pub handlers: BTreeMap<String, PathBuf>,
+}
+
+/// A memory file system that lives in the shim's mount namespace, hence exactly as long as the pod.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Tmpfs {
+    /// Mount point on the host (an existing folder); other processes of the host do not see the mount.
+    pub path: PathBuf,
+    /// Size limit in bytes; 0: the kernel's default.
+    pub size_bytes: u64,
+}
+
+/// Everything a pod's shim needs to know. Written to the pod's state folder, so a restarted agent can re-adopt.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct PodSpec {
+    /// Pod UID; names the state folder.
+    pub uid: String,
+    /// Kubernetes namespace.
+    pub namespace: String,
+    /// Pod name.
+    pub name: String,
+    /// Host name inside the pod.
+    pub hostname: String,
+    /// Cgroup path below the root, e.g. `burstable/pod<uid>`; containers get a child each.
+    pub cgroup: String,
+    /// Limits of the pod's cgroup.
+    pub resources: oci::Resources,
+    /// Stay in the node's network namespace.
+    pub host_network: bool,
+    /// Stay in the node's PID namespace.
+    pub host_pid: bool,
+    /// Stay in the node's IPC namespace.
+    pub host_ipc: bool,
+    /// One PID namespace for all containers.
+    pub share_pid: bool,
+    /// Sysctls of the pod's namespaces.
+    pub sysctls: BTreeMap<String, String>,
+    /// Memory volumes.
+    pub tmpfs: Vec<Tmpfs>,
+    /// RuntimeClass handler; `None`: Gantry's own runtime.
+    pub handler: Option<String>,
+    /// Opaque to the runtime; comes back on recovery (the agent keeps addresses and hashes here).
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// The root file system of a container: an overlay, mounted in the shim's mount namespace.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Rootfs {
+    /// Read-only layers, uppermost first.
+    pub lowers: Vec<PathBuf>,
+    /// Folder for `upper` and `work` (made and removed by the runtime).
+    pub scratch: PathBuf,
+}
+
+/// Where a container's output goes: the CRI log format (`<time> stdout F <line>`).
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct LogSpec {
+    /// File path; its folder is made.
+    pub path: PathBuf,
+    /// Rotate when the file is larger, in bytes.
+    pub max_bytes: u64,
+    /// Keep so many files in all.
+    pub max_files: u32,
+}
+
+/// One container to create.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ContainerSpec {
+    /// Unique in the pod (`<name>-<attempt>`).
+    pub id: String,
+    /// Container name.
+    pub name: String,
+    /// How often it was started before.
+    pub attempt: u32,
+    /// OCI configuration: process, mounts, linux. `root.path` is filled in by the runtime.
+    pub config: oci::Spec,
+    /// Its root file system.
+    pub rootfs: Rootfs,
+    /// Its log.
+    pub log: LogSpec,
+    /// Keep a stdin open for attach.
+    pub stdin: bool,
+    /// Close stdin after the first attached client left.
+    pub stdin_once: bool,
+    /// Opaque to the runtime; comes back on recovery.
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// How a container ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// Exit code; 128 + signal when killed by one.
+    pub code: i32,
+    /// The signal, 0 when none.
+    pub signal: i32,
+    /// Killed by the kernel for memory (the container, or a child of it).
+    pub oom_killed: bool,
+    /// Nanoseconds since the epoch.
+    pub finished_at_ns: i64,
+    /// Why it never ran (`exec: "foo": executable file not found in $PATH`); "" when it ran.
+    pub start_error: String,
+}
+
+/// Where a container is in its life.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ContainerState {
+    /// Made, not started.
+    Created,
+    /// Running since then (nanoseconds since the epoch).
+    Running {
+        /// Host PID of its first process.
+        pid: i32,
+        /// Start time.
+        started_at_ns: i64,
+    },
+    /// Ended.
+    Exited {
+        /// Start time; 0 when it never ran.
+        started_at_ns: i64,
+        /// How.
+        exit: Exit,
+    },
+}
+
+/// A container as the shim reports it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ContainerInfo {
+    /// What it was created from.
+    pub spec: ContainerSpec,
+    /// Its state.
+    pub state: ContainerState,
+}
+
+/// A pod as the runtime knows it.
+#[derive(Clone, Debug)]
+pub struct PodInfo {
+    /// What it was created from.
+    pub spec: PodSpec,
+    /// The shim's PID; `/proc/<pid>/ns/net` is the pod's network namespace.
+    pub shim_pid: i32,
+    /// Its containers.
+    pub containers: Vec<ContainerInfo>,
+}
+
+/// Something happened in a pod.
+#[derive(Clone, Debug)]
+pub enum RuntimeEvent {
+    /// A container changed state.
+    Container {
+        /// Pod UID.
+        uid: String,
+        /// Container id.
+        id: String,
+        /// Its new state.
+        state: ContainerState,
+    },
+    /// The shim is gone; the runtime has killed what was left of the pod.
+    PodDied {
+        /// Pod UID.
+        uid: String,
+    },
+}
+
+/// A command to run in a running container.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ExecSpec {
+    /// Arguments; the first is looked up in the container's PATH.
+    pub args: Vec<String>,
+    /// A terminal?
+    pub tty: bool,
+    /// Connect stdin.
+    pub stdin: bool,
+    /// Connect stdout.
+    pub stdout: bool,
+    /// Connect stderr (never with `tty`).
+    pub stderr: bool,
+}
+
+/// What a pod uses, from its cgroups.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Usage {
+    /// CPU time in nanoseconds.
+    pub cpu_ns: u64,
+    /// Memory in bytes, caches included.
+    pub memory_bytes: u64,
+    /// Memory in bytes that cannot be reclaimed at once (working set).
+    pub working_set_bytes: u64,
+    /// Processes.
+    pub pids: u64,
+}
