@@ -153,28 +153,56 @@ impl dyn Client {
 
     /// Replaces the object.
     pub async fn update(&self, gvr: &Gvr, key: &ObjectKey, body: Value) -> Result<Arc<Object>, ApiError> {
-        self.write(Write { gvr: gvr.clone(), key: key.clone(), subresource: "", verb: Verb::Update(body) }).await
+        self.write(Write { gvr: gvr.clone(), key: key.clone(), subresource: "", verb: Verb::Update(body) })
+            .await
     }
 
     /// Replaces the object's status.
-    pub async fn update_status(&self, gvr: &Gvr, key: &ObjectKey, body: Value) -> Result<Arc<Object>, ApiError> {
-        self.write(Write { gvr: gvr.clone(), key: key.clone(), subresource: "status", verb: Verb::Update(body) }).await
+    pub async fn update_status(
+        &self,
+        gvr: &Gvr,
+        key: &ObjectKey,
+        body: Value,
+    ) -> Result<Arc<Object>, ApiError> {
+        self.write(Write {
+            gvr: gvr.clone(),
+            key: key.clone(),
+            subresource: "status",
+            verb: Verb::Update(body),
+        })
+        .await
     }
 
     /// Merge-patches the object.
-    pub async fn merge_patch(&self, gvr: &Gvr, key: &ObjectKey, patch: Value) -> Result<Arc<Object>, ApiError> {
+    pub async fn merge_patch(
+        &self,
+        gvr: &Gvr,
+        key: &ObjectKey,
+        patch: Value,
+    ) -> Result<Arc<Object>, ApiError> {
         let verb = Verb::Patch(PatchKind::Merge, patch);
         self.write(Write { gvr: gvr.clone(), key: key.clone(), subresource: "", verb }).await
     }
 
     /// Merge-patches the object's status (`patch` holds the `status` key).
-    pub async fn merge_patch_status(&self, gvr: &Gvr, key: &ObjectKey, patch: Value) -> Result<Arc<Object>, ApiError> {
+    pub async fn merge_patch_status(
+        &self,
+        gvr: &Gvr,
+        key: &ObjectKey,
+        patch: Value,
+    ) -> Result<Arc<Object>, ApiError> {
         let verb = Verb::Patch(PatchKind::Merge, patch);
         self.write(Write { gvr: gvr.clone(), key: key.clone(), subresource: "status", verb }).await
     }
 
     /// Deletes the object.
-    pub async fn delete(&self, gvr: &Gvr, key: &ObjectKey, options: DeleteOptions) -> Result<Arc<Object>, ApiError> {
-        self.write(Write { gvr: gvr.clone(), key: key.clone(), subresource: "", verb: Verb::Delete(options) }).await
+    pub async fn delete(
+        &self,
+        gvr: &Gvr,
+        key: &ObjectKey,
+        options: DeleteOptions,
+    ) -> Result<Arc<Object>, ApiError> {
+        self.write(Write { gvr: gvr.clone(), key: key.clone(), subresource: "", verb: Verb::Delete(options) })
+            .await
     }
 }

@@ -18,8 +18,7 @@ use stdx::backoff::Backoff;
 use tokio::sync::watch;
 
 /// Pause between attempts to list again after a failure.
-const RELIST: Backoff =
-    Backoff { base: Duration::from_millis(100), factor: 2, max: Duration::from_secs(10) };
+const RELIST: Backoff = Backoff { base: Duration::from_millis(100), factor: 2, max: Duration::from_secs(10) };
 
 /// Called with (old, new) for every change, in order: (None, Some) added, (Some, Some) changed, (Some, None) gone.
 pub type Handler = Box<dyn Fn(Option<&Arc<Object>>, Option<&Arc<Object>>) + Send + Sync>;
@@ -57,7 +56,13 @@ impl Cache {
                 let ended = match listed {
                     Ok(revision) => {
                         failures = 0;
-                        follow(&weak, &client, &gvr, WatchOptions { list: options.clone(), after: Some(revision) }).await
+                        follow(
+                            &weak,
+                            &client,
+                            &gvr,
+                            WatchOptions { list: options.clone(), after: Some(revision) },
+                        )
+                        .await
                     }
                     Err(error) => Err(error),
                 };
@@ -110,7 +115,11 @@ impl Cache {
     pub fn list_in(&self, namespace: &str) -> Vec<Arc<Object>> {
         let from = ObjectKey::new(namespace, "");
         let objects = self.objects.read();
-        objects.range(from..).take_while(|(k, _)| &*k.namespace == namespace).map(|(_, o)| o.clone()).collect()
+        objects
+            .range(from..)
+            .take_while(|(k, _)| &*k.namespace == namespace)
+            .map(|(_, o)| o.clone())
+            .collect()
     }
 
     /// How many objects there are.
@@ -133,7 +142,8 @@ impl Cache {
 
     async fn relist(&self, client: &ApiClient, options: &ListOptions) -> Result<u64, ApiError> {
         let list = client.list(&self.gvr, options).await?;
-        let listed: std::collections::BTreeSet<ObjectKey> = list.items.iter().map(|o| o.key.clone()).collect();
+        let listed: std::collections::BTreeSet<ObjectKey> =
+            list.items.iter().map(|o| o.key.clone()).collect();
         let gone: Vec<Arc<Object>> =
             self.objects.read().values().filter(|o| !listed.contains(&o.key)).cloned().collect();
         for object in gone {

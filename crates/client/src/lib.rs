@@ -10,7 +10,7 @@ mod object;
 pub mod remote;
 
 pub use api::{
-    ApiClient, Client, DeleteOptions, Event, EventKind, EventStream, ListOptions, ObjectList, PatchKind, Propagation,
-    Verb, WatchOptions, Write,
+    ApiClient, Client, DeleteOptions, Event, EventKind, EventStream, ListOptions, ObjectList, PatchKind,
+    Propagation, Verb, WatchOptions, Write,
 };
 pub use object::{Meta, Object, ObjectKey, OwnerRef};
