@@ -6,7 +6,11 @@
 pub mod field_errors;
 pub mod intstr;
 pub mod name;
+pub mod patch;
 pub mod quantity;
+mod schema;
 pub mod selector;
 pub mod status;
+#[cfg(test)]
+mod testing;
 pub mod time;
