@@ -1,0 +1,215 @@
+//! Settings: one table serves the command line, the config file (`name = value` lines) and `--help`.
+//!
+//! Later sources win: defaults, then the file named by `--config`, then flags.
+
+use anyhow::{Context, Result, bail};
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+
+/// Longest instance name: it prefixes network devices, whose names have 15 characters in all.
+const NAME_MAX: usize = 8;
+
+/// One setting: name, default ("" = found out at start), meaning.
+struct Setting {
+    name: &'static str,
+    default: &'static str,
+    help: &'static str,
+    set: fn(&mut Config, &str) -> Result<()>,
+}
+
+/// Everything `gantry up` can be told.
+#[derive(Clone, Debug, Default)]
+pub struct Config {
+    /// Prefix of every cgroup, device, nftables table and run folder of this instance.
+    pub name: String,
+    /// Durable data.
+    pub data_dir: PathBuf,
+    /// Address the API server listens on.
+    pub bind: Option<Ipv4Addr>,
+    /// Port of the Kubernetes API.
+    pub port: u16,
+    /// Port of the node agent's API.
+    pub node_port: u16,
+    /// Node name; the host's name by default.
+    pub node_name: String,
+    /// Node address; that of the default route's device by default.
+    pub node_ip: Option<Ipv4Addr>,
+    /// Addresses of pods, `a.b.c.d/n`.
+    pub pod_cidr: String,
+    /// Addresses of services, `a.b.c.d/n`.
+    pub service_cidr: String,
+    /// Domain of cluster DNS names.
+    pub cluster_domain: String,
+    /// Addresses for Services of type LoadBalancer, `a.b.c.d-a.b.c.e`; "" = the node's own.
+    pub lb_pool: String,
+    /// Pods this node takes at most.
+    pub max_pods: u32,
+    /// OCI runtimes for RuntimeClass handlers, `name=path,name=path`.
+    pub runtimes: String,
+    /// Log filter, as in `info,apiserver=debug`.
+    pub log: String,
+}
+
+macro_rules! setting {
+    ($name:literal, $default:literal, $help:literal, $field:ident = $parse:expr) => {
+        Setting {
+            name: $name,
+            default: $default,
+            help: $help,
+            set: |config, text| {
+                let parse: fn(&str) -> Result<_> = $parse;
+                config.$field = parse(text)?;
+                Ok(())
+            },
+        }
+    };
+}
+
+fn text(value: &str) -> Result<String> {
+    Ok(value.to_string())
+}
+
+fn number<T: std::str::FromStr<Err = std::num::ParseIntError>>(value: &str) -> Result<T> {
+    value.parse().with_context(|| format!("{value:?} is not a number in range"))
+}
+
+fn address(value: &str) -> Result<Option<Ipv4Addr>> {
+    match value {
+        "" => Ok(None),
+        _ => Ok(Some(value.parse().with_context(|| format!("{value:?} is not an IPv4 address"))?)),
+    }
+}
+
+fn instance_name(value: &str) -> Result<String> {
+    let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    if value.is_empty() || value.len() > NAME_MAX || !value.chars().all(good) {
+        bail!("an instance name has 1 to {NAME_MAX} characters of a-z and 0-9, not {value:?}");
+    }
+    Ok(value.to_string())
+}
+
+const SETTINGS: &[Setting] = &[
+    setting!("name", "gantry", "instance: prefix of every cgroup, device and table", name = instance_name),
+    setting!("data-dir", "/var/lib/gantry", "durable data", data_dir = |v| Ok(PathBuf::from(v))),
+    setting!("bind", "0.0.0.0", "address the Kubernetes API listens on", bind = address),
+    setting!("port", "6443", "port of the Kubernetes API", port = number),
+    setting!("node-port", "10250", "port of the node agent's API", node_port = number),
+    setting!("node-name", "", "node name (default: the host's name)", node_name = text),
+    setting!("node-ip", "", "node address (default: of the default route)", node_ip = address),
+    setting!("pod-cidr", "10.244.0.0/16", "addresses of pods", pod_cidr = text),
+    setting!("service-cidr", "10.96.0.0/16", "addresses of services", service_cidr = text),
+    setting!("cluster-domain", "cluster.local", "domain of cluster DNS names", cluster_domain = text),
+    setting!("lb-pool", "", "addresses for LoadBalancer services, first-last (default: the node's own)", lb_pool = text),
+    setting!("max-pods", "250", "pods this node takes at most", max_pods = number),
+    setting!("runtimes", "", "other OCI runtimes by handler: name=path,name=path", runtimes = text),
+    setting!("log", "warn", "log filter", log = text),
+];
+
+impl Config {
+    /// Reads defaults, then the file of `--config`, then flags; what is no flag is returned in order.
+    pub fn from_args(args: &[String]) -> Result<(Config, Vec<String>)> {
+        let mut config = Config::default();
+        for setting in SETTINGS {
+            (setting.set)(&mut config, setting.default)?;
+        }
+        let mut flags = Vec::new();
+        let mut rest = Vec::new();
+        let mut args = args.iter();
+        while let Some(arg) = args.next() {
+            let Some(flag) = arg.strip_prefix("--") else {
+                rest.push(arg.clone());
+                continue;
+            };
+            let (name, value) = match flag.split_once('=') {
+                Some((name, value)) => (name, value.to_string()),
+                None => (flag, args.next().with_context(|| format!("--{flag} needs a value"))?.clone()),
+            };
+            match name {
+                "config" => config.read_file(Path::new(&value))?,
+                _ => flags.push((name.to_string(), value)),
+            }
+        }
+        for (name, value) in flags {
+            config.set(&name, &value).with_context(|| format!("--{name}"))?;
+        }
+        Ok((config, rest))
+    }
+
+    fn set(&mut self, name: &str, value: &str) -> Result<()> {
+        let setting = SETTINGS.iter().find(|s| s.name == name);
+        let setting = setting.with_context(|| format!("no such setting: {name} (gantry help lists them)"))?;
+        (setting.set)(self, value)
+    }
+
+    fn read_file(&mut self, path: &Path) -> Result<()> {
+        let file = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+        for (number, line) in file.lines().enumerate() {
+            let line = line.split('#').next().unwrap_or_default().trim();
+            if line.is_empty() {
+                continue;
+            }
+            let place = || format!("{}, line {}", path.display(), number + 1);
+            let (name, value) = line.split_once('=').with_context(place)?;
+            self.set(name.trim(), value.trim().trim_matches('"')).with_context(place)?;
+        }
+        Ok(())
+    }
+
+    /// State that does not outlive a reboot.
+    pub fn run_dir(&self) -> PathBuf {
+        Path::new("/run").join(&self.name)
+    }
+
+    /// The administrator's kubeconfig.
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.data_dir.join("kubeconfig")
+    }
+
+    /// The socket `gantry image|status|down` talk to.
+    pub fn socket(&self) -> PathBuf {
+        self.run_dir().join("gantry.sock")
+    }
+}
+
+/// The settings, a line each.
+pub fn help() -> String {
+    let line = |s: &Setting| {
+        let default = if s.default.is_empty() { String::new() } else { format!(" [{}]", s.default) };
+        format!("  --{:<16} {}{default}\n", s.name, s.help)
+    };
+    let config = "  --config           a file of `name = value` lines with these names\n";
+    SETTINGS.iter().map(line).collect::<String>() + config
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<(Config, Vec<String>)> {
+        Config::from_args(&args.iter().map(|a| a.to_string()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn flags_win_over_the_file_which_wins_over_defaults() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "port = 7000 # comment\nnode-name = \"n1\"\n\n").unwrap();
+        let path = file.path().to_str().unwrap();
+        let (config, rest) = parse(&["image", "--port=7001", "--config", path, "load"]).unwrap();
+        assert_eq!((config.port, config.node_name.as_str(), config.node_port), (7001, "n1", 10250));
+        assert_eq!(rest, ["image", "load"]);
+    }
+
+    #[test]
+    fn bad_settings_say_what_and_where() {
+        for (args, words) in [
+            (&["--port", "70000"][..], "not a number in range"),
+            (&["--name", "Too_Long_Name"], "1 to 8 characters"),
+            (&["--nope", "1"], "no such setting: nope"),
+            (&["--port"], "--port needs a value"),
+            (&["--node-ip", "x"], "not an IPv4 address"),
+        ] {
+            let error = format!("{:#}", parse(args).unwrap_err());
+            assert!(error.contains(words), "{error}");
+        }
+    }
+}
