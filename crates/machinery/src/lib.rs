@@ -3,6 +3,7 @@
 //! Invariants: no I/O, no clock, no random, no async; nothing panics on any input.
 //! Deliberately not here: the kinds' field facts (`k8s-schema`), HTTP (`apiserver`).
 
+pub mod body;
 pub mod field_errors;
 pub mod intstr;
 pub mod name;
@@ -14,3 +15,4 @@ pub mod status;
 #[cfg(test)]
 mod testing;
 pub mod time;
+pub mod walk;

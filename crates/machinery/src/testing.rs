@@ -9,7 +9,7 @@ pub fn any_json() -> impl Strategy<Value = Value> {
         Just(Value::Null),
         any::<bool>().prop_map(Value::from),
         (-3i64..70_000).prop_map(Value::from),
-        any::<f64>().prop_map(Value::from),
+        (-999i32..999).prop_map(|n| Value::from(f64::from(n) / 8.0)), // exact, so that a round trip is
         "[abc$/0-9.-]{0,4}".prop_map(Value::from),
         "(Always|Never|TCP|100m|1Gi|25%|2026-01-01T00:00:00Z|\u{e4})".prop_map(Value::from),
     ];

@@ -1,0 +1,294 @@
+//! Request bodies to JSON values: a strict JSON reader that notices duplicate keys, and YAML within a budget.
+//!
+//! Invariant: what comes out nests at most [`DEPTH_MAX`] deep, so every later recursion is bounded.
+//! Deliberately not here: the size limit of a body (HTTP's) and the schema (`walk`).
+
+use crate::status::ApiError;
+use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Value};
+use std::fmt;
+
+/// Deepest nesting accepted. Every other reader of stored objects is plain `serde_json`, whose own limit is
+/// 128; this leaves room for the envelopes (lists, watch events) that objects travel in.
+pub const DEPTH_MAX: usize = 120;
+/// Deepest YAML: its reader takes some 17 KB of stack a level in a debug build, and threads have 2 MB.
+pub const YAML_DEPTH_MAX: usize = 60;
+/// Reported duplicates; upstream reports at most 100 strict errors.
+pub const REPORTS_MAX: usize = 100;
+/// Nodes of one YAML document, aliases expanded.
+const YAML_NODES_MAX: usize = 250_000;
+/// Aliases of one YAML document; manifests use a handful.
+const YAML_ALIASES_MAX: usize = 1_000;
+
+/// A parsed body.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Body {
+    /// The document; of duplicate keys the last one counts.
+    pub value: Value,
+    /// Paths of keys that came twice (`spec.containers[0].name`), at most [`REPORTS_MAX`].
+    pub duplicates: Vec<String>,
+}
+
+/// Parses a JSON body. Errors are 400 in upstream's words.
+pub fn json(bytes: &[u8]) -> Result<Body, ApiError> {
+    let mut reader = serde_json::Deserializer::from_slice(bytes);
+    let mut notes = Notes::default();
+    let value = Seed(&mut notes).deserialize(&mut reader);
+    let value = value.and_then(|v| reader.end().map(|()| v));
+    value.map(|value| Body { value, duplicates: notes.duplicates }).map_err(|e| {
+        if notes.too_deep {
+            return ApiError::bad_request("couldn't get version/kind; json parse error: exceeded max depth");
+        }
+        let words = json_words(bytes, &e);
+        ApiError::bad_request(format!("couldn't get version/kind; json parse error: {words}"))
+    })
+}
+
+/// Parses a YAML body of one document, within a budget that stops alias bombs.
+pub fn yaml(bytes: &[u8]) -> Result<Body, ApiError> {
+    let refuse = |words: String| ApiError::bad_request(format!("error converting YAML to JSON: {words}"));
+    let text = std::str::from_utf8(bytes).map_err(|_| refuse("yaml: invalid leading UTF-8 octet".into()))?;
+    let options = serde_saphyr::options! {
+        budget: serde_saphyr::budget! {
+            max_documents: 1,
+            max_depth: YAML_DEPTH_MAX,
+            flow_nesting_limit: YAML_DEPTH_MAX,
+            max_nodes: YAML_NODES_MAX,
+            max_events: 4 * YAML_NODES_MAX,
+            max_aliases: YAML_ALIASES_MAX,
+            max_anchors: YAML_ALIASES_MAX,
+            max_merge_keys: YAML_ALIASES_MAX,
+        },
+        duplicate_keys: serde_saphyr::DuplicateKeyPolicy::LastWins,
+    };
+    let mut notes = Notes { budget: Some(YAML_NODES_MAX), ..Notes::default() };
+    let value = serde_saphyr::with_deserializer_from_str_with_options(text, options, |reader| {
+        Seed(&mut notes).deserialize(reader)
+    });
+    match value {
+        Ok(value) => Ok(Body { value, duplicates: notes.duplicates }),
+        Err(_) if notes.too_deep => Err(refuse("yaml: exceeded max depth".into())),
+        Err(e) => Err(refuse(format!("yaml: {}", e.to_string().lines().next().unwrap_or_default()))),
+    }
+}
+
+/// Go's sentence for a JSON syntax error, as near as serde tells.
+fn json_words(bytes: &[u8], e: &serde_json::Error) -> String {
+    if e.is_eof() || bytes.is_empty() {
+        return "unexpected end of JSON input".into();
+    }
+    let line = bytes.split(|b| *b == b'\n').nth(e.line().saturating_sub(1)).unwrap_or_default();
+    match line.get(e.column().saturating_sub(1)) {
+        Some(b) if e.is_syntax() => {
+            let expected = match e.to_string() {
+                s if s.contains("key must be a string") => "looking for beginning of object key string",
+                s if s.contains("expected `:`") => "after object key",
+                s if s.contains("expected `,` or `}`") => "after object key:value pair",
+                s if s.contains("expected `,` or `]`") => "after array element",
+                s if s.contains("trailing characters") => "after top-level value",
+                s if s.contains("control character") => "in string literal",
+                _ => "looking for beginning of value",
+            };
+            format!("invalid character {:?} {expected}", char::from(*b))
+        }
+        _ => e.to_string(),
+    }
+}
+
+#[derive(Default)]
+struct Notes {
+    path: Vec<Segment>,
+    duplicates: Vec<String>,
+    too_deep: bool,
+    /// Values still allowed, where the reader itself can multiply them (aliases).
+    budget: Option<usize>,
+}
+
+enum Segment {
+    Key(String),
+    Index(usize),
+}
+
+impl Notes {
+    fn duplicate(&mut self, key: &str) {
+        if self.duplicates.len() >= REPORTS_MAX {
+            return;
+        }
+        let mut text = String::new();
+        for segment in &self.path {
+            match segment {
+                Segment::Key(k) if text.is_empty() => text += k,
+                Segment::Key(k) => text += &format!(".{k}"),
+                Segment::Index(i) => text += &format!("[{i}]"),
+            }
+        }
+        let dot = if text.is_empty() { "" } else { "." };
+        self.duplicates.push(format!("{text}{dot}{key}"));
+    }
+}
+
+/// Reads one value, noting duplicates and depth.
+struct Seed<'a>(&'a mut Notes);
+
+impl Seed<'_> {
+    fn enter<E: Error>(&mut self, segment: Segment) -> Result<Seed<'_>, E> {
+        if self.0.path.len() >= DEPTH_MAX {
+            self.0.too_deep = true;
+            return Err(E::custom("exceeded max depth"));
+        }
+        if let Some(left) = &mut self.0.budget {
+            *left = left.checked_sub(1).ok_or_else(|| E::custom("document contains excessive aliasing"))?;
+        }
+        self.0.path.push(segment);
+        Ok(Seed(self.0))
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Seed<'_> {
+    type Value = Value;
+    fn deserialize<D: Deserializer<'de>>(self, reader: D) -> Result<Value, D::Error> {
+        reader.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Seed<'_> {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value")
+    }
+    fn visit_bool<E>(self, v: bool) -> Result<Value, E> {
+        Ok(v.into())
+    }
+    fn visit_i64<E>(self, v: i64) -> Result<Value, E> {
+        Ok(v.into())
+    }
+    fn visit_u64<E>(self, v: u64) -> Result<Value, E> {
+        Ok(v.into())
+    }
+    fn visit_f64<E>(self, v: f64) -> Result<Value, E> {
+        Ok(v.into())
+    }
+    fn visit_str<E>(self, v: &str) -> Result<Value, E> {
+        Ok(v.into())
+    }
+    fn visit_string<E>(self, v: String) -> Result<Value, E> {
+        Ok(v.into())
+    }
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+    fn visit_none<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+    fn visit_some<D: Deserializer<'de>>(self, reader: D) -> Result<Value, D::Error> {
+        self.deserialize(reader)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut items: A) -> Result<Value, A::Error> {
+        let mut out = Vec::new();
+        loop {
+            let seed = self.enter(Segment::Index(out.len()))?;
+            let item = items.next_element_seed(seed)?;
+            self.0.path.pop();
+            match item {
+                Some(item) => out.push(item),
+                None => return Ok(Value::Array(out)),
+            }
+        }
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut fields: A) -> Result<Value, A::Error> {
+        let mut out = Map::new();
+        while let Some(key) = fields.next_key::<String>()? {
+            if out.contains_key(&key) {
+                self.0.duplicate(&key);
+            }
+            let seed = self.enter(Segment::Key(key.clone()))?;
+            let value = fields.next_value_seed(seed)?;
+            self.0.path.pop();
+            out.insert(key, value);
+        }
+        Ok(Value::Object(out))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::any_json;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    #[test]
+    fn duplicates_are_noticed() {
+        let body = super::json(br#"{"a":1,"spec":{"c":[{"x":1,"x":2}],"c":[{"y":1,"y":3}]},"a":2}"#).unwrap();
+        assert_eq!(body.duplicates, ["spec.c[0].x", "spec.c", "spec.c[0].y", "a"]);
+        assert_eq!(body.value, json!({"a": 2, "spec": {"c": [{"y": 3}]}}));
+    }
+
+    #[test]
+    fn words_of_errors() {
+        for (text, words) in [
+            ("", "unexpected end of JSON input"),
+            ("{\"a\":", "unexpected end of JSON input"),
+            ("hello", "invalid character 'h' looking for beginning of value"),
+            ("{a:1}", "invalid character 'a' looking for beginning of object key string"),
+            ("{} x", "invalid character 'x' after top-level value"),
+        ] {
+            let message = super::json(text.as_bytes()).unwrap_err().message;
+            assert_eq!(message, format!("couldn't get version/kind; json parse error: {words}"), "{text}");
+        }
+    }
+
+    #[test]
+    fn deep_bodies_are_refused() {
+        for depth in [DEPTH_MAX + 1, 127, 128, 5_000, 100_000] {
+            let deep = "[".repeat(depth) + &"]".repeat(depth);
+            assert_eq!(super::json(deep.as_bytes()).unwrap_err().code, 400);
+            assert_eq!(yaml(deep.as_bytes()).unwrap_err().code, 400);
+        }
+        let fine = "[".repeat(DEPTH_MAX - 1) + &"]".repeat(DEPTH_MAX - 1);
+        assert!(super::json(fine.as_bytes()).is_ok());
+        let block: String = (0..YAML_DEPTH_MAX * 2).map(|n| " ".repeat(n) + "a:\n").collect();
+        assert_eq!(yaml(block.as_bytes()).unwrap_err().code, 400);
+        let fine = "[".repeat(YAML_DEPTH_MAX - 1) + &"]".repeat(YAML_DEPTH_MAX - 1);
+        yaml(fine.as_bytes()).unwrap();
+    }
+
+    #[test]
+    fn yaml_bodies() {
+        let body = yaml(b"a: 1\nb: [x, \"2\"]\nc: {d: true, e: null}\n").unwrap();
+        assert_eq!(body.value, json!({"a": 1, "b": ["x", "2"], "c": {"d": true, "e": null}}));
+        assert_eq!(yaml(b"a: &x {k: v}\nb: *x\n").unwrap().value, json!({"a": {"k": "v"}, "b": {"k": "v"}}));
+        assert_eq!(yaml(b"a: [").unwrap_err().code, 400);
+        assert_eq!(yaml(b"a: 1\n---\nb: 2\n").unwrap_err().code, 400);
+        assert_eq!(yaml(&[0xff, 0xfe, 0xfd]).unwrap_err().code, 400);
+    }
+
+    #[test]
+    fn yaml_bombs_are_refused() {
+        let mut bomb = String::from("a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n");
+        for n in 1..12 {
+            let refs = vec![format!("*a{}", n - 1); 10].join(",");
+            bomb += &format!("a{n}: &a{n} [{refs}]\n");
+        }
+        let started = std::time::Instant::now();
+        assert_eq!(yaml(bomb.as_bytes()).unwrap_err().code, 400);
+        assert!(started.elapsed().as_secs() < 5);
+    }
+
+    proptest! {
+        #[test]
+        fn reads_what_serde_reads(value in any_json()) {
+            let body = super::json(value.to_string().as_bytes()).unwrap();
+            prop_assert_eq!(body, Body { value, duplicates: Vec::new() });
+        }
+
+        #[test]
+        fn never_panics(text in "[\\[\\]{}:,\"a-c0-9&*!|> \n-]{0,40}") {
+            let _ = super::json(text.as_bytes());
+            let _ = yaml(text.as_bytes());
+        }
+    }
+}
