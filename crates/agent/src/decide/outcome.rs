@@ -1,0 +1,317 @@
+//! Books what the shell reports into a pod's state; returns the events that the report is worth.
+
+use super::{CONFIG_RETRY, Note, PULL_ERROR_SHOWN, RESTART, SETUP_RETRY, after, delay, probe, restart, stop};
+use super::{HookKind, Input, Plan};
+use crate::pod::Role;
+use crate::state::{Facts, Hook, Phase, PodState, ProbeKind, Setup, Terminated, Waiting};
+use jiff::Timestamp;
+use std::net::IpAddr;
+
+/// Why an instance could not be started.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StartFailure {
+    /// Which step failed.
+    pub step: StartStep,
+    /// The status's waiting reason (`ErrImagePull`, `CreateContainerConfigError`, …).
+    pub reason: &'static str,
+    /// For humans.
+    pub message: String,
+}
+
+/// The steps of a start, as far as their failures differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StartStep {
+    /// The image is not there: tried again with back-off, at once when images change.
+    Image,
+    /// The configuration cannot be made: tried again, at once when objects change.
+    Config,
+    /// Created, but its process could not be started: counts as an end.
+    Run,
+}
+
+/// What the shell reports.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    /// Volumes are mounted (look again then), or not.
+    Volumes(Result<Option<Timestamp>, String>),
+    /// The sandbox is made, or not.
+    Sandbox(Result<Vec<IpAddr>, String>),
+    /// An instance is running, or not.
+    Started {
+        /// Container name.
+        container: String,
+        /// Instance.
+        attempt: u32,
+        /// Its facts and start time.
+        result: Result<(Facts, Timestamp), StartFailure>,
+    },
+    /// A hook is over.
+    Hook {
+        /// Container name.
+        container: String,
+        /// Which.
+        kind: HookKind,
+        /// How.
+        result: Result<(), String>,
+    },
+    /// A container ended.
+    Exited {
+        /// Container name.
+        container: String,
+        /// Instance.
+        attempt: u32,
+        /// How.
+        end: Terminated,
+    },
+    /// A probe is over; the error says why it failed.
+    Probe {
+        /// Container name.
+        container: String,
+        /// Instance.
+        attempt: u32,
+        /// Which.
+        kind: ProbeKind,
+        /// How.
+        result: Result<(), String>,
+    },
+    /// The shim is gone, and with it all containers.
+    SandboxDied,
+    /// Images or objects that the pod uses changed: whatever waits for them tries again at once.
+    InputsChanged,
+    /// The tear-down is over.
+    TornDown(Result<(), String>),
+    /// The deletion from the API is over.
+    Finalized(Result<(), String>),
+}
+
+fn settle(setup: &mut Setup, error: Option<&String>, now: Timestamp) {
+    setup.busy = false;
+    match error {
+        None => {
+            setup.ready = true;
+            setup.failures = 0;
+            setup.retry_at = None;
+        }
+        Some(_) => {
+            setup.retry_at = Some(after(now, delay(SETUP_RETRY, setup.failures)));
+            setup.failures = setup.failures.saturating_add(1);
+        }
+    }
+}
+
+/// Books one report.
+pub fn apply(state: &mut PodState, input: &Input, outcome: Outcome) -> Vec<Note> {
+    let mut plan = Plan::default();
+    match outcome {
+        Outcome::Volumes(result) => {
+            settle(&mut state.volumes, result.as_ref().err(), input.now);
+            match result {
+                Ok(refresh) => state.volumes_refresh_at = refresh,
+                Err(message) => plan.note(true, "FailedMount", "", message),
+            }
+        }
+        Outcome::Sandbox(result) => {
+            settle(&mut state.sandbox.setup, result.as_ref().err(), input.now);
+            match result {
+                Ok(ips) => state.sandbox.ips = ips,
+                Err(error) => {
+                    let text = format!("Failed to create pod sandbox: {error}");
+                    plan.note(true, "FailedCreatePodSandBox", "", text);
+                }
+            }
+        }
+        Outcome::Started { container, attempt, result } => started(state, input, (&container, attempt), result, &mut plan),
+        Outcome::Hook { container, kind, result } => hook(state, input, (&container, kind), result, &mut plan),
+        Outcome::Exited { container, attempt, end } => exited(state, &container, attempt, end),
+        Outcome::Probe { container, attempt, kind, result } => {
+            probed(state, input, (&container, attempt, kind), result, &mut plan);
+        }
+        Outcome::SandboxDied => sandbox_died(state, input, &mut plan),
+        Outcome::InputsChanged => inputs_changed(state),
+        Outcome::TornDown(result) => {
+            settle(&mut state.teardown, result.as_ref().err(), input.now);
+            match result {
+                Ok(()) => (state.sandbox.setup, state.sandbox.exists) = (Setup::default(), false),
+                Err(error) => plan.note(true, "FailedKillPod", "", format!("error killing pod: {error}")),
+            }
+        }
+        Outcome::Finalized(result) => settle(&mut state.finalize, result.as_ref().err(), input.now),
+    }
+    let notes = plan.actions.into_iter().filter_map(|action| match action {
+        super::Action::Note(note) => Some(note),
+        _ => None,
+    });
+    notes.collect()
+}
+
+fn started(
+    state: &mut PodState,
+    input: &Input,
+    (name, attempt): (&str, u32),
+    result: Result<(Facts, Timestamp), StartFailure>,
+    plan: &mut Plan,
+) {
+    let (Some(record), Some(container)) = (state.containers.get_mut(name), input.pod.container(name)) else { return };
+    if record.attempt != attempt {
+        return;
+    }
+    let failure = match result {
+        Ok((facts, started_at)) => {
+            record.pull = Default::default();
+            record.facts = Some(facts);
+            if matches!(record.phase, Phase::Starting { .. }) {
+                record.phase = Phase::Running { started_at };
+                let has_hook = container.spec.lifecycle.as_ref().is_some_and(|l| l.post_start.is_some());
+                record.post_start = if has_hook { Hook::Due } else { Hook::Done };
+                record.started = container.spec.startup_probe.is_none();
+            }
+            return;
+        }
+        Err(failure) => failure,
+    };
+    let why = Waiting { reason: failure.reason.into(), message: failure.message.clone() };
+    let retry_at = match failure.step {
+        StartStep::Image => {
+            let text = match failure.reason {
+                "ErrImagePull" => format!("Failed to pull image \"{}\": {}", container.image(), failure.message),
+                _ => failure.message.clone(),
+            };
+            let reason = match failure.reason {
+                "ErrImageNeverPull" => "ErrImageNeverPull",
+                "InvalidImageName" => "InspectFailed",
+                _ => "Failed",
+            };
+            plan.note(true, reason, name, text);
+            plan.note(true, "Failed", name, format!("Error: {}", failure.reason));
+            restart::next_try(&mut record.pull, input.now, input.now);
+            let pulls = failure.reason == "ErrImagePull";
+            record.pull_shown_at = pulls.then(|| after(input.now, PULL_ERROR_SHOWN));
+            after(input.now, delay(RESTART, record.pull.level.saturating_sub(1)))
+        }
+        StartStep::Config => {
+            plan.note(true, "Failed", name, format!("Error: {}", failure.message));
+            after(input.now, CONFIG_RETRY)
+        }
+        StartStep::Run => {
+            plan.note(true, "Failed", name, format!("Error: {}", failure.message));
+            let end = Terminated {
+                exit_code: 128,
+                reason: "StartError".into(),
+                message: failure.message,
+                finished_at: Some(input.now),
+                container_id: crate::status::container_id(input.pod.uid(), name, attempt),
+                ..Terminated::default()
+            };
+            record.shown = restart::restarts(input.pod, container, &end).then_some(why);
+            record.phase = Phase::Exited(end);
+            return;
+        }
+    };
+    record.phase = Phase::Waiting { why, retry_at: Some(retry_at) };
+}
+
+fn hook(
+    state: &mut PodState,
+    input: &Input,
+    (name, kind): (&str, HookKind),
+    result: Result<(), String>,
+    plan: &mut Plan,
+) {
+    let (Some(record), Some(container)) = (state.containers.get_mut(name), input.pod.container(name)) else { return };
+    match kind {
+        HookKind::PreStop => {
+            if let Err(error) = &result {
+                plan.note(true, "FailedPreStopHook", name, format!("PreStopHook failed: {error}"));
+            }
+            if let Some(stopping) = &mut record.stopping {
+                stopping.hook = Hook::Done;
+                // What the hook used up is used up; two seconds are always left, as upstream gives them.
+                let least = after(input.now, jiff::SignedDuration::from_secs(2));
+                stopping.kill_at = stopping.kill_at.max(least);
+            }
+        }
+        HookKind::PostStart => {
+            record.post_start = Hook::Done;
+            let Err(error) = result else { return };
+            plan.note(true, "FailedPostStartHook", name, format!("PostStartHook failed: {error}"));
+            if record.running() && record.stopping.is_none() {
+                let message = "FailedPostStartHook".to_string();
+                let reason = stop::Reason { message, grace: input.pod.spec_grace() };
+                stop::begin_quiet(record, container, reason, input.now, plan);
+            }
+        }
+    }
+}
+
+fn exited(state: &mut PodState, name: &str, attempt: u32, end: Terminated) {
+    let Some(record) = state.containers.get_mut(name) else { return };
+    let current = matches!(record.phase, Phase::Starting { .. } | Phase::Running { .. });
+    if record.attempt != attempt || !current {
+        return;
+    }
+    record.phase = Phase::Exited(end);
+    record.stopping = None;
+    record.started = false;
+    record.post_start = Hook::Done;
+    record.probes.clear();
+}
+
+fn probed(
+    state: &mut PodState,
+    input: &Input,
+    (name, attempt, kind): (&str, u32, ProbeKind),
+    result: Result<(), String>,
+    plan: &mut Plan,
+) {
+    let (Some(record), Some(container)) = (state.containers.get_mut(name), input.pod.container(name)) else { return };
+    let Some(spec) = probe::spec(container, kind) else { return };
+    if record.attempt != attempt || !record.running() || record.stopping.is_some() {
+        return;
+    }
+    if let Err(message) = &result {
+        plan.note(true, "Unhealthy", name, format!("{} probe failed: {message}", kind.title()));
+    }
+    let state = record.probes.entry(kind).or_default();
+    probe::book(state, spec, result.is_ok(), input.now);
+    if kind == ProbeKind::Startup && state.result == Some(true) {
+        record.started = true;
+    }
+}
+
+fn sandbox_died(state: &mut PodState, input: &Input, plan: &mut Plan) {
+    plan.note(false, "SandboxChanged", "", "Pod sandbox changed, it will be killed and re-created.".into());
+    state.sandbox.setup = Setup::default();
+    state.initialized = false;
+    for container in &input.pod.containers {
+        let name = container.name();
+        let Some(record) = state.containers.get_mut(name) else { continue };
+        if let Phase::Running { started_at } = record.phase {
+            let attempt = record.attempt;
+            let end = Terminated {
+                exit_code: 137,
+                reason: "Error".into(),
+                started_at: Some(started_at),
+                finished_at: Some(input.now),
+                container_id: crate::status::container_id(input.pod.uid(), name, attempt),
+                ..Terminated::default()
+            };
+            exited(state, name, attempt, end);
+        }
+        if let Some(record) = state.containers.get_mut(name)
+            && container.role == Role::Init
+            && record.ended().is_some()
+        {
+            record.restart_now = true;
+        }
+    }
+}
+
+fn inputs_changed(state: &mut PodState) {
+    state.volumes.dirty = true;
+    state.volumes.retry_at = None;
+    for record in state.containers.values_mut() {
+        if let Phase::Waiting { retry_at, .. } = &mut record.phase {
+            *retry_at = None;
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! When a container starts again: policy, rules and crash back-off.
+
+use super::{FORGET_AFTER, Plan, RESTART, after, delay};
+use crate::pod::{ContainerView, PodView, Role};
+use crate::state::{ContainerRecord, Hook, Phase, Terminated, Tries, Waiting};
+use jiff::Timestamp;
+use std::collections::BTreeMap;
+
+/// When the next instance starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// It is up, on its way, or done.
+    Nothing,
+    /// Not before.
+    At(Timestamp),
+    /// Now.
+    Now,
+}
+
+/// Does the policy want another instance after this end?
+pub fn restarts(pod: &PodView, container: &ContainerView, end: &Terminated) -> bool {
+    match container.role {
+        Role::Ephemeral => return false,
+        Role::Sidecar => return true,
+        Role::Init | Role::Main => {}
+    }
+    for rule in container.spec.restart_policy_rules.iter().flatten() {
+        let Some(codes) = &rule.exit_codes else { continue };
+        let listed = codes.values.iter().flatten().any(|c| *c == end.exit_code);
+        if rule.action == "Restart" && listed == (codes.operator == "In") {
+            return true;
+        }
+    }
+    match container.spec.restart_policy.as_deref().unwrap_or(pod.restart_policy()) {
+        "Never" => false,
+        // An init container that succeeded is done, whatever the policy.
+        "Always" if container.role == Role::Main => true,
+        _ => end.exit_code != 0,
+    }
+}
+
+/// When the container's next instance is due.
+pub fn next(record: &ContainerRecord, container: &ContainerView, pod: &PodView, now: Timestamp) -> Next {
+    match &record.phase {
+        Phase::Waiting { retry_at: Some(at), .. } if *at > now => Next::At(*at),
+        Phase::Waiting { .. } => Next::Now,
+        Phase::Starting { .. } | Phase::Running { .. } => Next::Nothing,
+        Phase::Exited(_) if record.restart_now => Next::Now,
+        Phase::Exited(end) if !restarts(pod, container, end) => Next::Nothing,
+        Phase::Exited(end) => match due(&record.crash, end.finished_at.unwrap_or(now)) {
+            Some(at) if at > now => Next::At(at),
+            _ => Next::Now,
+        },
+    }
+}
+
+/// The end of the back-off after an instance that ended at `ended`; `None` when there is none.
+fn due(crash: &Tries, ended: Timestamp) -> Option<Timestamp> {
+    let since = crash.since?;
+    let forgotten = ended.duration_since(since) > FORGET_AFTER;
+    (crash.level > 0 && !forgotten).then(|| after(ended, delay(RESTART, crash.level - 1)))
+}
+
+/// Books the start of the next instance.
+pub(super) fn begin(record: &mut ContainerRecord, now: Timestamp) {
+    let before = match std::mem::replace(&mut record.phase, Phase::Starting { before: None }) {
+        Phase::Exited(end) => {
+            if !record.restart_now {
+                next_try(&mut record.crash, end.finished_at.unwrap_or(now), now);
+            }
+            record.attempt += 1;
+            record.last = Some(end.clone());
+            Some(end)
+        }
+        _ => None,
+    };
+    record.phase = Phase::Starting { before };
+    record.shown = None;
+    record.pull_shown_at = None;
+    record.restart_now = false;
+    record.started = false;
+    record.post_start = Hook::Done;
+    record.probes = BTreeMap::new();
+    record.stopping = None;
+}
+
+/// One step up in a back-off; back to the first step after a long quiet time.
+pub(super) fn next_try(tries: &mut Tries, ended: Timestamp, now: Timestamp) {
+    let forgotten = tries.since.is_some_and(|since| ended.duration_since(since) > FORGET_AFTER);
+    tries.level = if forgotten { 1 } else { tries.level.saturating_add(1) };
+    tries.since = Some(now);
+}
+
+/// Shows `CrashLoopBackOff`, once per end.
+pub(super) fn show_back_off(record: &mut ContainerRecord, container: &ContainerView, pod: &PodView, plan: &mut Plan) {
+    if record.shown.as_ref().is_some_and(|w| w.reason == "CrashLoopBackOff") {
+        return;
+    }
+    let (name, full) = (container.name(), pod.full_name());
+    let seconds = RESTART.delay(record.crash.level.saturating_sub(1)).as_secs();
+    let pretty = match (seconds / 60, seconds % 60) {
+        (0, s) => format!("{s}s"),
+        (m, s) => format!("{m}m{s}s"),
+    };
+    record.shown = Some(Waiting {
+        reason: "CrashLoopBackOff".into(),
+        message: format!("back-off {pretty} restarting failed container={name} pod={full}"),
+    });
+    plan.note(true, "BackOff", name, format!("Back-off restarting failed container {name} in pod {full}"));
+}

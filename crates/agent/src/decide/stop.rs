@@ -1,0 +1,138 @@
+//! Stopping: preStop hook, stop signal, SIGKILL; and the winding down of a whole pod.
+
+use super::{Action, HookKind, Input, Plan, Signal, after};
+use crate::pod::{ContainerView, Role};
+use crate::state::{ContainerRecord, Ending, Hook, Phase, PodState, Stopping, Why};
+use jiff::{SignedDuration, Timestamp};
+
+/// SIGKILL is repeated so often: a task that does not die at once (frozen, in `D`) may later.
+const KILL_AGAIN: SignedDuration = SignedDuration::from_secs(10);
+
+/// Why and how patiently a container is stopped.
+pub(super) struct Reason {
+    /// The event's message.
+    pub message: String,
+    /// Seconds until SIGKILL.
+    pub grace: i64,
+}
+
+/// Begins to stop a running container.
+pub(super) fn begin(
+    record: &mut ContainerRecord,
+    container: &ContainerView,
+    reason: Reason,
+    now: Timestamp,
+    plan: &mut Plan,
+) {
+    begin_quiet(record, container, reason, now, plan);
+    drive(record, container, now, plan);
+}
+
+/// The same, but the first action is left to the next step.
+pub(super) fn begin_quiet(
+    record: &mut ContainerRecord,
+    container: &ContainerView,
+    reason: Reason,
+    now: Timestamp,
+    plan: &mut Plan,
+) {
+    plan.note(false, "Killing", container.name(), reason.message);
+    let has_hook = container.spec.lifecycle.as_ref().is_some_and(|l| l.pre_stop.is_some());
+    let grace = reason.grace.max(0);
+    record.stopping = Some(Stopping {
+        kill_at: after(now, SignedDuration::from_secs(grace)),
+        hook: if has_hook && grace > 0 { Hook::Due } else { Hook::Done },
+        term_sent: grace == 0,
+        kill_again_at: None,
+    });
+}
+
+/// Goes on with a stop.
+pub(super) fn drive(record: &mut ContainerRecord, container: &ContainerView, now: Timestamp, plan: &mut Plan) {
+    let attempt = record.attempt;
+    let Some(stopping) = &mut record.stopping else { return };
+    let signal = |signal| Action::Signal { container: container.name().into(), attempt, signal };
+    if stopping.kill_at <= now {
+        match stopping.kill_again_at {
+            Some(at) if at > now => plan.wake_at(at),
+            _ => {
+                plan.act(signal(Signal::Kill));
+                let again = after(now, KILL_AGAIN);
+                stopping.kill_again_at = Some(again);
+                plan.wake_at(again);
+            }
+        }
+        return;
+    }
+    plan.wake_at(stopping.kill_at);
+    match stopping.hook {
+        Hook::Due => {
+            stopping.hook = Hook::Running;
+            let deadline = Some(stopping.kill_at);
+            plan.act(Action::Hook { container: container.name().into(), kind: HookKind::PreStop, deadline });
+        }
+        Hook::Running => {}
+        Hook::Done if !stopping.term_sent => {
+            stopping.term_sent = true;
+            plan.act(signal(Signal::Stop));
+        }
+        Hook::Done => {}
+    }
+}
+
+/// Winds a pod down: containers, then what the node holds of it, then its API object.
+pub(super) fn wind_down(state: &mut PodState, input: &Input, plan: &mut Plan) {
+    let Some(ending) = state.ending.clone() else { return };
+    if !state.teardown.ready {
+        let quiet = stop_containers(state, &ending, input, plan);
+        let preparing = state.sandbox.setup.busy || state.volumes.busy;
+        if !quiet || preparing {
+            return;
+        }
+        if super::begin(&mut state.teardown, input.now, plan) {
+            plan.act(Action::Teardown);
+        }
+        return;
+    }
+    let wanted = ending.why == Why::Deleted;
+    if wanted && super::begin(&mut state.finalize, input.now, plan) {
+        plan.act(Action::Finalize);
+    }
+}
+
+/// Stops all containers: regular ones first, then sidecars in reverse order. True when none is left.
+fn stop_containers(state: &mut PodState, ending: &Ending, input: &Input, plan: &mut Plan) -> bool {
+    let kill_at = ending.kill_at();
+    let mut main_left = false;
+    let mut left = false;
+    let sidecars = input.pod.containers.iter().filter(|c| c.role == Role::Sidecar).rev();
+    let others = input.pod.containers.iter().filter(|c| c.role != Role::Sidecar);
+    for container in others.chain(sidecars) {
+        let Some(record) = state.containers.get_mut(container.name()) else { continue };
+        match record.phase {
+            Phase::Waiting { .. } | Phase::Exited(_) => continue,
+            Phase::Starting { .. } => {
+                left = true;
+                main_left = true;
+                continue;
+            }
+            Phase::Running { .. } => left = true,
+        }
+        let in_turn = container.role != Role::Sidecar || !main_left || kill_at <= input.now;
+        if !in_turn {
+            plan.wake_at(kill_at);
+            continue;
+        }
+        main_left = true;
+        if let Some(stopping) = &mut record.stopping {
+            stopping.kill_at = stopping.kill_at.min(kill_at);
+            drive(record, container, input.now, plan);
+        } else {
+            let grace = (kill_at.duration_since(input.now).as_millis() + 999) / 1000;
+            let grace = i64::try_from(grace).unwrap_or(0);
+            let message = format!("Stopping container {}", container.name());
+            begin(record, container, Reason { message, grace }, input.now, plan);
+        }
+    }
+    !left
+}

@@ -1,0 +1,328 @@
+//! What the API shall say of a pod: its state in, `status` out. Pure.
+//!
+//! Invariants: a terminal phase is reported only when no container runs any more; foreign conditions are kept;
+//! `lastTransitionTime` changes only with the condition's status.
+
+use crate::pod::{ContainerView, PodView, Role};
+use crate::state::{ContainerRecord, Hook, Phase, PodState, ProbeKind, Terminated, Waiting, Why};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::PodCondition;
+use runtime::api::Exit;
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+use std::net::IpAddr;
+
+/// `gantry://<64 hex digits>`: the id of one instance of a container.
+pub fn container_id(uid: &str, name: &str, attempt: u32) -> String {
+    let digest = Sha256::digest(format!("{uid}/{name}/{attempt}"));
+    digest.iter().fold(String::from("gantry://"), |mut text, byte| {
+        text.push_str(&format!("{byte:02x}"));
+        text
+    })
+}
+
+/// Second precision, as `metav1.Time` has it.
+pub fn time_text(at: Timestamp) -> String {
+    Timestamp::from_second(at.as_second()).unwrap_or(at).to_string()
+}
+
+/// A container's end in the API's words (the message comes from the termination log).
+pub fn terminated(started_at_ns: i64, exit: &Exit, container_id: String) -> Terminated {
+    let time = |ns: i64| Timestamp::from_nanosecond(i128::from(ns)).ok();
+    let reason = match (exit.start_error.is_empty(), exit.oom_killed, exit.code) {
+        (false, _, _) => "StartError",
+        (_, true, _) => "OOMKilled",
+        (_, _, 0) => "Completed",
+        _ => "Error",
+    };
+    Terminated {
+        exit_code: if exit.start_error.is_empty() { exit.code } else { 128 },
+        signal: 0,
+        reason: reason.into(),
+        message: exit.start_error.clone(),
+        started_at: if started_at_ns > 0 { time(started_at_ns) } else { None },
+        finished_at: time(exit.finished_at_ns),
+        container_id,
+    }
+}
+
+/// Is the container ready, as far as its probes say?
+pub fn is_ready(record: &ContainerRecord, container: &ContainerView) -> bool {
+    if container.role == Role::Init {
+        return record.ended().is_some_and(|end| end.exit_code == 0);
+    }
+    let probed = match &container.spec.readiness_probe {
+        None => true,
+        Some(_) => record.probes.get(&ProbeKind::Readiness).is_some_and(|p| p.result == Some(true)),
+    };
+    record.running() && record.started && record.post_start == Hook::Done && probed
+}
+
+/// The whole `status` of the pod.
+pub fn status(state: &PodState, pod: &PodView, host_ips: &[IpAddr], now: Timestamp) -> Value {
+    let phase = phase(state, pod);
+    let mut status = Map::new();
+    let mut put = |key: &str, value: Value| status.insert(key.to_string(), value);
+    put("phase", json!(phase));
+    put("observedGeneration", json!(pod.object.meta().generation));
+    put("qosClass", json!(pod.qos().as_str()));
+    put("startTime", json!(time_text(state.start_time)));
+    put("conditions", Value::Array(conditions(state, pod, phase, now)));
+    if let Some(first) = host_ips.first() {
+        put("hostIP", json!(first));
+        put("hostIPs", host_ips.iter().map(|ip| json!({"ip": ip})).collect());
+    }
+    if let Some(first) = state.sandbox.ips.first() {
+        put("podIP", json!(first));
+        put("podIPs", state.sandbox.ips.iter().map(|ip| json!({"ip": ip})).collect());
+    }
+    if state.ending.as_ref().is_some_and(|e| e.why == Why::Deadline) {
+        put("reason", json!("DeadlineExceeded"));
+        put("message", json!("Pod was active on the node longer than the specified deadline"));
+    }
+    let stored = pod.pod.status.as_ref();
+    if let Some(node) = stored.and_then(|s| s.nominated_node_name.as_ref()) {
+        put("nominatedNodeName", json!(node));
+    }
+    let list = |roles: &[Role]| -> Value {
+        let wanted = pod.containers.iter().filter(|c| roles.contains(&c.role));
+        wanted.filter_map(|c| Some(container_status(state.containers.get(c.name())?, c, pod.uid()))).collect()
+    };
+    let groups = [
+        ("containerStatuses", list(&[Role::Main])),
+        ("initContainerStatuses", list(&[Role::Init, Role::Sidecar])),
+        ("ephemeralContainerStatuses", list(&[Role::Ephemeral])),
+    ];
+    for (key, list) in groups {
+        if list.as_array().is_some_and(|l| !l.is_empty()) {
+            put(key, list);
+        }
+    }
+    Value::Object(status)
+}
+
+/// The pod's phase.
+pub fn phase(state: &PodState, pod: &PodView) -> &'static str {
+    let mut ends = Vec::new();
+    let (mut waiting, mut running) = (0, 0);
+    let mut init_left = false;
+    let mut init_failed = false;
+    let mut any_up = false;
+    for container in &pod.containers {
+        let Some(record) = state.containers.get(container.name()) else { continue };
+        let up = matches!(record.phase, Phase::Running { .. } | Phase::Starting { .. });
+        any_up |= up;
+        let end = record.ended().or(record.last.as_ref());
+        match container.role {
+            Role::Init => {
+                init_left |= !state.initialized && record.ended().is_none_or(|e| e.exit_code != 0);
+                init_failed |= record.ended().is_some_and(|e| e.exit_code != 0);
+            }
+            Role::Sidecar => init_left |= !state.initialized && !record.started,
+            Role::Main if record.running() => running += 1,
+            Role::Main => match end {
+                Some(end) => ends.push(end.exit_code),
+                None => waiting += 1,
+            },
+            Role::Ephemeral => {}
+        }
+    }
+    if let Some(ending) = &state.ending {
+        if any_up {
+            return if init_left { "Pending" } else { "Running" };
+        }
+        let clean = waiting == 0 && !init_failed && ends.iter().all(|code| *code == 0);
+        return match (ending.why, clean) {
+            (Why::Deadline, _) => "Failed",
+            (Why::Finished, _) if matches!(pod.stored_phase(), "Succeeded" | "Failed") => {
+                if pod.stored_phase() == "Succeeded" { "Succeeded" } else { "Failed" }
+            }
+            (_, true) => "Succeeded",
+            (_, false) => "Failed",
+        };
+    }
+    if init_left || waiting > 0 {
+        return "Pending";
+    }
+    if running > 0 || !ends.is_empty() { "Running" } else { "Pending" }
+}
+
+fn container_status(record: &ContainerRecord, container: &ContainerView, uid: &str) -> Value {
+    let facts = record.facts.as_ref();
+    let state = match &record.phase {
+        _ if record.shown.is_some() && record.stopping.is_none() => waiting(record.shown.as_ref()),
+        Phase::Waiting { why, .. } => waiting(Some(why)),
+        Phase::Starting { before: Some(end) } | Phase::Exited(end) => json!({"terminated": end_value(end)}),
+        Phase::Starting { before: None } => waiting(None),
+        Phase::Running { .. } if record.post_start != Hook::Done => waiting(None),
+        Phase::Running { started_at } => json!({"running": {"startedAt": time_text(*started_at)}}),
+    };
+    let shown_end = record.shown.as_ref().and_then(|_| record.ended());
+    // While the next instance starts, the API still sees the one before it.
+    let starting = matches!(record.phase, Phase::Starting { before: Some(_) });
+    let last = match (shown_end, starting) {
+        (Some(end), _) => Some(end),
+        (None, true) => facts.and_then(|f| f.last.as_ref()),
+        (None, false) => record.last.as_ref(),
+    };
+    let attempt = if starting { record.attempt.saturating_sub(1) } else { record.attempt };
+    let mut value = json!({
+        "name": container.name(),
+        "image": facts.map_or(container.image(), |f| f.image.as_str()),
+        "imageID": facts.map_or("", |f| f.image_id.as_str()),
+        "restartCount": attempt,
+        "ready": is_ready(record, container),
+        "started": record.running() && record.started && record.post_start == Hook::Done,
+        "state": state,
+        "lastState": last.map_or_else(|| json!({}), |end| json!({"terminated": end_value(end)})),
+    });
+    let made = record.running() || record.ended().is_some_and(|e| !e.container_id.is_empty());
+    if made || starting {
+        value["containerID"] = json!(container_id(uid, container.name(), attempt));
+    } else if let Some(last) = last.filter(|l| !l.container_id.is_empty()) {
+        value["containerID"] = json!(last.container_id);
+    }
+    if record.running() {
+        if let Some(facts) = facts {
+            let mut user = json!({"linux": {"uid": facts.uid, "gid": facts.gid}});
+            if !facts.groups.is_empty() {
+                user["linux"]["supplementalGroups"] = json!(facts.groups);
+            }
+            value["user"] = user;
+        }
+        if let Some(resources) = &container.spec.resources {
+            let resources = json!(resources);
+            if let Some(requests) = resources.get("requests") {
+                value["allocatedResources"] = requests.clone();
+            }
+            value["resources"] = resources;
+        }
+    }
+    value
+}
+
+fn waiting(why: Option<&Waiting>) -> Value {
+    let mut value = json!({"reason": why.map_or("ContainerCreating", |w| w.reason.as_str())});
+    if let Some(why) = why.filter(|w| !w.message.is_empty()) {
+        value["message"] = json!(why.message);
+    }
+    json!({"waiting": value})
+}
+
+fn end_value(end: &Terminated) -> Value {
+    let time = |at: Option<Timestamp>| json!(time_text(at.unwrap_or(Timestamp::UNIX_EPOCH)));
+    let mut value = json!({
+        "exitCode": end.exit_code, "reason": end.reason,
+        "startedAt": time(end.started_at), "finishedAt": time(end.finished_at),
+    });
+    if !end.container_id.is_empty() {
+        value["containerID"] = json!(end.container_id);
+    }
+    if !end.message.is_empty() {
+        value["message"] = json!(end.message);
+    }
+    if end.signal != 0 {
+        value["signal"] = json!(end.signal);
+    }
+    value
+}
+
+struct Verdict {
+    kind: &'static str,
+    /// `None`: true. Reason and message otherwise.
+    why_not: Option<(&'static str, String)>,
+    /// Reason of a true condition.
+    reason: &'static str,
+}
+
+fn verdicts(state: &PodState, pod: &PodView, phase: &str) -> Vec<Verdict> {
+    let names = |unfit: &dyn Fn(&ContainerView, &ContainerRecord) -> bool| -> Vec<String> {
+        let all = pod.containers.iter().filter_map(|c| Some((c, state.containers.get(c.name())?)));
+        all.filter(|(c, r)| unfit(c, r)).map(|(c, _)| c.name().to_string()).collect()
+    };
+    let incomplete = names(&|c, r| match c.role {
+        Role::Init => !state.initialized && r.ended().is_none_or(|e| e.exit_code != 0),
+        Role::Sidecar => !state.initialized && !r.started,
+        Role::Main | Role::Ephemeral => false,
+    });
+    let unready = names(&|c, r| matches!(c.role, Role::Main | Role::Sidecar) && !is_ready(r, c));
+    let done = match phase {
+        "Succeeded" => Some(("PodCompleted", String::new())),
+        "Failed" => Some(("PodFailed", String::new())),
+        _ => None,
+    };
+    let not_ready = done.clone().or_else(|| {
+        (!unready.is_empty())
+            .then(|| ("ContainersNotReady", format!("containers with unready status: [{}]", unready.join(" "))))
+    });
+    let gates = || {
+        let stored = pod.pod.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
+        let missing = pod.spec().readiness_gates.iter().flatten().filter_map(|gate| {
+            let kind = &gate.condition_type;
+            match stored.iter().find(|c| c.type_ == *kind) {
+                Some(c) if c.status == "True" => None,
+                Some(_) => Some(format!("the status of pod readiness gate \"{kind}\" is not \"True\"")),
+                None => Some(format!("corresponding condition of pod readiness gate \"{kind}\" does not exist.")),
+            }
+        });
+        let missing: Vec<String> = missing.collect();
+        (!missing.is_empty()).then(|| ("ReadinessGatesNotReady", missing.join(", ")))
+    };
+    let initialized = if phase == "Succeeded" || incomplete.is_empty() {
+        None
+    } else {
+        let text = format!("containers with incomplete status: [{}]", incomplete.join(" "));
+        Some(("ContainersNotInitialized", text))
+    };
+    let sandboxed = state.sandbox.setup.ready && state.ending.as_ref().is_none_or(|_| !state.teardown.ready);
+    vec![
+        Verdict {
+            kind: "PodReadyToStartContainers",
+            why_not: (!sandboxed).then(|| ("", String::new())),
+            reason: "",
+        },
+        Verdict {
+            kind: "Initialized",
+            why_not: initialized,
+            reason: if phase == "Succeeded" { "PodCompleted" } else { "" },
+        },
+        Verdict { kind: "Ready", why_not: not_ready.clone().or_else(gates), reason: "" },
+        Verdict { kind: "ContainersReady", why_not: not_ready, reason: "" },
+        Verdict { kind: "PodScheduled", why_not: None, reason: "" },
+    ]
+}
+
+fn conditions(state: &PodState, pod: &PodView, phase: &str, now: Timestamp) -> Vec<Value> {
+    let stored = pod.pod.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
+    let generation = pod.object.meta().generation;
+    let verdicts = verdicts(state, pod, phase);
+    let mut list: Vec<Value> = Vec::new();
+    for verdict in &verdicts {
+        let status = if verdict.why_not.is_none() { "True" } else { "False" };
+        let old = stored.iter().find(|c| c.type_ == verdict.kind);
+        let since = old.filter(|c| c.status == status).and_then(|c| c.last_transition_time.as_ref()).map_or(now, |t| t.0);
+        let mut condition = json!({
+            "type": verdict.kind, "status": status, "lastProbeTime": null,
+            "lastTransitionTime": time_text(since),
+        });
+        if generation > 0 {
+            condition["observedGeneration"] = json!(generation);
+        }
+        let (reason, message) = match &verdict.why_not {
+            Some((reason, message)) => (*reason, message.as_str()),
+            None => (verdict.reason, ""),
+        };
+        for (key, text) in [("reason", reason), ("message", message)] {
+            if !text.is_empty() {
+                condition[key] = json!(text);
+            }
+        }
+        list.push(condition);
+    }
+    let foreign = |c: &&PodCondition| !verdicts.iter().any(|v| v.kind == c.type_);
+    list.extend(stored.iter().filter(foreign).map(|c| json!(c)));
+    list
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,65 @@
+//! Units of the status that the transcripts of `decide` do not reach.
+
+use super::*;
+use crate::decide::seed::seed;
+use crate::pod::tests::{pod, pod_from};
+
+fn t(seconds: i64) -> Timestamp {
+    Timestamp::from_second(seconds).unwrap()
+}
+
+#[test]
+fn ids_are_stable_and_differ_by_attempt() {
+    assert_eq!(container_id("u", "a", 0), container_id("u", "a", 0));
+    assert_ne!(container_id("u", "a", 0), container_id("u", "a", 1));
+    assert_eq!(container_id("u", "a", 0).len(), "gantry://".len() + 64);
+}
+
+#[test]
+fn ends_in_the_apis_words() {
+    let exit = |code, oom_killed, start_error: &str| Exit {
+        code,
+        signal: 0,
+        oom_killed,
+        finished_at_ns: 5_000_000_000,
+        start_error: start_error.into(),
+    };
+    let of = |exit: Exit| {
+        let end = terminated(1_000_000_000, &exit, String::new());
+        (end.exit_code, end.reason)
+    };
+    assert_eq!(of(exit(0, false, "")), (0, "Completed".into()));
+    assert_eq!(of(exit(137, true, "")), (137, "OOMKilled".into()));
+    assert_eq!(of(exit(2, false, "")), (2, "Error".into()));
+    assert_eq!(of(exit(1, false, "exec: no")), (128, "StartError".into()));
+}
+
+#[test]
+fn foreign_conditions_and_old_transition_times_stay() {
+    let view = pod_from(json!({
+        "metadata": {"namespace": "n", "name": "p", "uid": "u"},
+        "spec": {"containers": [{"name": "a", "image": "i"}], "readinessGates": [{"conditionType": "x/y"}]},
+        "status": {"conditions": [
+            {"type": "PodScheduled", "status": "True", "lastTransitionTime": "1970-01-01T00:00:07Z"},
+            {"type": "x/y", "status": "False"}]},
+    }));
+    let state = seed(&view, None, t(100));
+    let status = status(&state, &view, &[], t(100));
+    let of = |kind: &str| status["conditions"].as_array().unwrap().iter().find(|c| c["type"] == kind).unwrap().clone();
+    assert_eq!(of("PodScheduled")["lastTransitionTime"], "1970-01-01T00:00:07Z");
+    assert_eq!(of("x/y")["status"], "False");
+    assert_eq!(of("Ready")["reason"], "ContainersNotReady");
+    assert_eq!(status["phase"], "Pending");
+    assert_eq!(status["startTime"], "1970-01-01T00:01:40Z");
+    assert!(status.get("podIP").is_none());
+}
+
+#[test]
+fn a_fresh_pod_waits_for_its_containers() {
+    let view = pod(json!({"containers": [{"name": "a", "image": "i"}]}));
+    let status = status(&seed(&view, None, t(1)), &view, &["192.0.2.1".parse().unwrap()], t(1));
+    assert_eq!(status["containerStatuses"][0]["state"]["waiting"]["reason"], "ContainerCreating");
+    assert_eq!(status["containerStatuses"][0]["lastState"], json!({}));
+    assert_eq!(status["hostIP"], "192.0.2.1");
+    assert_eq!(status["qosClass"], "BestEffort");
+}
