@@ -1,0 +1,176 @@
+//! OpenAPI documents made from resource rows: v2 (JSON and gnostic protobuf) and v3 (JSON).
+//!
+//! Mount it so: keep one [`Documents`] a realm, made again when a CustomResourceDefinition changes, and
+//! hand every `GET /openapi/…` to [`Documents::get`]:
+//! `Ok(Some(Document { content_type, etag, body }))` → 200 with `Content-Type`, `ETag` (it is quoted already),
+//! `Vary: Accept`, 304 when `If-None-Match` equals it; `Ok(None)` → 404; `Err(NotAcceptable)` → 406.
+//! Bodies are big (about 1 MB): compress them when the client accepts gzip.
+//!
+//! Documents are built on the first request and kept. Building costs tens of milliseconds: call
+//! [`Documents::get`] off the event loop (`spawn_blocking`) if that matters.
+//! Not here: HTTP, descriptions (the tables are doc-free), the protobuf form of v3 (no client asks for it alone).
+
+mod document;
+mod operations;
+mod proto;
+mod schemas;
+
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::OnceLock;
+
+use bytes::Bytes;
+use k8s_schema::{DefRef, Held, ResourceRow, TABLE_HASH};
+use parking_lot::Mutex;
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+
+pub use document::{v2 as v2_json, v3 as v3_json};
+pub use proto::encode as v2_proto;
+
+const JSON: &str = "application/json";
+/// What v2 protobuf is answered as: the form without `@` is a valid media type, and clients take both.
+const V2_PROTO: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+/// What clients call it.
+const V2_PROTO_ASKED: [&str; 2] = [V2_PROTO, "application/com.github.proto-openapi.spec.v2@v1.0+protobuf"];
+
+/// A finished answer.
+#[derive(Clone, Debug)]
+pub struct Document {
+    /// For `Content-Type`.
+    pub content_type: &'static str,
+    /// For `ETag`, with its quotes.
+    pub etag: String,
+    /// The body, not compressed.
+    pub body: Bytes,
+}
+
+impl Document {
+    fn new(content_type: &'static str, body: Vec<u8>) -> Self {
+        let digest = Sha256::digest(&body);
+        let hex: String = digest[..16].iter().map(|b| format!("{b:02X}")).collect();
+        Document { content_type, etag: format!("\"{hex}\""), body: body.into() }
+    }
+
+    fn json(value: &Value) -> Self {
+        Document::new(JSON, value.to_string().into_bytes())
+    }
+}
+
+/// The client's `Accept` names no form in which this document exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("only application/json and application/com.github.proto-openapi.* are served here")]
+pub struct NotAcceptable;
+
+/// The documents of one set of resource rows; cheap to make, documents are built when first asked for.
+pub struct Documents {
+    rows: Vec<Held<ResourceRow>>,
+    v2_json: OnceLock<Document>,
+    v2_proto: OnceLock<Document>,
+    v3_index: OnceLock<Document>,
+    /// By group version path (`apis/apps/v1`); only those that were asked for.
+    v3: Mutex<BTreeMap<String, Document>>,
+}
+
+impl Documents {
+    /// For these rows. `Held::Static(row)` for built-in ones, `Held::Shared(arc)` for custom ones.
+    pub fn new(rows: Vec<Held<ResourceRow>>) -> Self {
+        Documents {
+            rows,
+            v2_json: OnceLock::new(),
+            v2_proto: OnceLock::new(),
+            v3_index: OnceLock::new(),
+            v3: Mutex::default(),
+        }
+    }
+
+    /// Answers `GET {path}`: `/openapi/v2`, `/openapi/v3`, `/openapi/v3/api/v1`, `/openapi/v3/apis/{g}/{v}`.
+    /// `accept` is the header's text, "" when there was none.
+    pub fn get(&self, path: &str, accept: &str) -> Result<Option<Document>, NotAcceptable> {
+        let path = path.trim_end_matches('/');
+        if path == "/openapi/v2" {
+            let proto =
+                || self.v2_proto.get_or_init(|| Document::new(V2_PROTO, v2_proto(&v2_json(&self.refs()))));
+            let json = || self.v2_json.get_or_init(|| Document::json(&v2_json(&self.refs())));
+            return Ok(Some(if wants_proto(accept)? { proto() } else { json() }.clone()));
+        }
+        let Some(rest) = path.strip_prefix("/openapi/v3") else { return Ok(None) };
+        if !accepts_json(accept) {
+            return Err(NotAcceptable);
+        }
+        Ok(match rest.strip_prefix('/') {
+            None if rest.is_empty() => {
+                Some(self.v3_index.get_or_init(|| Document::json(&v3_index(&self.refs()))).clone())
+            }
+            None => None,
+            Some(group_version) => self.group_version(group_version),
+        })
+    }
+
+    fn refs(&self) -> Vec<&ResourceRow> {
+        self.rows.iter().map(|r| &**r).collect()
+    }
+
+    fn group_version(&self, path: &str) -> Option<Document> {
+        let rows: Vec<&ResourceRow> = self.refs().into_iter().filter(|r| index_key(r) == path).collect();
+        if rows.is_empty() {
+            return None;
+        }
+        let mut kept = self.v3.lock();
+        Some(kept.entry(path.to_owned()).or_insert_with(|| Document::json(&v3_json(&rows))).clone())
+    }
+}
+
+/// `/openapi/v3`: where each group version's document is, with a hash that changes when its rows do.
+pub fn v3_index(rows: &[&ResourceRow]) -> Value {
+    let mut hashers: BTreeMap<String, DefaultHasher> = BTreeMap::new();
+    for row in rows {
+        hash_row(row, hashers.entry(index_key(row)).or_default());
+    }
+    let paths: Map<String, Value> = hashers
+        .into_iter()
+        .map(|(key, hasher)| {
+            let url = format!("/openapi/v3/{key}?hash={:016X}", hasher.finish());
+            (key, json!({"serverRelativeURL": url}))
+        })
+        .collect();
+    json!({"paths": paths})
+}
+
+/// `api/v1` or `apis/{group}/{version}`.
+fn index_key(row: &ResourceRow) -> String {
+    operations::root(&row.gvr.group, &row.gvr.version).trim_start_matches('/').to_owned()
+}
+
+fn hash_row(row: &ResourceRow, hasher: &mut DefaultHasher) {
+    TABLE_HASH.hash(hasher);
+    row.gvr.hash(hasher);
+    if let DefRef::Shared(_) = &row.def {
+        format!("{row:?}").hash(hasher);
+    }
+}
+
+/// Media types of an `Accept` header, without parameters, in its order.
+fn media_types(accept: &str) -> impl Iterator<Item = &str> {
+    accept.split(',').filter_map(|range| range.split(';').next()).map(str::trim).filter(|t| !t.is_empty())
+}
+
+fn is_json(media_type: &str) -> bool {
+    matches!(media_type, JSON | "application/*" | "*/*")
+}
+
+fn accepts_json(accept: &str) -> bool {
+    media_types(accept).next().is_none() || media_types(accept).any(is_json)
+}
+
+/// Which of protobuf (true) and JSON (false) the client named first.
+fn wants_proto(accept: &str) -> Result<bool, NotAcceptable> {
+    if media_types(accept).next().is_none() {
+        return Ok(false);
+    }
+    let choice = |t| if is_json(t) { Some(false) } else { V2_PROTO_ASKED.contains(&t).then_some(true) };
+    media_types(accept).find_map(choice).ok_or(NotAcceptable)
+}
+
+#[cfg(test)]
+mod tests;
