@@ -1,0 +1,113 @@
+//! Filters: can this pod run on this node at all? One row each, in upstream's order, with upstream's words.
+
+use crate::interpod::PodContext;
+use crate::model::{HostPort, NodeInfo, NodeSpec, PodInfo, Taint};
+
+/// What a filter looks at.
+pub struct Question<'a> {
+    /// The pod that waits.
+    pub pod: &'a PodInfo,
+    /// The node's own facts.
+    pub spec: &'a NodeSpec,
+    /// What runs there.
+    pub node: &'a NodeInfo,
+    /// What was computed once for the pod over all nodes.
+    pub context: &'a PodContext,
+}
+
+/// Yields the reasons against the node; none: it passes.
+pub type Filter = fn(&Question<'_>) -> Vec<String>;
+
+/// One filter.
+pub struct Row {
+    /// Upstream's plugin name.
+    #[expect(dead_code, reason = "`gantry explain` will print it")]
+    pub name: &'static str,
+    /// Could evicting pods make it pass?
+    pub resolvable: bool,
+    /// The question itself.
+    pub filter: Filter,
+}
+
+const fn row(name: &'static str, resolvable: bool, filter: Filter) -> Row {
+    Row { name, resolvable, filter }
+}
+
+/// The filters, in order; the first that objects decides.
+pub const FILTERS: &[Row] = &[
+    row("NodeUnschedulable", false, unschedulable),
+    row("NodeName", false, node_name),
+    row("TaintToleration", false, taints),
+    row("NodeAffinity", false, affinity),
+    row("NodePorts", true, ports),
+    row("NodeResourcesFit", true, resources),
+    row("PodTopologySpread", true, spread),
+    row("InterPodAffinity", true, interpod),
+];
+
+fn reason(object: bool, words: &str) -> Vec<String> {
+    if object { vec![words.to_string()] } else { Vec::new() }
+}
+
+fn unschedulable(q: &Question<'_>) -> Vec<String> {
+    let taint = Taint {
+        key: "node.kubernetes.io/unschedulable".into(),
+        value: String::new(),
+        effect: "NoSchedule".into(),
+    };
+    reason(q.spec.unschedulable && !q.pod.tolerates(&taint), "node(s) were unschedulable")
+}
+
+fn node_name(q: &Question<'_>) -> Vec<String> {
+    let other = q.pod.node_name.as_ref().is_some_and(|n| *n != q.spec.name);
+    reason(other, "node(s) didn't match the requested node name")
+}
+
+/// Is there a taint that keeps the pod away?
+pub fn has_untolerated_taint(pod: &PodInfo, node: &NodeSpec) -> bool {
+    node.taints.iter().any(|t| (t.effect == "NoSchedule" || t.effect == "NoExecute") && !pod.tolerates(t))
+}
+
+fn taints(q: &Question<'_>) -> Vec<String> {
+    reason(has_untolerated_taint(q.pod, q.spec), "node(s) had untolerated taint(s)")
+}
+
+fn affinity(q: &Question<'_>) -> Vec<String> {
+    reason(!q.pod.selects_node(q.spec), "node(s) didn't match Pod's node affinity/selector")
+}
+
+fn clash(a: &HostPort, b: &HostPort) -> bool {
+    const ANY: &str = "0.0.0.0";
+    a.0 == b.0 && a.2 == b.2 && (a.1 == b.1 || a.1 == ANY || b.1 == ANY)
+}
+
+fn ports(q: &Question<'_>) -> Vec<String> {
+    let taken = |wanted: &HostPort| q.node.pods.values().flat_map(|p| &p.ports).any(|p| clash(p, wanted));
+    reason(q.pod.ports.iter().any(taken), "node(s) didn't have free ports for the requested pod ports")
+}
+
+fn resources(q: &Question<'_>) -> Vec<String> {
+    let (want, used, all) = (&q.pod.requests, &q.node.requested, &q.spec.allocatable);
+    let mut reasons = reason(q.node.pods.len() as i64 + 1 > q.spec.max_pods, "Too many pods");
+    let mut check = |name: &str, want: i64, used: i64, all: i64| {
+        if want > 0 && want > all - used {
+            reasons.push(format!("Insufficient {name}"));
+        }
+    };
+    check("cpu", want.milli_cpu, used.milli_cpu, all.milli_cpu);
+    check("memory", want.memory_bytes, used.memory_bytes, all.memory_bytes);
+    check("ephemeral-storage", want.ephemeral_bytes, used.ephemeral_bytes, all.ephemeral_bytes);
+    for (name, want) in &want.extended {
+        let of = |r: &crate::Resources| r.extended.get(name).copied().unwrap_or(0);
+        check(name, *want, of(used), of(all));
+    }
+    reasons
+}
+
+fn spread(q: &Question<'_>) -> Vec<String> {
+    q.context.spread_objection(q.pod, q.spec).into_iter().map(str::to_string).collect()
+}
+
+fn interpod(q: &Question<'_>) -> Vec<String> {
+    q.context.affinity_objection(q.pod, q.spec).into_iter().map(str::to_string).collect()
+}

@@ -1,0 +1,298 @@
+//! The scheduler's own picture of pods and nodes: compact, read once from typed views.
+
+use crate::resources::{self, Resources};
+use crate::terms::{Labels, NodeTerm, PodTerm, Spread};
+use k8s_openapi::api::core::v1 as core;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Namespace and name of a pod.
+pub type PodId = (Arc<str>, Arc<str>);
+
+/// A taint of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Taint {
+    /// Key.
+    pub key: String,
+    /// Value, "" when none.
+    pub value: String,
+    /// `NoSchedule`, `PreferNoSchedule` or `NoExecute`.
+    pub effect: String,
+}
+
+/// A host port that a pod wants: protocol, address ("0.0.0.0" is every one), port.
+pub type HostPort = (String, String, i32);
+
+/// What the scheduler knows of a pod.
+#[derive(Debug, Default)]
+pub struct PodInfo {
+    /// Namespace and name.
+    pub id: Option<PodId>,
+    /// UID.
+    pub uid: String,
+    /// Labels.
+    pub labels: Labels,
+    /// `spec.priority`.
+    pub priority: i32,
+    /// What it asks for.
+    pub requests: Resources,
+    /// The same for scoring.
+    pub(crate) assumed: Resources,
+    pub(crate) node_name: Option<String>,
+    pub(crate) node_selector: Labels,
+    pub(crate) required_terms: Option<Vec<NodeTerm>>,
+    pub(crate) preferred_terms: Vec<(i64, NodeTerm)>,
+    pub(crate) tolerations: Vec<core::Toleration>,
+    pub(crate) ports: Vec<HostPort>,
+    pub(crate) images: Vec<String>,
+    pub(crate) affinity: Vec<PodTerm>,
+    pub(crate) anti_affinity: Vec<PodTerm>,
+    pub(crate) preferred_affinity: Vec<PodTerm>,
+    pub(crate) spread: Vec<Spread>,
+    /// The controlling owner's UID: siblings are spread.
+    pub(crate) owner: Option<String>,
+}
+
+impl PodInfo {
+    /// Namespace.
+    pub fn namespace(&self) -> &str {
+        self.id.as_ref().map_or("", |id| &id.0)
+    }
+
+    /// Reads a pod.
+    pub fn read(pod: &core::Pod) -> PodInfo {
+        let meta = &pod.metadata;
+        let id: PodId = (
+            meta.namespace.as_deref().unwrap_or_default().into(),
+            meta.name.as_deref().unwrap_or_default().into(),
+        );
+        let mut info = PodInfo {
+            uid: meta.uid.clone().unwrap_or_default(),
+            labels: meta.labels.clone().unwrap_or_default(),
+            owner: meta
+                .owner_references
+                .iter()
+                .flatten()
+                .find(|o| o.controller == Some(true))
+                .map(|o| o.uid.clone()),
+            ..PodInfo::default()
+        };
+        if let Some(spec) = &pod.spec {
+            info.read_spec(spec, &id.0);
+        }
+        info.id = Some(id);
+        info
+    }
+
+    fn read_spec(&mut self, spec: &core::PodSpec, namespace: &str) {
+        self.priority = spec.priority.unwrap_or(0);
+        self.requests = resources::of_pod(spec);
+        self.assumed = self.requests.clone().or_assumed(spec.containers.len());
+        self.node_name = spec.node_name.clone().filter(|n| !n.is_empty());
+        self.node_selector = spec.node_selector.clone().unwrap_or_default();
+        self.tolerations = spec.tolerations.clone().unwrap_or_default();
+        let containers = || spec.containers.iter().chain(spec.init_containers.iter().flatten());
+        for port in containers().flat_map(|c| c.ports.iter().flatten()) {
+            if let Some(host_port) = port.host_port.filter(|p| *p > 0) {
+                let address = port.host_ip.clone().filter(|a| !a.is_empty()).unwrap_or("0.0.0.0".into());
+                self.ports.push((port.protocol.clone().unwrap_or("TCP".into()), address, host_port));
+            }
+        }
+        self.images = containers().filter_map(|c| c.image.clone()).collect();
+        let constraints = spec.topology_spread_constraints.iter().flatten();
+        self.spread = constraints.map(|c| Spread::read(c, &self.labels)).collect();
+        if let Some(affinity) = &spec.affinity {
+            self.read_affinity(affinity, namespace);
+        }
+    }
+
+    fn read_affinity(&mut self, affinity: &core::Affinity, namespace: &str) {
+        if let Some(node) = &affinity.node_affinity {
+            let required = node.required_during_scheduling_ignored_during_execution.as_ref();
+            self.required_terms =
+                required.map(|s| s.node_selector_terms.iter().filter_map(NodeTerm::read).collect());
+            for preferred in node.preferred_during_scheduling_ignored_during_execution.iter().flatten() {
+                if let Some(term) = NodeTerm::read(&preferred.preference) {
+                    self.preferred_terms.push((preferred.weight.into(), term));
+                }
+            }
+        }
+        let labels = &self.labels;
+        let read = |t: &core::PodAffinityTerm| PodTerm::read(t, namespace, labels, 0);
+        let weighted = |t: &core::WeightedPodAffinityTerm, sign: i64| {
+            PodTerm::read(&t.pod_affinity_term, namespace, labels, sign * i64::from(t.weight))
+        };
+        let mut preferred = Vec::new();
+        if let Some(pods) = &affinity.pod_affinity {
+            let required = pods.required_during_scheduling_ignored_during_execution.iter().flatten();
+            self.affinity = required.map(read).collect();
+            let soft = pods.preferred_during_scheduling_ignored_during_execution.iter().flatten();
+            preferred.extend(soft.map(|t| weighted(t, 1)));
+        }
+        if let Some(pods) = &affinity.pod_anti_affinity {
+            let required = pods.required_during_scheduling_ignored_during_execution.iter().flatten();
+            self.anti_affinity = required.map(read).collect();
+            let soft = pods.preferred_during_scheduling_ignored_during_execution.iter().flatten();
+            preferred.extend(soft.map(|t| weighted(t, -1)));
+        }
+        self.preferred_affinity = preferred;
+    }
+
+    /// Does some toleration of the pod cover this taint?
+    pub fn tolerates(&self, taint: &Taint) -> bool {
+        self.tolerations.iter().any(|t| {
+            let effect = t.effect.as_deref().unwrap_or_default();
+            let key = t.key.as_deref().unwrap_or_default();
+            let exists = t.operator.as_deref() == Some("Exists");
+            (effect.is_empty() || effect == taint.effect)
+                && (key == taint.key || (key.is_empty() && exists))
+                && (exists || t.value.as_deref().unwrap_or_default() == taint.value)
+        })
+    }
+
+    /// Do node selector and required node affinity admit the node?
+    pub fn selects_node(&self, node: &NodeSpec) -> bool {
+        self.node_selector.iter().all(|(k, v)| node.labels.get(k) == Some(v))
+            && self
+                .required_terms
+                .as_ref()
+                .is_none_or(|t| t.iter().any(|t| t.matches(&node.name, &node.labels)))
+    }
+}
+
+/// What a node is.
+#[derive(Clone, Debug, Default)]
+pub struct NodeSpec {
+    /// Name.
+    pub name: String,
+    /// Labels.
+    pub labels: Labels,
+    /// Taints.
+    pub taints: Vec<Taint>,
+    /// Cordoned?
+    pub unschedulable: bool,
+    /// What pods may use in all.
+    pub allocatable: Resources,
+    /// How many pods it takes.
+    pub max_pods: i64,
+    /// Image name → bytes.
+    pub images: BTreeMap<String, i64>,
+}
+
+impl NodeSpec {
+    /// Reads a node.
+    pub fn read(node: &core::Node) -> NodeSpec {
+        let mut spec = NodeSpec {
+            name: node.metadata.name.clone().unwrap_or_default(),
+            labels: node.metadata.labels.clone().unwrap_or_default(),
+            ..NodeSpec::default()
+        };
+        if let Some(s) = &node.spec {
+            spec.unschedulable = s.unschedulable.unwrap_or(false);
+            let taint = |t: &core::Taint| Taint {
+                key: t.key.clone(),
+                value: t.value.clone().unwrap_or_default(),
+                effect: t.effect.clone(),
+            };
+            spec.taints = s.taints.iter().flatten().map(taint).collect();
+        }
+        if let Some(status) = &node.status {
+            let list = status.allocatable.as_ref().or(status.capacity.as_ref());
+            if let Some(list) = list {
+                spec.allocatable = Resources::read(list);
+                let pods = list.get("pods").and_then(|q| q.0.parse::<machinery::quantity::Quantity>().ok());
+                spec.max_pods = pods.map_or(0, |q| q.units());
+            }
+            for image in status.images.iter().flatten() {
+                for name in image.names.iter().flatten() {
+                    spec.images.insert(name.clone(), image.size_bytes.unwrap_or(0));
+                }
+            }
+        }
+        spec
+    }
+}
+
+/// A node with what runs on it.
+#[derive(Clone, Debug, Default)]
+pub struct NodeInfo {
+    /// What it is; `None` while only its pods are known.
+    pub spec: Option<Arc<NodeSpec>>,
+    /// Pods bound or assumed here.
+    pub pods: BTreeMap<PodId, Arc<PodInfo>>,
+    pub(crate) requested: Resources,
+    pub(crate) assumed: Resources,
+}
+
+impl NodeInfo {
+    fn put(&mut self, id: PodId, pod: Arc<PodInfo>) {
+        self.take(&id);
+        self.requested.add(&pod.requests);
+        self.assumed.add(&pod.assumed);
+        self.pods.insert(id, pod);
+    }
+
+    fn take(&mut self, id: &PodId) {
+        if let Some(pod) = self.pods.remove(id) {
+            self.requested.sub(&pod.requests);
+            self.assumed.sub(&pod.assumed);
+        }
+    }
+}
+
+/// All nodes and placed pods, kept up to date change by change.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    nodes: BTreeMap<String, NodeInfo>,
+    places: BTreeMap<PodId, String>,
+    /// Placed pods that have required anti-affinity: only then must all pods be looked at for a new one.
+    pub(crate) anti_affine: usize,
+}
+
+impl Snapshot {
+    /// Adds or replaces a node.
+    pub fn set_node(&mut self, spec: NodeSpec) {
+        let node = self.nodes.entry(spec.name.clone()).or_default();
+        node.spec = Some(Arc::new(spec));
+    }
+
+    /// Removes a node; its pods stay known until they are removed themselves.
+    pub fn remove_node(&mut self, name: &str) {
+        if let Some(node) = self.nodes.get_mut(name) {
+            node.spec = None;
+            if node.pods.is_empty() {
+                self.nodes.remove(name);
+            }
+        }
+    }
+
+    /// Places a pod (moving it if it stood elsewhere).
+    pub fn place(&mut self, node: &str, pod: Arc<PodInfo>) {
+        let Some(id) = pod.id.clone() else { return };
+        self.remove_pod(&id);
+        self.anti_affine += usize::from(!pod.anti_affinity.is_empty());
+        self.nodes.entry(node.to_string()).or_default().put(id.clone(), pod);
+        self.places.insert(id, node.to_string());
+    }
+
+    /// Takes a pod away, wherever it stood.
+    pub fn remove_pod(&mut self, id: &PodId) {
+        let Some(name) = self.places.remove(id) else { return };
+        let Some(node) = self.nodes.get_mut(&name) else { return };
+        self.anti_affine -= usize::from(node.pods.get(id).is_some_and(|p| !p.anti_affinity.is_empty()));
+        node.take(id);
+        if node.pods.is_empty() && node.spec.is_none() {
+            self.nodes.remove(&name);
+        }
+    }
+
+    /// Where a pod stands.
+    pub fn place_of(&self, id: &PodId) -> Option<&str> {
+        self.places.get(id).map(String::as_str)
+    }
+
+    /// The nodes that exist, by name.
+    pub fn nodes(&self) -> impl Iterator<Item = (&Arc<NodeSpec>, &NodeInfo)> {
+        self.nodes.values().filter_map(|n| Some((n.spec.as_ref()?, n)))
+    }
+}
