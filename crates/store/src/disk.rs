@@ -11,6 +11,7 @@
 //! Deliberately not here: reads. They come from the index; SQL is read once, at open.
 
 use crate::index::Index;
+use crate::reserve::{RESERVE_BYTES, Reserve, folder};
 use crate::{Event, Record, Revision, StoreError, wal};
 use rusqlite::{Connection, ErrorCode, OpenFlags, Row, Transaction, params};
 use std::collections::BTreeMap;
@@ -121,6 +122,7 @@ pub(crate) struct Disk {
     logged: u64,
     /// Bytes replaced or removed since free pages were last counted.
     freed: u64,
+    reserve: Reserve,
     /// The state of the file is not known: no write may be acknowledged any more.
     broken: bool,
 }
@@ -139,11 +141,12 @@ impl Disk {
         } else {
             create(path)?;
         }
-        let connection = connect(path).map_err(context)?;
+        let connection = connect(path).and_then(configure).map_err(context)?;
         check_format(&connection, path)?;
         let index = load(&connection, path, context)?;
         let (meta, _) = Meta::read(&connection).map_err(context)?;
-        Ok((Disk { connection, path: path.into(), meta, logged: 0, freed: 0, broken: false }, index))
+        let reserve = Reserve::open(beside(path, ".reserve"));
+        Ok((Disk { connection, path: path.into(), meta, logged: 0, freed: 0, reserve, broken: false }, index))
     }
 
     /// Makes a batch durable: one transaction, one fsync. On `Err` nothing of it is.
@@ -163,7 +166,8 @@ impl Disk {
         }
         self.meta = next;
         self.logged += changes.values().map(|change| logged_bytes(*change)).sum::<u64>() + 2 * PAGE_BYTES;
-        self.freed += events.iter().filter_map(|event| event.previous.as_ref()).map(record_bytes).sum::<u64>();
+        self.freed +=
+            events.iter().filter_map(|event| event.previous.as_ref()).map(record_bytes).sum::<u64>();
         Ok(())
     }
 
@@ -175,11 +179,26 @@ impl Disk {
         if self.broken {
             tracing::error!(path = %self.path.display(), %error, "commit failed, the file is in doubt");
         } else if full {
-            // What can be moved out of the log makes its blocks writable again, for deletions first of all.
+            // What moves out of the log makes its blocks writable again, for deletions first of all.
+            self.reserve.release();
             self.checkpoint();
         }
         let text = format!("{}: {error}", self.path.display());
         if full { StoreError::Full(text) } else { StoreError::Engine(text) }
+    }
+
+    /// Why writes that need room are refused now, if they are.
+    pub fn shortage(&mut self) -> Option<StoreError> {
+        if self.reserve.is_low() {
+            self.reserve.retake();
+        }
+        self.reserve.is_low().then(|| {
+            StoreError::Full(format!(
+                "{}: less than {} MiB are free; until there is more, only deletions and small updates are taken",
+                self.path.display(),
+                RESERVE_BYTES >> 20
+            ))
+        })
     }
 
     /// Moves the log into the main file when it has grown enough. To be called after each
@@ -200,20 +219,22 @@ impl Disk {
 
     /// Hands a few free pages back to the file system when there are many; whether there may be more.
     pub fn vacuum_step(&mut self) -> bool {
-        if self.freed < FREED_BYTES_BEFORE_VACUUM {
+        let low = self.reserve.is_low();
+        let (freed_min, kept) = if low { (1, 0) } else { (FREED_BYTES_BEFORE_VACUUM, FREE_PAGES_KEPT) };
+        if self.freed < freed_min {
             return false;
         }
-        let more = vacuum_step(&self.connection);
-        match more {
+        let more = vacuum_step(&self.connection, kept).unwrap_or_else(|error| {
+            tracing::warn!(path = %self.path.display(), %error, "vacuum step failed");
+            false
+        });
+        if more {
             // Only a checkpoint cuts the file.
-            Ok(true) => self.checkpoint(),
-            Ok(false) => self.freed = 0,
-            Err(ref error) => {
-                tracing::warn!(path = %self.path.display(), %error, "vacuum step failed");
-                self.freed = 0;
-            }
+            self.checkpoint();
+        } else {
+            self.freed = 0;
         }
-        more.unwrap_or(false)
+        more
     }
 }
 
@@ -257,7 +278,10 @@ fn check_log(path: &Path) -> Result<(), StoreError> {
         read => read.map_err(|e| io_error(&log_path(path), &e))?,
     };
     wal::check(&log).map_err(|damage| {
-        damaged(path, &format!("in its log, {}, {damage}, with committed writes behind it", log_path(path).display()))
+        damaged(
+            path,
+            &format!("in its log, {}, {damage}, with committed writes behind it", log_path(path).display()),
+        )
     })
 }
 
@@ -267,7 +291,6 @@ fn create(path: &Path) -> Result<(), StoreError> {
         return Err(damaged(path, "it is missing, but its log is there"));
     }
     let draft = beside(path, ".new");
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     for leftover in [draft.clone(), log_path(&draft), beside(&draft, "-journal")] {
         match std::fs::remove_file(&leftover) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(io_error(&leftover, &e)),
@@ -275,18 +298,28 @@ fn create(path: &Path) -> Result<(), StoreError> {
         }
     }
     // Secrets are stored here: nobody else may read. SQLite gives its log the same mode.
-    OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft).map_err(|e| io_error(&draft, &e))?;
-    connect(&draft).and_then(initialise).map_err(|e| match e.sqlite_error_code() {
+    OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&draft)
+        .map_err(|e| io_error(&draft, &e))?;
+    initialise(&draft).map_err(|e| match e.sqlite_error_code() {
         Some(ErrorCode::DiskFull) => StoreError::Full(format!("{}: {e}", path.display())),
         _ => StoreError::Engine(format!("{}: {e}", path.display())),
     })?;
-    let sync = |path: &Path| File::open(path).and_then(|file| file.sync_all()).map_err(|e| io_error(path, &e));
+    let sync =
+        |path: &Path| File::open(path).and_then(|file| file.sync_all()).map_err(|e| io_error(path, &e));
     sync(&draft)?;
     std::fs::rename(&draft, path).map_err(|e| io_error(path, &e))?;
-    sync(folder)
+    sync(folder(path))
 }
 
-fn initialise(mut connection: Connection) -> rusqlite::Result<()> {
+fn initialise(path: &Path) -> rusqlite::Result<()> {
+    let connection = connect(path)?;
+    // Before the first page is written: afterwards it would need a full VACUUM.
+    connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+    let mut connection = configure(connection)?;
     let transaction = connection.transaction()?;
     transaction.execute_batch(SCHEMA)?;
     transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
@@ -298,12 +331,13 @@ fn initialise(mut connection: Connection) -> rusqlite::Result<()> {
 
 fn connect(path: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(path, flags)?;
-    let settings: [(&str, &dyn rusqlite::ToSql); 9] = [
+    Connection::open_with_flags(path, flags)
+}
+
+fn configure(connection: Connection) -> rusqlite::Result<Connection> {
+    let settings: [(&str, &dyn rusqlite::ToSql); 8] = [
         // Before the first access: then the log's index lives in memory, with no -shm file.
         ("locking_mode", &"EXCLUSIVE"),
-        // Before the tables exist: afterwards it would need a full VACUUM.
-        ("auto_vacuum", &"INCREMENTAL"),
         ("journal_mode", &"WAL"),
         ("synchronous", &"FULL"),
         ("cell_size_check", &true),
@@ -409,7 +443,10 @@ fn last_changes(events: &[Event]) -> BTreeMap<Revision, Option<&Record>> {
     events.iter().filter_map(|event| Some((row(event)?, event.record.as_ref()))).collect()
 }
 
-fn write(transaction: &Transaction<'_>, changes: &BTreeMap<Revision, Option<&Record>>) -> rusqlite::Result<()> {
+fn write(
+    transaction: &Transaction<'_>,
+    changes: &BTreeMap<Revision, Option<&Record>>,
+) -> rusqlite::Result<()> {
     let mut put = transaction.prepare_cached(PUT)?;
     let mut delete = transaction.prepare_cached(DELETE)?;
     for (created, change) in changes {
@@ -434,13 +471,14 @@ fn logged_bytes(change: Option<&Record>) -> u64 {
     (change.map_or(0, record_bytes) / PAGE_BYTES + 1) * PAGE_BYTES
 }
 
-fn vacuum_step(connection: &Connection) -> rusqlite::Result<bool> {
+fn vacuum_step(connection: &Connection, kept: i64) -> rusqlite::Result<bool> {
     let free: i64 = connection.pragma_query_value(None, "freelist_count", |row| row.get(0))?;
-    if free <= FREE_PAGES_KEPT {
+    if free <= kept {
         return Ok(false);
     }
     // Each step of this statement frees one page, so it has to be run to its end.
-    let mut statement = connection.prepare_cached(&format!("PRAGMA incremental_vacuum({VACUUM_STEP_PAGES})"))?;
+    let mut statement =
+        connection.prepare_cached(&format!("PRAGMA incremental_vacuum({VACUUM_STEP_PAGES})"))?;
     let mut rows = statement.query([])?;
     while rows.next()?.is_some() {}
     Ok(true)

@@ -119,7 +119,7 @@ impl Drop for Joined {
 
 impl Embedded {
     /// Opens the store in the file at `path`, creating it and its folder when missing. Beside it stand
-    /// `<path>-wal` and `<path>.lock`.
+    /// `<path>-wal`, `<path>.lock` and `<path>.reserve` (8 MiB that let a full disk be emptied).
     ///
     /// # Errors
     /// [`StoreError::Engine`] in words for the user: another process has it open (which), it is damaged
@@ -133,7 +133,8 @@ impl Embedded {
         lock_path.push(".lock");
         let lock = Lock::take(Path::new(&lock_path))?;
         let (disk, index) = Disk::open(path)?;
-        let limits = QueueLimits { batches: options.watch_batches_max.max(1), bytes: options.watch_bytes_max };
+        let limits =
+            QueueLimits { batches: options.watch_batches_max.max(1), bytes: options.watch_bytes_max };
         let hub = Hub::new(index.clone(), limits);
         let shared = Arc::new(Shared { hub, counters: Mutex::default() });
         let (queue, jobs) = mpsc::channel(QUEUE_MAX);
@@ -312,12 +313,16 @@ impl Committer {
     fn commit(&mut self, txns: Vec<(Txn, Answer<TxnOutcome>)>) {
         let now = (self.clock)();
         let mut next = self.index.clone();
+        let shortage = self.disk.shortage();
         let mut answers = Vec::with_capacity(txns.len());
         for (txn, answer) in txns {
+            if let Some(full) = shortage.as_ref().filter(|_| next.grows(&txn)) {
+                let _ = answer.send(Err(full.clone()));
+                continue;
+            }
             answers.push((answer, next.apply(&txn, now)));
         }
-        let events: Vec<Event> =
-            next.since(self.index.revision()).into_iter().flatten().cloned().collect();
+        let events: Vec<Event> = next.since(self.index.revision()).into_iter().flatten().cloned().collect();
         let done = if events.is_empty() { Ok(()) } else { self.make_durable(&events, next, now) };
         for (answer, outcome) in answers {
             // Who asked may have gone away meanwhile.

@@ -62,7 +62,8 @@ impl Watcher {
         }
         let bytes = events.iter().map(event_bytes).sum();
         // A first batch is always taken, however big: it may be a replay, or one large value.
-        if (waiting > 0 && self.queued_bytes + bytes > bytes_max) || self.sender.try_send(Ok(events)).is_err() {
+        if (waiting > 0 && self.queued_bytes + bytes > bytes_max) || self.sender.try_send(Ok(events)).is_err()
+        {
             return false;
         }
         self.queued.push_back(bytes);

@@ -18,6 +18,8 @@ use std::time::{Duration, Instant};
 
 /// What an event costs in memory beside the value it alone keeps alive: the event, its list slot, counts.
 const EVENT_OVERHEAD_BYTES: u64 = 256;
+/// An update that adds no more than this hardly grows: a deletion mark, a condition.
+const SMALL_GROWTH_BYTES: u64 = 1024;
 
 /// How much history is kept; whichever bound is reached first trims.
 #[derive(Clone, Copy, Debug)]
@@ -116,6 +118,15 @@ impl Index {
         self.history_bytes += cost(&event);
         self.history.push_back(Arc::new(Past { event, when: now }));
         TxnOutcome::Done { revision, previous }
+    }
+
+    /// Whether a transaction needs noticeably more room on disk than what it replaces.
+    pub fn grows(&self, txn: &Txn) -> bool {
+        let TxnOp::Put(value) = &txn.op else { return false };
+        match self.current.get(&*txn.key) {
+            Some(record) => value.len() as u64 > value_len(record) + SMALL_GROWTH_BYTES,
+            None => true,
+        }
     }
 
     /// The events after a revision, oldest first; `None` when the history does not reach back so far.
@@ -297,8 +308,7 @@ mod tests {
                 }
             }
             for prefix in PREFIXES {
-                let options =
-                    RangeOptions { at: Some(Revision(at)), limit, after: Some(after.into()) };
+                let options = RangeOptions { at: Some(Revision(at)), limit, after: Some(after.into()) };
                 let Ok(range) = index.range(prefix, &options) else {
                     prop_assert!(!kept);
                     continue;

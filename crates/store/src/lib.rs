@@ -15,6 +15,7 @@ mod embedded;
 mod hub;
 mod index;
 mod lock;
+mod reserve;
 mod seam;
 mod stats;
 mod wal;

@@ -35,7 +35,8 @@ impl Lock {
             Err(TryLockError::WouldBlock) => {
                 let mut holder = String::new();
                 let read = (&file).take(HOLDER_BYTES_MAX).read_to_string(&mut holder);
-                let holder = if read.is_ok() && !holder.trim().is_empty() { holder.trim() } else { "another process" };
+                let holder =
+                    if read.is_ok() && !holder.trim().is_empty() { holder.trim() } else { "another process" };
                 return Err(StoreError::Engine(format!(
                     "{} is locked: {holder} has this store open; stop it or use another folder",
                     path.display()
