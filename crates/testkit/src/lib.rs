@@ -4,3 +4,5 @@
 //! about Kubernetes, which belong to the tests.
 
 pub mod cluster;
+pub mod debian;
+pub mod image;

@@ -1,14 +1,30 @@
-//! Developer tasks: `cargo xtask tidy`, `cargo xtask specs k8s`.
+//! Developer tasks: `cargo xtask tidy`, `cargo xtask image NAME`, `cargo xtask specs k8s`.
 
 mod specs;
 mod tidy;
 
-fn main() -> anyhow::Result<()> {
+use anyhow::{Context, Result};
+use std::path::Path;
+use testkit::debian;
+
+fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let root = std::env::current_dir()?;
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["tidy"] => tidy::run(&root),
+        ["image", name] => image(&root, name),
         ["specs", which] => specs::run(&root, which),
-        _ => anyhow::bail!("usage: cargo xtask tidy | specs k8s"),
+        _ => anyhow::bail!("usage: cargo xtask tidy | image NAME | specs k8s"),
     }
+}
+
+/// Makes a docker-archive from Debian packages under `target/images` and prints its path.
+fn image(root: &Path, name: &str) -> Result<()> {
+    let known: Vec<&str> = debian::RECIPES.iter().map(|r| r.name).collect();
+    let recipe = debian::RECIPES.iter().find(|r| r.name == name);
+    let recipe = recipe.with_context(|| format!("no recipe {name}; there are {}", known.join(", ")))?;
+    let folder = root.join("target/images");
+    std::fs::create_dir_all(&folder)?;
+    println!("{}", debian::archive(recipe, &folder)?.display());
+    Ok(())
 }

@@ -8,8 +8,23 @@ use std::path::Path;
 
 /// Licences that may be linked in (each alternative of an `OR` counts).
 const LICENCES: [&str; 17] = [
-    "Apache-2.0", "MIT", "MIT-0", "BSD-2-Clause", "BSD-3-Clause", "ISC", "Zlib", "0BSD", "CC0-1.0", "Unlicense",
-    "Unicode-3.0", "BSL-1.0", "MPL-2.0", "MPL-2.0+", "Apache-2.0 WITH LLVM-exception", "CDLA-Permissive-2.0", "OpenSSL",
+    "Apache-2.0",
+    "MIT",
+    "MIT-0",
+    "BSD-2-Clause",
+    "BSD-3-Clause",
+    "ISC",
+    "Zlib",
+    "0BSD",
+    "CC0-1.0",
+    "Unlicense",
+    "Unicode-3.0",
+    "BSL-1.0",
+    "MPL-2.0",
+    "MPL-2.0+",
+    "Apache-2.0 WITH LLVM-exception",
+    "CDLA-Permissive-2.0",
+    "OpenSSL",
 ];
 /// Average internal edges a crate, at most.
 const EDGES_MEAN_MAX: usize = 6;

@@ -12,7 +12,15 @@ const FILE_LINES_HARD: usize = 1_000;
 const PURE: [&str; 4] = ["k8s-schema", "machinery", "sched", "stdx"];
 /// What a pure crate must not name (outside its tests and build scripts).
 const IMPURE: [&str; 9] = [
-    "std::fs", "std::net::Tcp", "std::net::Udp", "std::thread", "std::process", "SystemTime::now", "Instant::now", "Timestamp::now", "tokio::",
+    "std::fs",
+    "std::net::Tcp",
+    "std::net::Udp",
+    "std::thread",
+    "std::process",
+    "SystemTime::now",
+    "Instant::now",
+    "Timestamp::now",
+    "tokio::",
 ];
 
 /// One source file.
@@ -99,7 +107,12 @@ pub fn purity(files: &[File]) -> Vec<String> {
 /// `unsafe` stands only in `sys`.
 pub fn unsafe_code(files: &[File]) -> Vec<String> {
     let word = concat!("uns", "afe ");
-    let offends = |l: &str| !l.trim_start().starts_with("//") && (l.contains(&format!("{word}{{")) || l.contains(&format!("{word}fn")) || l.contains(&format!("{word}impl")));
+    let offends = |l: &str| {
+        !l.trim_start().starts_with("//")
+            && (l.contains(&format!("{word}{{"))
+                || l.contains(&format!("{word}fn"))
+                || l.contains(&format!("{word}impl")))
+    };
     let bad = files.iter().filter(|f| f.krate != "sys" && f.text.lines().any(offends));
     bad.map(|f| f.complain("unsafe code outside `sys`")).collect()
 }
@@ -107,7 +120,8 @@ pub fn unsafe_code(files: &[File]) -> Vec<String> {
 /// Lints are excepted by `expect` with a reason, never by `allow`.
 pub fn allows(files: &[File]) -> Vec<String> {
     let words = [concat!("#[all", "ow("), concat!("#![all", "ow(")];
-    let bad = files.iter().filter(|f| f.text.lines().any(|l| words.iter().any(|w| l.trim_start().starts_with(w))));
+    let bad =
+        files.iter().filter(|f| f.text.lines().any(|l| words.iter().any(|w| l.trim_start().starts_with(w))));
     bad.map(|f| f.complain("`allow` attribute: use `#[expect(…, reason = …)]`")).collect()
 }
 
