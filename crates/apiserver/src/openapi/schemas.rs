@@ -185,7 +185,7 @@ impl Schemas {
             Type::Int64 => plain("integer", "int64"),
             Type::Number => plain("number", "double"),
             Type::Bool => plain("boolean", ""),
-            Type::Any => json!({}),
+            Type::Any => open(),
             Type::Time => self.scalar("io.k8s.apimachinery.pkg.apis.meta.v1.Time"),
             Type::MicroTime => self.scalar("io.k8s.apimachinery.pkg.apis.meta.v1.MicroTime"),
             Type::Quantity => self.scalar("io.k8s.apimachinery.pkg.api.resource.Quantity"),
@@ -201,7 +201,7 @@ impl Schemas {
     fn object_or_reference(&mut self, reference_: &DefRef, depth: usize) -> Value {
         let def = reference_.get();
         if def.name.is_empty() {
-            return if depth < INLINE_DEPTH_MAX { self.object(def, depth + 1) } else { json!({}) };
+            return if depth < INLINE_DEPTH_MAX { self.object(def, depth + 1) } else { open() };
         }
         if !self.done.contains_key(&*def.name) {
             self.pending.push(reference_.clone());
@@ -242,13 +242,13 @@ impl Schemas {
 
     /// Old versions required less (a selector was made from the labels) and had fields of their own.
     fn legacy_spec(&mut self, row: &ResourceRow) -> Value {
-        let Some(Type::Object(spec)) = row.def.get().field("spec").map(|f| &f.ty) else { return json!({}) };
+        let Some(Type::Object(spec)) = row.def.get().field("spec").map(|f| &f.ty) else { return open() };
         let mut schema = self.object(spec.get(), 0);
         if let Some(object) = schema.as_object_mut() {
             object.remove("required");
         }
         for field in LEGACY_SPEC_FIELDS {
-            schema["properties"][field] = json!({});
+            schema["properties"][field] = open();
         }
         schema
     }
@@ -274,6 +274,11 @@ impl Schemas {
         self.add_builtin(&name);
         reference(self.dialect, &name)
     }
+}
+
+/// Anything goes. Never an empty object: `kubectl explain` takes that for no schema at all.
+fn open() -> Value {
+    json!({"x-kubernetes-preserve-unknown-fields": true})
 }
 
 fn set_gvk(schema: &mut Value, row: &ResourceRow, suffix: &str) {
