@@ -6,12 +6,14 @@
 pub mod body;
 pub mod field_errors;
 pub mod intstr;
+pub mod kinds;
 pub mod name;
 pub mod patch;
 pub mod quantity;
 mod schema;
 pub mod selector;
 pub mod status;
+pub mod table;
 #[cfg(test)]
 mod testing;
 pub mod time;

@@ -1,0 +1,135 @@
+//! Reading and filling JSON documents by path, without ever panicking. Shared by all kinds.
+
+use crate::field_errors::FieldErrors;
+use serde_json::{Map, Value};
+
+/// The string at a JSON pointer; "" when absent or no string.
+pub fn text<'a>(v: &'a Value, pointer: &str) -> &'a str {
+    v.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
+}
+
+/// The integer at a JSON pointer.
+pub fn int(v: &Value, pointer: &str) -> Option<i64> {
+    v.pointer(pointer).and_then(Value::as_i64)
+}
+
+/// The boolean at a JSON pointer; false when absent.
+pub fn flag(v: &Value, pointer: &str) -> bool {
+    v.pointer(pointer).and_then(Value::as_bool).unwrap_or_default()
+}
+
+/// The list at a JSON pointer; empty when absent.
+pub fn list<'a>(v: &'a Value, pointer: &str) -> &'a [Value] {
+    v.pointer(pointer).and_then(Value::as_array).map_or(&[], Vec::as_slice)
+}
+
+/// The entries of the object at a JSON pointer; none when absent.
+pub fn entries<'a>(v: &'a Value, pointer: &str) -> impl Iterator<Item = (&'a str, &'a Value)> + use<'a> {
+    v.pointer(pointer).and_then(Value::as_object).into_iter().flatten().map(|(k, v)| (k.as_str(), v))
+}
+
+/// Is there something (not null) at the pointer?
+pub fn has(v: &Value, pointer: &str) -> bool {
+    v.pointer(pointer).is_some_and(|v| !v.is_null())
+}
+
+/// The string elements of the list at a pointer.
+pub fn texts<'a>(v: &'a Value, pointer: &str) -> impl Iterator<Item = &'a str> {
+    list(v, pointer).iter().filter_map(Value::as_str)
+}
+
+/// Is `key` absent, null or an empty string (Go's zero values of a string)?
+fn unset(fields: &Map<String, Value>, key: &str) -> bool {
+    match fields.get(key) {
+        None | Some(Value::Null) => true,
+        Some(Value::String(s)) => s.is_empty(),
+        Some(_) => false,
+    }
+}
+
+/// Sets `v[key]` where it is unset (absent, null, ""). Does nothing where `v` is no object.
+pub fn default(v: &mut Value, key: &str, value: impl Into<Value>) {
+    if let Value::Object(fields) = v
+        && unset(fields, key)
+    {
+        fields.insert(key.into(), value.into());
+    }
+}
+
+/// As [`default`], for numbers whose zero also means unset.
+pub fn default_nonzero(v: &mut Value, key: &str, value: i64) {
+    if let Value::Object(fields) = v
+        && (unset(fields, key) || fields.get(key).and_then(Value::as_i64) == Some(0))
+    {
+        fields.insert(key.into(), value.into());
+    }
+}
+
+/// Sets a key of an object; nothing where `v` is none.
+pub fn set(v: &mut Value, key: &str, value: impl Into<Value>) {
+    if let Value::Object(fields) = v {
+        fields.insert(key.into(), value.into());
+    }
+}
+
+/// Removes a key and gives its value.
+pub fn remove(v: &mut Value, key: &str) -> Option<Value> {
+    v.as_object_mut().and_then(|fields| fields.remove(key))
+}
+
+/// The object at `v[key]`, made when unset; `None` where there is something else.
+pub fn child<'a>(v: &'a mut Value, key: &str) -> Option<&'a mut Value> {
+    let fields = v.as_object_mut()?;
+    if unset(fields, key) {
+        fields.insert(key.into(), Value::Object(Map::new()));
+    }
+    fields.get_mut(key).filter(|v| v.is_object())
+}
+
+/// Runs `f` on the value at a pointer, if there is one that is not null.
+pub fn at(v: &mut Value, pointer: &str, f: impl FnOnce(&mut Value)) {
+    if let Some(v) = v.pointer_mut(pointer).filter(|v| !v.is_null()) {
+        f(v);
+    }
+}
+
+/// Runs `f` on every element of the list at a pointer.
+pub fn each(v: &mut Value, pointer: &str, f: impl FnMut(&mut Value)) {
+    if let Some(Value::Array(items)) = v.pointer_mut(pointer) {
+        items.iter_mut().for_each(f);
+    }
+}
+
+/// Complains when the integer at `v/key` is negative.
+pub fn non_negative(v: &Value, path: &str, key: &str, errors: &mut FieldErrors) {
+    if let Some(n) = int(v, &format!("/{key}")) {
+        errors.non_negative(&format!("{path}.{key}"), n);
+    }
+}
+
+/// Complains when the string at `v/key` is absent; gives it otherwise.
+pub fn required<'a>(v: &'a Value, path: &str, key: &str, errors: &mut FieldErrors) -> Option<&'a str> {
+    let found = text(v, &format!("/{key}"));
+    if found.is_empty() {
+        errors.required(&format!("{path}.{key}"), "");
+        return None;
+    }
+    Some(found)
+}
+
+/// Complains when the string at `v/key` is absent (if `required`) or not one of a closed set.
+pub fn enumerated(v: &Value, path: &str, key: &str, set: &[&str], errors: &mut FieldErrors) {
+    let found = text(v, &format!("/{key}"));
+    if found.is_empty() {
+        errors.required(&format!("{path}.{key}"), "");
+    } else {
+        errors.one_of(&format!("{path}.{key}"), found, set);
+    }
+}
+
+/// As [`enumerated`], where absent is fine.
+pub fn enumerated_opt(v: &Value, path: &str, key: &str, set: &[&str], errors: &mut FieldErrors) {
+    if has(v, &format!("/{key}")) && !text(v, &format!("/{key}")).is_empty() {
+        enumerated(v, path, key, set, errors);
+    }
+}
