@@ -73,7 +73,7 @@ mod tests {
         assert_eq!(fields().filter(|f| f.patch_strategy != PatchStrategy::Replace).count(), 72);
         assert_eq!(fields().filter(|f| !f.merge_key.is_empty()).count(), 68);
         assert_eq!(DEFS.iter().filter(|d| d.map_atomic).count(), 36);
-        assert_eq!(fields().filter(|f| !f.default.is_empty()).count(), 18);
+        assert_eq!(fields().filter(|f| !f.default.is_empty()).count(), 21);
     }
 
     /// 68 resources in 21 groups (22 group versions), 45 subresources: what v1.36 serves by default.
