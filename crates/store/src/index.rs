@@ -12,7 +12,7 @@
 
 use crate::{Event, Expect, Range, RangeOptions, Record, Revision, StoreError, Txn, TxnOp, TxnOutcome};
 use imbl::{OrdMap, Vector};
-use std::ops::Bound;
+use std::ops::Bound::{Excluded, Included, Unbounded};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -196,15 +196,30 @@ impl Index {
                 };
             }
         }
-        let start = after.map_or(Bound::Included(prefix), Bound::Excluded);
-        let mut found = view
-            .range::<_, str>((start, Bound::Unbounded))
-            .map(|(_, record)| record)
-            .take_while(|record| record.key.starts_with(prefix));
+        let end = prefix_end(prefix);
+        if after.zip(end.as_deref()).is_some_and(|(after, end)| after >= end) {
+            return Ok(Range { records: Vec::new(), revision: at, remaining: 0 });
+        }
+        let bounds = (after.map_or(Included(prefix), Excluded), end.as_deref().map_or(Unbounded, Excluded));
+        let mut found = view.range::<_, str>(bounds);
         let limit = if options.limit == 0 { usize::MAX } else { options.limit };
-        let records = found.by_ref().take(limit).map(|record| Record::clone(record)).collect();
+        let records = found.by_ref().take(limit).map(|(_, record)| Record::clone(record)).collect();
         Ok(Range { records, revision: at, remaining: found.count() })
     }
+}
+
+/// The first text behind everything that starts with `prefix`; `None` when nothing is behind it.
+/// Text sorts by code point.
+fn prefix_end(prefix: &str) -> Option<String> {
+    let mut end = prefix.to_owned();
+    while let Some(last) = end.pop() {
+        // The range skips the surrogates and is empty behind the last code point.
+        if let Some(next) = (last..=char::MAX).nth(1) {
+            end.push(next);
+            return Some(end);
+        }
+    }
+    None
 }
 
 fn value_len(record: &Record) -> u64 {
@@ -347,6 +362,16 @@ mod tests {
             prop_assert_eq!(index.keys(), last.len());
             prop_assert_eq!(index.value_bytes(), last.values().map(value_len).sum::<u64>());
         }
+    }
+
+    #[test]
+    fn ends_of_prefixes() {
+        let cases = [("", None), ("/a/", Some("/a0")), ("a\u{d7ff}", Some("a\u{e000}"))];
+        for (prefix, end) in cases {
+            assert_eq!(prefix_end(prefix).as_deref(), end);
+        }
+        assert_eq!(prefix_end("a\u{10ffff}\u{10ffff}").as_deref(), Some("b"));
+        assert_eq!(prefix_end("\u{10ffff}"), None);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use crate::tools::{Dice, all, delete, done, open, put, refusal};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use store::{Embedded, EmbeddedOptions, Expect, Record, Revision, Store, StoreError};
+use store::{Embedded, EmbeddedOptions, Expect, RangeOptions, Record, Revision, Store, StoreError};
 
 type State = (Revision, BTreeMap<String, Record>);
 
@@ -154,4 +154,29 @@ async fn a_damaged_log_is_refused() {
     std::fs::remove_file(&copy).unwrap();
     std::fs::write(&copied_log, &log).unwrap();
     assert!(refusal(&copy).contains("missing"));
+}
+
+/// A power cut can end the log anywhere: what comes back is one whole earlier state, never a mix.
+#[tokio::test]
+async fn a_cut_log_gives_an_earlier_state() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store.db");
+    let store = open(&path);
+    fill(&store).await;
+    let (main, log) =
+        (std::fs::read(&path).unwrap(), std::fs::read(dir.path().join("store.db-wal")).unwrap());
+    let copy = dir.path().join("copy.db");
+    let mut dice = Dice(5);
+    let mut revisions = std::collections::BTreeSet::new();
+    for _ in 0..60 {
+        std::fs::write(&copy, &main).unwrap();
+        let length = dice.below(log.len() as u64) as usize;
+        std::fs::write(dir.path().join("copy.db-wal"), &log[..length]).unwrap();
+        let (revision, found) = try_open(&copy).await.expect("a cut log is no damage");
+        let options = RangeOptions { at: Some(revision), ..RangeOptions::default() };
+        let then = store.range("", options).await.unwrap().records;
+        assert!(found.into_values().eq(then), "cut at {length}, revision {revision}");
+        revisions.insert(revision);
+    }
+    assert!(revisions.len() > 20, "{revisions:?}");
 }

@@ -1,7 +1,7 @@
 //! Integration tests of the store, in one binary.
 //!
-//! Some tests run this binary again as a child (to kill it, or to run it on a full disk): such a test does nothing
-//! unless its parent set the environment variable that it works from.
+//! Some tests run this binary again as a child (to kill it, or to run it on a full disk): such
+//! a test does nothing unless its parent set the environment variable that it works from.
 
 #[cfg(test)]
 mod corruption;
