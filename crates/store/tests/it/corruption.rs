@@ -91,6 +91,21 @@ async fn flipped_bits_zeroed_blocks_and_cut_files() {
     assert!(refused * 2 > tried, "{refused} of {tried} refused");
 }
 
+/// Lists of free pages hold no record, but a wrong one would have live pages written over later.
+#[tokio::test]
+async fn a_damaged_free_list_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, _) = closed(dir.path()).await;
+    let mut bytes = std::fs::read(&path).unwrap();
+    // The header's first free-list page; its first entry, made to name the page of a table.
+    let trunk = u32::from_be_bytes(bytes[32..36].try_into().unwrap()) as usize;
+    assert!(trunk > 0, "there are free pages");
+    let entry = (trunk - 1) * 4096 + 8;
+    bytes[entry..entry + 4].copy_from_slice(&3u32.to_be_bytes());
+    std::fs::write(&path, &bytes).unwrap();
+    assert!(refusal(&path).contains("damaged"));
+}
+
 /// A row that is gone without a trace, or brought back from the past, passes every checksum of its own.
 #[tokio::test]
 async fn lost_and_stale_rows_are_noticed() {
