@@ -6,6 +6,7 @@
 
 mod api;
 pub mod cache;
+pub mod events;
 mod object;
 pub mod remote;
 
