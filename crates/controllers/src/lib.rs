@@ -1,0 +1,53 @@
+//! The built-in controllers, one file each: a pure decision and a shell that acts on it.
+//!
+//! Each is a row of [`CONTROLLERS`]; all are clients of the API and share one set of caches.
+//! Invariants: level-triggered (a wake-up says "look again"); idle costs nothing; whole objects are never written
+//! back from typed views, which would drop fields they do not know.
+//! Deliberately not here: scheduling decisions (`sched`), anything on a node (`agent`).
+
+pub mod context;
+mod queue;
+mod service_account;
+
+pub use context::{Context, ControllersConfig, Informers};
+
+use client::ApiClient;
+use client::events::Recorder;
+use jiff::Timestamp;
+use std::sync::Arc;
+use tokio::task::JoinHandle;
+
+/// A controller: its name and how it starts.
+type Row = (&'static str, fn(&Context) -> Vec<JoinHandle<()>>);
+
+/// All controllers.
+const CONTROLLERS: &[Row] = &[("serviceaccount", service_account::start)];
+
+/// The running controllers; they stop when this is dropped.
+pub struct Controllers {
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Controllers {
+    /// Starts all of them as one identity.
+    pub fn start(
+        client: ApiClient,
+        config: ControllersConfig,
+        clock: Arc<dyn Fn() -> Timestamp + Send + Sync>,
+    ) -> Controllers {
+        let context = Context {
+            informers: Informers::new(client.clone()),
+            recorder: Recorder::start(client.clone(), "kube-controller-manager", "", clock.clone()),
+            client,
+            config: Arc::new(config),
+            clock,
+        };
+        Controllers { tasks: CONTROLLERS.iter().flat_map(|(_, start)| start(&context)).collect() }
+    }
+}
+
+impl Drop for Controllers {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
