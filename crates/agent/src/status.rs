@@ -7,6 +7,7 @@ use crate::pod::{ContainerView, PodView, Role};
 use crate::state::{ContainerRecord, Hook, Phase, PodState, ProbeKind, Terminated, Waiting, Why};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::PodCondition;
+use machinery::time::format as time_text;
 use runtime::api::Exit;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
@@ -19,11 +20,6 @@ pub fn container_id(uid: &str, name: &str, attempt: u32) -> String {
         text.push_str(&format!("{byte:02x}"));
         text
     })
-}
-
-/// Second precision, as `metav1.Time` has it.
-pub fn time_text(at: Timestamp) -> String {
-    Timestamp::from_second(at.as_second()).unwrap_or(at).to_string()
 }
 
 /// A container's end in the API's words (the message comes from the termination log).

@@ -1,0 +1,124 @@
+//! Requests and limits as cgroup settings and OOM scores.
+
+use crate::facts::NodeFacts;
+use crate::pod::{ContainerView, PodView, Qos, Role};
+use machinery::quantity::Quantity;
+use runtime::oci;
+
+const SHARES_MIN: u64 = 2;
+const SHARES_MAX: u64 = 262_144;
+const PERIOD_US: i64 = 100_000;
+/// The kernel takes no quota below a millisecond.
+const QUOTA_MIN_US: i64 = 1000;
+/// Pods of this priority and above are critical to the node.
+const CRITICAL_PRIORITY: i32 = 2_000_000_000;
+
+#[derive(Clone, Copy)]
+enum Which {
+    Request,
+    Limit,
+}
+
+/// A container's request or limit; a limit alone is also its request.
+fn amount(container: &ContainerView, which: Which, name: &str) -> Option<Quantity> {
+    let resources = container.spec.resources.as_ref()?;
+    let get = |list: &Option<std::collections::BTreeMap<String, _>>| {
+        list.as_ref().and_then(|l| l.get(name)).and_then(|q: &k8s_openapi::apimachinery::pkg::api::resource::Quantity| {
+            q.0.parse::<Quantity>().ok()
+        })
+    };
+    match which {
+        Which::Limit => get(&resources.limits),
+        Which::Request => get(&resources.requests).or_else(|| get(&resources.limits)),
+    }
+}
+
+fn shares(milli: i64) -> u64 {
+    (u64::try_from(milli).unwrap_or(0) * 1024 / 1000).clamp(SHARES_MIN, SHARES_MAX)
+}
+
+fn quota(milli: i64) -> i64 {
+    (milli.saturating_mul(PERIOD_US) / 1000).max(QUOTA_MIN_US)
+}
+
+/// The cgroup settings of one container.
+pub fn container(container: &ContainerView, facts: &NodeFacts) -> oci::Resources {
+    let request = amount(container, Which::Request, "cpu").map_or(0, |q| q.milli());
+    let limit = amount(container, Which::Limit, "cpu").map(|q| q.milli()).filter(|m| *m > 0);
+    let memory = amount(container, Which::Limit, "memory").map(|q| q.units()).filter(|m| *m > 0);
+    oci::Resources {
+        cpu: oci::Cpu {
+            shares: Some(shares(request)),
+            quota: limit.map(quota),
+            period: limit.map(|_| PERIOD_US.unsigned_abs()),
+            ..oci::Cpu::default()
+        },
+        memory: oci::Memory { limit: memory, ..oci::Memory::default() },
+        pids: (facts.pids_max > 0).then_some(oci::Pids { limit: facts.pids_max }),
+        ..oci::Resources::default()
+    }
+}
+
+/// Sum over all containers that run together, or the largest of the init containers; `None` when a limit is missing.
+fn total(pod: &PodView, which: Which, name: &str) -> Option<i64> {
+    let value = |c: &ContainerView| amount(c, which, name).map(|q| if name == "cpu" { q.milli() } else { q.units() });
+    let (mut together, mut largest) = (0_i64, 0_i64);
+    for container in pod.containers.iter().filter(|c| c.role != Role::Ephemeral) {
+        let value = match (value(container), which) {
+            (Some(value), _) => value,
+            (None, Which::Request) => 0,
+            (None, Which::Limit) => return None,
+        };
+        match container.role {
+            Role::Init => largest = largest.max(together.saturating_add(value)),
+            _ => together = together.saturating_add(value),
+        }
+    }
+    let overhead = pod.spec().overhead.as_ref().and_then(|o| o.get(name)).and_then(|q| q.0.parse::<Quantity>().ok());
+    let overhead = overhead.map_or(0, |q| if name == "cpu" { q.milli() } else { q.units() });
+    Some(together.max(largest).saturating_add(overhead))
+}
+
+/// The cgroup settings of the pod as a whole.
+pub fn pod(pod: &PodView, facts: &NodeFacts) -> oci::Resources {
+    let limit = total(pod, Which::Limit, "cpu").filter(|m| *m > 0);
+    oci::Resources {
+        cpu: oci::Cpu {
+            shares: Some(shares(total(pod, Which::Request, "cpu").unwrap_or(0))),
+            quota: limit.map(quota),
+            period: limit.map(|_| PERIOD_US.unsigned_abs()),
+            ..oci::Cpu::default()
+        },
+        memory: oci::Memory {
+            limit: total(pod, Which::Limit, "memory").filter(|m| *m > 0),
+            ..oci::Memory::default()
+        },
+        pids: (facts.pids_max > 0).then_some(oci::Pids { limit: facts.pids_max }),
+        ..oci::Resources::default()
+    }
+}
+
+/// The pod's cgroup below the root.
+pub fn cgroup(pod: &PodView) -> String {
+    match pod.qos() {
+        Qos::Guaranteed => format!("pod{}", pod.uid()),
+        Qos::Burstable => format!("burstable/pod{}", pod.uid()),
+        Qos::BestEffort => format!("besteffort/pod{}", pod.uid()),
+    }
+}
+
+/// Who goes first when memory is short (Kubernetes' formula).
+pub fn oom_score_adj(pod: &PodView, container: &ContainerView, qos: Qos, facts: &NodeFacts) -> i32 {
+    if pod.spec().priority.unwrap_or(0) >= CRITICAL_PRIORITY {
+        return -997;
+    }
+    match qos {
+        Qos::Guaranteed => -997,
+        Qos::BestEffort => 1000,
+        Qos::Burstable => {
+            let request = amount(container, Which::Request, "memory").map_or(0, |q| q.units());
+            let share = i128::from(request) * 1000 / i128::from(facts.memory_bytes.max(1));
+            i32::try_from(1000 - share).unwrap_or(3).clamp(3, 999)
+        }
+    }
+}

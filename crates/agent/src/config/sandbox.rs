@@ -1,0 +1,87 @@
+//! The pod's sandbox: what its shim is told.
+
+use super::{files, resources};
+use crate::decide::seed::IPS;
+use crate::facts::NodeFacts;
+use crate::pod::{PodView, Role};
+use machinery::quantity::Quantity;
+use runtime::api::{PodSpec, Tmpfs};
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+/// What a pod may set without harm to others (Kubernetes' safe list).
+const SAFE_SYSCTLS: &[&str] = &[
+    "kernel.shm_rmid_forced",
+    "net.ipv4.ip_local_port_range",
+    "net.ipv4.tcp_syncookies",
+    "net.ipv4.ping_group_range",
+    "net.ipv4.ip_unprivileged_port_start",
+    "net.ipv4.ip_local_reserved_ports",
+    "net.ipv4.tcp_keepalive_time",
+    "net.ipv4.tcp_fin_timeout",
+    "net.ipv4.tcp_keepalive_intvl",
+    "net.ipv4.tcp_keepalive_probes",
+    "net.ipv4.tcp_rmem",
+    "net.ipv4.tcp_wmem",
+];
+/// Size of the `/dev/shm` that a pod's containers share, as container engines have it.
+const SHM_BYTES: u64 = 64 << 20;
+
+/// Where the pod's shared `/dev/shm` is mounted on the host; `None` where each container has its own.
+pub fn shared_shm(pod: &PodView, facts: &NodeFacts) -> Option<PathBuf> {
+    let together = pod.containers.iter().filter(|c| c.role != Role::Init).count();
+    (together > 1 && pod.spec().host_ipc != Some(true)).then(|| facts.pod_dir(pod.uid()).join("shm"))
+}
+
+/// Memory volumes: names and sizes in bytes (0: the kernel's default).
+pub fn memory_volumes(pod: &PodView) -> Vec<(String, u64)> {
+    let volumes = pod.spec().volumes.iter().flatten();
+    let memory = volumes.filter_map(|v| {
+        let dir = v.empty_dir.as_ref().filter(|d| d.medium.as_deref() == Some("Memory"))?;
+        let limit = dir.size_limit.as_ref().and_then(|q| q.0.parse::<Quantity>().ok());
+        Some((v.name.clone(), limit.map_or(0, |q| u64::try_from(q.units()).unwrap_or(0))))
+    });
+    memory.collect()
+}
+
+/// The shim's specification; an error for sysctls that reach beyond the pod.
+pub fn pod_spec(pod: &PodView, facts: &NodeFacts, handler: Option<String>) -> Result<PodSpec, String> {
+    let spec = pod.spec();
+    let mut sysctls = std::collections::BTreeMap::new();
+    for sysctl in spec.security_context.iter().flat_map(|s| s.sysctls.iter().flatten()) {
+        let name = sysctl.name.replace('/', ".");
+        if !SAFE_SYSCTLS.contains(&name.as_str()) {
+            return Err(format!("forbidden sysctl: \"{name}\" not allowlisted"));
+        }
+        sysctls.insert(name, sysctl.value.clone());
+    }
+    let hostname = files::hostname(pod, facts);
+    if hostname.len() > 64 {
+        return Err(format!("Failed to construct FQDN from pod hostname, FQDN {hostname} is too long (64 characters is the max)"));
+    }
+    let memory = memory_volumes(pod).into_iter();
+    let mut tmpfs: Vec<Tmpfs> =
+        memory.map(|(name, size_bytes)| Tmpfs { path: facts.volume_dir(pod.uid(), &name), size_bytes }).collect();
+    tmpfs.extend(shared_shm(pod, facts).map(|path| Tmpfs { path, size_bytes: SHM_BYTES }));
+    Ok(PodSpec {
+        uid: pod.uid().into(),
+        namespace: pod.namespace().into(),
+        name: pod.name().into(),
+        hostname,
+        cgroup: resources::cgroup(pod),
+        resources: resources::pod(pod, facts),
+        host_network: pod.host_network(),
+        host_pid: spec.host_pid.unwrap_or(false),
+        host_ipc: spec.host_ipc.unwrap_or(false),
+        share_pid: spec.share_process_namespace.unwrap_or(false),
+        sysctls,
+        tmpfs,
+        handler,
+        annotations: std::collections::BTreeMap::new(),
+    })
+}
+
+/// The annotation that keeps the pod's addresses.
+pub fn ips_annotation(ips: &[IpAddr]) -> (String, String) {
+    (IPS.to_string(), ips.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(","))
+}

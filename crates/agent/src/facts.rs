@@ -1,0 +1,84 @@
+//! What is true of this node: names, addresses, capacity, folders. Fixed at start, so deciders may read it.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+/// Facts of the node.
+#[derive(Clone, Debug)]
+pub struct NodeFacts {
+    /// The node's name.
+    pub node_name: String,
+    /// Its addresses, the main one first.
+    pub host_ips: Vec<IpAddr>,
+    /// The cluster's DNS service address; `None`: pods resolve as the node does.
+    pub cluster_dns: Option<IpAddr>,
+    /// `cluster.local`.
+    pub cluster_domain: String,
+    /// CPU in thousandths that pods may use.
+    pub cpu_milli: i64,
+    /// Memory in bytes that pods may use.
+    pub memory_bytes: i64,
+    /// Disk in bytes that pods may use.
+    pub storage_bytes: i64,
+    /// How many pods.
+    pub max_pods: u32,
+    /// Processes per pod; 0: no limit.
+    pub pids_max: i64,
+    /// Pods' folders are `<data_dir>/pods/<uid>`.
+    pub data_dir: PathBuf,
+    /// Logs are `<log_dir>/<ns>_<pod>_<uid>/<container>/<attempt>.log`.
+    pub log_dir: PathBuf,
+    /// The node's own `resolv.conf`.
+    pub resolv_conf: String,
+    /// The node's own `/etc/hosts`.
+    pub hosts: String,
+    /// The node's host name.
+    pub hostname: String,
+}
+
+impl NodeFacts {
+    /// The folder of a pod.
+    pub fn pod_dir(&self, uid: &str) -> PathBuf {
+        self.data_dir.join("pods").join(uid)
+    }
+
+    /// The folder of a volume (not of a hostPath one).
+    pub fn volume_dir(&self, uid: &str, volume: &str) -> PathBuf {
+        self.pod_dir(uid).join("volumes").join(volume)
+    }
+
+    /// Where a container's termination message is.
+    pub fn termination_log(&self, uid: &str, container: &str, attempt: u32) -> PathBuf {
+        self.pod_dir(uid).join("containers").join(container).join(format!("termination-{attempt}"))
+    }
+
+    /// The folder of a pod's logs.
+    pub fn log_folder(&self, namespace: &str, name: &str, uid: &str) -> PathBuf {
+        self.log_dir.join(format!("{namespace}_{name}_{uid}"))
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A small node with its folders below `root`.
+    pub fn facts(root: &std::path::Path) -> NodeFacts {
+        NodeFacts {
+            node_name: "node-1".into(),
+            host_ips: vec!["192.0.2.1".parse().unwrap()],
+            cluster_dns: Some("10.96.0.10".parse().unwrap()),
+            cluster_domain: "cluster.local".into(),
+            cpu_milli: 2000,
+            memory_bytes: 4 << 30,
+            storage_bytes: 10 << 30,
+            max_pods: 110,
+            pids_max: 0,
+            data_dir: root.join("data"),
+            log_dir: root.join("logs"),
+            resolv_conf: "nameserver 192.0.2.53\nsearch example.org\noptions timeout:1\n".into(),
+            hosts: "127.0.0.1 localhost\n".into(),
+            hostname: "host-1".into(),
+        }
+    }
+}
