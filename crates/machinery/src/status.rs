@@ -38,6 +38,8 @@ pub struct ApiError {
     pub causes: Vec<Cause>,
     /// `details.retryAfterSeconds`; 0 when none.
     pub retry_after_seconds: u32,
+    /// `metadata.continue`: how an expired list can go on; "" when it cannot.
+    pub continue_token: Box<str>,
 }
 
 impl ApiError {
@@ -53,6 +55,7 @@ impl ApiError {
             uid: String::new(),
             causes: Vec::new(),
             retry_after_seconds: 0,
+            continue_token: Box::default(),
         }
     }
 
@@ -148,6 +151,9 @@ impl ApiError {
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
             "message": self.message, "code": self.code,
         });
+        if !self.continue_token.is_empty() {
+            status["metadata"]["continue"] = json!(self.continue_token);
+        }
         if !self.reason.is_empty() {
             status["reason"] = json!(self.reason);
         }

@@ -100,10 +100,15 @@ pub fn each(v: &mut Value, pointer: &str, f: impl FnMut(&mut Value)) {
     }
 }
 
+/// `path.key`, or `key` at the top.
+pub fn field(path: &str, key: &str) -> String {
+    if path.is_empty() { key.into() } else { format!("{path}.{key}") }
+}
+
 /// Complains when the integer at `v/key` is negative.
 pub fn non_negative(v: &Value, path: &str, key: &str, errors: &mut FieldErrors) {
     if let Some(n) = int(v, &format!("/{key}")) {
-        errors.non_negative(&format!("{path}.{key}"), n);
+        errors.non_negative(&field(path, key), n);
     }
 }
 
@@ -111,7 +116,7 @@ pub fn non_negative(v: &Value, path: &str, key: &str, errors: &mut FieldErrors) 
 pub fn required<'a>(v: &'a Value, path: &str, key: &str, errors: &mut FieldErrors) -> Option<&'a str> {
     let found = text(v, &format!("/{key}"));
     if found.is_empty() {
-        errors.required(&format!("{path}.{key}"), "");
+        errors.required(&field(path, key), "");
         return None;
     }
     Some(found)
@@ -121,9 +126,9 @@ pub fn required<'a>(v: &'a Value, path: &str, key: &str, errors: &mut FieldError
 pub fn enumerated(v: &Value, path: &str, key: &str, set: &[&str], errors: &mut FieldErrors) {
     let found = text(v, &format!("/{key}"));
     if found.is_empty() {
-        errors.required(&format!("{path}.{key}"), "");
+        errors.required(&field(path, key), "");
     } else {
-        errors.one_of(&format!("{path}.{key}"), found, set);
+        errors.one_of(&field(path, key), found, set);
     }
 }
 

@@ -4,12 +4,20 @@
 //! Every resource without a row gets [`GENERIC`]: metadata rules, the status split, NAME and AGE.
 //! Deliberately not here: allocation (cluster IPs, node ports), admission, storage.
 
+mod config;
+mod endpoints;
+mod event;
 pub mod get;
 pub mod meta;
+mod namespace;
+mod node;
+pub mod pod;
+mod service;
 pub mod strategy;
+mod workload;
 
 use crate::field_errors::FieldErrors;
-use crate::table::{Cell, Column};
+use crate::table::Column;
 use k8s_schema::ResourceRow;
 use serde_json::Value;
 
@@ -119,7 +127,16 @@ static GENERIC_ROW: Behaviour = GENERIC;
 static GENERIC_COUNTED: Behaviour = Behaviour { generation: true, ..GENERIC };
 
 /// The table. One line a family.
-static ROWS: &[&[Behaviour]] = &[];
+static ROWS: &[&[Behaviour]] = &[
+    config::ROWS,
+    endpoints::ROWS,
+    event::ROWS,
+    namespace::ROWS,
+    node::ROWS,
+    pod::ROWS,
+    service::ROWS,
+    workload::ROWS,
+];
 
 /// The row of a resource; the generic one where there is none.
 pub fn behaviour(group: &str, resource: &str) -> &'static Behaviour {

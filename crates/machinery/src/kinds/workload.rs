@@ -1,0 +1,598 @@
+//! ReplicaSet, Deployment, ReplicationController, StatefulSet, DaemonSet, ControllerRevision.
+
+use super::get::{child, default, each, entries, enumerated, has, int, list, non_negative, set, text};
+use super::pod::{self, defaults, scheduling::label_selector};
+use super::service::selector_text;
+use super::{Behaviour, FieldKind, GENERIC, NameRule};
+use crate::field_errors::FieldErrors;
+use crate::intstr::IntOrString;
+use crate::selector::LabelSelector;
+use crate::table::{Cell, Column, none_if_empty};
+use serde_json::{Value, json};
+
+const CONTAINERS: Column = Column::wide("Containers", Cell::Fn(|v| template_texts(v, "/name").into()));
+const IMAGES: Column = Column::wide("Images", Cell::Fn(|v| template_texts(v, "/image").into()));
+const SELECTOR: Column = Column::wide("Selector", Cell::Fn(|v| selector(v).into()));
+
+/// Names or images of a template's containers, comma separated.
+pub fn template_texts(v: &Value, at: &str) -> String {
+    let all = list(v, "/spec/template/spec/containers").iter().map(|c| text(c, at));
+    all.collect::<Vec<_>>().join(",")
+}
+
+/// A label selector as kubectl shows it.
+pub fn selector(v: &Value) -> String {
+    match LabelSelector::from_json(v.pointer("/spec/selector")) {
+        Ok(s) => none_if_empty(&s.to_string()).to_string(),
+        Err(_) => "<error>".into(),
+    }
+}
+
+const REPLICAS: &[(&str, FieldKind)] = &[("status.replicas", FieldKind::Number("/status/replicas"))];
+
+const REPLICA_COLUMNS: &[Column] = &[
+    Column::NAME,
+    Column::new("Desired", Cell::Int("/spec/replicas")),
+    Column::new("Current", Cell::Int("/status/replicas")),
+    Column::new("Ready", Cell::Int("/status/readyReplicas")),
+    Column::AGE,
+    CONTAINERS,
+    IMAGES,
+    SELECTOR,
+];
+
+/// Rows of this family.
+pub static ROWS: &[Behaviour] = &[
+    Behaviour {
+        group: "apps",
+        resource: "replicasets",
+        validated: true,
+        generation: true,
+        defaults: |obj| {
+            default_in_spec(obj, "replicas", 1);
+            each_template(obj);
+        },
+        prepare_create: |obj| set(obj, "status", json!({"replicas": 0})),
+        validate_create: |obj, errors| replica_set(obj, errors),
+        validate_update: |new, old, errors| {
+            replica_set(new, errors);
+            errors.immutable("spec.selector", &new["spec"]["selector"], &old["spec"]["selector"]);
+        },
+        fields: REPLICAS,
+        columns: REPLICA_COLUMNS,
+        ..GENERIC
+    },
+    Behaviour {
+        resource: "replicationcontrollers",
+        validated: true,
+        generation: true,
+        defaults: controller_defaults,
+        prepare_create: |obj| set(obj, "status", json!({"replicas": 0})),
+        validate_create: controller,
+        validate_update: |new, _, errors| controller(new, errors),
+        fields: REPLICAS,
+        columns: &[
+            Column::NAME,
+            Column::new("Desired", Cell::Int("/spec/replicas")),
+            Column::new("Current", Cell::Int("/status/replicas")),
+            Column::new("Ready", Cell::Int("/status/readyReplicas")),
+            Column::AGE,
+            CONTAINERS,
+            IMAGES,
+            Column::wide("Selector", Cell::Fn(|v| selector_text(v, "/spec/selector").into())),
+        ],
+        ..GENERIC
+    },
+    Behaviour {
+        group: "apps",
+        resource: "deployments",
+        validated: true,
+        generation: true,
+        annotations_count: true,
+        defaults: deployment_defaults,
+        prepare_create: |obj| set(obj, "status", json!({})),
+        validate_create: deployment,
+        validate_update: |new, old, errors| {
+            deployment(new, errors);
+            errors.immutable("spec.selector", &new["spec"]["selector"], &old["spec"]["selector"]);
+        },
+        columns: &[
+            Column::NAME,
+            Column::new("Ready", Cell::Fn(ready_of_desired)),
+            Column::new("Up-to-date", Cell::Int("/status/updatedReplicas")),
+            Column::new("Available", Cell::Int("/status/availableReplicas")),
+            Column::AGE,
+            CONTAINERS,
+            IMAGES,
+            SELECTOR,
+        ],
+        ..GENERIC
+    },
+    Behaviour {
+        group: "apps",
+        resource: "statefulsets",
+        validated: true,
+        generation: true,
+        name: NameRule::Label,
+        defaults: stateful_defaults,
+        prepare_create: |obj| set(obj, "status", json!({"replicas": 0, "availableReplicas": 0})),
+        validate_create: stateful_set,
+        validate_update: stateful_update,
+        columns: &[
+            Column::NAME,
+            Column::new("Ready", Cell::Fn(ready_of_desired)),
+            Column::AGE,
+            CONTAINERS,
+            IMAGES,
+        ],
+        ..GENERIC
+    },
+    Behaviour {
+        group: "apps",
+        resource: "daemonsets",
+        validated: true,
+        generation: true,
+        defaults: daemon_defaults,
+        prepare_create: |obj| {
+            let zeros =
+                ["currentNumberScheduled", "numberMisscheduled", "desiredNumberScheduled", "numberReady"];
+            set(obj, "status", zeros.iter().map(|k| ((*k).to_string(), json!(0))).collect::<Value>());
+        },
+        validate_create: daemon_set,
+        validate_update: |new, old, errors| {
+            daemon_set(new, errors);
+            errors.immutable("spec.selector", &new["spec"]["selector"], &old["spec"]["selector"]);
+        },
+        columns: &[
+            Column::NAME,
+            Column::new("Desired", Cell::Int("/status/desiredNumberScheduled")),
+            Column::new("Current", Cell::Int("/status/currentNumberScheduled")),
+            Column::new("Ready", Cell::Int("/status/numberReady")),
+            Column::new("Up-to-date", Cell::Int("/status/updatedNumberScheduled")),
+            Column::new("Available", Cell::Int("/status/numberAvailable")),
+            Column::new(
+                "Node Selector",
+                Cell::Fn(|d| selector_text(d, "/spec/template/spec/nodeSelector").into()),
+            ),
+            Column::AGE,
+            CONTAINERS,
+            IMAGES,
+            SELECTOR,
+        ],
+        ..GENERIC
+    },
+    Behaviour {
+        group: "apps",
+        resource: "controllerrevisions",
+        validated: true,
+        validate_create: |obj, errors| errors.non_negative("revision", int(obj, "/revision").unwrap_or(0)),
+        validate_update: |new, old, errors| {
+            errors.non_negative("revision", int(new, "/revision").unwrap_or(0));
+            errors.immutable("data", &new["data"], &old["data"]);
+        },
+        columns: &[
+            Column::NAME,
+            Column::new("Controller", Cell::Fn(|c| controller_name(c).into())),
+            Column::new("Revision", Cell::Int("/revision")),
+            Column::AGE,
+        ],
+        ..GENERIC
+    },
+];
+
+fn controller_name(c: &Value) -> String {
+    let owner = list(c, "/metadata/ownerReferences").iter().find(|o| super::get::flag(o, "/controller"));
+    owner.map_or("<none>".into(), |o| {
+        let group = text(o, "/apiVersion").split_once('/').map_or(String::new(), |(g, _)| format!(".{g}"));
+        format!("{}{group}/{}", text(o, "/kind").to_lowercase(), text(o, "/name"))
+    })
+}
+
+fn ready_of_desired(v: &Value) -> Value {
+    let n = |at| int(v, at).unwrap_or(0);
+    format!("{}/{}", n("/status/readyReplicas"), n("/spec/replicas")).into()
+}
+
+fn default_in_spec(obj: &mut Value, key: &str, value: impl Into<Value>) {
+    if let Some(spec) = child(obj, "spec") {
+        default(spec, key, value);
+    }
+}
+
+fn each_template(obj: &mut Value) {
+    if let Some(spec) = child(obj, "spec") {
+        defaults::template(spec);
+    }
+}
+
+fn controller_defaults(obj: &mut Value) {
+    default_in_spec(obj, "replicas", 1);
+    let labels = obj.pointer("/spec/template/metadata/labels").cloned();
+    if let Some(labels) = labels.filter(|l| l.as_object().is_some_and(|m| !m.is_empty())) {
+        for (parent, key) in [("spec", "selector"), ("metadata", "labels")] {
+            if let Some(parent) = child(obj, parent)
+                && entries(parent, &format!("/{key}")).next().is_none()
+            {
+                set(parent, key, labels.clone());
+            }
+        }
+    }
+    each_template(obj);
+}
+
+fn deployment_defaults(obj: &mut Value) {
+    let Some(spec) = child(obj, "spec") else { return };
+    default(spec, "replicas", 1);
+    if let Some(strategy) = child(spec, "strategy") {
+        default(strategy, "type", "RollingUpdate");
+        if text(strategy, "/type") == "RollingUpdate"
+            && let Some(rolling) = child(strategy, "rollingUpdate")
+        {
+            default(rolling, "maxUnavailable", "25%");
+            default(rolling, "maxSurge", "25%");
+        }
+    }
+    default(spec, "revisionHistoryLimit", 10);
+    default(spec, "progressDeadlineSeconds", 600);
+    defaults::template(spec);
+}
+
+fn stateful_defaults(obj: &mut Value) {
+    let Some(spec) = child(obj, "spec") else { return };
+    default(spec, "podManagementPolicy", "OrderedReady");
+    if let Some(strategy) = child(spec, "updateStrategy") {
+        default(strategy, "type", "RollingUpdate");
+        if text(strategy, "/type") == "RollingUpdate"
+            && let Some(rolling) = child(strategy, "rollingUpdate")
+        {
+            default(rolling, "partition", 0);
+        }
+    }
+    if let Some(policy) = child(spec, "persistentVolumeClaimRetentionPolicy") {
+        default(policy, "whenDeleted", "Retain");
+        default(policy, "whenScaled", "Retain");
+    }
+    default(spec, "replicas", 1);
+    default(spec, "revisionHistoryLimit", 10);
+    defaults::template(spec);
+    each(spec, "/volumeClaimTemplates", |claim| {
+        set(claim, "apiVersion", "v1");
+        set(claim, "kind", "PersistentVolumeClaim");
+        if let Some(spec) = child(claim, "spec") {
+            default(spec, "volumeMode", "Filesystem");
+        }
+        if let Some(status) = child(claim, "status") {
+            default(status, "phase", "Pending");
+        }
+    });
+}
+
+fn daemon_defaults(obj: &mut Value) {
+    let Some(spec) = child(obj, "spec") else { return };
+    if let Some(strategy) = child(spec, "updateStrategy") {
+        default(strategy, "type", "RollingUpdate");
+        if text(strategy, "/type") == "RollingUpdate"
+            && let Some(rolling) = child(strategy, "rollingUpdate")
+        {
+            default(rolling, "maxUnavailable", 1);
+            default(rolling, "maxSurge", 0);
+        }
+    }
+    default(spec, "revisionHistoryLimit", 10);
+    defaults::template(spec);
+}
+
+/// Selector and template of a workload: selector there, not empty, matching; template valid and restarting.
+fn selector_and_template(spec: &Value, what: &str, selector_path: &str, errors: &mut FieldErrors) {
+    let given = spec.get("selector").filter(|s| !s.is_null());
+    match given {
+        None => errors.required(selector_path, ""),
+        Some(s) => {
+            label_selector(Some(s), selector_path, errors);
+            let parsed = LabelSelector::from_json(Some(s));
+            match parsed {
+                Ok(p) if p.is_everything() => {
+                    errors.invalid(
+                        selector_path,
+                        s.clone(),
+                        &format!("empty selector is invalid for {what}"),
+                    );
+                }
+                Ok(p) => matches_template(spec, &p, errors),
+                Err(_) => errors.invalid(selector_path, s.clone(), "invalid label selector"),
+            }
+        }
+    }
+    template_of(spec, errors);
+}
+
+fn matches_template(spec: &Value, selector: &LabelSelector, errors: &mut FieldErrors) {
+    let labels = spec.pointer("/template/metadata/labels");
+    if has(spec, "/template") && !selector.matches_json(labels) {
+        let shown = labels.cloned().unwrap_or_else(|| json!({}));
+        errors.invalid("spec.template.metadata.labels", shown, "`selector` does not match template `labels`");
+    }
+}
+
+/// A template whose pods run for ever.
+fn template_of(spec: &Value, errors: &mut FieldErrors) {
+    if !has(spec, "/template") {
+        return errors.required("spec.template", "");
+    }
+    pod::template(&spec["template"], "spec.template", errors);
+    let policy = text(spec, "/template/spec/restartPolicy");
+    if !matches!(policy, "" | "Always") {
+        errors.not_supported("spec.template.spec.restartPolicy", policy, &["Always"]);
+    }
+    if has(spec, "/template/spec/activeDeadlineSeconds") {
+        let words = "activeDeadlineSeconds in ReplicaSet is not Supported";
+        errors.forbidden("spec.template.spec.activeDeadlineSeconds", words);
+    }
+}
+
+fn counts(spec: &Value, keys: &[&str], errors: &mut FieldErrors) {
+    for key in keys {
+        non_negative(spec, "spec", key, errors);
+    }
+}
+
+fn replica_set(obj: &Value, errors: &mut FieldErrors) {
+    let spec = &obj["spec"];
+    counts(spec, &["replicas", "minReadySeconds"], errors);
+    selector_and_template(spec, "deployment", "spec.selector", errors);
+}
+
+fn controller(obj: &Value, errors: &mut FieldErrors) {
+    let spec = &obj["spec"];
+    counts(spec, &["replicas", "minReadySeconds"], errors);
+    let pairs: Vec<(&str, &str)> =
+        entries(spec, "/selector").map(|(k, v)| (k, v.as_str().unwrap_or_default())).collect();
+    if pairs.is_empty() {
+        errors.required("spec.selector", "");
+    } else {
+        matches_template(spec, &LabelSelector::from_map(pairs), errors);
+    }
+    template_of(spec, errors);
+}
+
+fn deployment(obj: &Value, errors: &mut FieldErrors) {
+    let spec = &obj["spec"];
+    counts(spec, &["replicas", "minReadySeconds", "revisionHistoryLimit", "progressDeadlineSeconds"], errors);
+    selector_and_template(spec, "deployment", "spec.selector", errors);
+    let strategy = &spec["strategy"];
+    enumerated(strategy, "spec.strategy", "type", &["Recreate", "RollingUpdate"], errors);
+    match text(strategy, "/type") {
+        "Recreate" if has(strategy, "/rollingUpdate") => {
+            let words = "may not be specified when strategy `type` is 'Recreate'";
+            errors.forbidden("spec.strategy.rollingUpdate", words);
+        }
+        "RollingUpdate" => {
+            rolling(&strategy["rollingUpdate"], "spec.strategy.rollingUpdate", "maxSurge", errors)
+        }
+        _ => {}
+    }
+    if let (Some(deadline), ready) =
+        (int(spec, "/progressDeadlineSeconds"), int(spec, "/minReadySeconds").unwrap_or(0))
+        && deadline >= 0
+        && deadline <= ready
+    {
+        errors.invalid("spec.progressDeadlineSeconds", deadline, "must be greater than minReadySeconds");
+    }
+}
+
+/// `maxUnavailable` and `maxSurge`: numbers or percentages, not both zero.
+fn rolling(r: &Value, path: &str, other: &str, errors: &mut FieldErrors) {
+    let mut zero = Vec::new();
+    for key in ["maxUnavailable", "maxSurge"] {
+        let path = format!("{path}.{key}");
+        let value = r.get(key).cloned().unwrap_or_else(|| json!(0));
+        match IntOrString::from_json(&value) {
+            Some(IntOrString::Int(n)) => {
+                errors.non_negative(&path, n.into());
+                zero.push(n == 0);
+            }
+            Some(IntOrString::Str(s)) => {
+                let words = crate::name::percent(&s);
+                let percent = IntOrString::Str(s.clone()).percent();
+                zero.push(words.is_empty() && percent == Some(0));
+                errors.invalid_all(&path, &s, words);
+                if key == "maxUnavailable" && percent.is_some_and(|p| p > 100) {
+                    errors.invalid(&path, s, "must not be greater than 100%");
+                }
+            }
+            None => zero.push(false),
+        }
+    }
+    if zero.iter().all(|z| *z) {
+        let value = r.get("maxUnavailable").cloned().unwrap_or_else(|| json!(0));
+        errors.invalid(
+            &format!("{path}.maxUnavailable"),
+            value,
+            &format!("may not be 0 when `{other}` is 0"),
+        );
+    }
+}
+
+fn stateful_set(obj: &Value, errors: &mut FieldErrors) {
+    let spec = &obj["spec"];
+    enumerated(spec, "spec", "podManagementPolicy", &["OrderedReady", "Parallel"], errors);
+    enumerated(
+        &spec["updateStrategy"],
+        "spec.updateStrategy",
+        "type",
+        &["OnDelete", "RollingUpdate"],
+        errors,
+    );
+    if text(spec, "/updateStrategy/type") == "OnDelete" && has(spec, "/updateStrategy/rollingUpdate") {
+        let words = "only allowed for updateStrategy 'RollingUpdate'";
+        errors.invalid(
+            "spec.updateStrategy.rollingUpdate",
+            spec["updateStrategy"]["rollingUpdate"].clone(),
+            words,
+        );
+    }
+    if let Some(partition) = int(spec, "/updateStrategy/rollingUpdate/partition") {
+        errors.non_negative("spec.updateStrategy.rollingUpdate.partition", partition);
+    }
+    for key in ["whenDeleted", "whenScaled"] {
+        let path = "spec.persistentVolumeClaimRetentionPolicy";
+        enumerated(&spec["persistentVolumeClaimRetentionPolicy"], path, key, &["Delete", "Retain"], errors);
+    }
+    counts(spec, &["replicas", "minReadySeconds", "revisionHistoryLimit"], errors);
+    if let Some(start) = int(spec, "/ordinals/start") {
+        errors.non_negative("spec.ordinals.start", start);
+    }
+    selector_and_template(&with_claims(spec), "statefulset", "spec.selector", errors);
+}
+
+/// The spec with a volume for each claim template that the pod template does not define itself: mounts may
+/// name them.
+fn with_claims(spec: &Value) -> Value {
+    let mut spec = spec.clone();
+    let names: Vec<String> =
+        list(&spec, "/volumeClaimTemplates").iter().map(|c| text(c, "/metadata/name").to_string()).collect();
+    let Some(pod) = spec.pointer_mut("/template/spec").filter(|p| p.is_object()) else { return spec };
+    let own: Vec<String> = list(pod, "/volumes").iter().map(|v| text(v, "/name").to_string()).collect();
+    if !has(pod, "/volumes") {
+        set(pod, "volumes", json!([]));
+    }
+    if let Some(Value::Array(volumes)) = pod.get_mut("volumes") {
+        for name in names.into_iter().filter(|n| !own.contains(n)) {
+            volumes.push(json!({"name": name, "persistentVolumeClaim": {"claimName": name}}));
+        }
+    }
+    spec
+}
+
+fn stateful_update(new: &Value, old: &Value, errors: &mut FieldErrors) {
+    const FREE: [&str; 8] = [
+        "replicas",
+        "ordinals",
+        "template",
+        "updateStrategy",
+        "revisionHistoryLimit",
+        "persistentVolumeClaimRetentionPolicy",
+        "minReadySeconds",
+        "selector",
+    ];
+    stateful_set(new, errors);
+    let fixed = |v: &Value| {
+        let all = entries(v, "/spec").filter(|(k, _)| !FREE.contains(k));
+        all.map(|(k, v)| (k.to_string(), v.clone())).collect::<Vec<_>>()
+    };
+    if fixed(new) != fixed(old) || new["spec"]["selector"] != old["spec"]["selector"] {
+        let words = "updates to statefulset spec for fields other than 'replicas', 'ordinals', 'template', \
+            'updateStrategy', 'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and 'minReadySeconds' are forbidden";
+        errors.forbidden("spec", words);
+    }
+}
+
+fn daemon_set(obj: &Value, errors: &mut FieldErrors) {
+    let spec = &obj["spec"];
+    counts(spec, &["minReadySeconds", "revisionHistoryLimit"], errors);
+    selector_and_template(spec, "daemonset", "spec.selector", errors);
+    let strategy = &spec["updateStrategy"];
+    enumerated(strategy, "spec.updateStrategy", "type", &["OnDelete", "RollingUpdate"], errors);
+    if text(strategy, "/type") == "RollingUpdate" {
+        rolling(&strategy["rollingUpdate"], "spec.updateStrategy.rollingUpdate", "maxSurge", errors);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn web() -> Value {
+        let mut d = json!({"metadata": {"name": "web"}, "spec": {"selector": {"matchLabels": {"a": "b"}},
+            "template": {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i:1"}]}}}});
+        deployment_defaults(&mut d);
+        d
+    }
+
+    fn complaints(change: impl FnOnce(&mut Value)) -> Vec<String> {
+        let mut d = web();
+        change(&mut d);
+        let mut errors = FieldErrors::new();
+        deployment(&d, &mut errors);
+        errors.causes().iter().map(|c| format!("{}: {}", c.field, c.message)).collect()
+    }
+
+    #[test]
+    fn a_plain_deployment() {
+        assert_eq!(complaints(|_| {}), Vec::<String>::new());
+        let spec = &web()["spec"];
+        assert_eq!(
+            spec["strategy"],
+            json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "25%", "maxUnavailable": "25%"}})
+        );
+        assert_eq!(
+            (&spec["replicas"], &spec["revisionHistoryLimit"], &spec["progressDeadlineSeconds"]),
+            (&json!(1), &json!(10), &json!(600))
+        );
+    }
+
+    #[test]
+    fn words_of_complaints() {
+        for (pointer, value, words) in [
+            (
+                "/spec/replicas",
+                json!(-1),
+                "spec.replicas: Invalid value: -1: must be greater than or equal to 0",
+            ),
+            (
+                "/spec/selector",
+                json!({}),
+                "spec.selector: Invalid value: {}: empty selector is invalid for deployment",
+            ),
+            ("/spec/selector", json!(null), "spec.selector: Required value"),
+            (
+                "/spec/selector/matchLabels",
+                json!({"a": "c"}),
+                "spec.template.metadata.labels: Invalid value: {\"a\":\"b\"}: `selector` does not match template `labels`",
+            ),
+            (
+                "/spec/template/spec/restartPolicy",
+                json!("Never"),
+                "spec.template.spec.restartPolicy: Unsupported value: \"Never\": supported values: \"Always\"",
+            ),
+            (
+                "/spec/strategy/type",
+                json!("Recreate"),
+                "spec.strategy.rollingUpdate: Forbidden: may not be specified when strategy `type` is 'Recreate'",
+            ),
+            (
+                "/spec/strategy/rollingUpdate",
+                json!({"maxSurge": 0, "maxUnavailable": "0%"}),
+                "spec.strategy.rollingUpdate.maxUnavailable: Invalid value: \"0%\": may not be 0 when `maxSurge` is 0",
+            ),
+            ("/spec/template/spec/containers", json!([]), "spec.template.spec.containers: Required value"),
+            (
+                "/spec/template/spec/containers/0/name",
+                json!("A"),
+                "spec.template.spec.containers[0].name: Invalid value: \"A\": a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')",
+            ),
+            (
+                "/spec/progressDeadlineSeconds",
+                json!(0),
+                "spec.progressDeadlineSeconds: Invalid value: 0: must be greater than minReadySeconds",
+            ),
+        ] {
+            let all = complaints(|d| *d.pointer_mut(pointer).unwrap() = value.clone());
+            assert_eq!(all, [words], "{pointer}");
+        }
+    }
+
+    #[test]
+    fn stateful_sets_mount_their_claims() {
+        let mut s = json!({"spec": {"serviceName": "x", "selector": {"matchLabels": {"a": "b"}}, "volumeClaimTemplates": [{"metadata": {"name": "data"}, "spec": {}}],
+            "template": {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i", "volumeMounts": [{"name": "data", "mountPath": "/d"}]}]}}}});
+        stateful_defaults(&mut s);
+        let mut errors = FieldErrors::new();
+        stateful_set(&s, &mut errors);
+        assert_eq!(errors, FieldErrors::new());
+        let mut changed = s.clone();
+        changed["spec"]["serviceName"] = json!("y");
+        stateful_update(&changed, &s, &mut errors);
+        assert_eq!(errors.causes()[0].field, "spec");
+    }
+}
