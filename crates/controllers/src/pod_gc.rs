@@ -1,0 +1,119 @@
+//! Pods that nobody else will remove: on nodes that are gone, or finished ones beyond a bound.
+
+use crate::context::{Context, Outcome, Reconcile, enqueue, run};
+use crate::queue::Queue;
+use async_trait::async_trait;
+use client::cache::Cache;
+use client::{DeleteOptions, Object, ObjectKey};
+use k8s_openapi::api::core::v1 as core;
+use k8s_schema::gvr;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::JoinHandle;
+
+/// Finished pods that are kept for their logs, as upstream.
+const FINISHED_MAX: usize = 12_500;
+/// A pod whose node is missing is given this time: the node may just be registering anew.
+const QUARANTINE: Duration = Duration::from_secs(40);
+
+struct Controller {
+    context: Context,
+    nodes: Arc<Cache>,
+    pods: Arc<Cache>,
+}
+
+/// Starts it. One key stands for the whole cluster: changes coalesce.
+pub fn start(context: &Context) -> Vec<JoinHandle<()>> {
+    let queue = Arc::new(Queue::default());
+    let (nodes, pods) = (context.informers.of(&gvr::NODES), context.informers.of(&gvr::PODS));
+    let late = queue.clone();
+    nodes.on_change(Box::new(move |_, new| {
+        if new.is_none() {
+            late.add_after(ObjectKey::cluster("all"), QUARANTINE);
+        }
+    }));
+    enqueue(&pods, &queue, |pod| {
+        let concerns = pod.view::<core::Pod>().is_ok_and(|p| is_finished(&p) || waits_for_nobody(&p));
+        concerns.then(|| ObjectKey::cluster("all")).into_iter().collect()
+    });
+    queue.add_after(ObjectKey::cluster("all"), QUARANTINE);
+    let caches = vec![nodes.clone(), pods.clone()];
+    run("podgc", caches, queue, 1, Arc::new(Controller { context: context.clone(), nodes, pods }))
+}
+
+fn is_finished(pod: &core::Pod) -> bool {
+    matches!(pod.status.as_ref().and_then(|s| s.phase.as_deref()), Some("Failed" | "Succeeded"))
+}
+
+/// Being deleted, and no node ever took it.
+fn waits_for_nobody(pod: &core::Pod) -> bool {
+    let bound = pod.spec.as_ref().is_some_and(|s| s.node_name.as_ref().is_some_and(|n| !n.is_empty()));
+    pod.metadata.deletion_timestamp.is_some() && !bound
+}
+
+/// The pods to remove.
+fn decide(pods: &[Arc<Object>], nodes: &BTreeSet<String>) -> Vec<Arc<Object>> {
+    let mut gone = Vec::new();
+    let mut finished = Vec::new();
+    for object in pods {
+        let Ok(pod) = object.view::<core::Pod>() else { continue };
+        let node = pod.spec.as_ref().and_then(|s| s.node_name.clone()).filter(|n| !n.is_empty());
+        let orphan = node.is_some_and(|n| !nodes.contains(&n));
+        if orphan || waits_for_nobody(&pod) {
+            gone.push(object.clone());
+        } else if is_finished(&pod) {
+            finished.push((object.meta().creation_timestamp.clone(), object.clone()));
+        }
+    }
+    finished.sort_by(|a, b| a.0.cmp(&b.0));
+    let surplus = finished.len().saturating_sub(FINISHED_MAX);
+    gone.extend(finished.into_iter().take(surplus).map(|(_, object)| object));
+    gone
+}
+
+#[async_trait]
+impl Reconcile for Controller {
+    async fn reconcile(&self, _: &ObjectKey) -> Outcome {
+        let nodes: BTreeSet<String> = self.nodes.list().iter().map(|n| n.key.name.to_string()).collect();
+        for pod in decide(&self.pods.list(), &nodes) {
+            let options = DeleteOptions {
+                grace_period_seconds: Some(0),
+                uid: Some(pod.uid().into()),
+                ..DeleteOptions::default()
+            };
+            match self.context.client.delete(&gvr::PODS, &pod.key, options).await {
+                Err(error) if !error.is_not_found() && !error.is_conflict() => return Err(error),
+                _ => tracing::info!(pod = %pod.key, "removed a pod that nobody else would"),
+            }
+        }
+        Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn only_orphans_and_the_forgotten_go() {
+        let pod = |name: &str, node: &str, deleting: bool| {
+            let mut value = json!({"metadata": {"name": name, "namespace": "n"},
+                "spec": {"nodeName": node, "containers": []}, "status": {"phase": "Running"}});
+            if deleting {
+                value["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+            }
+            Arc::new(Object::parse(bytes::Bytes::from(value.to_string())).unwrap())
+        };
+        let pods = [
+            pod("here", "a", false),
+            pod("orphan", "b", false),
+            pod("waiting", "", false),
+            pod("forgotten", "", true),
+        ];
+        let gone: Vec<String> =
+            decide(&pods, &["a".to_string()].into()).iter().map(|p| p.key.to_string()).collect();
+        assert_eq!(gone, ["n/orphan", "n/forgotten"]);
+    }
+}
