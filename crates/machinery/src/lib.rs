@@ -4,6 +4,7 @@
 //! Deliberately not here: the kinds' field facts (`k8s-schema`), HTTP (`apiserver`).
 
 pub mod body;
+pub mod convert;
 pub mod field_errors;
 pub mod intstr;
 pub mod kinds;

@@ -4,6 +4,7 @@
 //! Every resource without a row gets [`GENERIC`]: metadata rules, the status split, NAME and AGE.
 //! Deliberately not here: allocation (cluster IPs, node ports), admission, storage.
 
+mod batch;
 mod config;
 mod endpoints;
 mod event;
@@ -128,6 +129,7 @@ static GENERIC_COUNTED: Behaviour = Behaviour { generation: true, ..GENERIC };
 
 /// The table. One line a family.
 static ROWS: &[&[Behaviour]] = &[
+    batch::ROWS,
     config::ROWS,
     endpoints::ROWS,
     event::ROWS,
