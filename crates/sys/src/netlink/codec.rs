@@ -23,6 +23,11 @@ impl Attrs {
         Self::default()
     }
 
+    /// A run that is encoded already, as received.
+    pub fn raw(encoded: &[u8]) -> Self {
+        Self(encoded.to_vec())
+    }
+
     /// Appends one attribute with the given value.
     pub fn bytes(mut self, kind: u16, value: &[u8]) -> Self {
         let len = u16::try_from(value.len() + 4).expect("callers split what does not fit one attribute");

@@ -10,7 +10,7 @@ mod codec;
 mod socket;
 
 pub use codec::{Attrs, Message, Reply, attrs, be16, be32, ne16, ne32};
-pub use socket::{NetlinkError, Protocol, RECEIVE_TIMEOUT, Socket, in_netns};
+pub use socket::{NetlinkError, Protocol, RECEIVE_TIMEOUT, Socket, in_netns, new_netns};
 
 /// Request flags (`linux/netlink.h`).
 pub mod flags {

@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use rustix::net::netlink::{NETFILTER, SocketAddrNetlink};
 use rustix::net::sockopt::{Timeout, set_socket_send_buffer_size_force, set_socket_timeout};
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recv, sendto, socket_with};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recv, sendto, socket_with,
+};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::codec::{Attrs, HEADER, Message, Reply, attrs, ne32, replies};
@@ -105,6 +107,20 @@ pub fn in_netns<T: Send>(ns: BorrowedFd<'_>, work: impl FnOnce() -> T + Send) ->
     })
 }
 
+/// Makes a new, empty network namespace; it lives as long as the returned descriptor (or a bind mount of it).
+///
+/// # Errors
+/// No right to make namespaces, or no more room for them.
+pub fn new_netns() -> io::Result<OwnedFd> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("netns".into()).spawn_scoped(scope, || {
+            unshare_net()?;
+            std::fs::File::open("/proc/thread-self/ns/net").map(OwnedFd::from)
+        })?;
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
 impl Socket {
     /// Opens a socket in the calling thread's network namespace.
     ///
@@ -154,6 +170,9 @@ impl Socket {
     }
 
     fn exchange(&mut self, messages: &[Message]) -> Result<Vec<Reply>, NetlinkError> {
+        if messages.is_empty() {
+            return Ok(Vec::new());
+        }
         let first = self.seq;
         let mut wire = Vec::new();
         for message in messages {
@@ -304,6 +323,12 @@ fn acknowledged(reply: &Reply, index: usize, kind: u16) -> Result<(), NetlinkErr
         }
     }
     Err(NetlinkError::Kernel { index, kind, errno: code.wrapping_neg(), text })
+}
+
+#[expect(unsafe_code, reason = "leaving a namespace is only sound on a thread that owns no shared state")]
+fn unshare_net() -> io::Result<()> {
+    // SAFETY: only the network namespace of this fresh thread changes; no descriptor table is unshared.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.map_err(Into::into)
 }
 
 #[expect(unsafe_code, reason = "rustix has no wrapper for these two socket options")]
