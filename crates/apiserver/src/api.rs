@@ -1,0 +1,107 @@
+//! [`Api`]: one realm's server, made from a config, running until it is closed.
+
+use crate::cache::{Cache, Objects};
+use crate::config::ApiConfig;
+use crate::inproc::InProcess;
+use crate::metrics::Metrics;
+use crate::openapi::Documents;
+use crate::resources::Registry;
+use crate::services::ServicePools;
+use crate::storage::Storage;
+use crate::{bootstrap, resources};
+use auth::Identity;
+use client::{ApiClient, Object, ObjectKey};
+use k8s_schema::{Gvr, Held};
+use machinery::status::ApiError;
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// Why a server could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The store could not be listed.
+    #[error("reading the store: {0}")]
+    Store(#[from] store::StoreError),
+    /// An object that must be there could not be made.
+    #[error("making {what}: {error}")]
+    Bootstrap {
+        /// Which object.
+        what: String,
+        /// Why.
+        error: ApiError,
+    },
+}
+
+/// One realm's API server.
+pub struct Api {
+    pub(crate) config: ApiConfig,
+    pub(crate) registry: Registry,
+    pub(crate) storage: Storage,
+    pub(crate) services: Arc<ServicePools>,
+    pub(crate) metrics: Metrics,
+    pub(crate) documents: Documents,
+    closing: watch::Sender<bool>,
+}
+
+impl Api {
+    /// Opens a realm: reads the store, starts the feed of the cache, makes the objects that must be there.
+    pub async fn open(config: ApiConfig) -> Result<Arc<Api>, OpenError> {
+        let cache = Cache::open(&*config.store, &config.realm).await?;
+        let closing = watch::Sender::new(false);
+        tokio::spawn(cache.clone().feed(config.store.clone(), closing.subscribe()));
+        let registry = Registry::builtin(&config.realm, config.legacy);
+        let rows = registry.all().map(|r| Held::Static(r.row)).collect();
+        let api = Arc::new(Api {
+            registry,
+            storage: Storage { store: config.store.clone(), cache },
+            services: Arc::new(ServicePools::new(config.service_cidr, &config.node_ports)),
+            metrics: Metrics::default(),
+            documents: Documents::new(rows),
+            closing,
+            config,
+        });
+        for service in api.cached_all(&k8s_schema::gvr::SERVICES).values() {
+            api.services.adopt(&service.key, &service.value().unwrap_or_default());
+        }
+        bootstrap::ensure(&api).await?;
+        Ok(api)
+    }
+
+    /// A door for a component in this process, acting as `identity`.
+    pub fn client(self: &Arc<Self>, identity: Identity) -> ApiClient {
+        Arc::new(InProcess::new(self.clone(), identity))
+    }
+
+    /// Ends watches, connections and the feed. The store stays open.
+    pub fn close(&self) {
+        self.closing.send_replace(true);
+    }
+
+    /// Turns true when the server closes.
+    pub(crate) fn closing(&self) -> watch::Receiver<bool> {
+        self.closing.subscribe()
+    }
+
+    /// Now, as objects carry it.
+    pub(crate) fn now_text(&self) -> String {
+        machinery::time::format((self.config.clock)())
+    }
+
+    /// An object of a built-in resource as the cache has it now.
+    pub(crate) fn cached(&self, gvr: &Gvr, namespace: &str, name: &str) -> Option<Arc<Object>> {
+        let resource = self.registry.find(gvr)?;
+        self.storage.cache.get(&resource.prefix, &resource.suffix(namespace, name))
+    }
+
+    /// All objects of a built-in resource as the cache has them now.
+    pub(crate) fn cached_all(&self, gvr: &Gvr) -> Objects {
+        self.registry.find(gvr).map(|r| self.storage.cache.snapshot(&r.prefix).objects).unwrap_or_default()
+    }
+
+    /// Gives back what a removed object held.
+    pub(crate) fn released(&self, resource: &resources::Resource, key: &ObjectKey) {
+        if resource.is("", "services") {
+            self.services.release(key);
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! What an API server is made from: everything it would otherwise take from the process.
+//!
+//! Clock and random come in here so that a simulator can own them. The traits are the seams to parts that
+//! other crates provide: node connections, token checks, token issue.
+
+use crate::authz::{Authorizer, ComponentAuthorizer};
+use async_trait::async_trait;
+use auth::Identity;
+use machinery::status::ApiError;
+use serde_json::Value;
+use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use store::Store;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+/// A byte stream both ways.
+pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+/// Opens connections to the agents' own servers (kubelet port), already authenticated as the API server.
+#[async_trait]
+pub trait NodeDialer: Send + Sync + 'static {
+    /// A connection on which HTTP/1.1 to that node's agent can begin.
+    async fn dial(&self, node: &str) -> std::io::Result<Box<dyn Duplex>>;
+}
+
+/// Checks bearer tokens.
+#[async_trait]
+pub trait TokenAuthenticator: Send + Sync + 'static {
+    /// Whose token this is; `None` when it is nobody's.
+    async fn authenticate(&self, token: &str) -> Option<Identity>;
+}
+
+/// Issues service-account tokens for `serviceaccounts/token`.
+pub trait TokenIssuer: Send + Sync + 'static {
+    /// Fills `status` of a TokenRequest for this account.
+    fn issue(&self, account: &Value, request: &Value) -> Result<Value, ApiError>;
+}
+
+/// An IPv4 range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ipv4Range {
+    /// Network address.
+    pub network: Ipv4Addr,
+    /// Prefix length, 0 to 32.
+    pub prefix: u8,
+}
+
+impl Ipv4Range {
+    /// Parses `10.96.0.0/16`; the address is masked to the network.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (address, prefix) = text.split_once('/')?;
+        let (address, prefix): (Ipv4Addr, u8) = (address.parse().ok()?, prefix.parse().ok()?);
+        let mask = u32::MAX.checked_shl(32u32.checked_sub(prefix.into())?).unwrap_or(0);
+        Some(Ipv4Range { network: Ipv4Addr::from(u32::from(address) & mask), prefix })
+    }
+
+    /// First and last usable address as numbers (network and broadcast address left out).
+    pub fn usable(&self) -> (u32, u32) {
+        let first = u32::from(self.network);
+        let size = 1u64 << (32 - u64::from(self.prefix.min(32)));
+        let last = u64::from(first) + size - 1;
+        (first.saturating_add(1), (last.saturating_sub(1)) as u32)
+    }
+}
+
+/// Everything an [`crate::Api`] is made from.
+#[derive(Clone)]
+pub struct ApiConfig {
+    /// The realm: first segment of every key.
+    pub realm: String,
+    /// Where objects are.
+    pub store: Arc<dyn Store>,
+    /// Range of cluster IPs. Its first address becomes the `kubernetes` service's.
+    pub service_cidr: Ipv4Range,
+    /// The cluster DNS service's address: never given to another service unasked.
+    pub cluster_dns_ip: Ipv4Addr,
+    /// Ports of NodePort services.
+    pub node_ports: RangeInclusive<u16>,
+    /// Where clients inside the cluster reach this server: the `kubernetes` service's endpoint. `None`: no such
+    /// service is made.
+    pub advertise: Option<(Ipv4Addr, u16)>,
+    /// Now.
+    pub clock: Arc<dyn Fn() -> jiff::Timestamp + Send + Sync>,
+    /// 128 random bits at each call.
+    pub random: Arc<dyn Fn() -> u128 + Send + Sync>,
+    /// Decides who may do what.
+    pub authorizer: Arc<dyn Authorizer>,
+    /// Checks bearer tokens; without one every token is refused.
+    pub authenticator: Option<Arc<dyn TokenAuthenticator>>,
+    /// Issues service-account tokens; without one no token volume is mounted into pods.
+    pub token_issuer: Option<Arc<dyn TokenIssuer>>,
+    /// Connections to agents, for logs, exec, attach, port-forward.
+    pub nodes: Option<Arc<dyn NodeDialer>>,
+    /// Serve group versions that Kubernetes has removed (`extensions/v1beta1` …)?
+    pub legacy: bool,
+}
+
+impl ApiConfig {
+    /// The defaults over a store: system clock and random, `10.96.0.0/16`, no seams wired.
+    pub fn new(realm: impl Into<String>, store: Arc<dyn Store>) -> Self {
+        ApiConfig {
+            realm: realm.into(),
+            store,
+            service_cidr: Ipv4Range { network: Ipv4Addr::new(10, 96, 0, 0), prefix: 16 },
+            cluster_dns_ip: Ipv4Addr::new(10, 96, 0, 10),
+            node_ports: 30000..=32767,
+            advertise: None,
+            clock: Arc::new(jiff::Timestamp::now),
+            random: Arc::new(|| uuid::Uuid::new_v4().as_u128()),
+            authorizer: Arc::new(ComponentAuthorizer),
+            authenticator: None,
+            token_issuer: None,
+            nodes: None,
+            legacy: true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges() {
+        let range = Ipv4Range::parse("10.96.3.0/16").unwrap();
+        assert_eq!(range.network, Ipv4Addr::new(10, 96, 0, 0));
+        let (first, last) = range.usable();
+        assert_eq!(Ipv4Addr::from(first), Ipv4Addr::new(10, 96, 0, 1));
+        assert_eq!(Ipv4Addr::from(last), Ipv4Addr::new(10, 96, 255, 254));
+        assert!(Ipv4Range::parse("10.0.0.0/33").is_none());
+        assert!(Ipv4Range::parse("10.0.0.0").is_none());
+    }
+}

@@ -1,0 +1,74 @@
+//! Request bodies: bounded, of a known type, parsed.
+
+use super::negotiate::{self, Format};
+use ::http::{Request, header};
+use bytes::Bytes;
+use client::PatchKind;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use machinery::body::Body;
+use machinery::status::ApiError;
+use serde_json::Value;
+
+/// Largest request body, as upstream: what etcd takes, twice.
+pub const BODY_MAX: usize = 3 << 20;
+
+fn too_large() -> ApiError {
+    let message = format!("Request entity too large: limit is {BODY_MAX}");
+    ApiError::new(413, "RequestEntityTooLarge", message)
+}
+
+/// Reads the whole body.
+pub async fn read(request: Request<Incoming>) -> Result<Bytes, ApiError> {
+    let declared =
+        super::header_text(request.headers(), header::CONTENT_LENGTH).parse::<usize>().unwrap_or(0);
+    if declared > BODY_MAX {
+        return Err(too_large());
+    }
+    match Limited::new(request.into_body(), BODY_MAX).collect().await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
+        Err(error) => Err(ApiError::bad_request(format!("reading the body: {error}"))),
+    }
+}
+
+/// Reads and parses an object.
+pub async fn object(request: Request<Incoming>) -> Result<Body, ApiError> {
+    let content_type = super::header_text(request.headers(), header::CONTENT_TYPE).to_string();
+    let format = negotiate::format(&content_type)?;
+    parse(format, &read(request).await?)
+}
+
+/// Reads and parses an optional object; an empty body is null.
+pub async fn optional(request: Request<Incoming>) -> Result<Value, ApiError> {
+    let content_type = super::header_text(request.headers(), header::CONTENT_TYPE).to_string();
+    let bytes = read(request).await?;
+    if bytes.is_empty() {
+        return Ok(Value::Null);
+    }
+    Ok(parse(negotiate::format(&content_type)?, &bytes)?.value)
+}
+
+fn parse(format: Format, bytes: &[u8]) -> Result<Body, ApiError> {
+    match format {
+        Format::Json => machinery::body::json(bytes),
+        Format::Yaml => machinery::body::yaml(bytes),
+    }
+}
+
+const PATCH_TYPES: &str = "application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json, application/apply-patch+yaml";
+
+/// Reads and parses a patch.
+pub async fn patch(request: Request<Incoming>) -> Result<(PatchKind, Body), ApiError> {
+    let content_type = super::header_text(request.headers(), header::CONTENT_TYPE).to_string();
+    let kind = match negotiate::media_type(&content_type) {
+        "application/json-patch+json" => PatchKind::Json,
+        "application/merge-patch+json" => PatchKind::Merge,
+        "application/strategic-merge-patch+json" => PatchKind::Strategic,
+        "application/apply-patch+yaml" => PatchKind::Apply,
+        _ => return Err(negotiate::unsupported(PATCH_TYPES)),
+    };
+    let bytes = read(request).await?;
+    let format = if kind == PatchKind::Apply { Format::Yaml } else { Format::Json };
+    Ok((kind, parse(format, &bytes)?))
+}

@@ -1,0 +1,143 @@
+//! Paths that are about no resource: health, version, metrics, discovery, OpenAPI, the index.
+
+use super::Inbound;
+use super::respond::{self, Body, Wishes};
+use crate::Api;
+use crate::discovery::{self, Form, Root};
+use crate::verbs::{no_such_resource, not_allowed};
+use ::http::{HeaderValue, Method, Response, header};
+use k8s_schema::ResourceRow;
+use machinery::status::ApiError;
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+/// The health checks by name; each is a look at something that can really fail.
+type Check = (&'static str, fn(&Api) -> bool);
+const CHECKS: [Check; 3] = [
+    ("ping", |_| true),
+    ("etcd", |api| api.storage.cache.revision() > 0),
+    ("shutdown", |api| !*api.closing().borrow()),
+];
+
+/// Answers an authorized request.
+pub fn answer(api: &Arc<Api>, inbound: &Inbound, path: &str) -> Result<Response<Body>, ApiError> {
+    if !matches!(*inbound.request.method(), Method::GET | Method::HEAD) {
+        return Err(not_allowed());
+    }
+    let segments: Vec<&str> = path.split('/').filter(|s| !s.is_empty()).collect();
+    let wishes = inbound.wishes();
+    let accept = inbound.header(header::ACCEPT);
+    let json = |value: Value| Ok(respond::json_value(200, "application/json", &value, wishes));
+    match segments.as_slice() {
+        [] => json(json!({"paths": index(api)})),
+        ["healthz" | "livez" | "readyz", rest @ ..] => health(api, inbound, segments[0], rest),
+        ["version"] => json(version()),
+        ["metrics"] => {
+            let text = api.metrics.text(&api.storage.cache);
+            Ok(respond::raw(200, "text/plain; version=0.0.4; charset=utf-8", respond::full(text)))
+        }
+        ["api"] => Ok(root(api, inbound, Root::Core, wishes)),
+        ["apis"] => Ok(root(api, inbound, Root::Groups, wishes)),
+        ["apis", group] => json(discovery::group(&rows(api), group).ok_or_else(no_such_resource)?),
+        ["api", version] => {
+            json(discovery::resource_list(&rows(api), "", version).ok_or_else(no_such_resource)?)
+        }
+        ["apis", group, version] => {
+            json(discovery::resource_list(&rows(api), group, version).ok_or_else(no_such_resource)?)
+        }
+        ["openapi", ..] => openapi(api, inbound, path, accept),
+        _ => Err(no_such_resource()),
+    }
+}
+
+fn rows(api: &Api) -> Vec<&'static ResourceRow> {
+    // The table's own order is discovery's.
+    k8s_schema::resources().iter().filter(|r| api.config.legacy || !r.legacy).collect()
+}
+
+fn index(api: &Api) -> Vec<String> {
+    let mut paths = vec!["/api".to_string(), "/api/v1".into(), "/apis".into()];
+    for row in rows(api).into_iter().filter(|r| !r.gvr.group.is_empty()) {
+        paths.push(format!("/apis/{}", row.gvr.group));
+        paths.push(format!("/apis/{}", row.api_version()));
+    }
+    for fixed in ["/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"] {
+        paths.push(fixed.into());
+    }
+    paths.sort();
+    paths.dedup();
+    paths
+}
+
+fn root(api: &Api, inbound: &Inbound, root: Root, wishes: Wishes) -> Response<Body> {
+    let form = Form::negotiate(inbound.header(header::ACCEPT));
+    let rows = rows(api);
+    let value = match (form, root) {
+        (Form::Plain, Root::Core) => discovery::api_versions(&rows, inbound.header(header::HOST)),
+        (Form::Plain, Root::Groups) => discovery::group_list(&rows),
+        _ => discovery::aggregated(&rows, root, form),
+    };
+    let mut response = respond::json_value(200, form.content_type(), &value, wishes);
+    response.headers_mut().append(header::VARY, HeaderValue::from_static("Accept"));
+    response
+}
+
+fn openapi(api: &Api, inbound: &Inbound, path: &str, accept: &str) -> Result<Response<Body>, ApiError> {
+    let document = api.documents.get(path, accept).map_err(|_| super::negotiate::not_acceptable())?;
+    let document = document.ok_or_else(no_such_resource)?;
+    let etag = HeaderValue::from_str(&document.etag).map_err(ApiError::internal)?;
+    let known = inbound.header(header::IF_NONE_MATCH).split(',').any(|t| t.trim() == document.etag);
+    let wishes = Wishes { pretty: false, ..inbound.wishes() };
+    let mut response = if known {
+        respond::raw(304, document.content_type, respond::full(""))
+    } else {
+        respond::json_bytes(200, document.content_type, document.body, wishes)
+    };
+    response.headers_mut().insert(header::ETAG, etag);
+    response.headers_mut().append(header::VARY, HeaderValue::from_static("Accept"));
+    Ok(response)
+}
+
+fn health(api: &Api, inbound: &Inbound, probe: &str, rest: &[&str]) -> Result<Response<Body>, ApiError> {
+    let text =
+        |code: u16, text: String| Ok(respond::raw(code, "text/plain; charset=utf-8", respond::full(text)));
+    if let [name, ..] = rest {
+        let check = CHECKS.iter().find(|(n, _)| n == name).ok_or_else(no_such_resource)?;
+        return if (check.1)(api) {
+            text(200, "ok".into())
+        } else {
+            text(500, "internal server error: failed\n".into())
+        };
+    }
+    let excluded: Vec<&str> = inbound.query.all("exclude").collect();
+    let mut report = String::new();
+    let mut failed = false;
+    for (name, check) in CHECKS {
+        let line = match (excluded.contains(&name), check(api)) {
+            (true, _) => format!("[+]{name} excluded: ok\n"),
+            (false, true) => format!("[+]{name} ok\n"),
+            (false, false) => {
+                failed = true;
+                format!("[-]{name} failed: reason withheld\n")
+            }
+        };
+        report.push_str(&line);
+    }
+    match (failed, inbound.query.find("verbose").is_some()) {
+        (true, _) => text(500, format!("{report}{probe} check failed\n")),
+        (false, true) => text(200, format!("{report}{probe} check passed\n")),
+        (false, false) => text(200, "ok".into()),
+    }
+}
+
+fn version() -> Value {
+    json!({
+        "major": "1", "minor": "36",
+        "emulationMajor": "1", "emulationMinor": "36",
+        "minCompatibilityMajor": "1", "minCompatibilityMinor": "35",
+        "gitVersion": concat!("v1.36.0+gantry", env!("CARGO_PKG_VERSION")),
+        "gitCommit": "", "gitTreeState": "clean", "buildDate": "1970-01-01T00:00:00Z",
+        "goVersion": "go1.26", "compiler": "rustc",
+        "platform": concat!("linux/", "amd64"),
+    })
+}

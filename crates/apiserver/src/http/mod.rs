@@ -1,0 +1,182 @@
+//! HTTP: from a request to an answer.
+//!
+//! [`handle`] authenticates, authorizes, routes, counts, and turns every failure (a panic too) into a Status.
+//! Deliberately not here: sockets (`serve`), what verbs do (`verbs`).
+
+mod body;
+mod meta;
+mod negotiate;
+mod proxy;
+mod requests;
+mod respond;
+mod serve;
+mod watch;
+
+use crate::Api;
+use crate::authz::Attributes;
+use crate::metrics::RequestKind;
+use crate::path::{self, Path, Query};
+use ::http::{HeaderMap, HeaderName, Request, Response, header};
+use auth::Identity;
+use futures_util::FutureExt;
+use hyper::body::Incoming;
+use machinery::status::ApiError;
+use respond::{Body, Wishes};
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use tokio::time::Instant;
+
+/// One request, read as far as every handler needs it.
+pub(crate) struct Inbound {
+    /// The caller.
+    pub identity: Arc<Identity>,
+    /// The parameters.
+    pub query: Query,
+    /// The request itself.
+    pub request: Request<Incoming>,
+}
+
+impl Inbound {
+    /// A header's text; "" when absent or not text.
+    pub fn header(&self, name: HeaderName) -> &str {
+        header_text(self.request.headers(), name)
+    }
+
+    /// What the client said about the shape of the answer.
+    pub fn wishes(&self) -> Wishes {
+        let gzip = self.header(header::ACCEPT_ENCODING).split(',').any(|e| {
+            let mut parts = e.split(';').map(str::trim);
+            parts.next() == Some("gzip") && !parts.any(|p| matches!(p, "q=0" | "q=0.0"))
+        });
+        let browser =
+            ["curl", "Wget", "Mozilla/5.0"].iter().any(|a| self.header(header::USER_AGENT).starts_with(a));
+        let pretty = if self.query.find("pretty").is_some() { self.query.flag("pretty") } else { browser };
+        Wishes { gzip, pretty }
+    }
+}
+
+/// A backend switched protocols although nobody asked it to.
+fn no_upgrade() -> ApiError {
+    ApiError::new(500, "InternalError", "the backend switched protocols without being asked")
+}
+
+fn header_text(headers: &HeaderMap, name: HeaderName) -> &str {
+    headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default()
+}
+
+/// Answers one request. `peer` is who the TLS certificate says is calling.
+pub(crate) async fn handle(
+    api: Arc<Api>,
+    peer: Option<Arc<Identity>>,
+    request: Request<Incoming>,
+) -> Response<Body> {
+    let started = Instant::now();
+    let path = path::parse(request.uri().path());
+    let query = Query::parse(request.uri().query().unwrap_or_default());
+    let verb = verb_of(&request, &path, &query);
+    let kind = request_kind(&path, &verb);
+    let attributes = attributes(&path, &verb, request.method().as_str());
+    let answered = AssertUnwindSafe(answer(
+        &api,
+        peer,
+        Inbound { identity: Arc::default(), query, request },
+        path,
+        attributes,
+    ))
+    .catch_unwind()
+    .await;
+    let response = match answered {
+        Ok(Ok(response)) => response,
+        Ok(Err(error)) => respond::error(&error),
+        Err(_) => {
+            tracing::error!(verb, "a handler panicked");
+            let message = "This request caused apiserver to panic. Look in the logs for details.";
+            respond::error(&ApiError::new(500, "InternalError", message))
+        }
+    };
+    api.metrics.finished(kind, response.status().as_u16(), started.elapsed());
+    response
+}
+
+async fn answer(
+    api: &Arc<Api>,
+    peer: Option<Arc<Identity>>,
+    mut inbound: Inbound,
+    path: Path,
+    attributes: Attributes,
+) -> Result<Response<Body>, ApiError> {
+    inbound.identity = authenticate(api, peer, &inbound).await?;
+    api.authorize(&inbound.identity, &attributes)?;
+    match path {
+        Path::Resource(path) => requests::answer(api, inbound, path, &attributes.verb).await,
+        Path::Other(path) => meta::answer(api, &inbound, &path),
+    }
+}
+
+async fn authenticate(
+    api: &Api,
+    peer: Option<Arc<Identity>>,
+    inbound: &Inbound,
+) -> Result<Arc<Identity>, ApiError> {
+    if let Some(identity) = peer {
+        return Ok(identity);
+    }
+    let credentials = inbound.header(header::AUTHORIZATION);
+    if credentials.is_empty() {
+        return Ok(Arc::new(Identity::anonymous()));
+    }
+    let token = credentials.split_once(' ').filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+    if let (Some(authenticator), Some((_, token))) = (&api.config.authenticator, token)
+        && let Some(identity) = authenticator.authenticate(token.trim()).await
+    {
+        return Ok(Arc::new(identity));
+    }
+    Err(ApiError::new(401, "Unauthorized", "Unauthorized"))
+}
+
+/// The API verb of a request; for other paths the lower-case method.
+fn verb_of(request: &Request<Incoming>, path: &Path, query: &Query) -> String {
+    let method = request.method().as_str();
+    let Path::Resource(path) = path else { return method.to_lowercase() };
+    let verb = match method {
+        "GET" | "HEAD" if path.watch => "watch",
+        "GET" | "HEAD" if !path.name.is_empty() => "get",
+        "GET" | "HEAD" if query.flag("watch") => "watch",
+        "GET" | "HEAD" => "list",
+        "POST" => "create",
+        "PUT" => "update",
+        "PATCH" => "patch",
+        "DELETE" if path.name.is_empty() => "deletecollection",
+        "DELETE" => "delete",
+        _ => "",
+    };
+    verb.to_string()
+}
+
+fn attributes(path: &Path, verb: &str, method: &str) -> Attributes {
+    match path {
+        Path::Resource(p) => Attributes {
+            verb: verb.to_string(),
+            group: p.group.clone(),
+            version: p.version.clone(),
+            resource: p.resource.clone(),
+            subresource: p.subresource.clone(),
+            namespace: p.namespace.clone(),
+            name: p.name.clone(),
+            path: String::new(),
+        },
+        Path::Other(p) => Attributes {
+            verb: method.to_lowercase().replace("head", "get"),
+            path: p.clone(),
+            ..Attributes::default()
+        },
+    }
+}
+
+fn request_kind(path: &Path, verb: &str) -> RequestKind {
+    let (group, version, resource, subresource) = match path {
+        Path::Resource(p) => (p.group.clone(), p.version.clone(), p.resource.clone(), p.subresource.clone()),
+        Path::Other(_) => Default::default(),
+    };
+    RequestKind { verb: verb.to_uppercase(), group, version, resource, subresource }
+}

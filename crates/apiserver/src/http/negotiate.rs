@@ -1,0 +1,161 @@
+//! Media types: what the client wants back and what it sent.
+
+use machinery::status::ApiError;
+
+/// The form of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// The object itself.
+    Object,
+    /// A `meta.k8s.io` Table in this version.
+    Table(&'static str),
+    /// Metadata only, in this version.
+    Partial(&'static str),
+}
+
+impl Form {
+    /// Content type of an answer in this form.
+    pub fn content_type(self, list: bool) -> String {
+        match self {
+            Form::Object => "application/json".into(),
+            Form::Table(v) => format!("application/json;as=Table;v={v};g=meta.k8s.io"),
+            Form::Partial(v) => {
+                let kind = if list { "PartialObjectMetadataList" } else { "PartialObjectMetadata" };
+                format!("application/json;as={kind};v={v};g=meta.k8s.io")
+            }
+        }
+    }
+}
+
+/// The format of a request body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// `application/json`.
+    Json,
+    /// `application/yaml`.
+    Yaml,
+}
+
+type Parameters<'a> = Vec<(&'a str, &'a str)>;
+
+/// Media ranges of an Accept header: type, parameters; most wanted first.
+fn ranges(accept: &str) -> Vec<(&str, Parameters<'_>)> {
+    let mut all: Vec<(u32, &str, Parameters<'_>)> = accept
+        .split(',')
+        .map(|range| {
+            let mut parts = range.split(';').map(str::trim);
+            let media = parts.next().unwrap_or_default();
+            let parameters: Parameters<'_> = parts.filter_map(|p| p.split_once('=')).collect();
+            let q = parameters.iter().find(|(k, _)| *k == "q").and_then(|(_, v)| v.parse::<f32>().ok());
+            ((q.unwrap_or(1.0) * 1000.0) as u32, media, parameters)
+        })
+        .filter(|(q, media, _)| *q > 0 && !media.is_empty())
+        .collect();
+    all.sort_by_key(|(q, _, _)| std::cmp::Reverse(*q));
+    all.into_iter().map(|(_, media, parameters)| (media, parameters)).collect()
+}
+
+fn meta_version(version: Option<&str>) -> Option<&'static str> {
+    match version {
+        Some("v1") | None => Some("v1"),
+        Some("v1beta1") => Some("v1beta1"),
+        Some(_) => None,
+    }
+}
+
+/// 406 in Kubernetes' words.
+pub fn not_acceptable() -> ApiError {
+    ApiError::new(
+        406,
+        "NotAcceptable",
+        "only the following media types are accepted: application/json, application/yaml, application/vnd.kubernetes.protobuf",
+    )
+}
+
+/// The form of the answer. `tables`: does the resource have a table form?
+pub fn form(accept: &str, tables: bool) -> Result<Form, ApiError> {
+    if accept.trim().is_empty() {
+        return Ok(Form::Object);
+    }
+    for (media, parameters) in ranges(accept) {
+        if !matches!(media, "application/json" | "application/*" | "*/*") {
+            continue;
+        }
+        let get = |key: &str| parameters.iter().find(|(k, _)| *k == key).map(|(_, v)| *v);
+        let meta = get("g").is_none_or(|g| g == "meta.k8s.io");
+        match get("as") {
+            None => return Ok(Form::Object),
+            Some("Table") if meta && tables => {
+                if let Some(version) = meta_version(get("v")) {
+                    return Ok(Form::Table(version));
+                }
+            }
+            Some("PartialObjectMetadata" | "PartialObjectMetadataList") if meta && tables => {
+                if let Some(version) = meta_version(get("v")) {
+                    return Ok(Form::Partial(version));
+                }
+            }
+            Some(_) => {}
+        }
+    }
+    Err(not_acceptable())
+}
+
+/// 415 in Kubernetes' words.
+pub fn unsupported(accepted: &str) -> ApiError {
+    ApiError::new(
+        415,
+        "UnsupportedMediaType",
+        format!(
+            "the body of the request was in an unknown format - accepted media types include: {accepted}"
+        ),
+    )
+}
+
+/// The format of a body.
+pub fn format(content_type: &str) -> Result<Format, ApiError> {
+    match media_type(content_type) {
+        // Go clients send no type with an empty DeleteOptions.
+        "" | "application/json" => Ok(Format::Json),
+        "application/yaml" => Ok(Format::Yaml),
+        _ => Err(unsupported("application/json, application/yaml, application/vnd.kubernetes.protobuf")),
+    }
+}
+
+/// A media type without its parameters.
+pub fn media_type(content_type: &str) -> &str {
+    content_type.split(';').next().unwrap_or_default().trim()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn forms() {
+        let kubectl = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json";
+        for (accept, want) in [
+            ("", Some(Form::Object)),
+            ("*/*", Some(Form::Object)),
+            (kubectl, Some(Form::Table("v1"))),
+            ("application/json;as=Table;g=meta.k8s.io;v=v1beta1", Some(Form::Table("v1beta1"))),
+            ("application/json;as=Table;g=meta.k8s.io;v=v2, application/json", Some(Form::Object)),
+            ("application/json;as=Table;g=meta.k8s.io;v=v2", None),
+            ("application/vnd.kubernetes.protobuf, application/json", Some(Form::Object)),
+            ("application/vnd.kubernetes.protobuf", None),
+            ("application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1", Some(Form::Partial("v1"))),
+            ("text/html;q=0.9, application/json;q=0.1", Some(Form::Object)),
+            ("application/json;q=0", None),
+        ] {
+            assert_eq!(form(accept, true).ok(), want, "{accept}");
+        }
+        assert_eq!(form("application/json;as=Table;v=v1;g=meta.k8s.io", false).unwrap_err().code, 406);
+    }
+
+    #[test]
+    fn formats() {
+        assert_eq!(format("application/json; charset=utf-8"), Ok(Format::Json));
+        assert_eq!(format("application/yaml"), Ok(Format::Yaml));
+        assert_eq!(format("application/cbor").unwrap_err().code, 415);
+    }
+}

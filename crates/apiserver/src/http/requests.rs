@@ -1,0 +1,292 @@
+//! Requests to resources: one path for all of them.
+
+use super::negotiate::{self, Form};
+use super::respond::{self, Body, ListFrame, Wishes};
+use super::{Inbound, body, proxy, watch};
+use crate::Api;
+use crate::path::{Query, ResourcePath};
+use crate::resources::Resource;
+use crate::rules::{self, TableStyle};
+use crate::select::Selection;
+use crate::subresources::scale;
+use crate::verbs::list::{Freshness, Page, parse_paging, parse_revision};
+use crate::verbs::{
+    Call, Effect, FieldValidation, WriteOptions, Written, delete, no_such_resource, not_allowed,
+};
+use ::http::{Response, header};
+use client::{Object, ObjectKey, Verb};
+use k8s_schema::Gvr;
+use machinery::field_errors::FieldErrors;
+use machinery::status::ApiError;
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+/// What every answer needs to know of the request.
+struct Shape {
+    form: Form,
+    wishes: Wishes,
+    include: String,
+}
+
+/// Answers an authorized request.
+pub async fn answer(
+    api: &Arc<Api>,
+    inbound: Inbound,
+    path: ResourcePath,
+    verb: &str,
+) -> Result<Response<Body>, ApiError> {
+    let gvr = Gvr {
+        group: path.group.clone().into(),
+        version: path.version.clone().into(),
+        resource: path.resource.clone().into(),
+    };
+    let resource = api.registry.find(&gvr).cloned().ok_or_else(no_such_resource)?;
+    check_scope(&resource, &path, verb)?;
+    if !path.subresource.is_empty() && !resource.has_subresource(&path.subresource) {
+        return Err(no_such_resource());
+    }
+    let namespace = if resource.row.namespaced { path.namespace.as_str() } else { "" };
+    let call = Call {
+        identity: inbound.identity.clone(),
+        resource,
+        key: ObjectKey::new(namespace, path.name.as_str()),
+        subresource: path.subresource.clone(),
+        options: WriteOptions::default(),
+    };
+    if proxy::is_proxied(&call) {
+        return proxy::answer(api, inbound, call, &path.rest).await;
+    }
+    if path.subresource.is_empty() && !call.resource.offers(verb) {
+        return Err(not_allowed());
+    }
+    let reviews = !call.resource.offers("get");
+    let shape = Shape {
+        form: negotiate::form(inbound.header(header::ACCEPT), !reviews)?,
+        wishes: inbound.wishes(),
+        include: inbound.query.get("includeObject").to_string(),
+    };
+    match verb {
+        "get" => get(api, &inbound, &call, &shape).await,
+        "list" => list(api, &inbound, &call, &shape).await,
+        "watch" => {
+            let mut selection = selection(&call, &inbound.query)?;
+            if !path.name.is_empty() {
+                selection = selection.named(&path.name);
+            }
+            watch::respond(api, selection, shape.form, &inbound.query).await
+        }
+        "deletecollection" => delete_collection(api, inbound, call, &shape).await,
+        "create" | "update" | "patch" | "delete" => write(api, inbound, call, verb, &shape).await,
+        _ => Err(not_allowed()),
+    }
+}
+
+/// Namespaced resources are written in a namespace, others never have one.
+fn check_scope(resource: &Resource, path: &ResourcePath, verb: &str) -> Result<(), ApiError> {
+    let stray = !resource.row.namespaced && !path.namespace.is_empty() && !resource.is("", "namespaces");
+    let nowhere = resource.row.namespaced && path.namespace.is_empty();
+    if stray || (nowhere && !path.name.is_empty()) {
+        return Err(no_such_resource());
+    }
+    if nowhere && !matches!(verb, "list" | "watch") {
+        return Err(not_allowed());
+    }
+    Ok(())
+}
+
+fn selection(call: &Call, query: &Query) -> Result<Selection, ApiError> {
+    let namespace = Some(&*call.key.namespace);
+    Selection::parse(&call.resource, namespace, query.get("labelSelector"), query.get("fieldSelector"))
+}
+
+async fn get(
+    api: &Arc<Api>,
+    inbound: &Inbound,
+    call: &Call,
+    shape: &Shape,
+) -> Result<Response<Body>, ApiError> {
+    let freshness = match parse_revision(&call.resource, inbound.query.get("resourceVersion"))? {
+        None => Freshness::Current,
+        Some(0) => Freshness::Any,
+        Some(n) => Freshness::NotOlderThan(n),
+    };
+    if !matches!(call.subresource.as_str(), "" | "status" | "scale" | "approval" | "ephemeralcontainers") {
+        return Err(not_allowed());
+    }
+    let object = api.get(call, freshness).await?;
+    let object = match call.subresource.as_str() {
+        "scale" => scale::read(&call.resource, &object)?,
+        _ => rules::serve(&call.resource, &object)?,
+    };
+    one(api, call, &object, 200, shape)
+}
+
+/// One object in the wished form.
+fn one(
+    api: &Api,
+    call: &Call,
+    object: &Arc<Object>,
+    code: u16,
+    shape: &Shape,
+) -> Result<Response<Body>, ApiError> {
+    let content_type = shape.form.content_type(false);
+    let value = match shape.form {
+        Form::Object => {
+            return Ok(respond::json_bytes(code, &content_type, object.raw.clone(), shape.wishes));
+        }
+        Form::Table(version) => {
+            let metadata = json!({"resourceVersion": object.revision.to_string()});
+            rules::table(&call.resource, std::slice::from_ref(object), metadata, style(api, version, shape))?
+        }
+        Form::Partial(version) => rules::partial(object, version),
+    };
+    Ok(respond::json_value(code, &content_type, &value, shape.wishes))
+}
+
+fn style<'a>(api: &Api, version: &'a str, shape: &'a Shape) -> TableStyle<'a> {
+    TableStyle { version, include: &shape.include, columns: true, now: (api.config.clock)() }
+}
+
+async fn list(
+    api: &Arc<Api>,
+    inbound: &Inbound,
+    call: &Call,
+    shape: &Shape,
+) -> Result<Response<Body>, ApiError> {
+    let selection = selection(call, &inbound.query)?;
+    let paging = parse_paging(&call.resource, &inbound.query)?;
+    let page = api.list(&selection, &paging).await?;
+    many(api, call, page, shape)
+}
+
+/// A page in the wished form.
+fn many(api: &Api, call: &Call, page: Page, shape: &Shape) -> Result<Response<Body>, ApiError> {
+    let row = call.resource.row;
+    let frame = ListFrame {
+        kind: format!("{}List", row.kind),
+        api_version: row.api_version(),
+        revision: page.revision,
+        next: page.next,
+        remaining: page.remaining,
+    };
+    let items = page.items.iter().map(|o| rules::serve(&call.resource, o)).collect::<Result<Vec<_>, _>>()?;
+    let value = match shape.form {
+        Form::Object => return Ok(respond::list(&frame, items, shape.wishes)),
+        Form::Table(version) => {
+            rules::table(&call.resource, &items, frame.metadata(), style(api, version, shape))?
+        }
+        Form::Partial(version) => {
+            let items: Vec<Value> = items.iter().map(|o| rules::partial(o, version)).collect();
+            json!({"kind": "PartialObjectMetadataList", "apiVersion": format!("meta.k8s.io/{version}"),
+                "metadata": frame.metadata(), "items": items})
+        }
+    };
+    Ok(respond::json_value(200, &shape.form.content_type(true), &value, shape.wishes))
+}
+
+/// dryRun and fieldValidation.
+fn write_options(query: &Query) -> Result<WriteOptions, ApiError> {
+    let mut errors = FieldErrors::new();
+    let dry_run = query.find("dryRun").is_some();
+    for value in query.all("dryRun").filter(|v| *v != "All") {
+        errors.not_supported("dryRun", value, &["All"]);
+    }
+    let validation = match query.get("fieldValidation") {
+        "" | "Warn" => FieldValidation::Warn,
+        "Ignore" => FieldValidation::Ignore,
+        "Strict" => FieldValidation::Strict,
+        other => {
+            errors.not_supported("fieldValidation", other, &["Ignore", "Strict", "Warn"]);
+            FieldValidation::Warn
+        }
+    };
+    errors.into_result("meta.k8s.io", "WriteOptions", "")?;
+    Ok(WriteOptions { dry_run, validation, duplicates: Vec::new() })
+}
+
+async fn write(
+    api: &Arc<Api>,
+    inbound: Inbound,
+    mut call: Call,
+    verb: &str,
+    shape: &Shape,
+) -> Result<Response<Body>, ApiError> {
+    call.options = write_options(&inbound.query)?;
+    let verb = match verb {
+        "create" | "update" => {
+            let body = body::object(inbound.request).await?;
+            call.options.duplicates = body.duplicates;
+            if verb == "create" { Verb::Create(body.value) } else { Verb::Update(body.value) }
+        }
+        "patch" => {
+            let (kind, body) = body::patch(inbound.request).await?;
+            call.options.duplicates = body.duplicates;
+            Verb::Patch(kind, body.value)
+        }
+        _ => {
+            let body = body::optional(inbound.request).await?;
+            if body["dryRun"].as_array().is_some_and(|d| d.iter().any(|v| v == "All")) {
+                call.options.dry_run = true;
+            }
+            Verb::Delete(delete::parse_options(&body, &inbound.query)?)
+        }
+    };
+    if let Verb::Create(body) = &verb {
+        if let Some(answer) = api.review(&call, body.clone()).await? {
+            return Ok(respond::json_value(201, "application/json", &answer, shape.wishes));
+        }
+        if call.resource.is("", "bindings") {
+            call = binding(api, call, body)?;
+        }
+    }
+    let is_delete = matches!(verb, Verb::Delete(_));
+    let written = api.write(call.clone(), verb).await?;
+    let mut response = written_answer(api, &call, &written, is_delete, shape)?;
+    respond::warn(&mut response, &written.warnings);
+    Ok(response)
+}
+
+/// `POST bindings` is `POST pods/{name}/binding`.
+fn binding(api: &Api, call: Call, body: &Value) -> Result<Call, ApiError> {
+    let name = body["metadata"]["name"].as_str().unwrap_or_default();
+    let resource = api.registry.find(&k8s_schema::gvr::PODS).cloned().ok_or_else(no_such_resource)?;
+    let key = ObjectKey::new(call.key.namespace.clone(), name);
+    Ok(Call { resource, key, subresource: "binding".into(), ..call })
+}
+
+fn written_answer(
+    api: &Api,
+    call: &Call,
+    written: &Written,
+    is_delete: bool,
+    shape: &Shape,
+) -> Result<Response<Body>, ApiError> {
+    let success =
+        json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
+    match (call.subresource.as_str(), written.effect) {
+        ("binding" | "eviction", _) => {
+            Ok(respond::json_value(201, "application/json", &success, shape.wishes))
+        }
+        (_, Effect::Removed) if is_delete && !delete::answers_with_object(&call.resource) => {
+            let status = delete::deleted_status(call, &written.object);
+            Ok(respond::json_value(200, "application/json", &status, shape.wishes))
+        }
+        (_, Effect::Created) => one(api, call, &written.object, 201, shape),
+        _ => one(api, call, &written.object, 200, shape),
+    }
+}
+
+async fn delete_collection(
+    api: &Arc<Api>,
+    inbound: Inbound,
+    mut call: Call,
+    shape: &Shape,
+) -> Result<Response<Body>, ApiError> {
+    let selection = selection(&call, &inbound.query)?;
+    call.options = write_options(&inbound.query)?;
+    let body = body::optional(inbound.request).await?;
+    let options = delete::parse_options(&body, &inbound.query)?;
+    let items = api.delete_collection(&call, &selection, &options).await?;
+    let page = Page { items, revision: api.storage.cache.revision(), next: String::new(), remaining: None };
+    many(api, &call, page, shape)
+}

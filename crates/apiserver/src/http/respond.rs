@@ -1,0 +1,270 @@
+//! Responses: JSON bodies, lists streamed from stored bytes, compression, Status errors.
+
+use bytes::Bytes;
+use client::Object;
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use futures_util::{Stream, StreamExt, stream};
+use http::{HeaderValue, Response, StatusCode, header};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::Frame;
+use machinery::status::ApiError;
+use serde_json::{Value, json};
+use std::convert::Infallible;
+use std::io::Write;
+use std::sync::Arc;
+
+/// Any body of an answer.
+pub type Body = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
+
+/// Answers below this size are not compressed (upstream's threshold).
+const GZIP_MIN: usize = 128 << 10;
+/// Size of the pieces that a long list is sent in.
+const CHUNK: usize = 128 << 10;
+
+fn lift(error: Infallible) -> Box<dyn std::error::Error + Send + Sync> {
+    match error {}
+}
+
+/// A body of known bytes.
+pub fn full(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).map_err(lift).boxed_unsync()
+}
+
+/// A body from a stream of pieces.
+pub fn streamed(pieces: impl Stream<Item = Bytes> + Send + 'static) -> Body {
+    StreamBody::new(pieces.map(|p| Ok::<_, Infallible>(Frame::data(p)))).map_err(lift).boxed_unsync()
+}
+
+/// What a client asked about the shape of the answer.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wishes {
+    /// It takes gzip.
+    pub gzip: bool,
+    /// It wants indented JSON.
+    pub pretty: bool,
+}
+
+/// An answer with a body as it is.
+pub fn raw(code: u16, content_type: &str, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    *response.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let headers = response.headers_mut();
+    if let Ok(value) = HeaderValue::from_str(content_type) {
+        headers.insert(header::CONTENT_TYPE, value);
+    }
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    response
+}
+
+/// JSON text, indented or compressed where wished.
+pub fn json_bytes(code: u16, content_type: &str, bytes: Bytes, wishes: Wishes) -> Response<Body> {
+    let bytes = if wishes.pretty { pretty(bytes) } else { bytes };
+    if wishes.gzip && bytes.len() >= GZIP_MIN {
+        let mut encoder = GzEncoder::new(Vec::with_capacity(bytes.len() / 4), Compression::fast());
+        if let Ok(packed) = encoder.write_all(&bytes).and_then(|()| encoder.finish()) {
+            let mut response = raw(code, content_type, full(packed));
+            mark_gzip(&mut response);
+            return response;
+        }
+    }
+    raw(code, content_type, full(bytes))
+}
+
+fn mark_gzip(response: &mut Response<Body>) {
+    response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    response.headers_mut().append(header::VARY, HeaderValue::from_static("Accept-Encoding"));
+}
+
+/// A JSON value.
+pub fn json_value(code: u16, content_type: &str, value: &Value, wishes: Wishes) -> Response<Body> {
+    json_bytes(code, content_type, serde_json::to_vec(value).unwrap_or_default().into(), wishes)
+}
+
+fn pretty(bytes: Bytes) -> Bytes {
+    let indented = serde_json::from_slice::<Value>(&bytes).and_then(|v| serde_json::to_vec_pretty(&v));
+    indented.map_or(bytes, Bytes::from)
+}
+
+/// A failure as a Status.
+pub fn error(error: &ApiError) -> Response<Body> {
+    let mut response = json_value(error.code, "application/json", &error.to_status(), Wishes::default());
+    if error.retry_after_seconds > 0 {
+        response.headers_mut().insert(header::RETRY_AFTER, error.retry_after_seconds.into());
+    }
+    if error.code == 401 {
+        let scheme = HeaderValue::from_static("Bearer realm=\"kubernetes\"");
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
+    }
+    response
+}
+
+/// Adds `Warning: 299 - "…"` headers.
+pub fn warn(response: &mut Response<Body>, warnings: &[String]) {
+    for text in warnings {
+        let text: String = text.chars().filter(|c| !c.is_control()).collect();
+        let quoted = text.replace('\\', "\\\\").replace('"', "\\\"");
+        if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{quoted}\"")) {
+            response.headers_mut().append(header::WARNING, value);
+        }
+    }
+}
+
+/// The frame of a list: what stands before and after its items.
+pub struct ListFrame {
+    /// `PodList`.
+    pub kind: String,
+    /// `v1`.
+    pub api_version: String,
+    /// Revision.
+    pub revision: u64,
+    /// Continue token or "".
+    pub next: String,
+    /// Objects behind the page, where known.
+    pub remaining: Option<usize>,
+}
+
+impl ListFrame {
+    /// The list's metadata.
+    pub fn metadata(&self) -> Value {
+        let mut metadata = json!({"resourceVersion": self.revision.to_string()});
+        if !self.next.is_empty() {
+            metadata["continue"] = json!(self.next);
+        }
+        if let Some(remaining) = self.remaining {
+            metadata["remainingItemCount"] = json!(remaining);
+        }
+        metadata
+    }
+
+    fn around(&self) -> (String, String) {
+        let (kind, version) = (&self.kind, &self.api_version);
+        let head = format!(
+            "{{\"kind\":{},\"apiVersion\":{},\"metadata\":{},\"items\":[",
+            json!(kind),
+            json!(version),
+            self.metadata()
+        );
+        (head, "]}\n".into())
+    }
+}
+
+/// A list of stored bytes: no item is parsed; long lists are sent in pieces.
+pub fn list(frame: &ListFrame, items: Vec<Arc<Object>>, wishes: Wishes) -> Response<Body> {
+    let size: usize = items.iter().map(|o| o.raw.len() + 1).sum();
+    let gzip = wishes.gzip && size >= GZIP_MIN;
+    let pieces = Pieces::new(frame, items, gzip);
+    if size < CHUNK || wishes.pretty {
+        let all: Vec<u8> = pieces.flatten().collect();
+        return json_bytes(200, "application/json", all.into(), wishes);
+    }
+    let mut response = raw(200, "application/json", streamed(stream::iter(pieces)));
+    if gzip {
+        mark_gzip(&mut response);
+    }
+    response
+}
+
+/// Iterates the pieces of a list's body.
+struct Pieces {
+    head: Option<String>,
+    tail: String,
+    items: std::vec::IntoIter<Arc<Object>>,
+    first: bool,
+    gzip: Option<GzEncoder<Vec<u8>>>,
+    done: bool,
+}
+
+impl Pieces {
+    fn new(frame: &ListFrame, items: Vec<Arc<Object>>, gzip: bool) -> Self {
+        let (head, tail) = frame.around();
+        let gzip = gzip.then(|| GzEncoder::new(Vec::new(), Compression::fast()));
+        Pieces { head: Some(head), tail, items: items.into_iter(), first: true, gzip, done: false }
+    }
+
+    fn plain(&mut self) -> Vec<u8> {
+        let mut piece = self.head.take().map(String::into_bytes).unwrap_or_default();
+        while piece.len() < CHUNK {
+            let Some(object) = self.items.next() else {
+                piece.extend_from_slice(self.tail.as_bytes());
+                self.done = true;
+                break;
+            };
+            if !std::mem::take(&mut self.first) {
+                piece.push(b',');
+            }
+            piece.extend_from_slice(&object.raw);
+        }
+        piece
+    }
+}
+
+impl Iterator for Pieces {
+    type Item = Bytes;
+    fn next(&mut self) -> Option<Bytes> {
+        while !self.done {
+            let plain = self.plain();
+            let Some(encoder) = &mut self.gzip else { return Some(plain.into()) };
+            // Writing to a Vec does not fail.
+            encoder.write_all(&plain).ok()?;
+            if self.done {
+                return self.gzip.take()?.finish().ok().map(Bytes::from);
+            }
+            let packed = std::mem::take(encoder.get_mut());
+            if !packed.is_empty() {
+                return Some(packed.into());
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use client::ObjectKey;
+    use std::io::Read;
+
+    fn objects(n: usize) -> Vec<Arc<Object>> {
+        let one = |i: usize| {
+            let raw = json!({"metadata": {"name": format!("n{i}"), "x": "y".repeat(i % 999)}}).to_string();
+            Arc::new(Object::new(ObjectKey::new("", format!("n{i}")), 1, raw.into()))
+        };
+        (0..n).map(one).collect()
+    }
+
+    fn frame() -> ListFrame {
+        ListFrame {
+            kind: "PodList".into(),
+            api_version: "v1".into(),
+            revision: 7,
+            next: "t".into(),
+            remaining: Some(3),
+        }
+    }
+
+    #[test]
+    fn pieces_are_one_json_list() {
+        for n in [0, 1, 2, 2_000] {
+            let plain: Vec<u8> = Pieces::new(&frame(), objects(n), false).flatten().collect();
+            let value: Value = serde_json::from_slice(&plain).unwrap();
+            assert_eq!(value["items"].as_array().unwrap().len(), n);
+            assert_eq!(
+                value["metadata"],
+                json!({"resourceVersion": "7", "continue": "t", "remainingItemCount": 3})
+            );
+            let packed: Vec<u8> = Pieces::new(&frame(), objects(n), true).flatten().collect();
+            let mut unpacked = Vec::new();
+            flate2::read::GzDecoder::new(&*packed).read_to_end(&mut unpacked).unwrap();
+            assert_eq!(unpacked, plain);
+        }
+    }
+
+    #[test]
+    fn warnings_cannot_break_the_header() {
+        let mut response = raw(200, "application/json", full(""));
+        warn(&mut response, &["a \"b\"\r\nx: y".into()]);
+        assert_eq!(response.headers()[header::WARNING], "299 - \"a \\\"b\\\"x: y\"");
+    }
+}

@@ -1,0 +1,146 @@
+//! The client of components in this process: shared objects, no JSON on reads, no TLS.
+//!
+//! Its identity goes through the same authorizer, admission and verbs as a caller over HTTP.
+
+use crate::Api;
+use crate::resources::Resource;
+use crate::rules;
+use crate::select::Selection;
+use crate::verbs::list::{Freshness, Paging};
+use crate::verbs::{Call, WriteOptions, no_such_resource, verb_name};
+use crate::watch::{Start, Watcher};
+use async_trait::async_trait;
+use auth::Identity;
+use client::{
+    Client, Event, EventKind, EventStream, ListOptions, Object, ObjectKey, ObjectList, WatchOptions, Write,
+};
+use futures_util::stream;
+use k8s_schema::Gvr;
+use machinery::status::ApiError;
+use serde_json::json;
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// One component's door.
+pub struct InProcess {
+    api: Arc<Api>,
+    identity: Arc<Identity>,
+}
+
+impl InProcess {
+    /// A door for `identity`.
+    pub fn new(api: Arc<Api>, identity: Identity) -> Self {
+        InProcess { api, identity: Arc::new(identity) }
+    }
+
+    fn call(&self, gvr: &Gvr, key: ObjectKey, subresource: &str) -> Result<Call, ApiError> {
+        let resource = self.api.registry.find(gvr).cloned().ok_or_else(no_such_resource)?;
+        Ok(Call {
+            identity: self.identity.clone(),
+            resource,
+            key,
+            subresource: subresource.to_string(),
+            options: WriteOptions::default(),
+        })
+    }
+
+    fn authorized(&self, verb: &str, call: &Call) -> Result<(), ApiError> {
+        self.api.authorize(&self.identity, &call.attributes(verb))
+    }
+
+    /// Authorizes and parses what a list or watch is about.
+    fn selection(&self, verb: &str, gvr: &Gvr, options: &ListOptions) -> Result<Selection, ApiError> {
+        let namespace = options.namespace.as_deref();
+        let call = self.call(gvr, ObjectKey::new(namespace.unwrap_or_default(), ""), "")?;
+        self.authorized(verb, &call)?;
+        Selection::parse(&call.resource, namespace, &options.label_selector, &options.field_selector)
+    }
+}
+
+#[async_trait]
+impl Client for InProcess {
+    async fn get(&self, gvr: &Gvr, key: &ObjectKey) -> Result<Arc<Object>, ApiError> {
+        let call = self.call(gvr, key.clone(), "")?;
+        self.authorized("get", &call)?;
+        let object = self.api.get(&call, Freshness::Current).await?;
+        rules::serve(&call.resource, &object)
+    }
+
+    async fn list(&self, gvr: &Gvr, options: &ListOptions) -> Result<ObjectList, ApiError> {
+        let selection = self.selection("list", gvr, options)?;
+        let page = self.api.list(&selection, &Paging::default()).await?;
+        let items =
+            page.items.iter().map(|o| rules::serve(&selection.resource, o)).collect::<Result<_, _>>()?;
+        Ok(ObjectList { items, revision: page.revision })
+    }
+
+    async fn watch(&self, gvr: &Gvr, options: &WatchOptions) -> Result<EventStream, ApiError> {
+        let selection = self.selection("watch", gvr, &options.list)?;
+        let start = options.after.map_or(Start::Current, Start::After);
+        if options.after.is_none() {
+            self.api.storage.cache.wait_fresh().await?;
+        }
+        let resource = selection.resource.clone();
+        let watcher = Watcher::start(&self.api.storage.cache, selection, start).await?;
+        let feed = Feed {
+            watcher,
+            resource,
+            mark: options.after.is_none(),
+            closing: self.api.closing(),
+            done: false,
+        };
+        Ok(Box::pin(stream::unfold(feed, |mut feed| async move {
+            let event = feed.next().await?;
+            Some((event, feed))
+        })))
+    }
+
+    async fn write(&self, write: Write) -> Result<Arc<Object>, ApiError> {
+        let call = self.call(&write.gvr, write.key, write.subresource)?;
+        self.authorized(verb_name(&write.verb), &call)?;
+        Ok(self.api.write(call, write.verb).await?.object)
+    }
+}
+
+struct Feed {
+    watcher: Watcher,
+    resource: Arc<Resource>,
+    /// A bookmark is owed at the end of the initial objects.
+    mark: bool,
+    closing: watch::Receiver<bool>,
+    done: bool,
+}
+
+impl Feed {
+    async fn next(&mut self) -> Option<Result<Event, ApiError>> {
+        if self.done {
+            return None;
+        }
+        if self.mark && self.watcher.initial_left() == 0 {
+            self.mark = false;
+            return Some(Ok(bookmark(self.watcher.initial_revision())));
+        }
+        let seen = tokio::select! {
+            biased;
+            seen = self.watcher.next() => seen,
+            _ = self.closing.wait_for(|c| *c) => return None,
+        };
+        let event = match seen {
+            Ok(None) => return None,
+            Ok(Some(seen)) => {
+                rules::serve(&self.resource, &seen.object).map(|object| Event { kind: seen.kind, object })
+            }
+            Err(error) => Err(error),
+        };
+        self.done = event.is_err();
+        Some(event)
+    }
+}
+
+fn bookmark(revision: u64) -> Event {
+    let raw = json!({"metadata": {"resourceVersion": revision.to_string()}}).to_string();
+    Event {
+        kind: EventKind::Bookmark,
+        object: Arc::new(Object::new(ObjectKey::cluster(""), revision, raw.into())),
+    }
+}

@@ -1,0 +1,33 @@
+//! The Kubernetes API server: one generic path for every resource, from the schema table.
+//!
+//! An [`Api`] is one realm's server as a value. Callers inside the process take [`Api::client`]; everybody else
+//! comes in by [`Api::serve`]. Both go through the same authorization, admission, validation and storage.
+//! Reads are answered from the [`cache`]; nothing is parsed or printed for them.
+//! Deliberately not here: the behaviour of kinds (`machinery::kinds`), controllers (they meet us in the store).
+
+pub mod authz;
+pub mod discovery;
+pub mod openapi;
+
+mod admission;
+mod api;
+mod bootstrap;
+mod cache;
+mod config;
+mod http;
+mod inproc;
+mod metrics;
+mod path;
+mod resources;
+mod reviews;
+mod rules;
+mod scan;
+mod select;
+mod services;
+mod storage;
+mod subresources;
+mod verbs;
+mod watch;
+
+pub use api::{Api, OpenError};
+pub use config::{ApiConfig, Duplex, Ipv4Range, NodeDialer, TokenAuthenticator, TokenIssuer};

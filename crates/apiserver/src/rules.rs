@@ -1,0 +1,284 @@
+//! The bridge from verbs to `machinery`: how bodies of a resource are read, converted, prepared, checked, shown.
+//!
+//! Everything here is pure; everything special about a kind is in `machinery::kinds`.
+
+use crate::resources::Resource;
+use crate::verbs::modify::Part;
+use crate::verbs::{Call, FieldValidation, WriteOptions};
+use client::{Object, PatchKind};
+use machinery::kinds::{self, strategy};
+use machinery::patch;
+use machinery::selector::FieldSelector;
+use machinery::status::ApiError;
+use machinery::table::{self, Include};
+use machinery::walk::{self, Unknown};
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+/// Reads a body in the served version: checks kind and fields, fills in defaults, converts to the stored version.
+/// Returns the warnings that the fields earned.
+pub fn decode(
+    resource: &Resource,
+    mut value: Value,
+    options: &WriteOptions,
+) -> Result<(Value, Vec<String>), ApiError> {
+    check_kind(resource, &mut value)?;
+    let mode = match options.validation {
+        FieldValidation::Ignore => Unknown::Drop,
+        FieldValidation::Warn => Unknown::Warn,
+        FieldValidation::Strict => Unknown::Error,
+    };
+    let row = resource.row;
+    let warnings = walk::decode(&mut value, row.def.get(), mode, &options.duplicates)
+        .map_err(|e| e.of_body(&row.kind, &row.gvr.version))?;
+    let mut value = to_stored(resource, value)?;
+    strategy::defaults(resource.stored, &mut value);
+    Ok((value, warnings))
+}
+
+/// The body must be of the resource's kind and version; an absent kind is taken for granted, as upstream does.
+fn check_kind(resource: &Resource, value: &mut Value) -> Result<(), ApiError> {
+    let row = resource.row;
+    let wanted = row.api_version();
+    if !value.is_object() {
+        return Err(ApiError::bad_request(format!(
+            "the object provided is unrecognized (must be of type {}): couldn't get version/kind; json parse error: json: cannot unmarshal into Go value of type struct",
+            row.kind
+        )));
+    }
+    for (field, text) in [("apiVersion", wanted.as_str()), ("kind", &*row.kind)] {
+        if value.get(field).is_some_and(|v| !v.is_string() && !v.is_null()) {
+            return Err(ApiError::bad_request(format!(
+                "couldn't get version/kind; json parse error: json: cannot unmarshal into Go struct field .{field} of type string"
+            )));
+        }
+        if value[field].as_str().is_none_or(str::is_empty) {
+            value[field] = json!(text);
+        }
+    }
+    let (version, kind) =
+        (value["apiVersion"].as_str().unwrap_or_default(), value["kind"].as_str().unwrap_or_default());
+    if kind != &*row.kind {
+        let last = version.rsplit('/').next().unwrap_or_default();
+        return Err(ApiError::bad_request(format!(
+            "{kind} in version \"{last}\" cannot be handled as a {}: the kind in the data ({kind}) does not match the expected kind ({})",
+            row.kind, row.kind
+        )));
+    }
+    if version != wanted {
+        return Err(ApiError::bad_request(format!(
+            "the API version in the data ({version}) does not match the expected API version ({wanted})"
+        )));
+    }
+    Ok(())
+}
+
+/// The namespace of a new object is the request's.
+pub fn settle_namespace(call: &Call, value: &mut Value) -> Result<(), ApiError> {
+    let Some(metadata) = value["metadata"].as_object_mut() else { return Ok(()) };
+    let given = metadata.get("namespace").and_then(Value::as_str).unwrap_or_default();
+    let namespace = &*call.key.namespace;
+    if !call.resource.row.namespaced {
+        if !given.is_empty() {
+            return Err(ApiError::bad_request(WRONG_NAMESPACE));
+        }
+        return Ok(());
+    }
+    if !given.is_empty() && given != namespace {
+        return Err(ApiError::bad_request(WRONG_NAMESPACE));
+    }
+    metadata.insert("namespace".into(), json!(namespace));
+    Ok(())
+}
+
+const WRONG_NAMESPACE: &str =
+    "the namespace of the provided object does not match the namespace sent on the request";
+
+/// The body of an update must be about the object in the path.
+pub fn check_names(call: &Call, body: &Value) -> Result<(), ApiError> {
+    let text = |field: &str| body["metadata"][field].as_str().unwrap_or_default();
+    let (name, namespace) = (text("name"), text("namespace"));
+    if name != &*call.key.name
+        && !(name.is_empty() && body["metadata"]["name"].is_null() && call.subresource == "binding")
+    {
+        return Err(ApiError::bad_request(format!(
+            "the name of the object ({name}) does not match the name on the URL ({})",
+            call.key.name
+        )));
+    }
+    if !namespace.is_empty() && namespace != &*call.key.namespace {
+        return Err(ApiError::bad_request(format!(
+            "the namespace of the object ({namespace}) does not match the namespace on the URL ({})",
+            call.key.namespace
+        )));
+    }
+    Ok(())
+}
+
+/// A patch may not rename.
+pub fn check_patched(call: &Call, value: &Value) -> Result<(), ApiError> {
+    if !value["metadata"].is_object() {
+        return Err(ApiError::bad_request("the patched object has no metadata"));
+    }
+    check_names(call, value)
+}
+
+/// Applies a patch to a document in the served version.
+pub fn apply_patch(
+    resource: &Resource,
+    kind: PatchKind,
+    target: &mut Value,
+    body: &Value,
+) -> Result<(), ApiError> {
+    match kind {
+        PatchKind::Json => patch::json(target, body)?,
+        PatchKind::Merge | PatchKind::Strategic if !body.is_object() => return Err(not_an_object()),
+        PatchKind::Merge => patch::merge(target, body),
+        PatchKind::Strategic => patch::strategic(target, body, resource.row.def.get())?,
+        PatchKind::Apply => return Err(ApiError::internal("apply is no patch of a document")),
+    }
+    Ok(())
+}
+
+fn not_an_object() -> ApiError {
+    ApiError::bad_request("json: cannot unmarshal into Go value of type map[string]interface {}")
+}
+
+/// Applies a patch to a Scale.
+pub fn apply_patch_to_scale(kind: PatchKind, target: &mut Value, body: &Value) -> Result<(), ApiError> {
+    match kind {
+        PatchKind::Json => patch::json(target, body)?,
+        _ if !body.is_object() => return Err(not_an_object()),
+        // A Scale has no lists: a strategic patch of it is a merge patch.
+        _ => patch::merge(target, body),
+    }
+    Ok(())
+}
+
+/// What a creator may not set, and what a new object starts with.
+pub fn prepare_create(resource: &Resource, value: &mut Value) {
+    strategy::prepare_create(resource.stored, value);
+}
+
+/// Takes over from the old object everything that a write of this part may not set.
+pub fn prepare_update(resource: &Resource, part: Part, new: &mut Value, old: &Value) {
+    let pointers: &[&str] = match part {
+        Part::Whole => return strategy::prepare_update(resource.stored, new, old, strategy::Part::Main),
+        Part::Status => return strategy::prepare_update(resource.stored, new, old, strategy::Part::Status),
+        Part::Finalize => &["/spec/finalizers"],
+        Part::Approval => &["/status/conditions"],
+        Part::EphemeralContainers => &["/spec/ephemeralContainers"],
+        Part::Binding => &["/spec/nodeName", "/status/conditions", "/metadata/annotations"],
+    };
+    let mut kept = old.clone();
+    for pointer in pointers {
+        let (parent, field) = pointer.rsplit_once('/').unwrap_or_default();
+        let wished = new.pointer(pointer).cloned();
+        let section = parent.trim_start_matches('/');
+        if kept.get(section).is_none() && wished.is_some() {
+            kept[section] = json!({});
+        }
+        match (kept.pointer_mut(parent).and_then(Value::as_object_mut), wished) {
+            (Some(map), Some(wished)) => drop(map.insert(field.into(), wished)),
+            (Some(map), None) => drop(map.remove(field)),
+            (None, _) => {}
+        }
+    }
+    *new = kept;
+}
+
+/// Checks a new object or an update: 422 with every cause.
+pub fn validate(resource: &Resource, part: Part, new: &Value, old: Option<&Value>) -> Result<(), ApiError> {
+    let Some(old) = old else { return strategy::validate_create(resource.stored, new) };
+    match part {
+        Part::Whole => strategy::validate_update(resource.stored, new, old, strategy::Part::Main),
+        Part::Status => strategy::validate_update(resource.stored, new, old, strategy::Part::Status),
+        // These take one field over from a checked body; the rest is what was stored.
+        Part::Finalize | Part::Approval | Part::EphemeralContainers | Part::Binding => Ok(()),
+    }
+}
+
+/// Refuses field selectors that the kind does not support.
+pub fn check_selectable(resource: &Resource, fields: &FieldSelector) -> Result<(), ApiError> {
+    strategy::check_field_selector(resource.row, fields)
+}
+
+/// The value of a selectable field of a stored document.
+pub fn field(resource: &Resource, value: &Value, field: &str) -> Option<String> {
+    kinds::field_value(resource.stored, value, field)
+}
+
+/// A document of the served version in the stored one.
+pub fn to_stored(resource: &Resource, value: Value) -> Result<Value, ApiError> {
+    if resource.is_storage_version() {
+        return Ok(value);
+    }
+    Ok(renamed(resource.stored, value))
+}
+
+/// A document of the stored version in the served one.
+pub fn to_served(resource: &Resource, value: Value) -> Result<Value, ApiError> {
+    if resource.is_storage_version() {
+        return Ok(value);
+    }
+    Ok(renamed(resource.row, value))
+}
+
+fn renamed(row: &k8s_schema::ResourceRow, mut value: Value) -> Value {
+    value["apiVersion"] = json!(row.api_version());
+    value
+}
+
+/// A stored object in the served version: itself for nearly all.
+pub fn serve(resource: &Resource, object: &Arc<Object>) -> Result<Arc<Object>, ApiError> {
+    if resource.is_storage_version() {
+        return Ok(object.clone());
+    }
+    let value = to_served(resource, object.value().map_err(ApiError::internal)?)?;
+    let raw = serde_json::to_vec(&value).map_err(ApiError::internal)?;
+    Ok(Arc::new(Object::new(object.key.clone(), object.revision, raw.into())))
+}
+
+/// A Table of objects. `metadata` is the list's; `columns` is false for watch events after the first.
+pub fn table(
+    resource: &Resource,
+    objects: &[Arc<Object>],
+    metadata: Value,
+    style: TableStyle<'_>,
+) -> Result<Value, ApiError> {
+    let include = Include::parse(style.include).ok_or_else(|| {
+        let mut errors = machinery::field_errors::FieldErrors::new();
+        errors.not_supported("includeObject", style.include, &["Metadata", "None", "Object"]);
+        errors
+            .into_result("meta.k8s.io", "TableOptions", "")
+            .err()
+            .unwrap_or_else(|| ApiError::bad_request("includeObject"))
+    })?;
+    let group_version = format!("meta.k8s.io/{}", style.version);
+    let mut rows = Vec::with_capacity(objects.len());
+    for object in objects {
+        let value = object.value().map_err(ApiError::internal)?;
+        rows.push(table::table_row(resource.row, &value, style.now, include, &group_version));
+    }
+    let columns = style.columns.then(|| table::columns(resource.row));
+    Ok(table::table(&group_version, metadata, columns, rows))
+}
+
+/// How a Table is made.
+#[derive(Clone, Copy)]
+pub struct TableStyle<'a> {
+    /// `v1` or `v1beta1`.
+    pub version: &'a str,
+    /// The `includeObject` parameter.
+    pub include: &'a str,
+    /// Send column definitions?
+    pub columns: bool,
+    /// Ages count up to here.
+    pub now: jiff::Timestamp,
+}
+
+/// Metadata only.
+pub fn partial(object: &Object, version: &str) -> Value {
+    let value = object.value().unwrap_or_default();
+    json!({"kind": "PartialObjectMetadata", "apiVersion": format!("meta.k8s.io/{version}"), "metadata": value["metadata"]})
+}

@@ -1,0 +1,83 @@
+//! `pods/binding`: gives a pod its node, once.
+
+use super::create_body;
+use crate::Api;
+use crate::rules;
+use crate::verbs::modify::Part;
+use crate::verbs::{Call, WriteOptions, Written};
+use client::Verb;
+use machinery::field_errors::FieldErrors;
+use machinery::status::ApiError;
+use serde_json::{Value, json};
+
+impl Api {
+    /// Binds the pod to the node that the Binding names.
+    pub(crate) async fn bind_pod(&self, call: &Call, verb: Verb) -> Result<Written, ApiError> {
+        let body = create_body(verb)?;
+        let node = check(call, &body)?;
+        let now = self.now_text();
+        let inner =
+            Call { options: WriteOptions { duplicates: Vec::new(), ..call.options.clone() }, ..call.clone() };
+        self.modify(&inner, Part::Binding, &|mut pod| {
+            bind(call, &mut pod, &body, &node, &now)?;
+            Ok(pod)
+        })
+        .await
+    }
+}
+
+fn check(call: &Call, body: &Value) -> Result<String, ApiError> {
+    rules::check_names(call, body)?;
+    let mut errors = FieldErrors::new();
+    let kind = body["target"]["kind"].as_str().unwrap_or_default();
+    if !matches!(kind, "" | "Node") {
+        errors.not_supported("target.kind", kind, &["Node", "<empty>"]);
+    }
+    let node = body["target"]["name"].as_str().unwrap_or_default();
+    if node.is_empty() {
+        errors.required("target.name", "");
+    }
+    errors.into_result("", "Binding", &call.key.name)?;
+    Ok(node.to_string())
+}
+
+fn bind(call: &Call, pod: &mut Value, binding: &Value, node: &str, now: &str) -> Result<(), ApiError> {
+    let name = &*call.key.name;
+    let conflict = |why: String| {
+        let mut error = ApiError::conflict(call.resource.gvr(), name, &why);
+        error.message = format!("Operation cannot be fulfilled on pods/binding \"{name}\": {why}");
+        error.kind = "pods/binding".into();
+        Err(error)
+    };
+    let uid = binding["metadata"]["uid"].as_str().unwrap_or_default();
+    let present = pod["metadata"]["uid"].as_str().unwrap_or_default();
+    if !uid.is_empty() && uid != present {
+        return conflict(format!(
+            "Precondition failed: UID in precondition: {uid}, UID in object meta: {present}"
+        ));
+    }
+    if pod["metadata"]["deletionTimestamp"].is_string() {
+        return conflict(format!("pod {name} is being deleted, cannot be assigned to a host"));
+    }
+    if let Some(bound) = pod["spec"]["nodeName"].as_str().filter(|n| !n.is_empty()) {
+        return conflict(format!("pod {name} is already assigned to node \"{bound}\""));
+    }
+    if pod["spec"]["schedulingGates"].as_array().is_some_and(|g| !g.is_empty()) {
+        return conflict(format!("pod {name} has non-empty .spec.schedulingGates"));
+    }
+    pod["spec"]["nodeName"] = json!(node);
+    if let Some(annotations) = binding["metadata"]["annotations"].as_object() {
+        for (key, value) in annotations {
+            pod["metadata"]["annotations"][key] = value.clone();
+        }
+    }
+    let condition =
+        json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now});
+    let mut conditions = pod["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    match conditions.iter_mut().find(|c| c["type"] == "PodScheduled") {
+        Some(present) => *present = condition,
+        None => conditions.push(condition),
+    }
+    pod["status"]["conditions"] = Value::Array(conditions);
+    Ok(())
+}

@@ -1,0 +1,188 @@
+//! Update and patch: an edit of the present object, retried when somebody else was faster.
+
+use super::{Call, Effect, Written, delete};
+use crate::Api;
+use crate::admission::{self, Attempt, Operation};
+use crate::resources::Resource;
+use crate::rules;
+use crate::storage::{Swap, unstored};
+use client::{Object, PatchKind};
+use machinery::kinds::behaviour_of;
+use machinery::status::ApiError;
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+/// Lost races before a write without a resourceVersion gives up: far above what real contention shows.
+const SWAP_TRIES_MAX: usize = 200;
+
+/// Which part of an object a write is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// All but the status, where the kind splits it.
+    Whole,
+    /// The status.
+    Status,
+    /// A namespace's `spec.finalizers`.
+    Finalize,
+    /// A certificate request's approval conditions.
+    Approval,
+    /// A pod's ephemeral containers.
+    EphemeralContainers,
+    /// A pod's node, with the condition that says so.
+    Binding,
+}
+
+impl Part {
+    /// The part that a subresource writes, for subresources that are nothing but a part.
+    pub fn of_subresource(resource: &Resource, name: &str) -> Option<Part> {
+        match name {
+            "approval" if resource.is("certificates.k8s.io", "certificatesigningrequests") => {
+                Some(Part::Approval)
+            }
+            "ephemeralcontainers" if resource.is("", "pods") => Some(Part::EphemeralContainers),
+            _ => None,
+        }
+    }
+}
+
+/// Makes the wished object (in the caller's version) of the present one.
+pub type Edit<'a> = &'a (dyn Fn(Value) -> Result<Value, ApiError> + Send + Sync);
+
+impl Api {
+    /// Replaces the object by a body.
+    pub async fn update(&self, call: &Call, part: Part, body: Value) -> Result<Written, ApiError> {
+        rules::check_names(call, &body)?;
+        let missing = self.storage.get(&call.resource, &call.key).await?.is_none();
+        if missing && part == Part::Whole && behaviour_of(call.resource.stored).create_on_update {
+            let mut body = body;
+            if body["metadata"]["uid"].as_str().is_some_and(|u| !u.is_empty()) {
+                return Err(precondition(call, "UID in precondition: ", &body["metadata"]["uid"], ""));
+            }
+            if let Some(metadata) = body["metadata"].as_object_mut() {
+                metadata.remove("resourceVersion");
+            }
+            return self.create(call, body).await;
+        }
+        self.modify(call, part, &|_| Ok(body.clone())).await
+    }
+
+    /// Applies a patch.
+    pub async fn patch(
+        &self,
+        call: &Call,
+        part: Part,
+        kind: PatchKind,
+        patch: &Value,
+    ) -> Result<Written, ApiError> {
+        self.modify(call, part, &|mut present| {
+            rules::apply_patch(&call.resource, kind, &mut present, patch)?;
+            rules::check_patched(call, &present)?;
+            Ok(present)
+        })
+        .await
+    }
+
+    /// Edits the present object until the edit lands.
+    pub async fn modify(&self, call: &Call, part: Part, edit: Edit<'_>) -> Result<Written, ApiError> {
+        let mut current =
+            self.storage.get(&call.resource, &call.key).await?.ok_or_else(|| call.not_found())?;
+        for _ in 0..SWAP_TRIES_MAX {
+            match self.modify_once(call, part, &current, edit).await? {
+                Tried::Written(written) => return Ok(written),
+                Tried::Lost(Some(now)) => current = now,
+                Tried::Lost(None) => return Err(call.not_found()),
+            }
+        }
+        Err(ApiError::conflict(call.resource.gvr(), &call.key.name, ApiError::MODIFIED))
+    }
+
+    async fn modify_once(
+        &self,
+        call: &Call,
+        part: Part,
+        current: &Arc<Object>,
+        edit: Edit<'_>,
+    ) -> Result<Tried, ApiError> {
+        let old = current.value().map_err(ApiError::internal)?;
+        let wished = edit(rules::to_served(&call.resource, old.clone())?)?;
+        let (mut new, warnings) = rules::decode(&call.resource, wished, &call.options)?;
+        rules::settle_namespace(call, &mut new)?;
+        carry_metadata(call, &mut new, &old)?;
+        rules::prepare_update(&call.resource, part, &mut new, &old);
+        let operation = if part == Part::Whole { Operation::Update } else { Operation::UpdatePart };
+        let mut attempt = Attempt::new(self, call, operation, &call.key, Some(&old));
+        admission::mutate(&mut attempt, &mut new)?;
+        if new != old {
+            rules::validate(&call.resource, part, &new, Some(&old))?;
+        }
+        admission::allocate(&mut attempt, &mut new)?;
+        let reserved = attempt.take_reservations();
+        let written = |object: Arc<Object>, effect| {
+            let object = rules::serve(&call.resource, &object)?;
+            Ok(Tried::Written(Written { object, effect, warnings: warnings.clone() }))
+        };
+        let finished = delete::is_finished(&call.resource, &new);
+        if new == old && !finished {
+            return written(current.clone(), Effect::Updated);
+        }
+        if call.options.dry_run {
+            return written(unstored(&call.key, current.revision, new), Effect::Updated);
+        }
+        let swap = if finished {
+            self.storage.remove(&call.resource, current).await?
+        } else {
+            self.storage.replace(&call.resource, current, new.clone()).await?
+        };
+        match swap {
+            Swap::Done(object) if finished => {
+                self.released(&call.resource, &call.key);
+                // The answer is the object as this update left it, as upstream gives it.
+                let last = unstored(&call.key, object.revision, new);
+                written(last, Effect::Removed)
+            }
+            Swap::Done(object) => {
+                reserved.commit();
+                written(object, Effect::Updated)
+            }
+            Swap::Lost(now) => Ok(Tried::Lost(now)),
+        }
+    }
+}
+
+enum Tried {
+    Written(Written),
+    Lost(Option<Arc<Object>>),
+}
+
+fn precondition(call: &Call, what: &str, asked: &Value, present: &str) -> ApiError {
+    let why = format!(
+        "Precondition failed: {what}{}, UID in object meta: {present}",
+        asked.as_str().unwrap_or_default()
+    );
+    ApiError::conflict(call.resource.gvr(), &call.key.name, &why)
+}
+
+/// Checks the revision and takes over the metadata that a write cannot set.
+fn carry_metadata(call: &Call, new: &mut Value, old: &Value) -> Result<(), ApiError> {
+    let present = old["metadata"]["resourceVersion"].as_str().unwrap_or_default();
+    let wished = new["metadata"]["resourceVersion"].as_str().unwrap_or_default();
+    if matches!(wished, "" | "0") {
+        if !behaviour_of(call.resource.stored).unconditional_update {
+            let mut errors = machinery::field_errors::FieldErrors::new();
+            errors.invalid("metadata.resourceVersion", 0, "must be specified for an update");
+            errors.into_result(call.resource.group(), &call.resource.row.kind, &call.key.name)?;
+        }
+    } else if wished != present {
+        return Err(ApiError::conflict(call.resource.gvr(), &call.key.name, ApiError::MODIFIED));
+    }
+    let uid = &new["metadata"]["uid"];
+    if uid.as_str().is_some_and(|u| !u.is_empty()) && *uid != old["metadata"]["uid"] {
+        let present = old["metadata"]["uid"].as_str().unwrap_or_default();
+        return Err(precondition(call, "UID in precondition: ", uid, present));
+    }
+    let Some(metadata) = new["metadata"].as_object_mut() else { return Ok(()) };
+    metadata.remove("managedFields");
+    metadata.remove("selfLink");
+    metadata.insert("resourceVersion".into(), json!(present));
+    Ok(())
+}

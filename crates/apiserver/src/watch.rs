@@ -1,0 +1,115 @@
+//! One watch: initial objects, changes seen through a selection, progress. No transport, no encoding.
+
+use crate::cache::{Cache, Change, Subscription, at_revision};
+use crate::select::Selection;
+use client::{EventKind, Object};
+use machinery::status::ApiError;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// One event as a watcher sees it.
+pub struct Seen {
+    /// What happened, from inside the selection.
+    pub kind: EventKind,
+    /// The object to show.
+    pub object: Arc<Object>,
+    /// The shared change, when it is shown as it is (so its encoded frame can be shared).
+    pub change: Option<Arc<Change>>,
+}
+
+/// Where a watch begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// The present objects as `Added`, then changes.
+    Current,
+    /// Changes after this revision.
+    After(u64),
+}
+
+/// A running watch.
+pub struct Watcher {
+    cache: Arc<Cache>,
+    selection: Selection,
+    initial: VecDeque<Arc<Object>>,
+    initial_revision: u64,
+    subscription: Subscription,
+}
+
+impl Watcher {
+    /// Starts a watch. A start that is too old is an error in Kubernetes' words.
+    pub async fn start(cache: &Arc<Cache>, selection: Selection, start: Start) -> Result<Watcher, ApiError> {
+        let prefix = selection.resource.prefix.clone();
+        let interest = selection.interest();
+        let (initial, initial_revision, subscription) = match start {
+            Start::Current => {
+                let (snapshot, subscription) = cache.subscribe_now(&prefix, interest);
+                let initial = selection.filter(&snapshot.objects, "").cloned().collect();
+                (initial, snapshot.revision, subscription)
+            }
+            Start::After(revision) => {
+                cache.wait_for(revision).await?;
+                let subscription = cache.subscribe(&prefix, interest, revision).map_err(|floor| {
+                    ApiError::expired(format!("too old resource version: {revision} ({floor})"))
+                })?;
+                (VecDeque::new(), revision, subscription)
+            }
+        };
+        Ok(Watcher { cache: cache.clone(), selection, initial, initial_revision, subscription })
+    }
+
+    /// The revision of the initial objects (or the start).
+    pub fn initial_revision(&self) -> u64 {
+        self.initial_revision
+    }
+
+    /// Initial objects that are still to come.
+    pub fn initial_left(&self) -> usize {
+        self.initial.len()
+    }
+
+    /// The next event. `None`: the server closes. An error ends the watch. Safe to cancel.
+    pub async fn next(&mut self) -> Result<Option<Seen>, ApiError> {
+        if let Some(object) = self.initial.pop_front() {
+            return Ok(Some(Seen { kind: EventKind::Added, object, change: None }));
+        }
+        loop {
+            let change = match self.subscription.backlog.pop_front() {
+                Some(change) => change,
+                None => match self.subscription.changes.recv().await {
+                    Some(change) => change,
+                    None if self.subscription.lagged.load(Ordering::Acquire) => {
+                        return Err(ApiError::expired("The watch fell too far behind; list again"));
+                    }
+                    None => return Ok(None),
+                },
+            };
+            if let Some(seen) = self.see(change) {
+                return Ok(Some(seen));
+            }
+        }
+    }
+
+    fn see(&self, change: Arc<Change>) -> Option<Seen> {
+        let kind = self.selection.transition(&change)?;
+        if kind == change.kind {
+            return Some(Seen { kind, object: change.object.clone(), change: Some(change) });
+        }
+        let object = match (kind, &change.previous) {
+            // It left the selection: shown as it was, at the revision of the change.
+            (EventKind::Deleted, Some(previous)) => Arc::new(at_revision(previous, change.revision)),
+            _ => change.object.clone(),
+        };
+        Some(Seen { kind, object, change: None })
+    }
+
+    /// The revision up to which this watcher has seen everything; `None` while something waits for it.
+    pub fn progress(&self) -> Option<u64> {
+        // Read first: whatever is queued later belongs to later revisions.
+        let revision = self.cache.revision();
+        let idle = self.initial.is_empty()
+            && self.subscription.backlog.is_empty()
+            && self.subscription.changes.is_empty();
+        idle.then_some(revision)
+    }
+}

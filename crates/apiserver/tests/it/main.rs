@@ -1,0 +1,12 @@
+//! The API server over a real store, spoken to by HTTP: one folder of tests, one binary.
+
+#![cfg(test)]
+
+mod bad_input;
+mod harness;
+mod lists;
+mod negotiation;
+mod proxying;
+mod special;
+mod verbs;
+mod watches;

@@ -1,0 +1,121 @@
+//! Logs, exec and proxies against a small agent: paths, bodies, upgrades spliced, refusals passed on.
+
+use crate::harness::*;
+use apiserver::{Duplex, NodeDialer};
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use serde_json::json;
+use std::convert::Infallible;
+use std::sync::Arc;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// An agent that answers with what it was asked, and echoes what comes over an upgraded stream.
+struct Agent;
+
+#[async_trait]
+impl NodeDialer for Agent {
+    async fn dial(&self, node: &str) -> std::io::Result<Box<dyn Duplex>> {
+        if node != "n1" {
+            return Err(std::io::Error::other("no such node"));
+        }
+        let (ours, theirs) = tokio::io::duplex(1 << 16);
+        tokio::spawn(async move {
+            let connection = hyper::server::conn::http1::Builder::new()
+                .serve_connection(TokioIo::new(theirs), service_fn(agent))
+                .with_upgrades();
+            let _ = connection.await;
+        });
+        Ok(Box::new(ours))
+    }
+}
+
+async fn agent(mut request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+    let uri = request.uri().to_string();
+    assert!(request.headers().get("authorization").is_none());
+    if !uri.starts_with("/exec/") || uri.contains("refuse") {
+        let code = if uri.contains("refuse") { 403 } else { 200 };
+        return Ok(Response::builder().status(code).body(Full::new(uri.into())).unwrap());
+    }
+    let protocol = request.headers()["x-stream-protocol-version"].clone();
+    let upgraded = hyper::upgrade::on(&mut request);
+    tokio::spawn(async move {
+        let mut io = TokioIo::new(upgraded.await.unwrap());
+        io.write_all(uri.as_bytes()).await.unwrap();
+        let mut buffer = [0; 64];
+        while let Ok(n) = io.read(&mut buffer).await
+            && n > 0
+        {
+            io.write_all(&buffer[..n]).await.unwrap();
+        }
+    });
+    let answer =
+        Response::builder().status(101).header("connection", "Upgrade").header("upgrade", "SPDY/3.1");
+    Ok(answer.header("x-stream-protocol-version", protocol).body(Full::default()).unwrap())
+}
+
+async fn server_with_pod() -> Server {
+    let s = server_with(|c| c.nodes = Some(Arc::new(Agent))).await;
+    s.post(PODS, &pod("p")).await.expect(201);
+    let message = s.get(&format!("{PODS}/p/log")).await.fails(400, "BadRequest");
+    assert_eq!(message, "pod p does not have a host assigned");
+    let binding = json!({"metadata": {"name": "p"}, "target": {"kind": "Node", "name": "n1"}});
+    s.post(&format!("{PODS}/p/binding"), &binding).await.expect(201);
+    s
+}
+
+#[tokio::test]
+async fn logs_and_node_paths_go_to_the_agent() {
+    let s = server_with_pod().await;
+    let reply = s.get(&format!("{PODS}/p/log?container=c&tailLines=5&follow=true")).await;
+    assert_eq!(String::from_utf8_lossy(&reply.body), "/containerLogs/default/p/c?tailLines=5&follow=true");
+    let reply = s.get("/api/v1/nodes/n1/proxy/metrics/cadvisor?x=1").await;
+    assert_eq!(String::from_utf8_lossy(&reply.body), "/metrics/cadvisor?x=1");
+    s.get("/api/v1/nodes/n2/proxy/").await.fails(503, "ServiceUnavailable");
+    s.get(&format!("{PODS}/p/log?container=none")).await.fails(400, "BadRequest");
+    s.get(&format!("{PODS}/none/log")).await.fails(404, "NotFound");
+}
+
+async fn exec(s: &Server, query: &str) -> http::Response<Incoming> {
+    let request = Request::builder()
+        .method("POST")
+        .uri(format!("{PODS}/p/exec?{query}"))
+        .header("host", "api")
+        .header("connection", "Upgrade")
+        .header("upgrade", "SPDY/3.1")
+        .header("x-stream-protocol-version", "v4.channel.k8s.io")
+        .body(Full::<Bytes>::default())
+        .unwrap();
+    s.send(request).await
+}
+
+#[tokio::test]
+async fn exec_is_spliced_both_ways() {
+    let s = server_with_pod().await;
+    let mut response = exec(&s, "command=sh&stdin=true&stdout=true&tty=true").await;
+    assert_eq!(response.status(), 101);
+    assert_eq!(response.headers()["upgrade"], "SPDY/3.1");
+    assert_eq!(response.headers()["x-stream-protocol-version"], "v4.channel.k8s.io");
+    let mut io = TokioIo::new(hyper::upgrade::on(&mut response).await.unwrap());
+    let want = "/exec/default/p/c?command=sh&input=1&output=1&tty=1";
+    let mut buffer = vec![0; want.len()];
+    tokio::time::timeout(PATIENCE, io.read_exact(&mut buffer)).await.unwrap().unwrap();
+    assert_eq!(String::from_utf8_lossy(&buffer), want);
+    io.write_all(b"hello").await.unwrap();
+    let mut buffer = [0; 5];
+    tokio::time::timeout(PATIENCE, io.read_exact(&mut buffer)).await.unwrap().unwrap();
+    assert_eq!(&buffer, b"hello");
+}
+
+#[tokio::test]
+async fn a_refused_upgrade_is_only_an_answer() {
+    let s = server_with_pod().await;
+    let response = exec(&s, "command=refuse&stdout=true").await;
+    assert_eq!(response.status(), 403);
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    assert_eq!(body, "/exec/default/p/c?command=refuse&output=1");
+}

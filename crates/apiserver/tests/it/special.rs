@@ -1,0 +1,210 @@
+//! What some kinds have of their own: namespaces, pods, services, accounts of who may do what.
+
+use crate::harness::*;
+use auth::Identity;
+use client::{EventKind, ListOptions, ObjectKey, Verb, WatchOptions, Write};
+use futures_util::StreamExt;
+use k8s_schema::gvr;
+use serde_json::json;
+
+#[tokio::test]
+async fn namespaces_live_and_die() {
+    let s = server().await;
+    let namespaces = s.get("/api/v1/namespaces").await.expect(200);
+    assert_eq!(namespaces["items"].as_array().unwrap().len(), 4);
+    let message = s.post("/api/v1/namespaces/none/configmaps", &config_map("a")).await.fails(404, "NotFound");
+    assert_eq!(message, "namespaces \"none\" not found");
+    let made = s.post("/api/v1/namespaces", &json!({"metadata": {"name": "n"}})).await.expect(201);
+    assert_eq!(made["spec"]["finalizers"], json!(["kubernetes"]));
+    assert_eq!(made["status"]["phase"], "Active");
+    s.post("/api/v1/namespaces/n/configmaps", &config_map("a")).await.expect(201);
+    let going = s.delete("/api/v1/namespaces/n").await.expect(200);
+    assert_eq!(going["status"]["phase"], "Terminating");
+    let refused = s.post("/api/v1/namespaces/n/configmaps", &config_map("b")).await.expect(403);
+    assert_eq!(
+        refused["message"],
+        "configmaps \"b\" is forbidden: unable to create new content in namespace n because it is being terminated"
+    );
+    assert_eq!(refused["details"]["causes"][0]["reason"], "NamespaceTerminating");
+    let mut body = s.get("/api/v1/namespaces/n").await.expect(200);
+    body["spec"]["finalizers"] = json!([]);
+    s.put("/api/v1/namespaces/n/finalize", &body).await.expect(200);
+    s.get("/api/v1/namespaces/n").await.fails(404, "NotFound");
+    let message = s.delete("/api/v1/namespaces/default").await.fails(403, "Forbidden");
+    assert_eq!(message, "namespaces \"default\" is forbidden: this namespace may not be deleted");
+}
+
+#[tokio::test]
+async fn pods_are_admitted_bound_and_deleted_with_grace() {
+    let s = server().await;
+    let made = s.post(PODS, &pod("p")).await.expect(201);
+    assert_eq!(made["spec"]["serviceAccountName"], "default");
+    assert_eq!(made["spec"]["priority"], 0);
+    assert_eq!(made["spec"]["preemptionPolicy"], "PreemptLowerPriority");
+    assert_eq!(made["spec"]["tolerations"].as_array().unwrap().len(), 2);
+    let binding = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": "p"}, "target": {"kind": "Node", "name": "n1"}});
+    s.post(&format!("{PODS}/p/binding"), &binding).await.expect(201);
+    let bound = s.get(&format!("{PODS}/p")).await.expect(200);
+    assert_eq!(bound["spec"]["nodeName"], "n1");
+    assert_eq!(bound["status"]["conditions"][0]["type"], "PodScheduled");
+    let message = s.post(&format!("{PODS}/p/binding"), &binding).await.fails(409, "Conflict");
+    assert_eq!(
+        message,
+        "Operation cannot be fulfilled on pods/binding \"p\": pod p is already assigned to node \"n1\""
+    );
+    let on_node = s.get("/api/v1/pods?fieldSelector=spec.nodeName%3Dn1").await.expect(200);
+    assert_eq!(on_node["items"].as_array().unwrap().len(), 1);
+    let going = s.delete(&format!("{PODS}/p")).await.expect(200);
+    assert_eq!(going["metadata"]["deletionGracePeriodSeconds"], 30);
+    let done = s.delete(&format!("{PODS}/p?gracePeriodSeconds=0")).await.expect(200);
+    assert_eq!(done["kind"], "Pod");
+    s.get(&format!("{PODS}/p")).await.fails(404, "NotFound");
+    s.post(PODS, &pod("q")).await.expect(201);
+    let eviction = json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "q"}});
+    assert_eq!(s.post(&format!("{PODS}/q/eviction"), &eviction).await.expect(201)["status"], "Success");
+    s.get(&format!("{PODS}/q")).await.fails(404, "NotFound");
+    let mut classy = pod("r");
+    classy["spec"]["priorityClassName"] = json!("system-node-critical");
+    assert_eq!(s.post(PODS, &classy).await.expect(201)["spec"]["priority"], 2_000_001_000);
+    let mut unknown = pod("u");
+    unknown["spec"]["priorityClassName"] = json!("none");
+    let message = s.post(PODS, &unknown).await.fails(403, "Forbidden");
+    assert_eq!(message, "pods \"u\" is forbidden: no PriorityClass with name none was found");
+}
+
+const SERVICES: &str = "/api/v1/namespaces/default/services";
+
+fn service(name: &str, spec: serde_json::Value) -> serde_json::Value {
+    let mut body = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": spec});
+    body["spec"]["ports"] = json!([{"port": 80}]);
+    body
+}
+
+#[tokio::test]
+async fn services_get_addresses_and_give_them_back() {
+    let s = server().await;
+    let one = s.post(SERVICES, &service("one", json!({}))).await.expect(201);
+    let ip = one["spec"]["clusterIP"].as_str().unwrap().to_string();
+    assert!(ip.starts_with("10.96."), "{ip}");
+    assert_eq!(one["spec"]["clusterIPs"], json!([ip]));
+    assert_eq!(one["spec"]["type"], "ClusterIP");
+    assert_eq!(one["spec"]["ports"][0]["targetPort"], 80);
+    let message = s.post(SERVICES, &service("two", json!({"clusterIP": ip}))).await.fails(422, "Invalid");
+    assert!(
+        message.contains("spec.clusterIPs: Invalid value: [\"")
+            && message.contains("provided IP is already allocated"),
+        "{message}"
+    );
+    s.post(SERVICES, &service("out", json!({"clusterIP": "192.168.0.1"}))).await.fails(422, "Invalid");
+    // A failed create gives nothing away and takes nothing for good.
+    s.post(SERVICES, &service("one", json!({"clusterIP": ip}))).await.fails(409, "AlreadyExists");
+    s.post(SERVICES, &service("two", json!({"clusterIP": ip}))).await.fails(422, "Invalid");
+    s.delete(&format!("{SERVICES}/one")).await.expect(200);
+    s.post(SERVICES, &service("two", json!({"clusterIP": ip}))).await.expect(201);
+    let none = s.post(SERVICES, &service("headless", json!({"clusterIP": "None"}))).await.expect(201);
+    assert_eq!(none["spec"]["clusterIPs"], json!(["None"]));
+    let node = s.post(SERVICES, &service("node", json!({"type": "NodePort"}))).await.expect(201);
+    let port = node["spec"]["ports"][0]["nodePort"].as_u64().unwrap();
+    assert!((30_000..=32_767).contains(&port));
+    let mut same = service("same", json!({"type": "NodePort"}));
+    same["spec"]["ports"] = json!([{"port": 80, "nodePort": port}]);
+    let message = s.post(SERVICES, &same).await.fails(422, "Invalid");
+    assert!(
+        message.contains("spec.ports[0].nodePort: Invalid value:")
+            && message.contains("provided port is already allocated"),
+        "{message}"
+    );
+    let path = format!("{SERVICES}/node");
+    let back = s.patch(&path, "merge-patch", &json!({"spec": {"type": "ClusterIP"}})).await.expect(200);
+    assert!(back["spec"]["ports"][0]["nodePort"].is_null(), "{back}");
+    s.post(SERVICES, &same).await.expect(201);
+}
+
+#[tokio::test]
+async fn the_kubernetes_service_points_at_the_server() {
+    let s = server_with(|c| c.advertise = Some(([10, 0, 0, 7].into(), 6443))).await;
+    let service = s.get(&format!("{SERVICES}/kubernetes")).await.expect(200);
+    assert_eq!(service["spec"]["clusterIP"], "10.96.0.1");
+    let endpoints = s.get("/api/v1/namespaces/default/endpoints/kubernetes").await.expect(200);
+    assert_eq!(endpoints["subsets"][0]["addresses"][0]["ip"], "10.0.0.7");
+}
+
+#[tokio::test]
+async fn who_may_do_what() {
+    let s = server().await;
+    let nobody = s.with_identity(Identity::default());
+    let message = nobody.get(PODS).await.fails(403, "Forbidden");
+    assert_eq!(
+        message,
+        "pods is forbidden: User \"system:anonymous\" cannot list resource \"pods\" in API group \"\" in the namespace \"default\""
+    );
+    assert_eq!(nobody.get("/healthz").await.code, 200);
+    let message = nobody.get("/metrics").await.fails(403, "Forbidden");
+    assert_eq!(message, "forbidden: User \"system:anonymous\" cannot get path \"/metrics\"");
+    nobody.call("GET", PODS, &[("authorization", "Bearer x")], "").await.fails(401, "Unauthorized");
+    let alice = s.with_identity(Identity::new("alice", ["system:authenticated"]));
+    let message = alice.get(&format!("{PODS}/p")).await.fails(403, "Forbidden");
+    assert_eq!(
+        message,
+        "pods \"p\" is forbidden: User \"alice\" cannot get resource \"pods\" in API group \"\" in the namespace \"default\""
+    );
+    let review =
+        json!({"spec": {"user": "alice", "resourceAttributes": {"verb": "get", "resource": "pods"}}});
+    let path = "/apis/authorization.k8s.io/v1/subjectaccessreviews";
+    assert_eq!(s.post(path, &review).await.expect(201)["status"]["allowed"], false);
+    let path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
+    assert_eq!(s.post(path, &review).await.expect(201)["status"]["allowed"], true);
+    let me = s.post("/apis/authentication.k8s.io/v1/selfsubjectreviews", &json!({})).await.expect(201);
+    assert_eq!(me["status"]["userInfo"]["username"], "admin");
+}
+
+#[tokio::test]
+async fn components_in_the_process_pass_the_same_gates() {
+    let s = server().await;
+    let client = s.api.client(Identity::component("system:test"));
+    let stranger = s.api.client(Identity::new("alice", []));
+    let error = stranger.list(&gvr::PODS, &ListOptions::default()).await.unwrap_err();
+    assert_eq!((error.code, error.reason), (403, "Forbidden"));
+    let options = WatchOptions::default();
+    let mut events = client.watch(&gvr::PODS, &options).await.unwrap();
+    assert_eq!(events.next().await.unwrap().unwrap().kind, EventKind::Bookmark);
+    let mut body = pod("p");
+    body["metadata"]["namespace"] = json!("default");
+    let made = client.create(&gvr::PODS, body).await.unwrap();
+    let seen = events.next().await.unwrap().unwrap();
+    assert_eq!((seen.kind, seen.object.revision), (EventKind::Added, made.revision));
+    assert_eq!(seen.object.raw, made.raw);
+    let key = ObjectKey::new("default", "p");
+    let got = client.get(&gvr::PODS, &key).await.unwrap();
+    let again = client.get(&gvr::PODS, &key).await.unwrap();
+    assert!(std::sync::Arc::ptr_eq(&got, &again), "shared, not copied");
+    let binding = json!({"metadata": {"name": "p"}, "target": {"kind": "Node", "name": "n"}});
+    let write =
+        Write { gvr: gvr::PODS, key: key.clone(), subresource: "binding", verb: Verb::Create(binding) };
+    let bound = client.write(write).await.unwrap();
+    assert_eq!(bound.value().unwrap()["spec"]["nodeName"], "n");
+    let patched =
+        client.merge_patch_status(&gvr::PODS, &key, json!({"status": {"phase": "Running"}})).await.unwrap();
+    assert_eq!(patched.value().unwrap()["status"]["phase"], "Running");
+    let cache = client::cache::Cache::start(client.clone(), gvr::PODS, ListOptions::default());
+    tokio::time::timeout(PATIENCE, cache.wait_synced()).await.unwrap();
+    assert_eq!(cache.len(), 1);
+    client
+        .delete(
+            &gvr::PODS,
+            &key,
+            client::DeleteOptions { grace_period_seconds: Some(0), ..Default::default() },
+        )
+        .await
+        .unwrap();
+    let mut changed = cache.changed();
+    tokio::time::timeout(PATIENCE, async {
+        while !cache.is_empty() {
+            changed.changed().await.unwrap();
+        }
+    })
+    .await
+    .unwrap();
+    let error = client.get(&gvr::PODS, &key).await.unwrap_err();
+    assert!(error.is_not_found());
+}
