@@ -46,9 +46,14 @@ pub fn ask(socket: &Path, question: &Question) -> Result<serde_json::Value> {
     answer.map_err(anyhow::Error::msg)
 }
 
+/// Does somebody answer there?
+pub fn answers(socket: &Path) -> bool {
+    std::os::unix::net::UnixStream::connect(socket).is_ok()
+}
+
 /// Serves questions until dropped. A socket that nobody answers on any more is replaced.
 pub fn listen(socket: &Path) -> Result<UnixListener> {
-    if std::os::unix::net::UnixStream::connect(socket).is_ok() {
+    if answers(socket) {
         bail!("another Gantry answers at {}", socket.display());
     }
     let _ = std::fs::remove_file(socket);

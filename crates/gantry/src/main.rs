@@ -1,2 +1,79 @@
-//! (stub)
-fn main() {}
+//! The `gantry` binary: command line, component list, start and stop in order.
+//!
+//! Invariant: the shim's entry is taken before any thread or runtime exists.
+
+mod admin;
+mod config;
+mod down;
+mod env;
+mod image;
+mod kubeconfig;
+mod ports;
+mod preflight;
+mod status;
+mod up;
+
+use anyhow::{Result, bail};
+use config::Config;
+use std::process::ExitCode;
+
+/// One command: words after `gantry`, one line of help, what it does with the words that follow.
+struct Command {
+    name: &'static str,
+    arguments: &'static str,
+    help: &'static str,
+    run: fn(Config, &[String]) -> Result<()>,
+}
+
+const COMMANDS: &[Command] = &[
+    Command { name: "up", arguments: "", help: "control plane and node in one process, in the foreground", run: up::run },
+    Command { name: "env", arguments: "", help: "print what to eval in a shell so that kubectl works", run: env::run },
+    Command { name: "status", arguments: "", help: "what runs here", run: status::run },
+    Command { name: "down", arguments: "", help: "stop everything, pods included; data stays", run: down::run },
+    Command { name: "doctor", arguments: "", help: "what would block a start or eat traffic", run: preflight::run },
+    Command {
+        name: "image",
+        arguments: "load FILE… | ls | gc",
+        help: "load archives (docker, oci), list images, remove unused ones",
+        run: image::run,
+    },
+    Command { name: "help", arguments: "", help: "this text", run: |_, _| help() },
+    Command { name: "version", arguments: "", help: "print the version", run: |_, _| version() },
+];
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("gantry: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &[String]) -> Result<()> {
+    if args.iter().any(|a| a == "--help" || a == "-h") {
+        return help();
+    }
+    let (config, words) = Config::from_args(args)?;
+    let Some(word) = words.first() else { return help() };
+    match COMMANDS.iter().find(|c| c.name == word) {
+        Some(command) => (command.run)(config, &words[1..]),
+        None => bail!("no such command: {word} (gantry help lists them)"),
+    }
+}
+
+fn help() -> Result<()> {
+    println!("gantry: a container platform in one binary\n\nusage: gantry COMMAND [--setting VALUE …]\n\ncommands:");
+    for command in COMMANDS {
+        println!("  {:<30} {}", format!("{} {}", command.name, command.arguments), command.help);
+    }
+    print!("\nsettings:\n{}", config::help());
+    Ok(())
+}
+
+fn version() -> Result<()> {
+    println!("gantry {}", env!("CARGO_PKG_VERSION"));
+    Ok(())
+}

@@ -1,0 +1,185 @@
+//! The control plane's components: store, certificates, API server, controllers, admin socket.
+
+use super::dial::KubeletDialer;
+use super::{Instance, answer};
+use crate::{admin as socket, kubeconfig};
+use anyhow::{Context, Result};
+use apiserver::{Api, ApiConfig};
+use auth::{Ca, Identity, Issued, SYSTEM_MASTERS};
+use client::ApiClient;
+use controllers::{Controllers, ControllersConfig};
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+use store::{Embedded, EmbeddedOptions};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+/// The one realm of an instance so far.
+const REALM: &str = "main";
+/// Kubernetes' certificate users.
+const KUBELET_CLIENT: &str = "kube-apiserver-kubelet-client";
+
+/// What the control plane leaves for others.
+#[derive(Default)]
+pub struct Parts {
+    store: Option<Arc<Embedded>>,
+    ca: Option<Arc<Ca>>,
+    api: Option<Arc<Api>>,
+    controllers: Option<Controllers>,
+}
+
+impl Parts {
+    /// The certificate authority.
+    pub fn ca(&self) -> Result<Arc<Ca>> {
+        self.ca.clone().context("certificates start before what uses them")
+    }
+
+    /// A door to the API.
+    pub fn client(&self, identity: Identity) -> Result<ApiClient> {
+        Ok(self.api.as_ref().context("the API server starts before what uses it")?.client(identity))
+    }
+
+    /// Stops in reverse order.
+    pub async fn stop(&mut self) {
+        self.controllers = None;
+        if let Some(api) = self.api.take() {
+            api.close();
+        }
+        if let Some(store) = self.store.take() {
+            store.close().await;
+        }
+    }
+}
+
+/// Makes a folder that only root enters.
+pub fn private_folder(path: &Path) -> Result<()> {
+    std::fs::create_dir_all(path).with_context(|| path.display().to_string())?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))?;
+    Ok(())
+}
+
+/// The embedded store.
+pub async fn store(instance: &mut Instance) -> Result<()> {
+    let data = &instance.config.data_dir;
+    std::fs::create_dir_all(data).with_context(|| data.display().to_string())?;
+    let folder = data.join("state");
+    private_folder(&folder)?;
+    let open = move || Embedded::open(&folder.join("store.db"), EmbeddedOptions::default());
+    instance.control.store = Some(Arc::new(tokio::task::spawn_blocking(open).await??));
+    Ok(())
+}
+
+/// The authority, and the administrator's kubeconfig.
+pub async fn certificates(instance: &mut Instance) -> Result<()> {
+    let folder = instance.config.data_dir.join("pki");
+    private_folder(&folder)?;
+    let now = SystemTime::now();
+    let ca = Arc::new(Ca::load_or_create(&folder, now)?);
+    let admin = ca.issue_client("kubernetes-admin", Some(SYSTEM_MASTERS), now)?;
+    let host = match instance.config.bind {
+        Some(ip) if !ip.is_unspecified() => ip,
+        _ => Ipv4Addr::LOCALHOST,
+    };
+    let server = format!("https://{host}:{}", instance.config.port);
+    let text = kubeconfig::text(&server, ca.cert_pem(), "kubernetes-admin", &admin);
+    kubeconfig::write(&instance.config.kubeconfig(), &text)?;
+    instance.control.ca = Some(ca);
+    Ok(())
+}
+
+fn server_certificate(instance: &Instance, ca: &Ca) -> Result<Issued> {
+    let domain = &instance.config.cluster_domain;
+    let mut names: Vec<String> =
+        ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"].map(String::from).into();
+    names.push(format!("kubernetes.default.svc.{domain}"));
+    names.push(instance.facts.node_name.clone());
+    let mut ips: Vec<IpAddr> = vec![Ipv4Addr::LOCALHOST.into(), instance.facts.node_ip.into()];
+    ips.push(instance.facts.api_service_ip.into());
+    ips.extend(instance.config.bind.filter(|ip| !ip.is_unspecified()).map(IpAddr::from));
+    Ok(ca.issue_server("kube-apiserver", &names, &ips, SystemTime::now())?)
+}
+
+/// The API server and its listener.
+pub async fn api(instance: &mut Instance) -> Result<()> {
+    let ca = instance.control.ca()?;
+    let store = instance.control.store.clone().context("the store starts first")?;
+    let kubelet_client = ca.issue_client(KUBELET_CLIENT, Some(SYSTEM_MASTERS), SystemTime::now())?;
+    let dialer = KubeletDialer::new(&kubelet_client, ca.cert_pem())?;
+    let config = ApiConfig {
+        service_cidr: instance.facts.service_range,
+        cluster_dns_ip: instance.facts.dns_ip,
+        advertise: Some((instance.facts.node_ip, instance.config.port)),
+        nodes: Some(dialer.clone()),
+        ..ApiConfig::new(REALM, store)
+    };
+    let api = Api::open(config).await?;
+    dialer.set_client(api.client(Identity::component("system:apiserver-node-dialer")));
+    let certificate = server_certificate(instance, &ca)?;
+    let tls = auth::server_config(&certificate, ca.cert_pem(), &["h2", "http/1.1"])?;
+    let bind = instance.config.bind.unwrap_or(Ipv4Addr::UNSPECIFIED);
+    let listener = TcpListener::bind((bind, instance.config.port)).await?;
+    instance.tasks.push(tokio::spawn(api.clone().serve(listener, tls, instance.stop.subscribe())));
+    instance.control.api = Some(api);
+    println!("API answering in {} ms", instance.started.elapsed().as_millis());
+    Ok(())
+}
+
+/// The controllers and the scheduler.
+pub async fn controllers(instance: &mut Instance) -> Result<()> {
+    let facts = &instance.facts;
+    let config = ControllersConfig {
+        root_ca_pem: instance.control.ca()?.cert_pem().to_string(),
+        pod_cidr: Some((facts.cluster_cidr.base(), facts.cluster_cidr.prefix_len())),
+        node_prefix: facts.node_prefix(),
+        lb_pool: facts.lb_pool.clone(),
+        dns_ip: facts.dns_ip,
+    };
+    let clock = Arc::new(jiff::Timestamp::now);
+    let manager = instance.control.client(Identity::component("system:kube-controller-manager"))?;
+    instance.control.controllers = Some(Controllers::start(manager, config, clock));
+    Ok(())
+}
+
+/// What the admin socket can see.
+pub struct AdminView {
+    /// Ends the process.
+    pub stop: Arc<watch::Sender<bool>>,
+    /// The node's images.
+    pub images: image::Images,
+    facts: Vec<(&'static str, String)>,
+    started: std::time::Instant,
+}
+
+impl AdminView {
+    /// A line a fact.
+    pub fn status(&self) -> serde_json::Value {
+        let mut status: serde_json::Map<String, serde_json::Value> =
+            self.facts.iter().map(|(k, v)| ((*k).to_string(), v.as_str().into())).collect();
+        status.insert("uptime".into(), format!("{} s", self.started.elapsed().as_secs()).into());
+        status.into()
+    }
+}
+
+/// The admin socket.
+pub async fn admin(instance: &mut Instance) -> Result<()> {
+    let run_dir = instance.config.run_dir();
+    std::fs::create_dir_all(&run_dir).with_context(|| run_dir.display().to_string())?;
+    let listener = socket::listen(&instance.config.socket())?;
+    let view = Arc::new(AdminView {
+        stop: instance.stop.clone(),
+        images: instance.node.images()?,
+        facts: vec![
+            ("pid", std::process::id().to_string()),
+            ("node", instance.facts.node_name.clone()),
+            ("address", instance.facts.node_ip.to_string()),
+            ("api", format!("https://{}:{}", instance.facts.node_ip, instance.config.port)),
+            ("data", instance.config.data_dir.display().to_string()),
+        ],
+        started: instance.started,
+    });
+    instance.tasks.push(tokio::spawn(socket::serve(listener, move |question| answer(view.clone(), question))));
+    Ok(())
+}

@@ -1,0 +1,146 @@
+//! `gantry up`: control plane and node in one process, as a list of components started in order.
+//!
+//! Each component takes what it needs from the [`Instance`] and leaves what others need there. They stop in the
+//! reverse order; pods run on.
+
+mod control;
+mod dial;
+mod facts;
+mod node;
+
+use crate::config::Config;
+use crate::{admin, env, preflight};
+use anyhow::{Context, Result};
+use facts::Facts;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// Threads for blocking work (image unpacking, netlink): bounded, since each costs a stack.
+const BLOCKING_THREADS_MAX: usize = 64;
+/// Worker threads, at most; more only cost memory on the machines this is for.
+const WORKERS_MAX: usize = 8;
+
+type Started<'a> = Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>>;
+type Component = (&'static str, for<'a> fn(&'a mut Instance) -> Started<'a>);
+
+/// All components, in the order they start.
+const COMPONENTS: &[Component] = &[
+    ("store", |i| Box::pin(control::store(i))),
+    ("certificates", |i| Box::pin(control::certificates(i))),
+    ("API server", |i| Box::pin(control::api(i))),
+    ("controllers", |i| Box::pin(control::controllers(i))),
+    ("images", |i| Box::pin(node::images(i))),
+    ("network", |i| Box::pin(node::network(i))),
+    ("node agent", |i| Box::pin(node::agent(i))),
+    ("services", |i| Box::pin(node::services(i))),
+    ("DNS", |i| Box::pin(node::dns(i))),
+    ("admin socket", |i| Box::pin(control::admin(i))),
+];
+
+/// A running (or starting) instance.
+pub struct Instance {
+    config: Config,
+    facts: Facts,
+    started: Instant,
+    control: control::Parts,
+    node: node::Parts,
+    /// Aborted at the end.
+    tasks: Vec<JoinHandle<()>>,
+    /// Turns true when the process is to end.
+    stop: Arc<watch::Sender<bool>>,
+}
+
+/// Runs until told to stop.
+pub fn run(config: Config, _: &[String]) -> Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_new(&config.log).context("--log")?;
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    preflight::check(&config)?;
+    let workers = std::thread::available_parallelism().map_or(1, usize::from).clamp(1, WORKERS_MAX);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .worker_threads(workers)
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
+        .build()?;
+    let result = runtime.block_on(up(config));
+    runtime.shutdown_background();
+    result
+}
+
+async fn up(config: Config) -> Result<()> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let facts = Facts::find(&config)?;
+    let stop = Arc::new(watch::Sender::new(false));
+    let mut instance = Instance {
+        config,
+        facts,
+        started: Instant::now(),
+        control: control::Parts::default(),
+        node: node::Parts::default(),
+        tasks: Vec::new(),
+        stop: stop.clone(),
+    };
+    let begun = async {
+        for (name, start) in COMPONENTS {
+            start(&mut instance).await.with_context(|| format!("starting the {name}"))?;
+            tracing::info!(component = name, ms = instance.started.elapsed().as_millis() as u64, "started");
+        }
+        node::wait_ready(&instance).await
+    };
+    let started = tokio::select! {
+        started = begun => started,
+        _ = interrupt.recv() => Err(anyhow::anyhow!("interrupted while starting")),
+    };
+    if started.is_ok() {
+        announce(&instance)?;
+        let mut stopped = stop.subscribe();
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = stopped.wait_for(|s| *s) => {}
+        }
+        println!("stopping the control plane; pods run on (`gantry up` adopts them, `gantry down` stops them)");
+    }
+    instance.stop().await;
+    started
+}
+
+fn announce(instance: &Instance) -> Result<()> {
+    println!("ready in {} ms: node {} at {}", instance.started.elapsed().as_millis(), instance.facts.node_name, instance.facts.node_ip);
+    println!("\nto use it, in another shell:\n");
+    let program = std::env::args().next().unwrap_or("gantry".into());
+    let defaults = Config::from_args(&[])?.0;
+    let mut flags = String::new();
+    if instance.config.data_dir != defaults.data_dir {
+        flags = format!(" --data-dir {}", instance.config.data_dir.display());
+    }
+    println!("  eval \"$({program} env{flags})\"\n\nwhich is:\n\n{}", env::lines(&instance.config)?);
+    Ok(())
+}
+
+impl Instance {
+    async fn stop(mut self) {
+        self.stop.send_replace(true);
+        self.node.stop().await;
+        self.tasks.iter().for_each(JoinHandle::abort);
+        self.control.stop().await;
+        let _ = std::fs::remove_file(self.config.socket());
+    }
+}
+
+/// Answers of the admin socket.
+async fn answer(view: Arc<control::AdminView>, question: admin::Question) -> Result<serde_json::Value> {
+    match question {
+        admin::Question::Stop => {
+            view.stop.send_replace(true);
+            Ok(serde_json::Value::Null)
+        }
+        admin::Question::Status => Ok(view.status()),
+        other => node::answer(&view, other).await,
+    }
+}
