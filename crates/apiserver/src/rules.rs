@@ -6,6 +6,7 @@ use crate::resources::Resource;
 use crate::verbs::modify::Part;
 use crate::verbs::{Call, FieldValidation, WriteOptions};
 use client::{Object, PatchKind};
+use machinery::convert;
 use machinery::kinds::{self, strategy};
 use machinery::patch;
 use machinery::selector::FieldSelector;
@@ -29,9 +30,10 @@ pub fn decode(
         FieldValidation::Strict => Unknown::Error,
     };
     let row = resource.row;
+    convert::before_decode(row, &mut value);
     let warnings = walk::decode(&mut value, row.def.get(), mode, &options.duplicates)
         .map_err(|e| e.of_body(&row.kind, &row.gvr.version))?;
-    let mut value = to_stored(resource, value)?;
+    convert::to_storage(row, &mut value);
     strategy::defaults(resource.stored, &mut value);
     Ok((value, warnings))
 }
@@ -208,24 +210,11 @@ pub fn field(resource: &Resource, value: &Value, field: &str) -> Option<String> 
     kinds::field_value(resource.stored, value, field)
 }
 
-/// A document of the served version in the stored one.
-pub fn to_stored(resource: &Resource, value: Value) -> Result<Value, ApiError> {
-    if resource.is_storage_version() {
-        return Ok(value);
-    }
-    Ok(renamed(resource.stored, value))
-}
-
 /// A document of the stored version in the served one.
-pub fn to_served(resource: &Resource, value: Value) -> Result<Value, ApiError> {
-    if resource.is_storage_version() {
-        return Ok(value);
+pub fn to_served(resource: &Resource, mut value: Value) -> Value {
+    if !resource.is_storage_version() {
+        convert::from_storage(resource.row, &mut value);
     }
-    Ok(renamed(resource.row, value))
-}
-
-fn renamed(row: &k8s_schema::ResourceRow, mut value: Value) -> Value {
-    value["apiVersion"] = json!(row.api_version());
     value
 }
 
@@ -234,7 +223,7 @@ pub fn serve(resource: &Resource, object: &Arc<Object>) -> Result<Arc<Object>, A
     if resource.is_storage_version() {
         return Ok(object.clone());
     }
-    let value = to_served(resource, object.value().map_err(ApiError::internal)?)?;
+    let value = to_served(resource, object.value().map_err(ApiError::internal)?);
     let raw = serde_json::to_vec(&value).map_err(ApiError::internal)?;
     Ok(Arc::new(Object::new(object.key.clone(), object.revision, raw.into())))
 }

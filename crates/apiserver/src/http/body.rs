@@ -9,9 +9,13 @@ use hyper::body::Incoming;
 use machinery::body::Body;
 use machinery::status::ApiError;
 use serde_json::Value;
+use std::time::Duration;
 
 /// Largest request body, as upstream: what etcd takes, twice.
 pub const BODY_MAX: usize = 3 << 20;
+
+/// A body that takes longer to arrive is given up (upstream's request timeout).
+const BODY_WAIT_MAX: Duration = Duration::from_secs(60);
 
 fn too_large() -> ApiError {
     let message = format!("Request entity too large: limit is {BODY_MAX}");
@@ -25,7 +29,11 @@ pub async fn read(request: Request<Incoming>) -> Result<Bytes, ApiError> {
     if declared > BODY_MAX {
         return Err(too_large());
     }
-    match Limited::new(request.into_body(), BODY_MAX).collect().await {
+    let body = Limited::new(request.into_body(), BODY_MAX).collect();
+    let Ok(body) = tokio::time::timeout(BODY_WAIT_MAX, body).await else {
+        return Err(ApiError::new(408, "Timeout", "the request's body did not arrive in time"));
+    };
+    match body {
         Ok(collected) => Ok(collected.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
         Err(error) => Err(ApiError::bad_request(format!("reading the body: {error}"))),

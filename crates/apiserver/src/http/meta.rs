@@ -20,13 +20,12 @@ const CHECKS: [Check; 3] = [
 ];
 
 /// Answers an authorized request.
-pub fn answer(api: &Arc<Api>, inbound: &Inbound, path: &str) -> Result<Response<Body>, ApiError> {
+pub async fn answer(api: &Arc<Api>, inbound: &Inbound, path: &str) -> Result<Response<Body>, ApiError> {
     if !matches!(*inbound.request.method(), Method::GET | Method::HEAD) {
         return Err(not_allowed());
     }
     let segments: Vec<&str> = path.split('/').filter(|s| !s.is_empty()).collect();
     let wishes = inbound.wishes();
-    let accept = inbound.header(header::ACCEPT);
     let json = |value: Value| Ok(respond::json_value(200, "application/json", &value, wishes));
     match segments.as_slice() {
         [] => json(json!({"paths": index(api)})),
@@ -45,7 +44,7 @@ pub fn answer(api: &Arc<Api>, inbound: &Inbound, path: &str) -> Result<Response<
         ["apis", group, version] => {
             json(discovery::resource_list(&rows(api), group, version).ok_or_else(no_such_resource)?)
         }
-        ["openapi", ..] => openapi(api, inbound, path, accept),
+        ["openapi", ..] => openapi(api, inbound, path).await,
         _ => Err(no_such_resource()),
     }
 }
@@ -82,8 +81,11 @@ fn root(api: &Api, inbound: &Inbound, root: Root, wishes: Wishes) -> Response<Bo
     response
 }
 
-fn openapi(api: &Api, inbound: &Inbound, path: &str, accept: &str) -> Result<Response<Body>, ApiError> {
-    let document = api.documents.get(path, accept).map_err(|_| super::negotiate::not_acceptable())?;
+async fn openapi(api: &Arc<Api>, inbound: &Inbound, path: &str) -> Result<Response<Body>, ApiError> {
+    let (own, path, accept) = (api.clone(), path.to_string(), inbound.header(header::ACCEPT).to_string());
+    // The first request for a document builds it, which takes a while.
+    let built = tokio::task::spawn_blocking(move || own.documents.get(&path, &accept)).await;
+    let document = built.map_err(ApiError::internal)?.map_err(|_| super::negotiate::not_acceptable())?;
     let document = document.ok_or_else(no_such_resource)?;
     let etag = HeaderValue::from_str(&document.etag).map_err(ApiError::internal)?;
     let known = inbound.header(header::IF_NONE_MATCH).split(',').any(|t| t.trim() == document.etag);

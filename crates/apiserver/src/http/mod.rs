@@ -109,7 +109,7 @@ async fn answer(
     api.authorize(&inbound.identity, &attributes)?;
     match path {
         Path::Resource(path) => requests::answer(api, inbound, path, &attributes.verb).await,
-        Path::Other(path) => meta::answer(api, &inbound, &path),
+        Path::Other(path) => meta::answer(api, &inbound, &path).await,
     }
 }
 

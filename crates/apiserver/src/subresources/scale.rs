@@ -39,7 +39,7 @@ fn scale_of(object: &Value) -> Value {
 /// The Scale of a stored object.
 pub fn read(resource: &Resource, object: &Object) -> Result<Arc<Object>, ApiError> {
     let value = object.value().map_err(ApiError::internal)?;
-    let scale = scale_of(&rules::to_served(resource, value)?);
+    let scale = scale_of(&rules::to_served(resource, value));
     Ok(unstored(&object.key, object.revision, scale))
 }
 

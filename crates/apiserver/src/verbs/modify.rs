@@ -104,7 +104,7 @@ impl Api {
         edit: Edit<'_>,
     ) -> Result<Tried, ApiError> {
         let old = current.value().map_err(ApiError::internal)?;
-        let wished = edit(rules::to_served(&call.resource, old.clone())?)?;
+        let wished = edit(rules::to_served(&call.resource, old.clone()))?;
         let (mut new, warnings) = rules::decode(&call.resource, wished, &call.options)?;
         rules::settle_namespace(call, &mut new)?;
         carry_metadata(call, &mut new, &old)?;

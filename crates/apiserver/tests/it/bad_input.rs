@@ -21,10 +21,7 @@ async fn bodies() {
     assert_eq!(message, "Request entity too large: limit is 3145728");
     let wrong = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"a": 1}});
     let message = s.post(MAPS, &wrong).await.fails(400, "BadRequest");
-    assert!(
-        message.contains("cannot unmarshal number"),
-        "{message}"
-    );
+    assert!(message.contains("cannot unmarshal number"), "{message}");
     let reply = s.call("POST", MAPS, &[("content-type", "application/cbor")], "x").await;
     let message = reply.fails(415, "UnsupportedMediaType");
     assert!(

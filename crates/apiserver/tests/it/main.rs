@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod harness;
+mod kubectl;
 mod lists;
 mod negotiation;
 mod proxying;

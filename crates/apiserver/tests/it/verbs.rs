@@ -207,12 +207,36 @@ async fn scale_reads_and_writes_replicas() {
 async fn legacy_deployments_are_todays() {
     let s = server().await;
     let body = json!({"apiVersion": "extensions/v1beta1", "kind": "Deployment", "metadata": {"name": "old"},
-        "spec": {"selector": {"matchLabels": {"a": "b"}},
-            "template": {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}}}});
-    let made = s.post("/apis/extensions/v1beta1/namespaces/default/deployments", &body).await.expect(201);
+        "spec": {"template": {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}}}});
+    let old = "/apis/extensions/v1beta1/namespaces/default/deployments";
+    let made = s.post(old, &body).await.expect(201);
     assert_eq!(made["apiVersion"], "extensions/v1beta1");
+    let mut watched = s.watch(&format!("{old}?watch=1")).await;
+    assert_eq!(watched.next().await.unwrap()["object"]["apiVersion"], "extensions/v1beta1");
+    assert_eq!(s.get(old).await.expect(200)["items"][0]["apiVersion"], "extensions/v1beta1");
     let today = s.get("/apis/apps/v1/namespaces/default/deployments/old").await.expect(200);
     assert_eq!(today["apiVersion"], "apps/v1");
     assert_eq!(today["metadata"]["uid"], made["metadata"]["uid"]);
     assert_eq!(today["spec"]["selector"]["matchLabels"], json!({"a": "b"}));
+    let patch = json!({"spec": {"replicas": 4}});
+    let patched = s.patch(&format!("{old}/old"), "strategic-merge-patch", &patch).await.expect(200);
+    assert_eq!(
+        (&patched["spec"]["replicas"], &patched["apiVersion"]),
+        (&json!(4), &json!("extensions/v1beta1"))
+    );
+}
+
+#[tokio::test]
+async fn versions_of_one_resource_show_the_same_objects() {
+    let s = server().await;
+    let body = json!({"apiVersion": "events.k8s.io/v1", "kind": "Event", "metadata": {"name": "e"}, "reason": "R",
+        "action": "A", "type": "Normal", "note": "hello", "eventTime": "2026-01-01T00:00:00.000000Z",
+        "reportingController": "x/y", "reportingInstance": "z",
+        "regarding": {"kind": "Pod", "name": "p", "namespace": "default"}});
+    s.post("/apis/events.k8s.io/v1/namespaces/default/events", &body).await.expect(201);
+    let core = s.get("/api/v1/namespaces/default/events/e").await.expect(200);
+    assert_eq!((&core["message"], &core["involvedObject"]["name"]), (&json!("hello"), &json!("p")));
+    let by_field =
+        s.get("/api/v1/namespaces/default/events?fieldSelector=involvedObject.name%3Dp").await.expect(200);
+    assert_eq!(by_field["items"].as_array().unwrap().len(), 1);
 }

@@ -1,0 +1,175 @@
+//! TLS on a loopback port, and kubectl against it where there is one.
+
+use crate::harness::*;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::SystemTime;
+use tokio::net::TcpListener;
+use tokio::process::Command;
+use tokio::sync::watch;
+
+/// A server on TLS with a kubeconfig for its admin; stopped when it goes.
+struct Tls {
+    folder: tempfile::TempDir,
+    port: u16,
+    client: Arc<rustls::ClientConfig>,
+    stop: watch::Sender<bool>,
+    served: tokio::task::JoinHandle<()>,
+}
+
+async fn tls(server: &Server) -> Tls {
+    let folder = tempfile::tempdir().unwrap();
+    let now = SystemTime::now();
+    let ca = auth::Ca::load_or_create(folder.path(), now).unwrap();
+    let issued = ca
+        .issue_server("kube-apiserver", &["localhost".into()], &["127.0.0.1".parse().unwrap()], now)
+        .unwrap();
+    let config = auth::server_config(&issued, ca.cert_pem(), &["h2", "http/1.1"]).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (stop, stopped) = watch::channel(false);
+    let served = tokio::spawn(server.api.clone().serve(listener, config, stopped));
+    let admin = ca.issue_client("admin", Some("system:masters"), now).unwrap();
+    let client = auth::client_config(&admin, ca.cert_pem()).unwrap();
+    let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+    write("admin.crt", &admin.cert_pem);
+    write("admin.key", &admin.key_pem);
+    let kubeconfig = format!(
+        "apiVersion: v1\nkind: Config\ncurrent-context: c\nclusters:\n- name: c\n  cluster: {{server: 'https://127.0.0.1:{port}', certificate-authority: ca.crt}}\ncontexts:\n- name: c\n  context: {{cluster: c, user: u}}\nusers:\n- name: u\n  user: {{client-certificate: admin.crt, client-key: admin.key}}\n"
+    );
+    write("kubeconfig", &kubeconfig);
+    Tls { folder, port, client, stop, served }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_are_identities_over_h1_and_h2() {
+    let s = server().await;
+    let tls = tls(&s).await;
+    for protocol in ["h2", "http/1.1"] {
+        let mut config = (*tls.client).clone();
+        config.alpn_protocols = vec![protocol.as_bytes().to_vec()];
+        let stream = tokio::net::TcpStream::connect(("127.0.0.1", tls.port)).await.unwrap();
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+        let stream = connector.connect("127.0.0.1".try_into().unwrap(), stream).await.unwrap();
+        assert_eq!(stream.get_ref().1.alpn_protocol(), Some(protocol.as_bytes()));
+        let io = hyper_util::rt::TokioIo::new(stream);
+        let request = http::Request::builder()
+            .method("POST")
+            .uri(format!("https://127.0.0.1:{}/apis/authentication.k8s.io/v1/selfsubjectreviews", tls.port))
+            .header("host", "127.0.0.1")
+            .header("content-type", "application/json")
+            .body(http_body_util::Full::new(bytes::Bytes::from_static(b"{}")))
+            .unwrap();
+        let response = if protocol == "h2" {
+            let executor = hyper_util::rt::TokioExecutor::new();
+            let (mut sender, connection) = hyper::client::conn::http2::handshake(executor, io).await.unwrap();
+            tokio::spawn(connection);
+            sender.send_request(request).await.unwrap()
+        } else {
+            let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
+            tokio::spawn(connection);
+            sender.send_request(request).await.unwrap()
+        };
+        let body = http_body_util::BodyExt::collect(response.into_body()).await.unwrap().to_bytes();
+        let review: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(review["status"]["userInfo"]["username"], "admin", "{review}");
+    }
+    tls.stop.send_replace(true);
+    tokio::time::timeout(PATIENCE, tls.served).await.unwrap().unwrap();
+}
+
+fn kubectls() -> Vec<PathBuf> {
+    let known = ["/usr/bin/kubectl", "/work/tools/kubectl-1.20/usr/bin/kubectl"];
+    known.iter().map(PathBuf::from).filter(|p| p.exists()).collect()
+}
+
+async fn kubectl(program: &Path, folder: &Path, input: &str, args: &str) -> String {
+    let mut child = Command::new(program)
+        .args(args.split(' '))
+        .env("KUBECONFIG", folder.join("kubeconfig"))
+        .env("HOME", folder)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    tokio::io::AsyncWriteExt::write_all(&mut stdin, input.as_bytes()).await.unwrap();
+    drop(stdin);
+    let output =
+        tokio::time::timeout(PATIENCE * 3, child.wait_with_output()).await.expect("kubectl in time").unwrap();
+    let text =
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "kubectl {args}: {text}");
+    text
+}
+
+const DEPLOYMENT: &str = "apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
+spec:
+  replicas: REPLICAS
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec: {containers: [{name: web, image: 'nginx:1.7.9', ports: [{containerPort: 80}]}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {type: NodePort, selector: {app: web}, ports: [{port: 80}]}
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kubectl_works_with_it() {
+    for program in kubectls() {
+        let s = server().await;
+        let tls = tls(&s).await;
+        let run = |input: &str, args: &str| {
+            let (program, folder) = (program.clone(), tls.folder.path().to_path_buf());
+            let (input, args) = (input.to_string(), args.to_string());
+            async move { kubectl(&program, &folder, &input, &args).await }
+        };
+        let steps: &[(&str, &str, &str)] = &[
+            ("1", "apply -f -", "deployment.apps/web created\nservice/web created\n"),
+            ("1", "apply -f -", "deployment.apps/web unchanged\nservice/web unchanged\n"),
+            ("3", "apply -f -", "deployment.apps/web configured\nservice/web unchanged\n"),
+            ("", "get deploy", "web    0/3"),
+            ("", "get svc web -o wide", "app=web"),
+            ("", "scale deploy web --replicas=2", "scaled"),
+            ("", "set image deploy/web web=nginx:1.9.1", "image updated"),
+            (
+                "",
+                "get deploy web -o jsonpath={.spec.replicas}{.spec.template.spec.containers[0].image}",
+                "2nginx:1.9.1",
+            ),
+            ("", "label deploy web tier=front", "labeled"),
+            ("", "annotate svc web note=1", "annotated"),
+            ("", "get ns", "kube-system"),
+            ("", "run p --image=busybox --restart=Never", "pod/p created"),
+            ("", "get pods -o wide", "p"),
+            ("", "describe pod p", "busybox"),
+            ("", "explain pod.spec.containers", "image"),
+            ("m", "create -f -", "configmap/m created"),
+            ("", "get all", "deployment.apps/web"),
+            ("", "api-resources", "deployments"),
+            ("", "patch cm m -p {\"data\":{\"c\":\"d\"}}", "patched"),
+            ("", "get cm m -o yaml", "c: d"),
+            ("", "delete pod p --grace-period=0 --force", "deleted"),
+            ("", "delete deploy,svc web", "deleted"),
+        ];
+        for (replicas, args, want) in steps {
+            let input = match *replicas {
+                "" => String::new(),
+                "m" => config_map("m").to_string(),
+                replicas => DEPLOYMENT.replace("REPLICAS", replicas),
+            };
+            let output = run(&input, args).await;
+            assert!(output.contains(want), "{}: kubectl {args}: {output}", program.display());
+        }
+        tls.stop.send_replace(true);
+        tokio::time::timeout(PATIENCE, tls.served).await.unwrap().unwrap();
+    }
+}
