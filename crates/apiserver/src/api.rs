@@ -8,7 +8,7 @@ use crate::openapi::Documents;
 use crate::resources::Registry;
 use crate::services::ServicePools;
 use crate::storage::Storage;
-use crate::{bootstrap, resources};
+use crate::{bootstrap, expiry, resources};
 use auth::Identity;
 use client::{ApiClient, Object, ObjectKey};
 use k8s_schema::{Gvr, Held};
@@ -64,6 +64,7 @@ impl Api {
             api.services.adopt(&service.key, &service.value().unwrap_or_default());
         }
         bootstrap::ensure(&api).await?;
+        tokio::spawn(expiry::run(Arc::downgrade(&api)));
         Ok(api)
     }
 

@@ -14,6 +14,7 @@ mod api;
 mod bootstrap;
 mod cache;
 mod config;
+mod expiry;
 mod http;
 mod inproc;
 mod metrics;

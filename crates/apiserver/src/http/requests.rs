@@ -91,6 +91,15 @@ fn check_scope(resource: &Resource, path: &ResourcePath, verb: &str) -> Result<(
     if nowhere && !matches!(verb, "list" | "watch") {
         return Err(not_allowed());
     }
+    let names_one = !path.name.is_empty();
+    let misplaced = match verb {
+        "create" => names_one && path.subresource.is_empty(),
+        "update" | "patch" => !names_one,
+        _ => false,
+    };
+    if misplaced {
+        return Err(not_allowed());
+    }
     Ok(())
 }
 
@@ -243,7 +252,15 @@ async fn write(
     let written = api.write(call.clone(), verb).await?;
     let mut response = written_answer(api, &call, &written, is_delete, shape)?;
     respond::warn(&mut response, &written.warnings);
+    if call.resource.row.legacy {
+        respond::warn(&mut response, &[deprecation(&call.resource)]);
+    }
     Ok(response)
+}
+
+fn deprecation(resource: &Resource) -> String {
+    let (row, stored) = (resource.row, resource.stored);
+    format!("{} {} is deprecated; use {} {}", row.api_version(), row.kind, stored.api_version(), stored.kind)
 }
 
 /// `POST bindings` is `POST pods/{name}/binding`.

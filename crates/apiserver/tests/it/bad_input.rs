@@ -102,6 +102,8 @@ async fn paths_methods_and_patches() {
     s.get(&format!("{PODS}/p/nothing")).await.fails(404, "NotFound");
     s.get("/api/v1/namespaces/default/nodes").await.fails(404, "NotFound");
     s.post("/api/v1/pods", &pod("p")).await.fails(405, "MethodNotAllowed");
+    s.post(&format!("{PODS}/p"), &pod("p")).await.fails(405, "MethodNotAllowed");
+    s.put(PODS, &pod("p")).await.fails(405, "MethodNotAllowed");
     s.call("OPTIONS", MAPS, &[], "").await.fails(405, "MethodNotAllowed");
     s.call("PUT", "/version", &[], "").await.fails(405, "MethodNotAllowed");
     s.post(MAPS, &config_map("a")).await.expect(201);

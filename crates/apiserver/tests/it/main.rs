@@ -8,6 +8,7 @@ mod kubectl;
 mod lists;
 mod negotiation;
 mod proxying;
+mod running;
 mod special;
 mod verbs;
 mod watches;
