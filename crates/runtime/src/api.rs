@@ -182,7 +182,7 @@ pub enum RuntimeEvent {
 }
 
 /// A command to run in a running container.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecSpec {
     /// Arguments; the first is looked up in the container's PATH.
     pub args: Vec<String>,

@@ -255,6 +255,14 @@ pub fn unshare(flags: u64) -> io::Result<()> {
     }
 }
 
+/// Gives this process a session keyring of its own, so that it does not share ours. Best effort: a kernel without
+/// keys has none to share.
+pub fn new_session_keyring() {
+    const JOIN_SESSION_KEYRING: libc::c_long = 1;
+    // SAFETY: a null name asks for an anonymous keyring.
+    unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, std::ptr::null::<libc::c_char>()) };
+}
+
 /// Raises the loopback device of the current network namespace.
 ///
 /// # Errors

@@ -1,0 +1,220 @@
+//! From OCI resources to cgroup files, and from cgroup files to usage. Pure.
+
+use crate::api::Usage;
+use crate::oci::{DeviceRule, Resources};
+
+/// One file to write.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Write {
+    /// Which v1 hierarchy.
+    pub controller: &'static str,
+    /// File name.
+    pub file: String,
+    /// Content.
+    pub value: String,
+    /// A kernel without this file is fine.
+    pub optional: bool,
+    /// Refused while the memory+swap limit is lower: raise that first, then try again.
+    pub retry_last: bool,
+}
+
+fn write(controller: &'static str, file: &str, value: impl ToString) -> Write {
+    Write { controller, file: file.to_owned(), value: value.to_string(), ..Write::default() }
+}
+
+fn optional(write: Write) -> Write {
+    Write { optional: true, ..write }
+}
+
+/// Default period of CPU quotas in microseconds.
+const PERIOD_US: u64 = 100_000;
+
+/// The writes for v1, in order.
+pub(super) fn v1(resources: &Resources) -> Vec<Write> {
+    let (memory, cpu) = (&resources.memory, &resources.cpu);
+    let mut out = Vec::new();
+    out.extend(memory.limit.map(|v| Write { retry_last: true, ..write("memory", "memory.limit_in_bytes", v) }));
+    out.extend(memory.swap.map(|v| optional(write("memory", "memory.memsw.limit_in_bytes", v))));
+    out.extend(memory.reservation.map(|v| optional(write("memory", "memory.soft_limit_in_bytes", v))));
+    out.extend(cpu.shares.filter(|&v| v > 0).map(|v| write("cpu", "cpu.shares", v)));
+    out.extend(cpu.period.map(|v| optional(write("cpu", "cpu.cfs_period_us", v))));
+    out.extend(cpu.quota.map(|v| optional(write("cpu", "cpu.cfs_quota_us", v))));
+    out.extend(cpu.cpus.as_ref().map(|v| write("cpuset", "cpuset.cpus", v)));
+    out.extend(cpu.mems.as_ref().map(|v| write("cpuset", "cpuset.mems", v)));
+    out.extend(resources.pids.map(|p| write("pids", "pids.max", max_or(p.limit))));
+    out.extend(
+        resources
+            .hugepage_limits
+            .iter()
+            .map(|h| optional(write("hugetlb", &format!("hugetlb.{}.limit_in_bytes", h.page_size), h.limit))),
+    );
+    out
+}
+
+/// The writes for v2, in order; `unified` comes last and wins.
+pub(super) fn v2(resources: &Resources) -> Vec<Write> {
+    let (memory, cpu) = (&resources.memory, &resources.cpu);
+    let mut out = Vec::new();
+    out.extend(memory.limit.map(|v| write("memory", "memory.max", max_or(v))));
+    out.extend(memory.reservation.map(|v| write("memory", "memory.low", max_or(v))));
+    out.extend(memory.swap.map(|total| {
+        let swap = if total < 0 { -1 } else { (total - memory.limit.unwrap_or(0)).max(0) };
+        optional(write("memory", "memory.swap.max", if swap < 0 { "max".to_owned() } else { swap.to_string() }))
+    }));
+    out.extend(cpu.shares.filter(|&v| v > 0).map(|v| write("cpu", "cpu.weight", weight(v))));
+    if cpu.quota.is_some() || cpu.period.is_some() {
+        let quota = cpu.quota.filter(|&q| q > 0).map_or_else(|| "max".to_owned(), |q| q.to_string());
+        out.push(write("cpu", "cpu.max", format!("{quota} {}", cpu.period.unwrap_or(PERIOD_US))));
+    }
+    out.extend(cpu.cpus.as_ref().map(|v| write("cpuset", "cpuset.cpus", v)));
+    out.extend(cpu.mems.as_ref().map(|v| write("cpuset", "cpuset.mems", v)));
+    out.extend(resources.pids.map(|p| write("pids", "pids.max", max_or(p.limit))));
+    out.extend(
+        resources
+            .hugepage_limits
+            .iter()
+            .map(|h| optional(write("hugetlb", &format!("hugetlb.{}.max", h.page_size), h.limit))),
+    );
+    out.extend(resources.unified.iter().map(|(file, value)| write("", file, value)));
+    out
+}
+
+fn max_or(value: i64) -> String {
+    if value <= 0 { "max".to_owned() } else { value.to_string() }
+}
+
+/// v1 shares (2 to 262,144) as a v2 weight (1 to 10,000), by Kubernetes' formula.
+fn weight(shares: u64) -> u64 {
+    let shares = shares.clamp(2, 262_144);
+    1 + ((shares - 2) * 9_999) / 262_142
+}
+
+/// What every container may open: making any node, the standard devices, terminals.
+const DEVICES_ALLOWED: &[&str] =
+    &["c *:* m", "b *:* m", "c 1:3 rwm", "c 1:5 rwm", "c 1:7 rwm", "c 1:8 rwm", "c 1:9 rwm", "c 5:0 rwm",
+      "c 5:1 rwm", "c 5:2 rwm", "c 136:* rwm"];
+
+/// The v1 writes that close all devices but the standard ones and what `rules` say.
+pub(super) fn devices(rules: &[DeviceRule]) -> Vec<Write> {
+    let opens_all = |r: &DeviceRule| {
+        r.allow && r.major.is_none() && r.minor.is_none() && matches!(r.kind.as_deref(), None | Some("a"))
+    };
+    if rules.last().is_some_and(opens_all) {
+        return vec![write("devices", "devices.allow", "a")];
+    }
+    let mut out = vec![write("devices", "devices.deny", "a")];
+    out.extend(DEVICES_ALLOWED.iter().map(|rule| write("devices", "devices.allow", rule)));
+    for rule in rules {
+        let number = |n: Option<i64>| n.filter(|&n| n >= 0).map_or_else(|| "*".to_owned(), |n| n.to_string());
+        let access = if rule.access.is_empty() { "rwm" } else { &rule.access };
+        let kind = rule.kind.as_deref().unwrap_or("a");
+        if kind == "a" && !rule.allow {
+            continue; // Everything is closed already, and "a" would close the standard devices again.
+        }
+        let file = if rule.allow { "devices.allow" } else { "devices.deny" };
+        let value = format!("{kind} {}:{} {access}", number(rule.major), number(rule.minor));
+        out.push(write("devices", file, value));
+    }
+    out
+}
+
+fn field(text: &str, name: &str) -> u64 {
+    let value = text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(' '));
+    value.and_then(|v| v.trim().parse().ok()).unwrap_or(0)
+}
+
+fn number(text: &str) -> u64 {
+    text.trim().parse().unwrap_or(0)
+}
+
+/// Usage from v1 files; `read` takes controller and file.
+pub(super) fn usage_v1(read: impl Fn(&str, &str) -> String) -> Usage {
+    let memory_bytes = number(&read("memory", "memory.usage_in_bytes"));
+    let inactive = field(&read("memory", "memory.stat"), "total_inactive_file");
+    Usage {
+        cpu_ns: number(&read("cpuacct", "cpuacct.usage")),
+        memory_bytes,
+        working_set_bytes: memory_bytes.saturating_sub(inactive),
+        pids: number(&read("pids", "pids.current")),
+    }
+}
+
+/// Usage from v2 files.
+pub(super) fn usage_v2(read: impl Fn(&str, &str) -> String) -> Usage {
+    let memory_bytes = number(&read("memory", "memory.current"));
+    let inactive = field(&read("memory", "memory.stat"), "inactive_file");
+    Usage {
+        cpu_ns: field(&read("cpu", "cpu.stat"), "usage_usec").saturating_mul(1_000),
+        memory_bytes,
+        working_set_bytes: memory_bytes.saturating_sub(inactive),
+        pids: number(&read("pids", "pids.current")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::{Cpu, Memory, Pids};
+
+    fn show(writes: &[Write]) -> Vec<String> {
+        writes.iter().map(|w| format!("{}={}", w.file, w.value)).collect()
+    }
+
+    #[test]
+    fn the_same_limits_in_both_worlds() {
+        let resources = Resources {
+            memory: Memory { limit: Some(64 << 20), swap: Some(64 << 20), reservation: None },
+            cpu: Cpu { shares: Some(1024), quota: Some(50_000), ..Cpu::default() },
+            pids: Some(Pids { limit: -1 }),
+            ..Resources::default()
+        };
+        assert_eq!(
+            show(&v1(&resources)),
+            [
+                "memory.limit_in_bytes=67108864",
+                "memory.memsw.limit_in_bytes=67108864",
+                "cpu.shares=1024",
+                "cpu.cfs_quota_us=50000",
+                "pids.max=max"
+            ]
+        );
+        assert_eq!(
+            show(&v2(&resources)),
+            ["memory.max=67108864", "memory.swap.max=0", "cpu.weight=39", "cpu.max=50000 100000", "pids.max=max"]
+        );
+    }
+
+    #[test]
+    fn weights_span_the_range() {
+        assert_eq!((weight(0), weight(2), weight(262_144), weight(u64::MAX)), (1, 1, 10_000, 10_000));
+    }
+
+    #[test]
+    fn devices_start_closed_and_privileged_opens_all() {
+        let deny_all = DeviceRule { allow: false, access: "rwm".into(), ..DeviceRule::default() };
+        let kvm = DeviceRule {
+            allow: true,
+            kind: Some("c".into()),
+            major: Some(10),
+            minor: Some(232),
+            access: "rw".into(),
+        };
+        let writes = show(&devices(&[deny_all.clone(), kvm]));
+        assert_eq!(writes[0], "devices.deny=a");
+        assert_eq!(writes.last().unwrap(), "devices.allow=c 10:232 rw");
+        let all = DeviceRule { allow: true, access: "rwm".into(), ..DeviceRule::default() };
+        assert_eq!(show(&devices(&[deny_all, all])), ["devices.allow=a"]);
+    }
+
+    #[test]
+    fn usage_takes_reclaimable_cache_off() {
+        let files = |_: &str, file: &str| match file {
+            "memory.usage_in_bytes" => "1000\n".to_owned(),
+            "memory.stat" => "inactive_file 1\ntotal_inactive_file 400\n".to_owned(),
+            "cpuacct.usage" => "77\n".to_owned(),
+            _ => String::new(),
+        };
+        let usage = usage_v1(files);
+        assert_eq!((usage.cpu_ns, usage.memory_bytes, usage.working_set_bytes, usage.pids), (77, 1000, 600, 0));
+    }
+}

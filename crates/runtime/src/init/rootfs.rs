@@ -1,0 +1,226 @@
+//! The root file system: overlay of the image's layers, its devices, what is hidden in it, and moving into it.
+
+use super::mounts::{attach, clone_at, make_read_only, new_fs, propagate};
+use super::paths::{self, Make};
+use super::{Failure, Init};
+use crate::api::Rootfs;
+use crate::oci;
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use sys::rustix::fs::{self, CWD, FileType, Mode, OFlags, fchown, fstat, mknodat, openat, symlinkat};
+use sys::rustix::io::Errno;
+use sys::rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, UnmountFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, unmount,
+};
+use sys::rustix::process::{chdir, fchdir, pivot_root};
+
+fn folder(path: &Path) -> Result<OwnedFd, Failure> {
+    openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|e| Failure::at(path, e))
+}
+
+/// Step: no mount made here reaches the host; those of the host still arrive in shared volumes.
+pub(super) fn isolate(_: &mut Init) -> Result<(), Failure> {
+    propagate(folder(Path::new("/"))?.as_fd(), sys::mount::MS_SLAVE as u64, true)
+}
+
+/// Step: mounts the root file system at its place in the state folder and keeps a descriptor of it.
+pub(super) fn mount_root(init: &mut Init) -> Result<(), Failure> {
+    let root = &init.file.spec.config.root;
+    let at = init.dir.join("rootfs");
+    std::fs::create_dir_all(&at).map_err(|e| Failure::at(&at, e))?;
+    let rootfs = &init.file.spec.rootfs;
+    if rootfs.lowers.is_empty() {
+        let mount = clone_at(folder(&root.path)?.as_fd(), true).map_err(|e| Failure::at(&root.path, e))?;
+        attach(mount.as_fd(), folder(&at)?.as_fd()).map_err(|e| Failure::at(&at, e))?;
+    } else {
+        overlay(rootfs, &at)?;
+    }
+    let root = folder(&at)?;
+    propagate(root.as_fd(), sys::mount::MS_PRIVATE as u64, true)?;
+    init.root = Some(root);
+    Ok(())
+}
+
+/// Mounts the overlay at `at`. Layers are given one by one, so there is no limit on their number; kernels
+/// before 6.8 cannot do that and get one long option instead.
+pub(crate) fn overlay(rootfs: &Rootfs, at: &Path) -> Result<(), Failure> {
+    let (upper, work) = (rootfs.scratch.join("upper"), rootfs.scratch.join("work"));
+    for path in [&upper, &work] {
+        std::fs::create_dir_all(path).map_err(|e| Failure::at(path, e))?;
+    }
+    match overlay_by_layer(rootfs, &upper, &work) {
+        Ok(mount) => attach(mount.as_fd(), folder(at)?.as_fd()).map_err(|e| Failure::at(at, e)),
+        Err(Errno::INVAL) => {
+            let join = |paths: &[PathBuf]| {
+                paths.iter().map(|p| p.as_os_str().as_bytes()).collect::<Vec<_>>().join(&b':')
+            };
+            let (upper, work) = (upper.as_os_str().as_bytes(), work.as_os_str().as_bytes());
+            let lowers = join(&rootfs.lowers);
+            let data = [b"lowerdir=", &lowers[..], b",upperdir=", upper, b",workdir=", work].concat();
+            let data = std::ffi::CString::new(data).map_err(|_| Failure::at(at, Errno::INVAL))?;
+            sys::rustix::mount::mount("overlay", at, "overlay", MountFlags::empty(), Some(data.as_c_str()))
+                .map_err(|e| Failure::new("overlay", e))
+        }
+        Err(errno) => Err(Failure::new("overlay", errno)),
+    }
+}
+
+fn overlay_by_layer(rootfs: &Rootfs, upper: &Path, work: &Path) -> Result<OwnedFd, Errno> {
+    let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for lower in &rootfs.lowers {
+        fsconfig_set_string(&fs, "lowerdir+", lower)?;
+    }
+    fsconfig_set_string(&fs, "upperdir", upper)?;
+    fsconfig_set_string(&fs, "workdir", work)?;
+    // A container's own layer dies with it: syncing it at the end would be wasted (best effort, since 5.10).
+    let _ = fsconfig_set_flag(&fs, "volatile");
+    fsconfig_create(&fs)?;
+    fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
+}
+
+/// Links below `/dev` that programs expect.
+const LINKS: &[(&str, &str)] = &[
+    ("/dev/fd", "/proc/self/fd"),
+    ("/dev/stdin", "/proc/self/fd/0"),
+    ("/dev/stdout", "/proc/self/fd/1"),
+    ("/dev/stderr", "/proc/self/fd/2"),
+    ("/dev/ptmx", "pts/ptmx"),
+];
+
+/// Step: device nodes and links, where the container has a `/dev` of its own.
+pub(super) fn devices(init: &mut Init) -> Result<(), Failure> {
+    if !init.own_dev {
+        return Ok(());
+    }
+    let listed = &init.file.spec.config.linux.devices;
+    let missing = oci::default_devices().into_iter().filter(|d| !listed.iter().any(|l| l.path == d.path));
+    for device in listed.iter().cloned().chain(missing) {
+        make_device(init.root(), &device).map_err(|f| f.about(format!("device {}", device.path.display())))?;
+    }
+    for (link, target) in LINKS {
+        let (parent, name) = paths::parent(init.root(), Path::new(link))?;
+        match symlinkat(*target, &parent, name.as_os_str()) {
+            Err(Errno::EXIST) => {}
+            other => other.map_err(|e| Failure::at(Path::new(link), e))?,
+        }
+    }
+    Ok(())
+}
+
+fn make_device(root: BorrowedFd<'_>, device: &oci::Device) -> Result<(), Failure> {
+    let fail = |e| Failure::at(&device.path, e);
+    let (parent, name) = paths::parent(root, &device.path)?;
+    let kind = match device.kind.as_str() {
+        "b" => FileType::BlockDevice,
+        "p" => FileType::Fifo,
+        _ => FileType::CharacterDevice,
+    };
+    let number = |n: i64| u32::try_from(n).unwrap_or(0);
+    let dev = fs::makedev(number(device.major), number(device.minor));
+    let mode = Mode::from_raw_mode(device.file_mode.unwrap_or(0o666) & 0o7777);
+    match mknodat(&parent, name.as_os_str(), kind, mode, dev) {
+        Err(Errno::EXIST) => return Ok(()),
+        other => other.map_err(fail)?,
+    }
+    // The mask of the process does not apply to what the configuration asks for.
+    fs::chmodat(&parent, name.as_os_str(), mode, fs::AtFlags::empty()).map_err(fail)?;
+    let (uid, gid) = (device.uid.unwrap_or(0), device.gid.unwrap_or(0));
+    if (uid, gid) != (0, 0) {
+        let (uid, gid) = (fs::Uid::from_raw(uid), fs::Gid::from_raw(gid));
+        fs::chownat(&parent, name.as_os_str(), Some(uid), Some(gid), fs::AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(fail)?;
+    }
+    Ok(())
+}
+
+/// Step: hides paths. Files get the host's null device, folders an empty read-only file system.
+pub(super) fn mask(init: &mut Init) -> Result<(), Failure> {
+    let null = openat(CWD, "/dev/null", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|e| Failure::new("/dev/null", e))?;
+    for path in &init.file.spec.config.linux.masked_paths {
+        let target = match paths::open(init.root(), path, OFlags::PATH) {
+            Err(Errno::NOENT | Errno::NOTDIR) => continue,
+            other => other.map_err(|e| Failure::at(path, e))?,
+        };
+        let stat = fstat(&target).map_err(|e| Failure::at(path, e))?;
+        let cover = if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+            new_fs("tmpfs", Path::new("tmpfs"), &[("size", "0"), ("nr_inodes", "2")], READ_ONLY)?
+        } else {
+            clone_at(null.as_fd(), false).map_err(|e| Failure::at(path, e))?
+        };
+        attach(cover.as_fd(), target.as_fd()).map_err(|e| Failure::at(path, e))?;
+    }
+    Ok(())
+}
+
+const READ_ONLY: u64 = super::options::attr::RDONLY;
+
+/// Step: paths that cannot be written.
+pub(super) fn read_only_paths(init: &mut Init) -> Result<(), Failure> {
+    for path in &init.file.spec.config.linux.readonly_paths {
+        let target = match paths::open(init.root(), path, OFlags::PATH) {
+            Err(Errno::NOENT | Errno::NOTDIR) => continue,
+            other => other.map_err(|e| Failure::at(path, e))?,
+        };
+        let copy = clone_at(target.as_fd(), true).map_err(|e| Failure::at(path, e))?;
+        make_read_only(copy.as_fd(), true)?;
+        attach(copy.as_fd(), target.as_fd()).map_err(|e| Failure::at(path, e))?;
+    }
+    Ok(())
+}
+
+/// Step: the working folder is made where it is missing.
+pub(super) fn working_folder(init: &mut Init) -> Result<(), Failure> {
+    let cwd = &init.file.spec.config.process.cwd;
+    if cwd.is_empty() || cwd == "/" {
+        return Ok(());
+    }
+    paths::ensure(init.root(), Path::new(cwd), Make::Folder).map(drop)
+}
+
+/// Step: a terminal for a container that wants one; its slave end becomes `/dev/console`.
+pub(super) fn console(init: &mut Init) -> Result<(), Failure> {
+    if !init.file.spec.config.process.terminal {
+        return Ok(());
+    }
+    let pty = super::terminal::open(init.root())?;
+    if let Some(size) = &init.file.spec.config.process.console_size {
+        super::terminal::resize(pty.master.as_fd(), size.width, size.height);
+    }
+    let user = fs::Uid::from_raw(init.file.spec.config.process.user.uid);
+    fchown(&pty.slave, Some(user), None).map_err(|e| Failure::new("chown the terminal", e))?;
+    let target = paths::ensure(init.root(), Path::new("/dev/console"), Make::File)?;
+    let slave = clone_at(pty.slave.as_fd(), false).map_err(|e| Failure::new("clone the terminal", e))?;
+    attach(slave.as_fd(), target.as_fd()).map_err(|e| Failure::new("attach /dev/console", e))?;
+    init.pty = Some(pty);
+    Ok(())
+}
+
+/// Step: the new root becomes `/`, the host's file systems are gone.
+pub(super) fn enter(init: &mut Init) -> Result<(), Failure> {
+    let root = init.root();
+    if init.file.spec.config.root.readonly {
+        make_read_only(root, false)?;
+    }
+    fchdir(root).map_err(|e| Failure::new("fchdir", e))?;
+    // Stacks the old root on top of the new one, from where it is taken off: no folder is needed for it.
+    pivot_root(".", ".").map_err(|e| Failure::new("pivot_root", e))?;
+    unmount(".", UnmountFlags::DETACH).map_err(|e| Failure::new("unmount the old root", e))?;
+    chdir("/").map_err(|e| Failure::new("chdir", e))?;
+    let propagation = match init.file.spec.config.linux.rootfs_propagation.trim_start_matches('r') {
+        "shared" => sys::mount::MS_SHARED as u64,
+        "slave" => sys::mount::MS_SLAVE as u64,
+        _ => return Ok(()),
+    };
+    propagate(folder(Path::new("/"))?.as_fd(), propagation, false)
+}
+
+/// Whether the configuration mounts a `/dev` of its own (then nodes are made in it).
+pub(super) fn has_own_dev(spec: &oci::Spec) -> bool {
+    let dev = |m: &oci::Mount| m.destination.as_os_str() == OsStr::new("/dev") && m.kind != "bind";
+    spec.mounts.iter().any(dev)
+}
