@@ -1,5 +1,6 @@
 //! What every controller is given: a client, shared caches, an event recorder, a clock; and the worker loop.
 
+use crate::owner::OwnedIndex;
 use crate::queue::Queue;
 use async_trait::async_trait;
 use client::cache::Cache;
@@ -10,6 +11,7 @@ use k8s_schema::Gvr;
 use machinery::status::ApiError;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,12 +36,13 @@ pub struct ControllersConfig {
 pub struct Informers {
     client: ApiClient,
     caches: Mutex<BTreeMap<Gvr, Arc<Cache>>>,
+    indexes: Mutex<BTreeMap<Gvr, Arc<OwnedIndex>>>,
 }
 
 impl Informers {
     /// No cache yet.
     pub fn new(client: ApiClient) -> Arc<Informers> {
-        Arc::new(Informers { client, caches: Mutex::default() })
+        Arc::new(Informers { client, caches: Mutex::default(), indexes: Mutex::default() })
     }
 
     /// The cache of a resource.
@@ -47,6 +50,12 @@ impl Informers {
         let mut caches = self.caches.lock();
         let start = || Cache::start(self.client.clone(), gvr.clone(), ListOptions::default());
         caches.entry(gvr.clone()).or_insert_with(start).clone()
+    }
+
+    /// The shared index by owner of a resource's cache. Ask for it before enqueueing from that cache.
+    pub(crate) fn owned(&self, gvr: &Gvr) -> Arc<OwnedIndex> {
+        let cache = self.of(gvr);
+        self.indexes.lock().entry(gvr.clone()).or_insert_with(|| OwnedIndex::start(&cache)).clone()
     }
 }
 
@@ -77,9 +86,9 @@ pub type Outcome = Result<Option<Duration>, ApiError>;
 
 /// Brings the world to what one object asks for. Called with a key that may be gone by now.
 #[async_trait]
-pub trait Reconcile: Send + Sync + 'static {
+pub trait Reconcile<K: Sync = ObjectKey>: Send + Sync + 'static {
     /// Looks at a key; asks to look again after the returned time.
-    async fn reconcile(&self, key: &ObjectKey) -> Outcome;
+    async fn reconcile(&self, key: &K) -> Outcome;
 }
 
 /// Enqueues the key of every object of `cache` that changes.
@@ -115,12 +124,12 @@ pub fn enqueue_owner(
 }
 
 /// Waits until the caches have their first list, then works on the queue with `workers` tasks.
-pub fn run(
+pub fn run<K: Ord + Clone + Display + Send + Sync + 'static>(
     name: &'static str,
     caches: Vec<Arc<Cache>>,
-    queue: Arc<Queue<ObjectKey>>,
+    queue: Arc<Queue<K>>,
     workers: usize,
-    reconciler: Arc<dyn Reconcile>,
+    reconciler: Arc<dyn Reconcile<K>>,
 ) -> Vec<JoinHandle<()>> {
     let work = move || {
         let (caches, queue, reconciler) = (caches.clone(), queue.clone(), reconciler.clone());

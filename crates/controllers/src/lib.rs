@@ -6,11 +6,19 @@
 //! Deliberately not here: scheduling decisions (`sched`), anything on a node (`agent`).
 
 pub mod context;
+mod deployment;
 mod endpoints;
+mod gc;
+mod namespace;
 mod node_lifecycle;
 mod pod_gc;
+mod owner;
 mod queue;
+mod replica_set;
 mod service_account;
+#[cfg(test)]
+mod testing;
+mod workload;
 mod service_lb;
 
 pub use context::{Context, ControllersConfig, Informers};
@@ -29,9 +37,14 @@ type Row = (&'static str, fn(&Context) -> Vec<JoinHandle<()>>);
 // namespace, job, cronjob, statefulset, daemonset; lead = the rest.
 const CONTROLLERS: &[Row] = &[
     ("endpoints", endpoints::start),
+    ("garbage-collector", gc::start),
+    ("namespace", namespace::start),
     ("nodelifecycle", node_lifecycle::start),
     ("podgc", pod_gc::start),
     ("service-lb", service_lb::start),
+    ("deployment", deployment::start),
+    ("replicaset", replica_set::start),
+    ("replicationcontroller", replica_set::start_replication),
     ("serviceaccount", service_account::start),
 ];
 
