@@ -1,0 +1,119 @@
+//! A server over the embedded store in a temporary folder with all controllers on it, and words to speak to it.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
+use apiserver::{Api, ApiConfig};
+use auth::Identity;
+use client::{ApiClient, DeleteOptions, ListOptions, Object, ObjectKey, Propagation};
+use controllers::{Controllers, ControllersConfig};
+use k8s_schema::{Gvr, gvr};
+use machinery::status::ApiError;
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a test waits for what must come.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A cluster without nodes.
+pub struct Cluster {
+    pub client: ApiClient,
+    api: Arc<Api>,
+    _controllers: Controllers,
+    _folder: tempfile::TempDir,
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.api.close();
+    }
+}
+
+pub async fn cluster() -> Cluster {
+    let folder = tempfile::tempdir().unwrap();
+    let store =
+        store::Embedded::open(&folder.path().join("store"), store::EmbeddedOptions::default()).unwrap();
+    let api = Api::open(ApiConfig::new("main", Arc::new(store))).await.unwrap();
+    let config = ControllersConfig {
+        root_ca_pem: "pem".into(),
+        pod_cidr: None,
+        node_prefix: 24,
+        lb_pool: None,
+        dns_ip: "10.96.0.10".parse().unwrap(),
+    };
+    let identity = Identity::component("system:kube-controller-manager");
+    let controllers = Controllers::start(api.client(identity), config, Arc::new(jiff::Timestamp::now));
+    let client = api.client(Identity::new("admin", ["system:masters", "system:authenticated"]));
+    Cluster { client, api, _controllers: controllers, _folder: folder }
+}
+
+/// The key of an object in namespace `default`.
+pub fn key(name: &str) -> ObjectKey {
+    ObjectKey::new("default", name)
+}
+
+/// A reference to an owner.
+pub fn owned_by(api_version: &str, kind: &str, owner: &Object) -> Value {
+    json!({"apiVersion": api_version, "kind": kind, "name": &*owner.key.name, "uid": owner.uid(),
+        "blockOwnerDeletion": true})
+}
+
+impl Cluster {
+    /// Creates an object; the literal names its namespace.
+    pub async fn create(&self, gvr: &Gvr, body: Value) -> Arc<Object> {
+        self.client.create(gvr, body).await.unwrap()
+    }
+
+    /// A ConfigMap in `default` with these owners.
+    pub async fn map(&self, name: &str, owners: Vec<Value>) -> Arc<Object> {
+        let metadata = json!({"name": name, "namespace": "default", "ownerReferences": owners});
+        self.create(&gvr::CONFIG_MAPS, json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata}))
+            .await
+    }
+
+    pub async fn delete(
+        &self,
+        gvr: &Gvr,
+        key: &ObjectKey,
+        propagation: Option<Propagation>,
+    ) -> Result<Arc<Object>, ApiError> {
+        self.client.delete(gvr, key, DeleteOptions { propagation, ..DeleteOptions::default() }).await
+    }
+
+    pub async fn list(&self, gvr: &Gvr) -> Vec<Arc<Object>> {
+        self.client.list(gvr, &ListOptions::default()).await.unwrap().items
+    }
+
+    /// The objects of a resource, as values, once they are as wanted.
+    pub async fn until(&self, gvr: &Gvr, what: &str, wanted: impl Fn(&[Value]) -> bool) -> Vec<Value> {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            let values: Vec<Value> = self.list(gvr).await.iter().map(|o| o.value().unwrap()).collect();
+            if wanted(&values) {
+                return values;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "{what}: {}", json!(values));
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// The object of that name as a value, once it is as wanted.
+    pub async fn until_object(&self, gvr: &Gvr, key: &ObjectKey, wanted: impl Fn(&Value) -> bool) -> Value {
+        let here = |v: &&Value| {
+            v["metadata"]["name"] == *key.name
+                && v["metadata"]["namespace"].as_str().unwrap_or_default() == &*key.namespace
+        };
+        let found = |all: &[Value]| all.iter().find(here).is_some_and(&wanted);
+        let all = self.until(gvr, &format!("{key}"), found).await;
+        all.iter().find(here).unwrap().clone()
+    }
+
+    /// Waits until the object is gone.
+    pub async fn until_gone(&self, gvr: &Gvr, key: &ObjectKey) {
+        let here = |v: &Value| {
+            v["metadata"]["name"] == *key.name
+                && v["metadata"]["namespace"].as_str().unwrap_or_default() == &*key.namespace
+        };
+        self.until(gvr, &format!("{key} should be gone"), |all| !all.iter().any(here)).await;
+    }
+}

@@ -1,0 +1,4 @@
+//! The controllers on a real API server over a real store: one folder of tests, one binary.
+
+mod collection;
+mod harness;
