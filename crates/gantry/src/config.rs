@@ -99,7 +99,12 @@ const SETTINGS: &[Setting] = &[
     setting!("pod-cidr", "10.244.0.0/16", "addresses of pods", pod_cidr = text),
     setting!("service-cidr", "10.96.0.0/16", "addresses of services", service_cidr = text),
     setting!("cluster-domain", "cluster.local", "domain of cluster DNS names", cluster_domain = text),
-    setting!("lb-pool", "", "addresses for LoadBalancer services, first-last (default: the node's own)", lb_pool = text),
+    setting!(
+        "lb-pool",
+        "",
+        "addresses for LoadBalancer services, first-last (default: the node's own)",
+        lb_pool = text
+    ),
     setting!("max-pods", "250", "pods this node takes at most", max_pods = number),
     setting!("runtimes", "", "other OCI runtimes by handler: name=path,name=path", runtimes = text),
     setting!("log", "warn", "log filter", log = text),

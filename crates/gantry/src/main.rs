@@ -26,11 +26,31 @@ struct Command {
 }
 
 const COMMANDS: &[Command] = &[
-    Command { name: "up", arguments: "", help: "control plane and node in one process, in the foreground", run: up::run },
-    Command { name: "env", arguments: "", help: "print what to eval in a shell so that kubectl works", run: env::run },
+    Command {
+        name: "up",
+        arguments: "",
+        help: "control plane and node in one process, in the foreground",
+        run: up::run,
+    },
+    Command {
+        name: "env",
+        arguments: "",
+        help: "print what to eval in a shell so that kubectl works",
+        run: env::run,
+    },
     Command { name: "status", arguments: "", help: "what runs here", run: status::run },
-    Command { name: "down", arguments: "", help: "stop everything, pods included; data stays", run: down::run },
-    Command { name: "doctor", arguments: "", help: "what would block a start or eat traffic", run: preflight::run },
+    Command {
+        name: "down",
+        arguments: "",
+        help: "stop everything, pods included; data stays",
+        run: down::run,
+    },
+    Command {
+        name: "doctor",
+        arguments: "",
+        help: "what would block a start or eat traffic",
+        run: preflight::run,
+    },
     Command {
         name: "image",
         arguments: "load FILE… | ls | gc",
@@ -65,7 +85,9 @@ fn run(args: &[String]) -> Result<()> {
 }
 
 fn help() -> Result<()> {
-    println!("gantry: a container platform in one binary\n\nusage: gantry COMMAND [--setting VALUE …]\n\ncommands:");
+    println!(
+        "gantry: a container platform in one binary\n\nusage: gantry COMMAND [--setting VALUE …]\n\ncommands:"
+    );
     for command in COMMANDS {
         println!("  {:<30} {}", format!("{} {}", command.name, command.arguments), command.help);
     }

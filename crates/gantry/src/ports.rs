@@ -22,7 +22,9 @@ pub fn taken(wanted: &[(Ipv4Addr, u16)]) -> Vec<Taken> {
 
 /// The process that listens on a TCP port, as `/proc` tells it.
 fn holder(port: u16) -> Option<String> {
-    let inode = ["/proc/net/tcp", "/proc/net/tcp6"].iter().find_map(|f| listener_inode(&fs::read_to_string(f).ok()?, port))?;
+    let inode = ["/proc/net/tcp", "/proc/net/tcp6"]
+        .iter()
+        .find_map(|f| listener_inode(&fs::read_to_string(f).ok()?, port))?;
     let wanted = PathBuf::from(format!("socket:[{inode}]"));
     for process in fs::read_dir("/proc").ok()?.flatten() {
         let Ok(pid) = process.file_name().to_string_lossy().parse::<u32>() else { continue };

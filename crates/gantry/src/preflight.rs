@@ -40,7 +40,8 @@ fn findings(config: &Config) -> Result<Vec<String>> {
     let wanted = [(config.bind.unwrap_or(any), config.port), (any, config.node_port)];
     for taken in ports::taken(&wanted) {
         let setting = if taken.port == config.port { "port" } else { "node-port" };
-        findings.push(format!("port {} is held by {} (choose another by --{setting})", taken.port, taken.holder));
+        findings
+            .push(format!("port {} is held by {} (choose another by --{setting})", taken.port, taken.holder));
     }
     let mut ranges: Vec<Ipv4Net> = Vec::new();
     for (name, text) in [("pod-cidr", &config.pod_cidr), ("service-cidr", &config.service_cidr)] {

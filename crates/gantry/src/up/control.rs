@@ -180,6 +180,8 @@ pub async fn admin(instance: &mut Instance) -> Result<()> {
         ],
         started: instance.started,
     });
-    instance.tasks.push(tokio::spawn(socket::serve(listener, move |question| answer(view.clone(), question))));
+    instance
+        .tasks
+        .push(tokio::spawn(socket::serve(listener, move |question| answer(view.clone(), question))));
     Ok(())
 }

@@ -63,6 +63,8 @@ impl NodeDialer for KubeletDialer {
             self.tls.connect(ServerName::IpAddress(address.into()), stream).await
         };
         let stream = tokio::time::timeout(CONNECT_MAX, connect).await;
-        Ok(Box::new(stream.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, format!("node {node} does not answer")))??))
+        Ok(Box::new(stream.map_err(|_| {
+            io::Error::new(io::ErrorKind::TimedOut, format!("node {node} does not answer"))
+        })??))
     }
 }

@@ -56,7 +56,8 @@ impl Facts {
             cluster_cidr,
             pod_cidr: Ipv4Net::new(cluster_cidr.base(), cluster_cidr.prefix_len().max(NODE_PREFIX)),
             service_cidr,
-            service_range: Ipv4Range::parse(&config.service_cidr).context("the service range was read before")?,
+            service_range: Ipv4Range::parse(&config.service_cidr)
+                .context("the service range was read before")?,
             api_service_ip: place(1),
             dns_ip: place(DNS_PLACE),
             upstreams: upstreams(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default()),
@@ -85,7 +86,9 @@ fn default_address() -> Result<Ipv4Addr> {
     };
     match ask() {
         Ok(SocketAddr::V4(address)) => Ok(*address.ip()),
-        _ => anyhow::bail!("this host has no default route to take the node's address from: give one by --node-ip"),
+        _ => anyhow::bail!(
+            "this host has no default route to take the node's address from: give one by --node-ip"
+        ),
     }
 }
 

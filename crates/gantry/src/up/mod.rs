@@ -104,14 +104,21 @@ async fn up(config: Config) -> Result<()> {
             _ = terminate.recv() => {}
             _ = stopped.wait_for(|s| *s) => {}
         }
-        println!("stopping the control plane; pods run on (`gantry up` adopts them, `gantry down` stops them)");
+        println!(
+            "stopping the control plane; pods run on (`gantry up` adopts them, `gantry down` stops them)"
+        );
     }
     instance.stop().await;
     started
 }
 
 fn announce(instance: &Instance) -> Result<()> {
-    println!("ready in {} ms: node {} at {}", instance.started.elapsed().as_millis(), instance.facts.node_name, instance.facts.node_ip);
+    println!(
+        "ready in {} ms: node {} at {}",
+        instance.started.elapsed().as_millis(),
+        instance.facts.node_name,
+        instance.facts.node_ip
+    );
     println!("\nto use it, in another shell:\n");
     let program = std::env::args().next().unwrap_or("gantry".into());
     let defaults = Config::from_args(&[])?.0;

@@ -83,18 +83,27 @@ pub async fn answer(view: &AdminView, question: Question) -> Result<Value> {
     match question {
         Question::ImageLoad { path } => {
             let loaded = view.images.load_async(path).await?;
-            Ok(loaded.into_iter().flat_map(|l| if l.names.is_empty() { vec![l.id] } else { l.names }).collect())
+            Ok(loaded
+                .into_iter()
+                .flat_map(|l| if l.names.is_empty() { vec![l.id] } else { l.names })
+                .collect())
         }
         Question::ImageList => {
-            let line = |name: &str, i: &image::Image| json!({"name": name, "id": i.id, "sizeBytes": i.size_bytes});
+            let line =
+                |name: &str, i: &image::Image| json!({"name": name, "id": i.id, "sizeBytes": i.size_bytes});
             let lines = |i: Arc<image::Image>| -> Vec<Value> {
-                if i.names.is_empty() { vec![line("<none>", &i)] } else { i.names.iter().map(|n| line(n, &i)).collect() }
+                if i.names.is_empty() {
+                    vec![line("<none>", &i)]
+                } else {
+                    i.names.iter().map(|n| line(n, &i)).collect()
+                }
             };
             Ok(view.images.list().into_iter().flat_map(lines).collect())
         }
         _ => {
             let images = view.images.clone();
-            let removed = tokio::task::spawn_blocking(move || images.gc(&BTreeSet::new(), Sweep::Unused)).await??;
+            let removed =
+                tokio::task::spawn_blocking(move || images.gc(&BTreeSet::new(), Sweep::Unused)).await??;
             Ok(json!(removed.len()))
         }
     }

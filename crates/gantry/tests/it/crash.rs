@@ -1,0 +1,60 @@
+//! kill -9 at any moment loses no acknowledged write.
+
+use crate::cluster;
+use anyhow::Result;
+use std::collections::BTreeSet;
+use std::process::Stdio;
+use std::time::Duration;
+
+/// Writers in a row of shells; each prints a name only after the API acknowledged it.
+const WRITER: &str = r#"
+for i in $(seq 1 100000); do
+  printf '{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"w%s-%s"}}' "$W" "$i" |
+    curl -sf --max-time 5 --cacert "$D/ca.pem" --cert "$D/cert.pem" --key "$D/key.pem" -H 'content-type: application/json' \
+      --data-binary @- -o /dev/null "https://127.0.0.1:6443/api/v1/namespaces/default/configmaps" || exit 0
+  echo "w$W-$i"
+done
+"#;
+
+#[test]
+fn an_acknowledged_write_survives_kill_9() -> Result<()> {
+    let mut cluster = cluster();
+    let folder = cluster.folder().to_path_buf();
+    for (file, path) in [
+        ("ca.pem", "{.clusters[0].cluster.certificate-authority-data}"),
+        ("cert.pem", "{.users[0].user.client-certificate-data}"),
+        ("key.pem", "{.users[0].user.client-key-data}"),
+    ] {
+        let script = format!(
+            "kubectl config view --raw -o jsonpath='{path}' | base64 -d > {}/{file}",
+            folder.display()
+        );
+        cluster.sh(&script)?;
+    }
+    let mut acknowledged = BTreeSet::new();
+    for round in 0..3 {
+        let writers: Vec<_> = (0..4)
+            .map(|w| {
+                let mut command = cluster.inside("sh");
+                command.args(["-c", WRITER]).env("W", format!("{round}{w}")).env("D", &folder);
+                command.stdout(Stdio::piped()).stdin(Stdio::null()).spawn()
+            })
+            .collect::<Result<_, _>>()?;
+        std::thread::sleep(Duration::from_millis(700 + 150 * round));
+        cluster.kill9()?;
+        for writer in writers {
+            let output = writer.wait_with_output()?;
+            acknowledged.extend(String::from_utf8(output.stdout)?.lines().map(str::to_string));
+        }
+        cluster.up()?;
+        let present: BTreeSet<String> = cluster
+            .kubectl(&["get", "cm", "-o", "name"])?
+            .lines()
+            .map(|l| l.replace("configmap/", ""))
+            .collect();
+        let lost: Vec<&String> = acknowledged.difference(&present).collect();
+        assert!(lost.is_empty(), "round {round}: lost {lost:?} of {}", acknowledged.len());
+    }
+    assert!(acknowledged.len() > 20, "the writers did too little to prove anything: {}", acknowledged.len());
+    Ok(())
+}
