@@ -24,8 +24,8 @@ use tokio::sync::{mpsc, watch};
 
 /// Changes kept for each resource: enough for a client that reconnects after some seconds of heavy churn.
 const RING_EVENTS_MAX: usize = 4_096;
-/// Bytes of objects kept alive by the changes of one resource.
-const RING_BYTES_MAX: usize = 24 << 20;
+/// Bytes kept alive by the changes of one resource, each counted twice: the object and its encoded frame.
+const RING_BYTES_MAX: usize = 32 << 20;
 /// Changes that may wait for one watcher; one that lags further is cut and lists anew.
 const WATCHER_QUEUE: usize = 1_024;
 /// How long a read waits for the cache to catch up before it gives up (as upstream's 3 s).
@@ -50,6 +50,10 @@ pub struct Change {
 }
 
 impl Change {
+    fn size(&self) -> usize {
+        self.object.raw.len() * 2
+    }
+
     /// The JSON watch frame of this change under its own kind, encoded once for all watchers.
     pub fn frame(&self, encode: impl FnOnce(EventKind, &Object) -> Bytes) -> Bytes {
         self.frame.get_or_init(|| encode(self.kind, &self.object)).clone()
@@ -364,11 +368,11 @@ impl ResourceState {
                 }
             }
         });
-        self.ring_bytes += change.object.raw.len();
+        self.ring_bytes += change.size();
         self.ring.push_back(change);
         while self.ring.len() > RING_EVENTS_MAX || (self.ring_bytes > RING_BYTES_MAX && self.ring.len() > 1) {
             let Some(gone) = self.ring.pop_front() else { break };
-            self.ring_bytes -= gone.object.raw.len();
+            self.ring_bytes -= gone.size();
             self.floor = gone.revision;
         }
     }

@@ -29,10 +29,12 @@ const DIAL_MAX: Duration = Duration::from_secs(10);
 /// Subresources answered elsewhere.
 const PROXIED: [&str; 5] = ["attach", "exec", "log", "portforward", "proxy"];
 /// Headers about one connection only, and credentials.
-const NOT_PASSED: [HeaderName; 8] = [
+const NOT_PASSED: [HeaderName; 10] = [
     header::AUTHORIZATION,
     header::CONNECTION,
     header::HOST,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
     header::PROXY_AUTHORIZATION,
     header::TE,
     header::TRAILER,

@@ -1,6 +1,8 @@
 //! TLS on a loopback port, and kubectl against it where there is one.
 
 use crate::harness::*;
+use futures_util::StreamExt;
+use k8s_schema::gvr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -75,6 +77,42 @@ async fn certificates_are_identities_over_h1_and_h2() {
         let review: serde_json::Value = serde_json::from_slice(&body).unwrap();
         assert_eq!(review["status"]["userInfo"]["username"], "admin", "{review}");
     }
+    tls.stop.send_replace(true);
+    tokio::time::timeout(PATIENCE, tls.served).await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_remote_client_does_what_the_one_in_the_process_does() {
+    let s = server().await;
+    let tls = tls(&s).await;
+    let path = |name: &str| tls.folder.path().join(name).display().to_string();
+    let text = std::fs::read_to_string(path("kubeconfig")).unwrap();
+    let text = ["ca.crt", "admin.crt", "admin.key"].iter().fold(text, |t, f| t.replace(f, &path(f)));
+    let remote: client::ApiClient = Arc::new(client::remote::Remote::from_kubeconfig(&text).await.unwrap());
+    let local = s.api.client(s.identity.clone());
+    let mut events = remote.watch(&gvr::CONFIG_MAPS, &client::WatchOptions::default()).await.unwrap();
+    assert_eq!(events.next().await.unwrap().unwrap().kind, client::EventKind::Bookmark);
+    let mut body = config_map("a");
+    body["metadata"]["namespace"] = "default".into();
+    let made = remote.create(&gvr::CONFIG_MAPS, body.clone()).await.unwrap();
+    let seen = events.next().await.unwrap().unwrap();
+    assert_eq!((seen.kind, &seen.object.raw), (client::EventKind::Added, &made.raw));
+    assert_eq!(local.get(&gvr::CONFIG_MAPS, &made.key).await.unwrap().raw, made.raw);
+    let options = client::ListOptions { field_selector: "metadata.name=a".into(), ..Default::default() };
+    for client in [&remote, &local] {
+        let list = client.list(&gvr::CONFIG_MAPS, &options).await.unwrap();
+        assert_eq!(list.items[0].raw, made.raw);
+        let error = client.create(&gvr::CONFIG_MAPS, body.clone()).await.unwrap_err();
+        assert!(error.is_already_exists(), "{error}");
+        assert_eq!(error.message, "configmaps \"a\" already exists");
+    }
+    let patched = remote
+        .merge_patch(&gvr::CONFIG_MAPS, &made.key, serde_json::json!({"data": {"b": "2"}}))
+        .await
+        .unwrap();
+    assert_eq!(patched.value().unwrap()["data"]["b"], "2");
+    remote.delete(&gvr::CONFIG_MAPS, &made.key, client::DeleteOptions::default()).await.unwrap();
+    assert!(local.get(&gvr::CONFIG_MAPS, &made.key).await.unwrap_err().is_not_found());
     tls.stop.send_replace(true);
     tokio::time::timeout(PATIENCE, tls.served).await.unwrap().unwrap();
 }
