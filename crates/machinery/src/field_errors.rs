@@ -103,9 +103,9 @@ impl FieldErrors {
         }
     }
 
-    /// A value that must not change: compares, and complains as upstream's `ValidateImmutableField`.
+    /// A value that must not change: compares as Go does (zero is absent), and complains in upstream's words.
     pub fn immutable(&mut self, field: &str, new: &Value, old: &Value) {
-        if new != old {
+        if !crate::kinds::get::same(new, old) {
             self.invalid(field, new.clone(), "field is immutable");
         }
     }

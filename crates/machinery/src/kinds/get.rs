@@ -47,6 +47,40 @@ fn unset(fields: &Map<String, Value>, key: &str) -> bool {
     }
 }
 
+/// Are two documents the same to Go, which cannot tell an absent field from a zero one? A typed client's round
+/// trip drops `readOnly: false` and `args: []`; that is no change.
+pub fn same(a: &Value, b: &Value) -> bool {
+    same_but(a, b, |v| matches!(v, Value::Null | Value::Bool(false)) || v.as_i64() == Some(0))
+}
+
+/// The same, where `false` and 0 do count: only empty and absent are alike.
+pub fn same_exactly(a: &Value, b: &Value) -> bool {
+    same_but(a, b, Value::is_null)
+}
+
+fn same_but(a: &Value, b: &Value, zero: fn(&Value) -> bool) -> bool {
+    match (a, b) {
+        (Value::Object(x), Value::Object(y)) => {
+            let null = Value::Null;
+            x.iter().all(|(k, v)| same_but(v, y.get(k).unwrap_or(&null), zero))
+                && y.iter().all(|(k, v)| x.contains_key(k) || is_empty(v, zero))
+        }
+        (Value::Array(x), Value::Array(y)) if x.len() == y.len() => {
+            x.iter().zip(y).all(|(a, b)| same_but(a, b, zero))
+        }
+        _ => a == b || (is_empty(a, zero) && is_empty(b, zero)),
+    }
+}
+
+fn is_empty(v: &Value, zero: fn(&Value) -> bool) -> bool {
+    match v {
+        Value::String(s) => s.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.values().all(|v| is_empty(v, zero)),
+        other => zero(other),
+    }
+}
+
 /// Sets `v[key]` where it is unset (absent, null, ""). Does nothing where `v` is no object.
 pub fn default(v: &mut Value, key: &str, value: impl Into<Value>) {
     if let Value::Object(fields) = v
@@ -136,5 +170,25 @@ pub fn enumerated(v: &Value, path: &str, key: &str, set: &[&str], errors: &mut F
 pub fn enumerated_opt(v: &Value, path: &str, key: &str, set: &[&str], errors: &mut FieldErrors) {
     if has(v, &format!("/{key}")) && !text(v, &format!("/{key}")).is_empty() {
         enumerated(v, path, key, set, errors);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn zero_values_are_no_change() {
+        let old = json!({"a": [{"name": "x", "readOnly": false, "n": 0}], "b": {}, "c": "", "d": 1});
+        let new = json!({"a": [{"name": "x"}], "d": 1});
+        assert!(same(&old, &new) && same(&new, &old));
+        assert!(!same_exactly(&old, &new) && !same_exactly(&new, &old));
+        assert!(same_exactly(&json!({"a": {"b": []}}), &json!({})));
+        for other in
+            [json!({"d": 1}), json!({"a": [{"name": "y"}], "d": 1}), json!({"a": [{"name": "x"}], "d": 2})]
+        {
+            assert!(!same(&new, &other) && !same(&other, &new), "{other}");
+        }
     }
 }

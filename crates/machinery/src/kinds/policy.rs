@@ -2,7 +2,8 @@
 //! Lease, quota; and the columns of the API machinery's own kinds.
 
 use super::get::{
-    child, default, each, entries, enumerated, enumerated_opt, has, int, list, required, set, text, texts,
+    child, default, each, entries, enumerated, enumerated_opt, has, int, list, required, same, set, text,
+    texts,
 };
 use super::pod::{condition, scheduling::label_selector};
 use super::{Behaviour, FieldKind, GENERIC, NameRule};
@@ -42,7 +43,7 @@ const BINDING: Behaviour = Behaviour {
     validate_create: |obj, errors| binding(obj, errors),
     validate_update: |new, old, errors| {
         binding(new, errors);
-        if new["roleRef"] != old["roleRef"] {
+        if !same(&new["roleRef"], &old["roleRef"]) {
             errors.invalid("roleRef", new["roleRef"].clone(), "cannot change roleRef");
         }
     },
@@ -113,7 +114,7 @@ pub static ROWS: &[Behaviour] = &[
         resource: "horizontalpodautoscalers",
         validated: true,
         defaults: autoscaler_defaults,
-        prepare_create: |obj| set(obj, "status", json!({"desiredReplicas": 0, "currentMetrics": []})),
+        prepare_create: |obj| set(obj, "status", json!({"desiredReplicas": 0})),
         validate_create: autoscaler,
         validate_update: |new, _, errors| autoscaler(new, errors),
         columns: &[

@@ -1,7 +1,8 @@
 //! PersistentVolumeClaim, PersistentVolume, StorageClass and the CSI objects' columns.
 
 use super::get::{
-    at, child, default, entries, enumerated, enumerated_opt, has, list, remove, required, set, text, texts,
+    at, child, default, entries, enumerated, enumerated_opt, has, list, remove, required, same, set, text,
+    texts,
 };
 use super::pod::scheduling;
 use super::{Behaviour, GENERIC};
@@ -103,7 +104,7 @@ pub static ROWS: &[Behaviour] = &[
         validate_update: |new, old, errors| {
             storage_class(new, errors);
             for key in ["parameters", "provisioner", "volumeBindingMode"] {
-                if new[key] != old[key] {
+                if !same(&new[key], &old[key]) {
                     errors.forbidden(key, &format!("updates to {key} are forbidden."));
                 }
             }
@@ -256,7 +257,7 @@ fn claim_update(new: &Value, old: &Value, errors: &mut FieldErrors) {
         }
         spec
     };
-    if free(new) != free(old) {
+    if !same(&free(new), &free(old)) {
         let words = "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims";
         errors.forbidden("spec", words);
     }
@@ -314,9 +315,9 @@ fn volume_update(new: &Value, old: &Value, errors: &mut FieldErrors) {
     volume(new, errors);
     let sources = |v: &Value| {
         let all = entries(v, "/spec").filter(|(k, _)| !NO_SOURCES.contains(k));
-        all.map(|(k, v)| (k.to_string(), v.clone())).collect::<Vec<_>>()
+        all.map(|(k, v)| (k.to_string(), v.clone())).collect::<Value>()
     };
-    if sources(new) != sources(old) {
+    if !same(&sources(new), &sources(old)) {
         errors.forbidden(
             "spec.persistentvolumesource",
             "spec.persistentvolumesource is immutable after creation",

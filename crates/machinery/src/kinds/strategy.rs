@@ -1,7 +1,8 @@
 //! What a write may set, and in which order a write is prepared and checked: one path for every kind.
 //!
-//! The order on a create: decode ([`crate::walk`]) → [`defaults`] → admission → [`prepare_create`] → the
-//! caller fills name, uid, creationTimestamp → [`validate_create`]. On an update: decode → defaults →
+//! The order on a create: [`crate::convert::before_decode`] → decode ([`crate::walk`]) →
+//! [`crate::convert::to_storage`] → [`defaults`] → admission → the caller fills name, uid, creationTimestamp →
+//! [`prepare_create`] (a Job's selector holds its uid) → [`validate_create`]. On an update: decode → defaults →
 //! [`prepare_update`] → admission → [`validate_update`]. No clock: times are given.
 
 use super::get::{has, int, list, remove, set, text};
@@ -124,12 +125,14 @@ fn put(v: &mut Value, key: &str, value: Option<Value>) {
 
 /// Did anything but metadata and status change?
 fn desired_changed(new: &Value, old: &Value) -> bool {
-    let fields = |v: &Value| {
-        let all = v.as_object().into_iter().flatten();
-        let kept = all.filter(|(k, _)| !matches!(k.as_str(), "metadata" | "status" | "apiVersion" | "kind"));
-        kept.map(|(k, v)| (k.clone(), v.clone())).collect::<Vec<_>>()
+    let null = Value::Null;
+    let differs = |a: &Value, b: &Value| {
+        let all = a.as_object().into_iter().flatten();
+        let mut desired =
+            all.filter(|(k, _)| !matches!(k.as_str(), "metadata" | "status" | "apiVersion" | "kind"));
+        desired.any(|(k, v)| !super::get::same_exactly(v, b.get(k).unwrap_or(&null)))
     };
-    fields(new) != fields(old)
+    differs(new, old) || differs(old, new)
 }
 
 fn annotations_changed(new: &Value, old: &Value) -> bool {

@@ -1,6 +1,6 @@
 //! ReplicaSet, Deployment, ReplicationController, StatefulSet, DaemonSet, ControllerRevision.
 
-use super::get::{child, default, each, entries, enumerated, has, int, list, non_negative, set, text};
+use super::get::{child, default, each, entries, enumerated, has, int, list, non_negative, same, set, text};
 use super::pod::{self, defaults, scheduling::label_selector};
 use super::service::selector_text;
 use super::{Behaviour, FieldKind, GENERIC, NameRule};
@@ -217,7 +217,10 @@ fn controller_defaults(obj: &mut Value) {
             }
         }
     }
-    each_template(obj);
+    // Its template is a pointer upstream: absent stays absent.
+    if has(obj, "/spec/template") {
+        each_template(obj);
+    }
 }
 
 fn deployment_defaults(obj: &mut Value) {
@@ -478,9 +481,9 @@ fn stateful_update(new: &Value, old: &Value, errors: &mut FieldErrors) {
     stateful_set(new, errors);
     let fixed = |v: &Value| {
         let all = entries(v, "/spec").filter(|(k, _)| !FREE.contains(k));
-        all.map(|(k, v)| (k.to_string(), v.clone())).collect::<Vec<_>>()
+        all.map(|(k, v)| (k.to_string(), v.clone())).collect::<Value>()
     };
-    if fixed(new) != fixed(old) || new["spec"]["selector"] != old["spec"]["selector"] {
+    if !same(&fixed(new), &fixed(old)) || !same(&new["spec"]["selector"], &old["spec"]["selector"]) {
         let words = "updates to statefulset spec for fields other than 'replicas', 'ordinals', 'template', \
             'updateStrategy', 'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and 'minReadySeconds' are forbidden";
         errors.forbidden("spec", words);

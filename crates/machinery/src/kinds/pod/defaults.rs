@@ -26,7 +26,7 @@ pub fn pod(obj: &mut Value) {
 
 /// The defaults of `template.spec` of a workload (the template is made when it is missing, as Go's zero value is).
 pub fn template(spec: &mut Value) {
-    if let Some(spec) = spec.get_mut("template").and_then(|t| child(t, "spec")) {
+    if let Some(spec) = child(spec, "template").and_then(|t| child(t, "spec")) {
         pod_spec(spec);
         if flag(spec, "/hostNetwork") {
             host_ports(spec);

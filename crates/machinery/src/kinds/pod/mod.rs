@@ -9,7 +9,8 @@ pub mod volumes;
 pub use cells::condition;
 
 use super::get::{
-    each, entries, enumerated, enumerated_opt, flag, has, int, list, non_negative, remove, set, text, texts,
+    each, entries, enumerated, enumerated_opt, flag, has, int, list, non_negative, remove, same, set, text,
+    texts,
 };
 use super::{Behaviour, FieldKind, GENERIC, meta};
 use crate::field_errors::FieldErrors;
@@ -363,7 +364,7 @@ fn validate_update(new: &Value, old: &Value, errors: &mut FieldErrors) {
         let words = "only deletion is allowed, but found new scheduling gate";
         errors.forbidden(&format!("spec.schedulingGates[{i}]"), words);
     }
-    if comparable(spec, before, gated) != comparable(before, before, gated) {
+    if !same(&comparable(spec, before, gated), &comparable(before, before, gated)) {
         errors.forbidden("spec", UPDATE_WORDS);
     }
 }
