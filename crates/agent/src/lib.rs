@@ -1,12 +1,27 @@
 //! The node agent: desired pods + what is observed + now → actions; probes, volumes, logs, status.
 //!
-//! Pure: [`pod`], [`state`], [`decide`], [`status`]. Shells: everything else.
+//! Pure: [`pod`], [`state`], [`decide`], [`status`], [`config`]. Shells: everything else; `worker` drives them.
 //! Invariants: the agent knows Pods only; it may die at any time and re-adopts what runs when it comes back.
 //! Deliberately not here: running containers (`runtime`), images (`image`), addresses (`net`).
 
+mod agent;
+mod backend;
 pub mod config;
 pub mod decide;
+mod events;
 pub mod facts;
+mod images;
+mod inbox;
+mod node;
+pub mod nodeapi;
+mod objects;
+mod ops;
 pub mod pod;
+mod probes;
 pub mod state;
 pub mod status;
+mod stream;
+pub mod volumes;
+mod worker;
+
+pub use agent::{Agent, AgentConfig, AgentError, Capacity};

@@ -163,5 +163,29 @@ fn process_env(input: &ContainerInput, env: BTreeMap<String, String>) -> Vec<Str
     all.into_iter().map(|(k, v)| format!("{k}={v}")).collect()
 }
 
+/// The node's ports that a pod asks for.
+pub fn host_ports(pod: &PodView, ips: &[IpAddr]) -> Vec<net::HostPort> {
+    let Some(pod_ip) = ips.iter().find_map(|ip| if let IpAddr::V4(ip) = ip { Some(*ip) } else { None }) else {
+        return Vec::new();
+    };
+    let ports = pod.containers.iter().flat_map(|c| c.spec.ports.iter().flatten());
+    let one = |port: &k8s_openapi::api::core::v1::ContainerPort| {
+        let protocol = match port.protocol.as_deref() {
+            Some("UDP") => net::Protocol::Udp,
+            Some("SCTP") => net::Protocol::Sctp,
+            _ => net::Protocol::Tcp,
+        };
+        let host_ip = port.host_ip.as_deref().and_then(|ip| ip.parse().ok());
+        Some(net::HostPort {
+            host_ip: host_ip.filter(|ip: &std::net::Ipv4Addr| !ip.is_unspecified()),
+            protocol,
+            host_port: u16::try_from(port.host_port?).ok().filter(|p| *p > 0)?,
+            pod_ip,
+            pod_port: u16::try_from(port.container_port).ok()?,
+        })
+    };
+    ports.filter_map(one).collect()
+}
+
 #[cfg(test)]
 mod tests;

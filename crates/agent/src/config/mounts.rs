@@ -1,6 +1,6 @@
-//! Mounts of a container: its volumes, the files below `/etc`, the termination log, a shared `/dev/shm`.
+//! Mounts of a container: its volumes, the files below `/etc`, the termination log.
 
-use super::{ConfigError, expand::expand, sandbox};
+use super::{ConfigError, expand::expand};
 use crate::facts::NodeFacts;
 use crate::pod::{ContainerView, PodView};
 use runtime::oci;
@@ -16,25 +16,24 @@ pub struct MountedVolume {
     pub read_only: bool,
 }
 
-/// A volume mount with a path below the volume, checked as text.
+/// A path below a volume that a mount shows, checked as text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SubPath {
-    /// The volume's path on the host.
-    pub volume: PathBuf,
+    /// The volume's name.
+    pub volume: String,
     /// Path below it; no `..`, not absolute.
     pub below: PathBuf,
-    /// Index of the mount whose source it becomes.
-    pub mount: usize,
-    /// Make a folder where nothing is.
-    pub create: bool,
 }
 
-/// Mounts, and which of them still want their `subPath` resolved safely.
+/// The runtime's option for a bind of a path below the source; the runtime resolves it inside the source.
+const SUB_PATH_OPTION: &str = "x-gantry.subpath=";
+
+/// Mounts, and the sub paths that must exist before.
 #[derive(Debug, Default, PartialEq)]
 pub struct Mounts {
     /// In the order of the spec.
     pub list: Vec<oci::Mount>,
-    /// Sub paths.
+    /// Folders to be made where nothing is.
     pub sub_paths: Vec<SubPath>,
 }
 
@@ -89,12 +88,15 @@ pub fn mounts(
             (_, Some(expr)) if !expr.is_empty() => Some(expand(expr, env)),
             _ => None,
         };
+        let mut made = bind(&volume.path, &mount.mount_path, &["rbind", propagation, access]);
         if let Some(sub) = sub {
             let below = checked_sub_path(&sub).map_err(ConfigError::Config)?;
-            let create = !volume.read_only;
-            mounts.sub_paths.push(SubPath { volume: volume.path.clone(), below, mount: mounts.list.len(), create });
+            made.options.push(format!("{SUB_PATH_OPTION}{}", below.display()));
+            if !volume.read_only {
+                mounts.sub_paths.push(SubPath { volume: mount.name.clone(), below });
+            }
         }
-        mounts.list.push(bind(&volume.path, &mount.mount_path, &["rbind", propagation, access]));
+        mounts.list.push(made);
     }
     let taken = |path: &str| mounts.list.iter().any(|m| m.destination == Path::new(path));
     let etc = facts.pod_dir(pod.uid()).join("etc");
@@ -116,8 +118,6 @@ pub fn mounts(
     }
     if pod.spec().host_ipc == Some(true) {
         own.push(bind(Path::new("/dev/shm"), "/dev/shm", &["rbind", "rprivate", "rw"]));
-    } else if let Some(shm) = sandbox::shared_shm(pod, facts).filter(|_| !taken("/dev/shm")) {
-        own.push(bind(&shm, "/dev/shm", &["rbind", "rprivate", "rw", "nosuid", "nodev", "noexec"]));
     }
     mounts.list.extend(own);
     Ok(mounts)

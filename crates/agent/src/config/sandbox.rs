@@ -1,13 +1,10 @@
 //! The pod's sandbox: what its shim is told.
 
 use super::{files, resources};
-use crate::decide::seed::IPS;
 use crate::facts::NodeFacts;
-use crate::pod::{PodView, Role};
+use crate::pod::PodView;
 use machinery::quantity::Quantity;
 use runtime::api::{PodSpec, Tmpfs};
-use std::net::IpAddr;
-use std::path::PathBuf;
 
 /// What a pod may set without harm to others (Kubernetes' safe list).
 const SAFE_SYSCTLS: &[&str] = &[
@@ -24,15 +21,6 @@ const SAFE_SYSCTLS: &[&str] = &[
     "net.ipv4.tcp_rmem",
     "net.ipv4.tcp_wmem",
 ];
-/// Size of the `/dev/shm` that a pod's containers share, as container engines have it.
-const SHM_BYTES: u64 = 64 << 20;
-
-/// Where the pod's shared `/dev/shm` is mounted on the host; `None` where each container has its own.
-pub fn shared_shm(pod: &PodView, facts: &NodeFacts) -> Option<PathBuf> {
-    let together = pod.containers.iter().filter(|c| c.role != Role::Init).count();
-    (together > 1 && pod.spec().host_ipc != Some(true)).then(|| facts.pod_dir(pod.uid()).join("shm"))
-}
-
 /// Memory volumes: names and sizes in bytes (0: the kernel's default).
 pub fn memory_volumes(pod: &PodView) -> Vec<(String, u64)> {
     let volumes = pod.spec().volumes.iter().flatten();
@@ -60,9 +48,7 @@ pub fn pod_spec(pod: &PodView, facts: &NodeFacts, handler: Option<String>) -> Re
         return Err(format!("Failed to construct FQDN from pod hostname, FQDN {hostname} is too long (64 characters is the max)"));
     }
     let memory = memory_volumes(pod).into_iter();
-    let mut tmpfs: Vec<Tmpfs> =
-        memory.map(|(name, size_bytes)| Tmpfs { path: facts.volume_dir(pod.uid(), &name), size_bytes }).collect();
-    tmpfs.extend(shared_shm(pod, facts).map(|path| Tmpfs { path, size_bytes: SHM_BYTES }));
+    let tmpfs = memory.map(|(name, size_bytes)| Tmpfs { path: facts.volume_dir(pod.uid(), &name), size_bytes }).collect();
     Ok(PodSpec {
         uid: pod.uid().into(),
         namespace: pod.namespace().into(),
@@ -79,9 +65,4 @@ pub fn pod_spec(pod: &PodView, facts: &NodeFacts, handler: Option<String>) -> Re
         handler,
         annotations: std::collections::BTreeMap::new(),
     })
-}
-
-/// The annotation that keeps the pod's addresses.
-pub fn ips_annotation(ips: &[IpAddr]) -> (String, String) {
-    (IPS.to_string(), ips.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(","))
 }

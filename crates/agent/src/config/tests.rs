@@ -260,8 +260,8 @@ fn volume_mounts() {
         shown,
         [
             "/v /data/v rbind,rprivate,ro",
-            "/etc/hosts /data/v rbind,rprivate,rw",
-            "/w /data/v rbind,rslave,rw",
+            "/etc/hosts /data/v rbind,rprivate,rw,x-gantry.subpath=h",
+            "/w /data/v rbind,rslave,rw,x-gantry.subpath=d-1",
             "/etc/hostname /x/data/pods/u/etc/hostname rbind,rprivate,rw",
             "/etc/resolv.conf /x/data/pods/u/etc/resolv.conf rbind,rprivate,rw",
             "/dev/termination-log /x/data/pods/u/containers/a/termination-0 rbind,rprivate,rw",
@@ -284,7 +284,7 @@ fn sandboxes() {
     let spec = sandbox::pod_spec(&view, &facts, None).unwrap();
     assert_eq!(spec.cgroup, "besteffort/podu");
     let tmpfs: Vec<(String, u64)> = spec.tmpfs.iter().map(|t| (t.path.display().to_string(), t.size_bytes)).collect();
-    assert_eq!(tmpfs, [("/x/data/pods/u/volumes/m".into(), 1 << 20), ("/x/data/pods/u/shm".into(), 64 << 20)]);
+    assert_eq!(tmpfs, [("/x/data/pods/u/volumes/m".to_string(), 1 << 20)]);
     let bad = pod(json!({"containers": [], "securityContext": {"sysctls": [{"name": "kernel.msgmax", "value": "1"}]}}));
     let error = sandbox::pod_spec(&bad, &facts, None).unwrap_err();
     assert_eq!(error, "forbidden sysctl: \"kernel.msgmax\" not allowlisted");

@@ -76,8 +76,10 @@ pub enum Outcome {
     },
     /// The shim is gone, and with it all containers.
     SandboxDied,
-    /// Images or objects that the pod uses changed: whatever waits for them tries again at once.
-    InputsChanged,
+    /// Images came: containers that wait for one try again at once.
+    ImagesChanged,
+    /// Objects that the pod uses changed: volumes are written anew, what waits for them tries again at once.
+    ObjectsChanged,
     /// The tear-down is over.
     TornDown(Result<(), String>),
     /// The deletion from the API is over.
@@ -127,7 +129,12 @@ pub fn apply(state: &mut PodState, input: &Input, outcome: Outcome) -> Vec<Note>
             probed(state, input, (&container, attempt, kind), result, &mut plan);
         }
         Outcome::SandboxDied => sandbox_died(state, input, &mut plan),
-        Outcome::InputsChanged => inputs_changed(state),
+        Outcome::ImagesChanged => retry_containers(state),
+        Outcome::ObjectsChanged => {
+            state.volumes.dirty = true;
+            state.volumes.retry_at = None;
+            retry_containers(state);
+        }
         Outcome::TornDown(result) => {
             settle(&mut state.teardown, result.as_ref().err(), input.now);
             match result {
@@ -306,9 +313,7 @@ fn sandbox_died(state: &mut PodState, input: &Input, plan: &mut Plan) {
     }
 }
 
-fn inputs_changed(state: &mut PodState) {
-    state.volumes.dirty = true;
-    state.volumes.retry_at = None;
+fn retry_containers(state: &mut PodState) {
     for record in state.containers.values_mut() {
         if let Phase::Waiting { retry_at, .. } = &mut record.phase {
             *retry_at = None;

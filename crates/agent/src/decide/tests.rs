@@ -365,7 +365,7 @@ fn image_errors_back_off_until_images_change() {
     assert_eq!(waiting["reason"], "ImagePullBackOff");
     assert_eq!(waiting["message"], "Back-off pulling image \"i\": ErrImagePull: gone");
     assert_eq!(world.until(12)[0], " 10 start a#0");
-    world.book(Outcome::InputsChanged);
+    world.book(Outcome::ImagesChanged);
     assert_eq!(world.until(13), [" 12 start a#0"]);
 }
 

@@ -1,0 +1,285 @@
+//! The agent as a whole: what it is given, how it starts and ends.
+
+use crate::backend::Backend;
+use crate::events::Recorder;
+use crate::facts::NodeFacts;
+use crate::inbox::Inbox;
+use crate::node::NodeTask;
+use crate::nodeapi::{Authorize, NodeApi};
+use crate::objects::ObjectCaches;
+use crate::ops::{MAKING_MAX, Node};
+use crate::worker::{Event, Parts, Worker};
+use client::cache::Cache;
+use client::{ApiClient, ListOptions};
+use image::Images;
+use k8s_schema::gvr::{PODS, SERVICES};
+use net::Network;
+use runtime::api::{PodInfo, RuntimeConfig};
+use runtime::{Runtime, RuntimeError, oci};
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+
+/// What the node shall claim to have; `None`: what it has.
+#[derive(Clone, Debug, Default)]
+pub struct Capacity {
+    /// CPU in thousandths.
+    pub cpu_milli: Option<i64>,
+    /// Memory in bytes.
+    pub memory_bytes: Option<i64>,
+    /// Disk in bytes.
+    pub storage_bytes: Option<i64>,
+}
+
+/// What an agent is made from.
+pub struct AgentConfig {
+    /// Name of the Node object.
+    pub node_name: String,
+    /// The node's address.
+    pub node_ip: Ipv4Addr,
+    /// The API, as this node.
+    pub client: ApiClient,
+    /// Where and how the runtime works.
+    pub runtime: RuntimeConfig,
+    /// Images on disk.
+    pub images: Arc<Images>,
+    /// The pod network; its `setup_node` is the caller's business.
+    pub network: Arc<Network>,
+    /// Pods' folders go to `<data_dir>/pods`.
+    pub data_dir: PathBuf,
+    /// Container logs.
+    pub log_dir: PathBuf,
+    /// The cluster's DNS service; `None`: pods resolve as the node does.
+    pub cluster_dns: Option<IpAddr>,
+    /// `cluster.local`.
+    pub cluster_domain: String,
+    /// Pod range of this node, for a Node object without one; "" to leave it.
+    pub pod_cidr: String,
+    /// How many pods.
+    pub max_pods: u32,
+    /// Processes per pod; 0: no limit.
+    pub pids_max: i64,
+    /// Labels of the Node beside the well-known ones.
+    pub labels: BTreeMap<String, String>,
+    /// Overrides of what the node has.
+    pub capacity: Capacity,
+    /// TLS of the node API: its certificate, and the CA of its clients.
+    pub tls: Arc<rustls::ServerConfig>,
+    /// Who may call the node API.
+    pub authorize: Authorize,
+    /// Where the node API listens; port 0 takes any.
+    pub listen: SocketAddr,
+}
+
+/// Why an agent could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The runtime could not be opened.
+    #[error("container runtime: {0}")]
+    Runtime(#[from] RuntimeError),
+    /// The network of running pods could not be taken over.
+    #[error("pod network: {0}")]
+    Network(#[from] net::NetError),
+    /// A folder could not be made.
+    #[error("{}: {source}", path.display())]
+    Folder {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The node API's port could not be taken.
+    #[error("node API at {at}: {source}")]
+    Listen {
+        /// Where.
+        at: SocketAddr,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// A thread died.
+    #[error("a starting step was cancelled")]
+    Cancelled,
+}
+
+/// A running agent. Dropping it ends it; containers run on.
+pub struct Agent {
+    events: mpsc::UnboundedSender<Event>,
+    tasks: JoinSet<()>,
+    host_ports: watch::Receiver<Vec<net::HostPort>>,
+    ready: watch::Receiver<bool>,
+    runtime: Runtime,
+    address: SocketAddr,
+}
+
+/// CPU of the groups that hold the pods of lesser classes: (name, shares).
+const GROUPS: &[(&str, Option<u64>)] = &[("burstable", None), ("besteffort", Some(2))];
+
+impl Agent {
+    /// Takes over what runs on this node, then serves it. Does not wait for the API.
+    ///
+    /// # Errors
+    /// The runtime, the network, a folder or the port is not to be had. Nothing runs then.
+    pub async fn start(config: AgentConfig) -> Result<Agent, AgentError> {
+        for path in [config.data_dir.join("pods"), config.log_dir.clone()] {
+            make_private(&path).map_err(|source| AgentError::Folder { path, source })?;
+        }
+        let listener = TcpListener::bind(config.listen).await;
+        let failed = |source| AgentError::Listen { at: config.listen, source };
+        let listener = listener.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        let (runtime, runtime_events) = Runtime::open(config.runtime.clone())?;
+        let adopted = runtime.recover().await?;
+        for (name, shares) in GROUPS {
+            let cpu = oci::Cpu { shares: *shares, ..oci::Cpu::default() };
+            runtime.set_group(name, oci::Resources { cpu, ..oci::Resources::default() }).await?;
+        }
+        recover_network(config.network.clone(), &adopted).await?;
+        let facts = Arc::new(facts(&config));
+        let (recorder, recording) = Recorder::new(config.client.clone(), config.node_name.clone());
+        let inbox = Arc::new(Inbox::default());
+        let on_node = ListOptions {
+            field_selector: format!("spec.nodeName={}", config.node_name),
+            ..ListOptions::default()
+        };
+        let changed = inbox.clone();
+        let node = Arc::new(Node {
+            facts: facts.clone(),
+            runtime: runtime.clone(),
+            images: config.images.clone(),
+            network: config.network,
+            objects: ObjectCaches::new(config.client.clone(), move |kind, key| changed.object(kind, key)),
+            services: Cache::start(config.client.clone(), SERVICES, ListOptions::default()),
+            pods: Cache::start(config.client.clone(), PODS, on_node),
+            recorder: recorder.clone(),
+            tokens: Default::default(),
+            leases: Default::default(),
+            making: Semaphore::new(MAKING_MAX),
+            exits: watch::Sender::new(0),
+            client: config.client.clone(),
+        });
+        let (publish, host_ports) = watch::channel(Vec::new());
+        let parts = Parts { node: node.clone(), inbox: inbox.clone(), runtime_events, adopted, host_ports: publish };
+        let (worker, events) = Worker::new(parts);
+        let (is_ready, ready) = watch::channel(false);
+        let node_task = NodeTask {
+            client: config.client,
+            facts,
+            labels: config.labels,
+            pod_cidr: config.pod_cidr,
+            port: address.port(),
+            images: config.images,
+            recorder,
+        };
+        let backend = Arc::new(Backend::new(node.clone()));
+        let api = NodeApi { tls: config.tls, authorize: config.authorize, backend };
+        let mut tasks = JoinSet::new();
+        spawn(&mut tasks, recording);
+        let registered = move || {
+            is_ready.send_replace(true);
+        };
+        spawn(&mut tasks, node_task.run(registered));
+        spawn(&mut tasks, api.serve(listener, std::future::pending()));
+        spawn(&mut tasks, async move {
+            node.pods.wait_synced().await;
+            let pods = node.pods.clone();
+            pods.on_change(Box::new(move |old, new| {
+                if let Some(object) = new.or(old) {
+                    inbox.pod(&object.key);
+                }
+            }));
+            worker.run().await;
+        });
+        Ok(Agent { events, tasks, host_ports, ready, runtime, address })
+    }
+
+    /// Where the node API listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The ports of the node that pods ask for (`hostPort`), for `Network::apply`.
+    pub fn host_ports(&self) -> watch::Receiver<Vec<net::HostPort>> {
+        self.host_ports.clone()
+    }
+
+    /// Waits until the Node object says Ready.
+    pub async fn wait_ready(&self) {
+        let mut ready = self.ready.clone();
+        // An error means that the task ended, which it never does before the agent.
+        let _ = ready.wait_for(|ready| *ready).await;
+    }
+
+    /// The runtime, for whoever shows what runs.
+    pub fn runtime(&self) -> &Runtime {
+        &self.runtime
+    }
+
+    /// Stops all pods gracefully and removes them from the node; their API objects stay as they are, so that the
+    /// next start brings them back. For `gantry down`.
+    pub async fn stop_all(&self) {
+        let (answer, done) = oneshot::channel();
+        if self.events.send(Event::StopAll(answer)).is_ok() {
+            let _ = done.await;
+        }
+        self.runtime.remove_groups().await;
+    }
+
+    /// Ends the agent; containers run on.
+    pub async fn shutdown(mut self) {
+        let _ = self.events.send(Event::Shutdown);
+        self.tasks.shutdown().await;
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the components of the agent, each started once")]
+fn spawn(tasks: &mut JoinSet<()>, task: impl Future<Output = ()> + Send + 'static) {
+    tasks.spawn(task);
+}
+
+/// Secrets lie below: nobody but root looks in.
+fn make_private(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+async fn recover_network(network: Arc<Network>, adopted: &[PodInfo]) -> Result<(), AgentError> {
+    let uids: Vec<String> =
+        adopted.iter().filter(|p| !p.spec.host_network).map(|p| p.spec.uid.clone()).collect();
+    let work = move || {
+        let live: Vec<(String, Ipv4Addr)> =
+            uids.into_iter().filter_map(|uid| network.pod(&uid).map(|place| (uid, place.ip))).collect();
+        network.recover(&live)
+    };
+    tokio::task::spawn_blocking(work).await.map_err(|_| AgentError::Cancelled)??;
+    Ok(())
+}
+
+fn facts(config: &AgentConfig) -> NodeFacts {
+    let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let cpus = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let memory = text("/proc/meminfo")
+        .lines()
+        .find_map(|l| l.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse::<i64>().ok())
+        .map_or(0, |kib| kib * 1024);
+    let disk = rustix::fs::statvfs(&config.data_dir).map_or(0, |s| s.f_blocks.saturating_mul(s.f_frsize));
+    NodeFacts {
+        node_name: config.node_name.clone(),
+        host_ips: vec![config.node_ip.into()],
+        cluster_dns: config.cluster_dns,
+        cluster_domain: config.cluster_domain.clone(),
+        cpu_milli: config.capacity.cpu_milli.unwrap_or(i64::try_from(cpus).unwrap_or(1) * 1000),
+        memory_bytes: config.capacity.memory_bytes.unwrap_or(memory),
+        storage_bytes: config.capacity.storage_bytes.unwrap_or(i64::try_from(disk).unwrap_or(i64::MAX)),
+        max_pods: config.max_pods,
+        pids_max: config.pids_max,
+        data_dir: config.data_dir.clone(),
+        log_dir: config.log_dir.clone(),
+        resolv_conf: text("/etc/resolv.conf"),
+        hosts: text("/etc/hosts"),
+        hostname: text("/proc/sys/kernel/hostname").trim().to_string(),
+    }
+}

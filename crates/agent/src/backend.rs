@@ -1,0 +1,299 @@
+//! The agent as the node API sees it: exec, attach, logs and port-forward over the runtime.
+
+use crate::nodeapi::{AttachSpec, Duplex, LogSource, NodeBackend, Session, Target};
+use crate::ops::Node;
+use crate::stream::FdStream;
+use async_trait::async_trait;
+use client::{Object, ObjectKey};
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use k8s_schema::gvr::PODS;
+use machinery::status::ApiError;
+use runtime::RuntimeError;
+use runtime::api::{ContainerInfo, ContainerState, ExecSpec, Usage};
+use rustix::termios::{Winsize, tcsetwinsize};
+use serde_json::{Value, json};
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// A port-forward that does not connect by then fails.
+const CONNECT_WITHIN: Duration = Duration::from_secs(10);
+
+/// The agent's side of the node API.
+pub struct Backend {
+    node: Arc<Node>,
+}
+
+/// A running container.
+struct Found {
+    uid: String,
+    id: String,
+}
+
+fn failed(error: &RuntimeError) -> ApiError {
+    match error {
+        RuntimeError::NoPod(_) | RuntimeError::NoContainer(_) => ApiError::new(404, "NotFound", error.to_string()),
+        _ => ApiError::internal(error),
+    }
+}
+
+fn stream(fd: OwnedFd) -> Result<FdStream, ApiError> {
+    FdStream::new(fd).map_err(ApiError::internal)
+}
+
+impl Backend {
+    /// Over these parts.
+    pub fn new(node: Arc<Node>) -> Backend {
+        Backend { node }
+    }
+
+    fn pod(&self, target: &Target) -> Result<Arc<Object>, ApiError> {
+        let key = ObjectKey::new(target.namespace.as_str(), target.pod.as_str());
+        let pod = self.node.pods.get(&key).filter(|p| target.uid.as_deref().is_none_or(|uid| uid == p.uid()));
+        pod.ok_or_else(|| ApiError::not_found(&PODS, &target.pod))
+    }
+
+    fn instance(&self, uid: &str, container: &str) -> Option<ContainerInfo> {
+        let live = self.node.runtime.pod(uid)?;
+        live.containers.into_iter().filter(|c| c.spec.name == container).max_by_key(|c| c.spec.attempt)
+    }
+
+    fn running(&self, target: &Target) -> Result<Found, ApiError> {
+        let pod = self.pod(target)?;
+        let missing = || ApiError::new(404, "NotFound", format!("container not found (\"{}\")", target.container));
+        let info = self.instance(pod.uid(), &target.container).ok_or_else(missing)?;
+        if !matches!(info.state, ContainerState::Running { .. }) {
+            let text = format!("container {} is not running", target.container);
+            return Err(ApiError::bad_request(text));
+        }
+        Ok(Found { uid: pod.uid().into(), id: info.spec.id })
+    }
+
+    /// True while the container runs; the task ends with its container or its listener.
+    fn watch_running(&self, uid: &str, id: &str) -> watch::Receiver<bool> {
+        let (node, uid, id) = (self.node.clone(), uid.to_string(), id.to_string());
+        let runs = move |node: &Node| {
+            let live = node.runtime.pod(&uid);
+            let info = live.and_then(|l| l.containers.into_iter().find(|c| c.spec.id == id));
+            info.is_some_and(|c| !matches!(c.state, ContainerState::Exited { .. }))
+        };
+        let mut exits = node.exits.subscribe();
+        let (sender, receiver) = watch::channel(runs(&node));
+        spawn(async move {
+            while runs(&node) {
+                tokio::select! {
+                    changed = exits.changed() => if changed.is_err() { break },
+                    () = sender.closed() => return,
+                }
+            }
+            sender.send_replace(false);
+        });
+        receiver
+    }
+
+    fn log_path(&self, target: &Target, pod: &Object, previous: bool) -> Result<(PathBuf, Option<String>), ApiError> {
+        let node = &self.node;
+        let folder = node.facts.log_folder(&target.namespace, &target.pod, pod.uid()).join(&target.container);
+        let live = self.instance(pod.uid(), &target.container);
+        let newest = live.as_ref().map(|c| c.spec.attempt).or_else(|| newest_log(&folder));
+        let name = format!("container \"{}\" in pod \"{}\"", target.container, target.pod);
+        let Some(newest) = newest else {
+            return Err(ApiError::bad_request(format!("{name} is waiting to start: {}", waiting(pod, target))));
+        };
+        let attempt = if previous { newest.checked_sub(1) } else { Some(newest) };
+        let path = attempt.map(|n| folder.join(format!("{n}.log")));
+        match path {
+            Some(path) if !previous || path.exists() => Ok((path, live.map(|c| c.spec.id).filter(|_| !previous))),
+            _ => Err(ApiError::bad_request(format!("previous terminated {name} not found"))),
+        }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "watchers that end with what they watch")]
+fn spawn(task: impl Future<Output = ()> + Send + 'static) {
+    tokio::spawn(task);
+}
+
+fn newest_log(folder: &Path) -> Option<u32> {
+    let entries = std::fs::read_dir(folder).ok()?.flatten();
+    let number = |name: &str| name.strip_suffix(".log")?.parse().ok();
+    entries.filter_map(|e| number(e.file_name().to_str()?)).max()
+}
+
+fn status_of(pod: &Object, name: &str) -> Option<ContainerStatus> {
+    let pod = pod.view::<Pod>().ok()?;
+    let status = pod.status.as_ref()?;
+    let lists = [&status.container_statuses, &status.init_container_statuses, &status.ephemeral_container_statuses];
+    lists.into_iter().flatten().flatten().find(|c| c.name == name).cloned()
+}
+
+fn waiting(pod: &Object, target: &Target) -> String {
+    let state = status_of(pod, &target.container).and_then(|s| s.state).and_then(|s| s.waiting);
+    match state {
+        Some(waiting) => waiting.message.or(waiting.reason).unwrap_or_default(),
+        None => "ContainerCreating".into(),
+    }
+}
+
+/// Connects to a port on the loopback of a network namespace: on a thread of its own, which ends.
+fn connect_inside(netns: &Path, port: u16) -> io::Result<TcpStream> {
+    let netns = netns.to_path_buf();
+    let work = move || {
+        let ns = std::fs::File::open(netns)?;
+        sys::process::set_ns(ns.as_fd(), sys::process::ns::NET)?;
+        connect_loopback(port)
+    };
+    let thread = std::thread::Builder::new().name("port-forward".into()).spawn(work)?;
+    thread.join().unwrap_or_else(|_| Err(io::Error::other("the connecting thread died")))
+}
+
+fn connect_loopback(port: u16) -> io::Result<TcpStream> {
+    let v4 = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    TcpStream::connect_timeout(&v4, CONNECT_WITHIN)
+        .or_else(|first| {
+            let v6 = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
+            TcpStream::connect_timeout(&v6, CONNECT_WITHIN).map_err(|_| first)
+        })
+}
+
+#[async_trait]
+impl NodeBackend for Backend {
+    async fn check(&self, target: &Target) -> Result<(), ApiError> {
+        if target.container.is_empty() { self.pod(target).map(drop) } else { self.running(target).map(drop) }
+    }
+
+    async fn exec(&self, target: &Target, spec: ExecSpec) -> Result<Session, ApiError> {
+        let found = self.running(target)?;
+        let mut session = self.node.runtime.exec(&found.uid, &found.id, spec).await.map_err(|e| failed(&e))?;
+        let (stdin, stdout, stderr) = (session.stdin.take(), session.stdout.take(), session.stderr.take());
+        // Only a terminal has a size; for a pipe the call fails and nothing happens.
+        let terminal = stdout.as_ref().or(stdin.as_ref()).and_then(|fd| fd.try_clone().ok());
+        let resize = terminal.map(|fd| {
+            let set = move |columns, rows| {
+                let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+                let _ = tcsetwinsize(&fd, size);
+            };
+            Box::new(set) as Box<dyn Fn(u16, u16) + Send + Sync>
+        });
+        Ok(Session {
+            stdin: stdin.map(stream).transpose()?.map(|s| Box::new(s) as _),
+            stdout: stdout.map(stream).transpose()?.map(|s| Box::new(s) as _),
+            stderr: stderr.map(stream).transpose()?.map(|s| Box::new(s) as _),
+            resize,
+            done: Box::pin(async move { Ok(session.wait().await) }),
+        })
+    }
+
+    async fn attach(&self, target: &Target, spec: AttachSpec) -> Result<Session, ApiError> {
+        let found = self.running(target)?;
+        let runtime = self.node.runtime.clone();
+        let session = runtime.attach(&found.uid, &found.id, spec.stdin).await.map_err(|e| failed(&e))?;
+        let mut running = self.watch_running(&found.uid, &found.id);
+        let resize = session.tty.then(|| {
+            let set = move |columns: u16, rows: u16| {
+                let (runtime, uid, id) = (runtime.clone(), found.uid.clone(), found.id.clone());
+                spawn(async move {
+                    let _ = runtime.resize_tty(&uid, &id, columns, rows).await;
+                });
+            };
+            Box::new(set) as Box<dyn Fn(u16, u16) + Send + Sync>
+        });
+        let wants_error = spec.stderr;
+        Ok(Session {
+            stdin: session.stdin.map(stream).transpose()?.map(|s| Box::new(s) as _),
+            stdout: Some(Box::new(stream(session.stdout)?)).filter(|_| spec.stdout || session.tty).map(|s| s as _),
+            stderr: session.stderr.filter(|_| wants_error).map(stream).transpose()?.map(|s| Box::new(s) as _),
+            resize,
+            done: Box::pin(async move {
+                // An error means that the watcher is gone, and with it the container.
+                let _ = running.wait_for(|running| !*running).await;
+                Ok(0)
+            }),
+        })
+    }
+
+    async fn logs(&self, target: &Target, previous: bool) -> Result<LogSource, ApiError> {
+        let pod = self.pod(target)?;
+        let known = pod.view::<Pod>().map_err(ApiError::internal)?;
+        let spec = known.spec.as_ref();
+        let names = spec.into_iter().flat_map(|s| {
+            let init = s.init_containers.iter().flatten().map(|c| c.name.as_str());
+            let ephemeral = s.ephemeral_containers.iter().flatten().map(|c| c.name.as_str());
+            s.containers.iter().map(|c| c.name.as_str()).chain(init).chain(ephemeral).collect::<Vec<_>>()
+        });
+        if !names.into_iter().any(|name| name == target.container) {
+            let text = format!("container {} is not valid for pod {}", target.container, target.pod);
+            return Err(ApiError::bad_request(text));
+        }
+        let (path, id) = self.log_path(target, &pod, previous)?;
+        let running = match id {
+            Some(id) => self.watch_running(pod.uid(), &id),
+            None => watch::channel(false).1,
+        };
+        Ok(LogSource { path, running })
+    }
+
+    async fn port_forward(&self, target: &Target, port: u16) -> Result<Box<dyn Duplex>, ApiError> {
+        let pod = self.pod(target)?;
+        let gone = || ApiError::bad_request(format!("pod {} is not running", target.pod));
+        let live = self.node.runtime.pod(pod.uid()).ok_or_else(gone)?;
+        let netns = PathBuf::from(format!("/proc/{}/ns/net", live.shim_pid));
+        let host = live.spec.host_network;
+        let work = move || if host { connect_loopback(port) } else { connect_inside(&netns, port) };
+        let connected = crate::ops::blocking(work).await.map_err(ApiError::internal)?;
+        let failed = |e: io::Error| {
+            let text = format!("failed to connect to localhost:{port} inside the pod's network namespace: {e}");
+            ApiError::new(500, "InternalError", text)
+        };
+        let connected = connected.map_err(failed)?;
+        connected.set_nonblocking(true).map_err(failed)?;
+        let _ = connected.set_nodelay(true);
+        Ok(Box::new(tokio::net::TcpStream::from_std(connected).map_err(failed)?))
+    }
+
+    async fn pods(&self) -> Value {
+        let items: Vec<Value> = self.node.pods.list().iter().filter_map(|p| p.value().ok()).collect();
+        json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items})
+    }
+
+    async fn stats_summary(&self) -> Value {
+        let usage = |uid: &str, id: Option<&str>| self.node.runtime.usage(uid, id).unwrap_or_default();
+        let now = machinery::time::format(jiff::Timestamp::now());
+        let numbers = |u: &Usage| {
+            json!({"cpu": {"time": now, "usageCoreNanoSeconds": u.cpu_ns},
+                "memory": {"time": now, "usageBytes": u.memory_bytes, "workingSetBytes": u.working_set_bytes}})
+        };
+        let pods = self.node.runtime.pods().into_iter().map(|pod| {
+            let uid = &pod.spec.uid;
+            let running = pod.containers.iter().filter(|c| matches!(c.state, ContainerState::Running { .. }));
+            let containers = running.map(|c| {
+                let mut one = numbers(&usage(uid, Some(&c.spec.id)));
+                one["name"] = json!(c.spec.name);
+                one
+            });
+            let containers: Vec<Value> = containers.collect();
+            let total = usage(uid, None);
+            let mut one = numbers(&total);
+            one["podRef"] = json!({"name": pod.spec.name, "namespace": pod.spec.namespace, "uid": uid});
+            one["process_stats"] = json!({"process_count": total.pids});
+            one["containers"] = json!(containers);
+            one
+        });
+        json!({"node": {"nodeName": self.node.facts.node_name}, "pods": pods.collect::<Vec<_>>()})
+    }
+
+    async fn metrics(&self) -> String {
+        let pods = self.node.runtime.pods();
+        let running = |c: &&ContainerInfo| matches!(c.state, ContainerState::Running { .. });
+        let containers = pods.iter().flat_map(|p| &p.containers).filter(running).count();
+        format!(
+            "# TYPE kubelet_running_pods gauge\nkubelet_running_pods {}\n\
+             # TYPE kubelet_running_containers gauge\nkubelet_running_containers{{container_state=\"running\"}} {containers}\n",
+            pods.len()
+        )
+    }
+}

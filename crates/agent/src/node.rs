@@ -1,0 +1,258 @@
+//! The node's own objects: its registration, its status, its lease.
+//!
+//! The lease every 10 s says "alive" cheaply; the status is written on change and every 5 minutes.
+
+use crate::events::Recorder;
+use crate::facts::NodeFacts;
+use client::{ApiClient, Object, ObjectKey};
+use image::Images;
+use jiff::Timestamp;
+use k8s_schema::gvr::{LEASES, NODES};
+use machinery::quantity::Quantity;
+use machinery::status::ApiError;
+use machinery::time::{format, format_micro};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use stdx::backoff::Backoff;
+
+const LEASE_EVERY: Duration = Duration::from_secs(10);
+const LEASE_SECONDS: u32 = 40;
+const STATUS_EVERY: Duration = Duration::from_secs(300);
+/// Images listed in the status, the largest first (upstream's figure).
+const IMAGES_MAX: usize = 50;
+const RETRY: Backoff = Backoff { base: Duration::from_millis(50), factor: 2, max: Duration::from_secs(5) };
+const LEASE_NAMESPACE: &str = "kube-node-lease";
+
+/// Type, reason, message of the conditions that say "no pressure".
+const CONDITIONS: &[(&str, &str, &str, &str)] = &[
+    ("MemoryPressure", "False", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
+    ("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
+    ("PIDPressure", "False", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
+    ("Ready", "True", "KubeletReady", "kubelet is posting ready status"),
+];
+
+/// What keeps the node's objects fresh.
+pub struct NodeTask {
+    /// The API.
+    pub client: ApiClient,
+    /// The node.
+    pub facts: Arc<NodeFacts>,
+    /// Labels beside the well-known ones.
+    pub labels: BTreeMap<String, String>,
+    /// Pod range, where the API does not give one.
+    pub pod_cidr: String,
+    /// Port of the node API.
+    pub port: u16,
+    /// Images, for the status.
+    pub images: Arc<Images>,
+    /// Events.
+    pub recorder: Recorder,
+}
+
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(path).map(|t| t.trim().to_string()).unwrap_or_default()
+}
+
+fn os_image() -> String {
+    let text = read("/etc/os-release");
+    let line = text.lines().find_map(|l| l.strip_prefix("PRETTY_NAME="));
+    line.map_or_else(|| "Linux".into(), |name| name.trim_matches('"').to_string())
+}
+
+impl NodeTask {
+    /// Registers, then keeps lease and status fresh for ever. `ready` is called once the node is Ready.
+    pub async fn run(self, ready: impl FnOnce() + Send) {
+        let mut failures = 0;
+        while let Err(error) = self.register().await {
+            tracing::debug!(%error, "node not registered yet");
+            tokio::time::sleep(RETRY.delay(failures)).await;
+            failures += 1;
+        }
+        let name = &self.facts.node_name;
+        self.recorder.node(name, "Starting", "Starting kubelet.".into());
+        self.recorder.node(name, "NodeReady", format!("Node {name} status is now: NodeReady"));
+        ready();
+        let mut images = self.images.subscribe();
+        let mut lease = None;
+        let mut status_at = tokio::time::Instant::now() + STATUS_EVERY;
+        let mut lease_at = tokio::time::Instant::now();
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep_until(lease_at) => {
+                    lease_at = tokio::time::Instant::now() + LEASE_EVERY;
+                    match self.renew(lease.take()).await {
+                        Ok(renewed) => lease = Some(renewed),
+                        Err(error) => tracing::debug!(%error, "lease not renewed"),
+                    }
+                    continue;
+                }
+                () = tokio::time::sleep_until(status_at) => {}
+                changed = images.changed() => if changed.is_err() {
+                    std::future::pending::<()>().await;
+                },
+            }
+            status_at = tokio::time::Instant::now() + STATUS_EVERY;
+            if let Err(error) = self.register().await {
+                tracing::warn!(%error, "node status not written");
+                status_at = tokio::time::Instant::now() + RETRY.max;
+            }
+        }
+    }
+
+    /// Makes the Node be there with its labels and its status.
+    async fn register(&self) -> Result<(), ApiError> {
+        let key = ObjectKey::cluster(self.facts.node_name.as_str());
+        let labels = self.all_labels();
+        let node = match self.client.get(&NODES, &key).await {
+            Ok(node) => node,
+            Err(error) if error.is_not_found() => {
+                let body = json!({
+                    "apiVersion": "v1", "kind": "Node",
+                    "metadata": {"name": self.facts.node_name, "labels": labels},
+                    "spec": {},
+                });
+                self.client.create(&NODES, body).await?
+            }
+            Err(error) => return Err(error),
+        };
+        let mut patch = json!({});
+        if !labels.iter().all(|(k, v)| node.meta().labels.get(k) == Some(v)) {
+            patch["metadata"]["labels"] = json!(labels);
+        }
+        let value = node.value().map_err(ApiError::internal)?;
+        if !self.pod_cidr.is_empty() && value["spec"]["podCIDR"].as_str().unwrap_or_default().is_empty() {
+            patch["spec"] = json!({"podCIDR": self.pod_cidr, "podCIDRs": [self.pod_cidr]});
+        }
+        if patch != json!({}) {
+            self.client.merge_patch(&NODES, &key, patch).await?;
+        }
+        let status = self.status(&value["status"]);
+        self.client.merge_patch_status(&NODES, &key, json!({"status": status})).await?;
+        Ok(())
+    }
+
+    fn all_labels(&self) -> BTreeMap<String, String> {
+        let mut labels = self.labels.clone();
+        let arch = architecture();
+        for (key, value) in [
+            ("kubernetes.io/hostname", self.facts.node_name.as_str()),
+            ("kubernetes.io/os", "linux"),
+            ("kubernetes.io/arch", arch),
+            ("beta.kubernetes.io/os", "linux"),
+            ("beta.kubernetes.io/arch", arch),
+        ] {
+            labels.insert(key.into(), value.into());
+        }
+        labels
+    }
+
+    /// The status; conditions that others own are kept.
+    fn status(&self, old: &Value) -> Value {
+        let facts = &self.facts;
+        let amounts = json!({
+            "cpu": Quantity::from_milli(facts.cpu_milli).to_string(),
+            "memory": format!("{}Ki", facts.memory_bytes / 1024),
+            "ephemeral-storage": format!("{}Ki", facts.storage_bytes / 1024),
+            "pods": facts.max_pods.to_string(),
+        });
+        let mut addresses: Vec<Value> =
+            facts.host_ips.iter().map(|ip| json!({"type": "InternalIP", "address": ip})).collect();
+        addresses.push(json!({"type": "Hostname", "address": facts.node_name}));
+        let machine = read("/etc/machine-id");
+        json!({
+            "capacity": amounts, "allocatable": amounts,
+            "addresses": addresses,
+            "conditions": conditions(old, Timestamp::now()),
+            "daemonEndpoints": {"kubeletEndpoint": {"Port": self.port}},
+            "nodeInfo": {
+                "machineID": machine, "systemUUID": machine,
+                "bootID": read("/proc/sys/kernel/random/boot_id"),
+                "kernelVersion": read("/proc/sys/kernel/osrelease"),
+                "osImage": os_image(),
+                "containerRuntimeVersion": concat!("gantry://", env!("CARGO_PKG_VERSION")),
+                "kubeletVersion": "v1.36.0+gantry", "kubeProxyVersion": "",
+                "operatingSystem": "linux", "architecture": architecture(),
+            },
+            "images": self.image_list(),
+        })
+    }
+
+    fn image_list(&self) -> Vec<Value> {
+        let mut images = self.images.list();
+        images.sort_by_key(|i| std::cmp::Reverse(i.size_bytes));
+        let names = |i: &image::Image| i.digests.iter().chain(&i.names).cloned().collect::<Vec<_>>();
+        images.iter().take(IMAGES_MAX).map(|i| json!({"names": names(i), "sizeBytes": i.size_bytes})).collect()
+    }
+
+    async fn renew(&self, known: Option<Arc<Object>>) -> Result<Arc<Object>, ApiError> {
+        let key = ObjectKey::new(LEASE_NAMESPACE, self.facts.node_name.as_str());
+        let now = format_micro(Timestamp::now());
+        let current = match known {
+            Some(lease) => Ok(lease),
+            None => self.client.get(&LEASES, &key).await,
+        };
+        match current {
+            Ok(lease) => {
+                let mut body = lease.value().map_err(ApiError::internal)?;
+                body["spec"]["holderIdentity"] = json!(self.facts.node_name);
+                body["spec"]["leaseDurationSeconds"] = json!(LEASE_SECONDS);
+                body["spec"]["renewTime"] = json!(now);
+                self.client.update(&LEASES, &key, body).await
+            }
+            Err(error) if error.is_not_found() => {
+                let node = self.client.get(&NODES, &ObjectKey::cluster(self.facts.node_name.as_str())).await?;
+                let body = json!({
+                    "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+                    "metadata": {"namespace": LEASE_NAMESPACE, "name": self.facts.node_name, "ownerReferences": [{
+                        "apiVersion": "v1", "kind": "Node", "name": self.facts.node_name, "uid": node.uid()}]},
+                    "spec": {"holderIdentity": self.facts.node_name, "leaseDurationSeconds": LEASE_SECONDS,
+                        "renewTime": now},
+                });
+                self.client.create(&LEASES, body).await
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn conditions(old: &Value, now: Timestamp) -> Vec<Value> {
+    let stored = old["conditions"].as_array().cloned().unwrap_or_default();
+    let own = CONDITIONS.iter().map(|(kind, status, reason, message)| {
+        let before = stored.iter().find(|c| c["type"] == *kind && c["status"] == *status);
+        let since = before.and_then(|c| c["lastTransitionTime"].as_str()).map_or_else(|| format(now), str::to_string);
+        json!({"type": kind, "status": status, "reason": reason, "message": message,
+            "lastHeartbeatTime": format(now), "lastTransitionTime": since})
+    });
+    let foreign = stored.iter().filter(|c| !CONDITIONS.iter().any(|(kind, ..)| c["type"] == *kind)).cloned();
+    own.chain(foreign).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conditions_keep_their_transition_and_their_neighbours() {
+        let now = Timestamp::from_second(100).unwrap();
+        let old = json!({"conditions": [
+            {"type": "Ready", "status": "True", "lastTransitionTime": "1970-01-01T00:00:05Z"},
+            {"type": "DiskPressure", "status": "True", "lastTransitionTime": "1970-01-01T00:00:05Z"},
+            {"type": "NetworkUnavailable", "status": "False"}]});
+        let list = conditions(&old, now);
+        let of = |kind: &str| list.iter().find(|c| c["type"] == kind).unwrap();
+        assert_eq!(of("Ready")["lastTransitionTime"], "1970-01-01T00:00:05Z");
+        assert_eq!(of("DiskPressure")["lastTransitionTime"], "1970-01-01T00:01:40Z");
+        assert_eq!(of("Ready")["lastHeartbeatTime"], "1970-01-01T00:01:40Z");
+        assert_eq!(list.len(), 5);
+    }
+}

@@ -1,0 +1,100 @@
+//! The shell's operations: each carries out one action of `decide` and reports one outcome.
+//!
+//! They may be cancelled at any point (the agent may be killed): all are safe to run again.
+
+mod finish;
+mod prepare;
+mod sandbox;
+mod start;
+mod termination;
+mod tokens;
+mod volumes;
+
+pub use finish::{finalize, remove_logs, remove_orphan, sweep, teardown, write_status};
+pub use sandbox::sandbox;
+pub use start::{Instance, Which, hook, probe, signal, start};
+pub use termination::message;
+pub use volumes::volumes;
+
+use crate::config::mounts::MountedVolume;
+use crate::decide::Note;
+use crate::events::Recorder;
+use crate::facts::NodeFacts;
+use crate::objects::ObjectCaches;
+use crate::pod::PodView;
+use crate::volumes::{Token, TokenNeed};
+use client::ApiClient;
+use client::cache::Cache;
+use image::{Images, Lease};
+use net::Network;
+use parking_lot::Mutex;
+use runtime::Runtime;
+use runtime::api::PodInfo;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use tokio::sync::{Semaphore, watch};
+
+/// Sandboxes and containers made at the same time: more would only queue in the kernel.
+pub const MAKING_MAX: usize = 8;
+
+/// Mounted volumes by name.
+pub type Mounted = Arc<BTreeMap<String, MountedVolume>>;
+
+/// What all operations share.
+pub struct Node {
+    /// The API.
+    pub client: ApiClient,
+    /// The node.
+    pub facts: Arc<NodeFacts>,
+    /// Runs containers.
+    pub runtime: Runtime,
+    /// Images on disk.
+    pub images: Arc<Images>,
+    /// The pod network.
+    pub network: Arc<Network>,
+    /// ConfigMaps and Secrets in use.
+    pub objects: ObjectCaches,
+    /// All services.
+    pub services: Arc<Cache>,
+    /// This node's pods.
+    pub pods: Arc<Cache>,
+    /// Events.
+    pub recorder: Recorder,
+    /// Minted tokens by pod UID.
+    pub tokens: Mutex<BTreeMap<String, BTreeMap<TokenNeed, Token>>>,
+    /// Images in use by pod UID and container.
+    pub leases: Mutex<BTreeMap<String, BTreeMap<String, Lease>>>,
+    /// Bounds what is made at once.
+    pub making: Semaphore,
+    /// Changes whenever a container ended.
+    pub exits: watch::Sender<u64>,
+}
+
+impl Node {
+    fn note(&self, pod: &PodView, reason: &'static str, container: &str, message: String) {
+        let note = Note { warning: false, reason, message, container: container.into() };
+        self.recorder.pod(pod, note);
+    }
+
+    /// The pod as the runtime has it.
+    pub fn live(&self, uid: &str) -> Option<PodInfo> {
+        self.runtime.pod(uid)
+    }
+}
+
+/// Runs blocking work on a thread that may block.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
+    tokio::task::spawn_blocking(work).await.map_err(|e| format!("internal error: {e}"))
+}
+
+/// The id of a container's instance in the runtime.
+pub fn instance_id(container: &str, attempt: u32) -> String {
+    format!("{container}-{attempt}")
+}
+
+/// The address under which the node reaches the pod.
+fn pod_ip(node: &Node, pod: &PodView, ips: &[IpAddr]) -> String {
+    let ip = if pod.host_network() { node.facts.host_ips.first() } else { ips.first() };
+    ip.map(IpAddr::to_string).unwrap_or_default()
+}

@@ -1,0 +1,89 @@
+//! Making a pod's sandbox: shim and namespaces, network, the files below `/etc`.
+
+use super::{Node, blocking};
+use crate::config::{files, sandbox::{memory_volumes, pod_spec}};
+use crate::decide::outcome::Outcome;
+use crate::pod::PodView;
+use crate::volumes::open_to_all;
+use client::ObjectKey;
+use k8s_openapi::api::node::v1::RuntimeClass;
+use k8s_schema::gvr::RUNTIME_CLASSES;
+use runtime::api::PodInfo;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Makes the sandbox, or completes a half-made one.
+pub async fn sandbox(node: Arc<Node>, pod: PodView) -> Outcome {
+    let _permit = node.making.acquire().await;
+    Outcome::Sandbox(make(&node, &pod).await)
+}
+
+async fn make(node: &Arc<Node>, pod: &PodView) -> Result<Vec<IpAddr>, String> {
+    let live = match node.live(pod.uid()) {
+        Some(live) => live,
+        None => create(node, pod).await?,
+    };
+    let (node, pod) = (node.clone(), pod.clone());
+    let work = move || {
+        let ips = if pod.host_network() {
+            node.facts.host_ips.clone()
+        } else {
+            let netns = PathBuf::from(format!("/proc/{}/ns/net", live.shim_pid));
+            let attached = node.network.attach(pod.uid(), &netns);
+            vec![IpAddr::from(attached.map_err(|e| format!("failed to set up pod network: {e}"))?.ip)]
+        };
+        open_memory_volumes(&node, &pod, live.shim_pid)?;
+        write_files(&node, &pod, &ips)?;
+        Ok(ips)
+    };
+    blocking(work).await?
+}
+
+async fn create(node: &Arc<Node>, pod: &PodView) -> Result<PodInfo, String> {
+    let handler = handler(node, pod).await?;
+    let spec = pod_spec(pod, &node.facts, handler)?;
+    for folder in spec.tmpfs.iter().map(|t| t.path.clone()).chain([node.facts.pod_dir(pod.uid())]) {
+        std::fs::create_dir_all(&folder).map_err(|e| format!("mkdir {}: {e}", folder.display()))?;
+    }
+    node.runtime.create_pod(spec).await.map_err(|e| e.to_string())
+}
+
+/// The RuntimeClass's handler; `None`: Gantry's own runtime.
+async fn handler(node: &Node, pod: &PodView) -> Result<Option<String>, String> {
+    let Some(name) = pod.spec().runtime_class_name.as_deref().filter(|n| !n.is_empty()) else { return Ok(None) };
+    let found = node.client.get(&RUNTIME_CLASSES, &ObjectKey::cluster(name)).await;
+    let class = found.map_err(|e| e.to_string())?.view::<RuntimeClass>().map_err(|e| e.to_string())?;
+    Ok(Some(class.handler.clone()).filter(|h| !h.is_empty() && h != "gantry"))
+}
+
+/// Memory volumes exist in the shim's mount namespace only: reached through its root.
+fn open_memory_volumes(node: &Node, pod: &PodView, shim: i32) -> Result<(), String> {
+    let group = pod.spec().security_context.as_ref().and_then(|s| s.fs_group).and_then(|g| u32::try_from(g).ok());
+    for (name, _) in memory_volumes(pod) {
+        let path = in_shim(shim, &node.facts.volume_dir(pod.uid(), &name));
+        open_to_all(&path, group).map_err(|e| format!("opening memory volume {name}: {e}"))?;
+    }
+    Ok(())
+}
+
+/// A host path as the shim sees it.
+pub(super) fn in_shim(shim: i32, path: &Path) -> PathBuf {
+    let below = path.strip_prefix("/").unwrap_or(path);
+    PathBuf::from(format!("/proc/{shim}/root")).join(below)
+}
+
+fn write_files(node: &Node, pod: &PodView, ips: &[IpAddr]) -> Result<(), String> {
+    let etc = node.facts.pod_dir(pod.uid()).join("etc");
+    let wrong = |e: std::io::Error| format!("writing {}: {e}", etc.display());
+    std::fs::create_dir_all(&etc).map_err(wrong)?;
+    let texts = [
+        ("hosts", files::hosts(pod, &node.facts, ips)),
+        ("hostname", format!("{}\n", files::hostname(pod, &node.facts))),
+        ("resolv.conf", files::resolv_conf(pod, &node.facts)),
+    ];
+    for (name, text) in texts {
+        std::fs::write(etc.join(name), text).map_err(wrong)?;
+    }
+    Ok(())
+}

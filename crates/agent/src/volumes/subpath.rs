@@ -1,0 +1,55 @@
+//! `subPath` without races: the path is walked by the kernel below the volume's root and held open as a descriptor,
+//! so no link that a container plants can lead outside (CVE-2017-1002101, CVE-2021-25741).
+
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2};
+use rustix::io::Errno;
+use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
+use std::path::{Component, Path};
+
+const INSIDE: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS);
+
+/// Opens (`O_PATH`) what is at `below` in `volume`; makes folders where nothing is, if `create`.
+pub fn open(volume: &Path, below: &Path, create: bool) -> Result<OwnedFd, String> {
+    let fail = |e: Errno| format!("failed to prepare subPath {:?}: {}", below.display(), std::io::Error::from(e));
+    let root = openat(CWD, volume, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(fail)?;
+    match openat2(&root, below, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), INSIDE) {
+        Ok(fd) => return Ok(fd),
+        Err(Errno::NOENT) if create => {}
+        Err(e) => return Err(fail(e)),
+    }
+    let mut walked = std::path::PathBuf::new();
+    let mut parent = root.try_clone().map_err(|e| format!("failed to prepare subPath: {e}"))?;
+    for part in below.components() {
+        let Component::Normal(name) = part else { continue };
+        let name: &OsStr = name;
+        walked.push(name);
+        match openat2(&root, &walked, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), INSIDE) {
+            Ok(fd) => parent = fd,
+            Err(Errno::NOENT) => {
+                match mkdirat(&parent, name, Mode::from_raw_mode(0o755)) {
+                    Ok(()) | Err(Errno::EXIST) => {}
+                    Err(e) => return Err(fail(e)),
+                }
+                parent = openat2(&root, &walked, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), INSIDE).map_err(fail)?;
+            }
+            Err(e) => return Err(fail(e)),
+        }
+    }
+    Ok(parent)
+}
+
+/// Reads a small file below a root, links resolved inside the root. `None`: not there, or too large.
+pub fn read_text(root: &Path, below: &str, max: u64) -> Option<String> {
+    use std::io::Read;
+    let root = openat(CWD, root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = std::fs::File::from(openat2(&root, below, flags, Mode::empty(), INSIDE).ok()?);
+    let meta = file.metadata().ok()?;
+    if !meta.is_file() || meta.len() > max {
+        return None;
+    }
+    let mut bytes = Vec::new();
+    file.take(max).read_to_end(&mut bytes).ok()?;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
+}

@@ -1,0 +1,528 @@
+//! The driver: one loop, one closed event enum. Events mark pods for a look; a look steps the decider, starts the
+//! operations that it asks for and writes the status when it changed.
+//!
+//! Invariants: only this loop changes pod states; every operation reports back by exactly one event; a pod of the
+//! same name waits until the one before is gone from the node.
+
+use crate::decide::outcome::{Outcome, apply};
+use crate::decide::{Action, Input, seed, step};
+use crate::inbox::Inbox;
+use crate::ops::{self, Instance, Mounted, Node, Which};
+use crate::pod::PodView;
+use crate::state::{Phase, PodState, Why};
+use crate::status::{container_id, status, terminated};
+use crate::volumes::references;
+use client::{Object, ObjectKey};
+use jiff::{SignedDuration, Timestamp};
+use machinery::status::ApiError;
+use runtime::api::{ContainerState, PodInfo, RuntimeEvent};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use stdx::backoff::Backoff;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+
+/// A pod that starts faster than this is spared the "creating" status.
+const FIRST_STATUS_AFTER: SignedDuration = SignedDuration::from_millis(60);
+/// Between attempts to write a status.
+const STATUS_RETRY: Backoff = Backoff { base: Duration::from_millis(200), factor: 2, max: Duration::from_secs(30) };
+
+/// Everything that can happen to the worker.
+pub enum Event {
+    /// An operation is over.
+    Done(String, Outcome),
+    /// Volumes are mounted: where.
+    Mounted(String, Mounted),
+    /// A status was written, or not.
+    Status(String, Result<Arc<Object>, ApiError>),
+    /// Stop all pods, then answer.
+    StopAll(oneshot::Sender<()>),
+    /// End the loop; pods run on.
+    Shutdown,
+}
+
+struct Entry {
+    view: PodView,
+    state: PodState,
+    /// The API still has it.
+    present: bool,
+    wake: Option<Timestamp>,
+    mounted: Mounted,
+    /// The status as the API has it, as far as known.
+    written: Value,
+    writing: Option<Value>,
+    write_failures: u32,
+    write_at: Option<Timestamp>,
+    /// Newest revision that this agent wrote.
+    own_revision: u64,
+    references: BTreeSet<(crate::config::RefKind, String)>,
+}
+
+/// The loop's own state.
+pub struct Worker {
+    node: Arc<Node>,
+    inbox: Arc<Inbox>,
+    events: mpsc::UnboundedReceiver<Event>,
+    sender: mpsc::UnboundedSender<Event>,
+    runtime_events: mpsc::Receiver<RuntimeEvent>,
+    entries: BTreeMap<String, Entry>,
+    /// What the runtime re-adopted, until its pod is seen.
+    adopted: BTreeMap<String, PodInfo>,
+    dirty: BTreeSet<String>,
+    tasks: JoinSet<()>,
+    host_ports: watch::Sender<Vec<net::HostPort>>,
+    node_down: Option<oneshot::Sender<()>>,
+    stopping: bool,
+}
+
+/// What the worker is made from.
+pub struct Parts {
+    /// Shared by all operations.
+    pub node: Arc<Node>,
+    /// Changes of objects.
+    pub inbox: Arc<Inbox>,
+    /// The runtime's events.
+    pub runtime_events: mpsc::Receiver<RuntimeEvent>,
+    /// Pods that run already.
+    pub adopted: Vec<PodInfo>,
+    /// Where host ports are published.
+    pub host_ports: watch::Sender<Vec<net::HostPort>>,
+}
+
+impl Worker {
+    /// A worker and the way to send it events. (Unbounded: every sender is an operation that the worker started.)
+    pub fn new(parts: Parts) -> (Worker, mpsc::UnboundedSender<Event>) {
+        let (sender, events) = mpsc::unbounded_channel();
+        let adopted = parts.adopted.into_iter().map(|p| (p.spec.uid.clone(), p)).collect();
+        let worker = Worker {
+            node: parts.node,
+            inbox: parts.inbox,
+            events,
+            sender: sender.clone(),
+            runtime_events: parts.runtime_events,
+            entries: BTreeMap::new(),
+            adopted,
+            dirty: BTreeSet::new(),
+            tasks: JoinSet::new(),
+            host_ports: parts.host_ports,
+            node_down: None,
+            stopping: false,
+        };
+        (worker, sender)
+    }
+
+    /// Runs until told to end. The pod cache must have synced.
+    pub async fn run(mut self) {
+        self.adopt();
+        let mut images = self.node.images.subscribe();
+        loop {
+            while let Some(uid) = self.dirty.pop_first() {
+                self.look(&uid);
+            }
+            self.finish_node_down();
+            let wake = self.entries.values().filter_map(|e| e.wake).min();
+            let sleep = wake.map(|at| Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default());
+            tokio::select! {
+                biased;
+                Some(event) = self.events.recv() => match event {
+                    Event::Shutdown => return,
+                    event => self.handle(event),
+                },
+                Some(event) = self.runtime_events.recv() => self.runtime_event(event),
+                () = self.inbox.changed() => self.take_inbox(),
+                Some(_) = self.tasks.join_next() => {}
+                Ok(()) = images.changed() => self.images_changed(),
+                () = tokio::time::sleep(sleep.unwrap_or(Duration::MAX)), if sleep.is_some() => {
+                    let now = Timestamp::now();
+                    let due = self.entries.iter().filter(|(_, e)| e.wake.is_some_and(|at| at <= now));
+                    self.dirty.extend(due.map(|(uid, _)| uid.clone()));
+                }
+            }
+        }
+    }
+
+    /// First look: what runs here and is no longer wanted goes; folders that nobody owns go.
+    fn adopt(&mut self) {
+        for object in self.node.pods.list() {
+            self.see(&object.key);
+        }
+        let known: BTreeSet<String> = self.entries.keys().cloned().collect();
+        for (uid, _) in std::mem::take(&mut self.adopted) {
+            self.task(ops::remove_orphan(self.node.clone(), uid));
+        }
+        let node = self.node.clone();
+        self.tasks.spawn_blocking(move || ops::sweep(&node, &known));
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "the one place where this crate's loop starts operations")]
+    fn task(&mut self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(task);
+    }
+
+    fn operation(&mut self, uid: &str, operation: impl Future<Output = Outcome> + Send + 'static) {
+        let (sender, uid) = (self.sender.clone(), uid.to_string());
+        self.task(async move {
+            let outcome = operation.await;
+            let _ = sender.send(Event::Done(uid, outcome));
+        });
+    }
+
+    fn take_inbox(&mut self) {
+        let pending = self.inbox.take();
+        for key in pending.pods {
+            self.see(&key);
+        }
+        for (kind, key) in pending.objects {
+            for uid in self.node.objects.users(kind, &key) {
+                self.book(&uid, Outcome::ObjectsChanged);
+            }
+        }
+    }
+
+    /// Looks at what the cache has under a name.
+    fn see(&mut self, key: &ObjectKey) {
+        let object = self.node.pods.get(key);
+        let current = object.as_ref().map(|o| o.uid().to_string());
+        for (uid, entry) in &mut self.entries {
+            if entry.view.key() == key && Some(uid) != current.as_ref() && entry.present {
+                entry.present = false;
+                self.dirty.insert(uid.clone());
+            }
+        }
+        let (Some(object), Some(uid)) = (object, current) else { return };
+        match self.entries.get_mut(&uid) {
+            Some(entry) => {
+                if object.revision <= entry.view.object.revision {
+                    return;
+                }
+                entry.update(object, &self.node);
+            }
+            None => {
+                let view = match PodView::new(object) {
+                    Ok(view) => view,
+                    Err(error) => {
+                        tracing::error!(pod = %key, %error, "not a pod");
+                        return;
+                    }
+                };
+                let mut live = self.adopted.remove(&uid);
+                if let (Some(live), Some(place)) = (&mut live, self.node.network.pod(&uid)) {
+                    live.spec.annotations.insert(seed::IPS.into(), place.ip.to_string());
+                }
+                let entry = Entry::new(view, live.as_ref(), &self.node);
+                self.entries.insert(uid.clone(), entry);
+            }
+        }
+        self.dirty.insert(uid);
+    }
+
+    /// Images changed: whatever waits for one tries again.
+    fn images_changed(&mut self) {
+        let waits = |e: &Entry| e.state.containers.values().any(|c| matches!(c.phase, Phase::Waiting { .. }));
+        let waiting: Vec<String> = self.entries.iter().filter(|(_, e)| waits(e)).map(|(uid, _)| uid.clone()).collect();
+        for uid in waiting {
+            self.book(&uid, Outcome::ImagesChanged);
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Done(uid, outcome) => {
+                if matches!(outcome, Outcome::Exited { .. }) {
+                    self.node.exits.send_modify(|n| *n += 1);
+                }
+                self.book(&uid, outcome);
+            }
+            Event::Mounted(uid, mounted) => {
+                if let Some(entry) = self.entries.get_mut(&uid) {
+                    entry.mounted = mounted;
+                }
+            }
+            Event::Status(uid, result) => self.status_written(uid, result),
+            Event::StopAll(answer) => {
+                self.stopping = true;
+                self.node_down = Some(answer);
+                self.dirty.extend(self.entries.keys().cloned());
+            }
+            Event::Shutdown => {}
+        }
+    }
+
+    fn book(&mut self, uid: &str, outcome: Outcome) {
+        let Some(entry) = self.entries.get_mut(uid) else { return };
+        let input =
+            Input { pod: &entry.view, present: entry.present, node_down: self.stopping, now: Timestamp::now() };
+        for note in apply(&mut entry.state, &input, outcome) {
+            self.node.recorder.pod(&entry.view, note);
+        }
+        self.dirty.insert(uid.to_string());
+    }
+
+    fn runtime_event(&mut self, event: RuntimeEvent) {
+        match event {
+            RuntimeEvent::PodDied { uid } => {
+                self.node.exits.send_modify(|n| *n += 1);
+                self.book(&uid, Outcome::SandboxDied);
+            }
+            RuntimeEvent::Container { uid, id, state: ContainerState::Exited { started_at_ns, exit } } => {
+                let Some(entry) = self.entries.get(&uid) else { return };
+                let Some((name, attempt)) = id.rsplit_once('-') else { return };
+                let Ok(attempt) = attempt.parse::<u32>() else { return };
+                if !exit.start_error.is_empty() {
+                    // The start itself reports it.
+                    return;
+                }
+                let container = name.to_string();
+                let mut end = terminated(started_at_ns, &exit, container_id(&uid, &container, attempt));
+                let (node, view) = (self.node.clone(), entry.view.clone());
+                self.operation(&uid, async move {
+                    let (name, failed) = (container.clone(), end.exit_code != 0);
+                    let read = move || ops::message(&node.facts, &view, &name, attempt, failed);
+                    end.message = ops::blocking(read).await.unwrap_or_default();
+                    Outcome::Exited { container, attempt, end }
+                });
+            }
+            RuntimeEvent::Container { .. } => {}
+        }
+    }
+
+    /// Steps one pod and does what comes out.
+    fn look(&mut self, uid: &str) {
+        let Some(entry) = self.entries.get(uid) else { return };
+        let key = entry.view.key().clone();
+        let older = self.entries.iter().any(|(other, e)| other != uid && *e.view.key() == key && !e.present);
+        if older && !entry.state.sandbox.exists {
+            // Looked at again when the older one goes.
+            return;
+        }
+        let Some(entry) = self.entries.get_mut(uid) else { return };
+        let now = Timestamp::now();
+        let input = Input { pod: &entry.view, present: entry.present, node_down: self.stopping, now };
+        let plan = step(&mut entry.state, &input);
+        entry.wake = plan.wake;
+        let gone = !entry.present && entry.state.teardown.ready;
+        for action in plan.actions {
+            self.carry_out(uid, action);
+        }
+        self.publish_host_ports(uid);
+        if gone {
+            self.forget(uid);
+        } else {
+            self.sync_status(uid, now);
+        }
+    }
+
+    fn forget(&mut self, uid: &str) {
+        let Some(entry) = self.entries.remove(uid) else { return };
+        let key = entry.view.key().clone();
+        self.node.objects.uses(uid, &key.namespace, &BTreeSet::new());
+        let (node, uid, at) = (self.node.clone(), uid.to_string(), key.clone());
+        self.tasks.spawn_blocking(move || ops::remove_logs(&node, &at, &uid));
+        let next = self.entries.iter().filter(|(_, e)| *e.view.key() == key).map(|(uid, _)| uid.clone());
+        self.dirty.extend(next.collect::<Vec<_>>());
+    }
+
+    fn carry_out(&mut self, uid: &str, action: Action) {
+        let Some(entry) = self.entries.get(uid) else { return };
+        let (node, pod) = (self.node.clone(), entry.view.clone());
+        let ips: Vec<IpAddr> = entry.state.sandbox.ips.clone();
+        match action {
+            Action::Note(note) => node.recorder.pod(&pod, note),
+            Action::MountVolumes => {
+                let (sender, id) = (self.sender.clone(), uid.to_string());
+                self.operation(uid, async move {
+                    let (outcome, mounted) = ops::volumes(node, pod).await;
+                    if let Some(mounted) = mounted {
+                        let _ = sender.send(Event::Mounted(id, mounted));
+                    }
+                    outcome
+                });
+            }
+            Action::MakeSandbox => self.operation(uid, ops::sandbox(node, pod)),
+            Action::Start { container, attempt, last } => {
+                let mounted = entry.mounted.clone();
+                self.operation(uid, ops::start(node, Instance { pod, container, attempt, last, mounted, ips }));
+            }
+            Action::Hook { container, kind, deadline } => {
+                let attempt = entry.state.containers.get(&container).map_or(0, |c| c.attempt);
+                self.operation(uid, ops::hook(node, Which { pod, ips, container, attempt }, kind, deadline));
+            }
+            Action::Probe { container, attempt, kind } => {
+                self.operation(uid, ops::probe(node, Which { pod, ips, container, attempt }, kind));
+            }
+            Action::Signal { container, attempt, signal } => {
+                let facts = entry.state.containers.get(&container).and_then(|c| c.facts.as_ref());
+                let name = facts.map_or_else(|| "SIGTERM".to_string(), |f| f.stop_signal.clone());
+                self.task(ops::signal(node, Which { pod, ips, container, attempt }, signal, name));
+            }
+            Action::Teardown => self.operation(uid, ops::teardown(node, uid.to_string())),
+            Action::Finalize => {
+                let status = status(&entry.state, &pod, &node.facts.host_ips, Timestamp::now());
+                self.operation(uid, ops::finalize(node, pod, status));
+            }
+        }
+    }
+
+    /// Writes the status when it differs from what the API has.
+    fn sync_status(&mut self, uid: &str, now: Timestamp) {
+        let Some(entry) = self.entries.get_mut(uid) else { return };
+        let leaving = entry.state.finalize.busy || entry.state.finalize.ready;
+        // What `gantry down` stops shall come back: its end is not told.
+        if entry.writing.is_some() || leaving || !entry.present || self.stopping {
+            return;
+        }
+        let wanted = status(&entry.state, &entry.view, &self.node.facts.host_ips, now);
+        if wanted == entry.written {
+            entry.write_at = None;
+            return;
+        }
+        let first = entry.written.get("startTime").is_none() && plain(&wanted);
+        let not_before = match entry.write_at {
+            Some(at) => Some(at),
+            None if first => {
+                let at = crate::decide::after(entry.state.start_time, FIRST_STATUS_AFTER);
+                entry.write_at = Some(at);
+                Some(at)
+            }
+            None => None,
+        };
+        if let Some(at) = not_before.filter(|at| *at > now && (first || entry.write_failures > 0)) {
+            entry.wake = Some(entry.wake.map_or(at, |w| w.min(at)));
+            return;
+        }
+        entry.write_at = None;
+        entry.writing = Some(wanted.clone());
+        let (node, view, id, sender) = (self.node.clone(), entry.view.clone(), uid.to_string(), self.sender.clone());
+        self.task(async move {
+            let result = ops::write_status(node, view, wanted).await;
+            let _ = sender.send(Event::Status(id, result));
+        });
+    }
+
+    fn status_written(&mut self, uid: String, result: Result<Arc<Object>, ApiError>) {
+        let Some(entry) = self.entries.get_mut(&uid) else { return };
+        let sent = entry.writing.take();
+        match result {
+            Ok(object) => {
+                entry.write_failures = 0;
+                entry.written = sent.unwrap_or_default();
+                entry.own_revision = entry.own_revision.max(object.revision);
+            }
+            Err(error) if error.is_not_found() => {}
+            Err(error) => {
+                tracing::warn!(pod = %entry.view.key(), %error, "status not written");
+                let wait = crate::decide::delay(STATUS_RETRY, entry.write_failures);
+                entry.write_failures = entry.write_failures.saturating_add(1);
+                entry.write_at = Some(crate::decide::after(Timestamp::now(), wait));
+            }
+        }
+        self.dirty.insert(uid);
+    }
+
+    fn publish_host_ports(&self, uid: &str) {
+        let asks = |e: &Entry| {
+            let mut ports = e.view.containers.iter().flat_map(|c| c.spec.ports.iter().flatten());
+            ports.any(|p| p.host_port.is_some())
+        };
+        if !self.entries.get(uid).is_some_and(asks) {
+            return;
+        }
+        let running = self.entries.values().filter(|e| e.state.sandbox.setup.ready && !e.view.host_network());
+        let ports: Vec<net::HostPort> =
+            running.flat_map(|e| crate::config::host_ports(&e.view, &e.state.sandbox.ips)).collect();
+        self.host_ports.send_if_modified(|old| {
+            let changed = *old != ports;
+            if changed {
+                *old = ports;
+            }
+            changed
+        });
+    }
+
+    fn finish_node_down(&mut self) {
+        let quiet = |e: &Entry| e.state.teardown.ready && e.writing.is_none();
+        if self.stopping && self.entries.values().all(quiet)
+            && let Some(answer) = self.node_down.take()
+        {
+            let _ = answer.send(());
+        }
+    }
+}
+
+/// Does the status say no more than "creating"?
+fn plain(status: &Value) -> bool {
+    let lists = [&status["containerStatuses"], &status["initContainerStatuses"]];
+    let mut containers = lists.into_iter().filter_map(Value::as_array).flatten();
+    let creating = |c: &Value| {
+        matches!(c["state"]["waiting"]["reason"].as_str(), Some("ContainerCreating" | "PodInitializing"))
+    };
+    status["phase"] == "Pending" && containers.all(creating)
+}
+
+impl Entry {
+    fn new(view: PodView, live: Option<&PodInfo>, node: &Node) -> Entry {
+        let mut state = seed::seed(&view, live, Timestamp::now());
+        for (name, record) in &mut state.containers {
+            if let Phase::Exited(end) = &mut record.phase
+                && live.is_some()
+                && end.message.is_empty()
+            {
+                end.message = ops::message(&node.facts, &view, name, record.attempt, end.exit_code != 0);
+            }
+        }
+        let written = view.object.value().map(|v| v["status"].clone()).unwrap_or_default();
+        let references = references(&view);
+        if !(state.ending.as_ref().is_some_and(|e| e.why == Why::Finished)) {
+            node.objects.uses(view.uid(), view.namespace(), &references);
+        }
+        if let Some(live) = live {
+            hold_images(node, &view, live);
+        }
+        Entry {
+            present: true,
+            wake: None,
+            mounted: Mounted::default(),
+            written,
+            writing: None,
+            write_failures: 0,
+            write_at: None,
+            own_revision: 0,
+            references,
+            view,
+            state,
+        }
+    }
+
+    fn update(&mut self, object: Arc<Object>, node: &Node) {
+        let foreign = object.revision != self.own_revision;
+        let Ok(view) = PodView::new(object) else { return };
+        let (old, new) = (self.view.object.meta(), view.object.meta());
+        if old.labels != new.labels || old.annotations != new.annotations {
+            self.state.volumes.dirty = true;
+        }
+        if foreign && self.writing.is_none() {
+            self.written = view.object.value().map(|v| v["status"].clone()).unwrap_or_default();
+        }
+        let references = references(&view);
+        if references != self.references {
+            node.objects.uses(view.uid(), view.namespace(), &references);
+            self.references = references;
+        }
+        self.view = view;
+    }
+}
+
+/// Images of re-adopted containers must stay on disk.
+fn hold_images(node: &Node, view: &PodView, live: &PodInfo) {
+    let mut leases = node.leases.lock();
+    let held = leases.entry(view.uid().to_string()).or_default();
+    for container in &live.containers {
+        let image = view.container(&container.spec.name).map(|c| c.image().to_string()).unwrap_or_default();
+        if let Some(lease) = node.images.lease(&image) {
+            held.insert(container.spec.name.clone(), lease);
+        }
+    }
+}
