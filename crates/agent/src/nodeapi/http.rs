@@ -1,0 +1,294 @@
+//! The kubelet's paths: one table from path and method to handler.
+//!
+//! Errors leave as plain text with their code, as the kubelet's do; the API server makes a `Status` of them.
+
+use super::backend::{AttachSpec, NodeBackend, Session, Target};
+use super::query::{Query, decode};
+use super::remote::{self, Wanted};
+use super::upgrade::{self, Forward, Remote};
+use super::{forward, logs, ws};
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, StreamExt, stream};
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper_util::rt::TokioIo;
+use machinery::status::ApiError;
+use runtime::api::ExecSpec;
+use std::convert::Infallible;
+use std::sync::Arc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+
+/// An answer's body: whole, or as it comes.
+pub(super) type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+/// Pieces of a streamed body that wait for the client.
+const BODY_QUEUE: usize = 4;
+/// Most ports of one WebSocket port-forward: channels are numbered in a byte.
+const PORTS_MAX: usize = 100;
+
+/// What handlers need.
+#[derive(Clone)]
+pub(super) struct Context {
+    pub(super) backend: Arc<dyn NodeBackend>,
+    /// Changes or closes when the server stops.
+    pub(super) stop: watch::Receiver<bool>,
+    /// The connection's place among those allowed; whatever outlives the request keeps it.
+    pub(super) place: Arc<OwnedSemaphorePermit>,
+}
+
+/// Answers a request of an admitted client.
+pub(super) async fn handle(context: Context, request: Request<Incoming>) -> Response<Body> {
+    route(context, request).await.unwrap_or_else(|error| {
+        let status = StatusCode::from_u16(error.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        plain(status, error.message)
+    })
+}
+
+/// A plain text answer.
+pub(super) fn plain(status: StatusCode, text: impl Into<Bytes>) -> Response<Body> {
+    typed(status, "text/plain; charset=utf-8", text)
+}
+
+fn typed(status: StatusCode, kind: &'static str, text: impl Into<Bytes>) -> Response<Body> {
+    let mut response = Response::new(Full::new(text.into()).boxed_unsync());
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
+    response
+}
+
+async fn route(context: Context, request: Request<Incoming>) -> Result<Response<Body>, ApiError> {
+    let path = request.uri().path().to_string();
+    let parts: Vec<String> = path.split('/').filter(|part| !part.is_empty()).map(decode).collect();
+    let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+    let query = Query::parse(request.uri().query().unwrap_or_default());
+    let json = "application/json";
+    match (request.method(), parts.as_slice()) {
+        (&Method::GET, ["healthz"]) => Ok(plain(StatusCode::OK, "ok")),
+        (&Method::GET, ["pods" | "runningpods"]) => {
+            Ok(typed(StatusCode::OK, json, context.backend.pods().await.to_string()))
+        }
+        (&Method::GET, ["stats", "summary"]) => {
+            Ok(typed(StatusCode::OK, json, context.backend.stats_summary().await.to_string()))
+        }
+        (&Method::GET, ["metrics"]) => {
+            Ok(typed(StatusCode::OK, "text/plain; version=0.0.4", context.backend.metrics().await))
+        }
+        (&Method::GET, ["containerLogs", namespace, pod, container]) => {
+            container_logs(&context, target(namespace, pod, &[container])?, &query).await
+        }
+        (&Method::GET | &Method::POST, ["exec", namespace, pod, rest @ ..]) => {
+            exec(context, target(namespace, pod, rest)?, &query, request).await
+        }
+        (&Method::GET | &Method::POST, ["attach", namespace, pod, rest @ ..]) => {
+            attach(context, target(namespace, pod, rest)?, &query, request).await
+        }
+        (&Method::GET | &Method::POST, ["portForward", namespace, pod, rest @ ..]) => {
+            let uid = match rest {
+                [] => None,
+                [uid] => Some(uid.to_string()),
+                _ => return Err(not_found()),
+            };
+            let (namespace, pod) = (namespace.to_string(), pod.to_string());
+            port_forward(context, Target { namespace, pod, uid, container: String::new() }, &query, request)
+                .await
+        }
+        (&Method::POST, ["run", namespace, pod, rest @ ..]) => {
+            run(&context, target(namespace, pod, rest)?, &query).await
+        }
+        (_, ["exec" | "attach" | "portForward" | "run" | "containerLogs", ..]) => {
+            Err(ApiError::new(405, "MethodNotAllowed", "method not allowed"))
+        }
+        _ => Err(not_found()),
+    }
+}
+
+fn not_found() -> ApiError {
+    ApiError::new(404, "NotFound", "404 page not found")
+}
+
+/// `{container}` or `{uid}/{container}` behind namespace and pod.
+fn target(namespace: &str, pod: &str, rest: &[&str]) -> Result<Target, ApiError> {
+    let (uid, container) = match rest {
+        [container] => (None, container),
+        [uid, container] => (Some(uid.to_string()), container),
+        _ => return Err(not_found()),
+    };
+    Ok(Target { namespace: namespace.into(), pod: pod.into(), uid, container: container.to_string() })
+}
+
+async fn container_logs(
+    context: &Context,
+    target: Target,
+    query: &Query,
+) -> Result<Response<Body>, ApiError> {
+    let options = logs::Options::parse(query, jiff::Timestamp::now())?;
+    let source = context.backend.logs(&target, options.previous).await?;
+    let (out, body) = streamed();
+    spawn(context, logs::send(source, options, out));
+    Ok(body)
+}
+
+/// A body that is sent as it comes; its sender closes when the client goes.
+fn streamed() -> (mpsc::Sender<Bytes>, Response<Body>) {
+    let (out, pieces) = mpsc::channel::<Bytes>(BODY_QUEUE);
+    let pieces = stream::unfold(pieces, |mut pieces| async move { Some((pieces.recv().await?, pieces)) });
+    let body = StreamBody::new(pieces.map(|bytes| Ok::<_, Infallible>(Frame::data(bytes))));
+    let mut response = Response::new(body.boxed_unsync());
+    let kind = header::HeaderValue::from_static("text/plain");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    (out, response)
+}
+
+async fn exec(
+    context: Context,
+    target: Target,
+    query: &Query,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, ApiError> {
+    let wanted = wanted(query)?;
+    let args: Vec<String> = query.all("command").map(String::from).collect();
+    if args.is_empty() {
+        return Err(ApiError::bad_request("you must specify at least 1 command"));
+    }
+    let Wanted { stdin, stdout, stderr, tty } = wanted;
+    let spec = ExecSpec { args, tty, stdin, stdout, stderr };
+    context.backend.check(&target).await?;
+    let backend = context.backend.clone();
+    let start = async move { backend.exec(&target, spec).await }.boxed();
+    Ok(upgrade_remote(&context, wanted, request, start))
+}
+
+async fn attach(
+    context: Context,
+    target: Target,
+    query: &Query,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, ApiError> {
+    let wanted = wanted(query)?;
+    let Wanted { stdin, stdout, stderr, tty } = wanted;
+    context.backend.check(&target).await?;
+    let backend = context.backend.clone();
+    let spec = AttachSpec { stdin, stdout, stderr, tty };
+    let start = async move { backend.attach(&target, spec).await }.boxed();
+    Ok(upgrade_remote(&context, wanted, request, start))
+}
+
+/// Streams of a query: in the kubelet's words (`input=1`) or the API's (`stdin=true`).
+fn wanted(query: &Query) -> Result<Wanted, ApiError> {
+    let tty = query.is_on(&["tty"]);
+    let wanted = Wanted {
+        stdin: query.is_on(&["input", "stdin"]),
+        stdout: query.is_on(&["output", "stdout"]),
+        // A terminal has one output.
+        stderr: query.is_on(&["error", "stderr"]) && !tty,
+        tty,
+    };
+    if !wanted.stdin && !wanted.stdout && !wanted.stderr {
+        return Err(ApiError::bad_request("you must specify at least 1 of stdin, stdout, stderr"));
+    }
+    Ok(wanted)
+}
+
+fn upgrade_remote(
+    context: &Context,
+    wanted: Wanted,
+    mut request: Request<Incoming>,
+    start: BoxFuture<'static, Result<Session, ApiError>>,
+) -> Response<Body> {
+    let (protocol, headers) = match upgrade::remote(request.headers()) {
+        Ok(agreed) => agreed,
+        Err(refusal) => return whole(refusal),
+    };
+    let upgraded = hyper::upgrade::on(&mut request);
+    spawn(context, async move {
+        let Ok(io) = upgraded.await else { return };
+        let io = TokioIo::new(io);
+        let channels = match protocol {
+            Remote::Spdy(dialect) => remote::spdy_channels(io, wanted, dialect).await,
+            Remote::WebSocket(codec, dialect) => remote::ws_channels(io, wanted, dialect, codec).await,
+        };
+        if let Some(channels) = channels {
+            remote::run(channels, start).await;
+        }
+    });
+    whole(upgrade::switching(headers))
+}
+
+async fn port_forward(
+    context: Context,
+    target: Target,
+    query: &Query,
+    mut request: Request<Incoming>,
+) -> Result<Response<Body>, ApiError> {
+    context.backend.check(&target).await?;
+    let (protocol, headers) = match upgrade::forward(request.headers()) {
+        Ok(agreed) => agreed,
+        Err(refusal) => return Ok(whole(refusal)),
+    };
+    let ports = match protocol {
+        Forward::WebSocket(_) => ports(query)?,
+        Forward::Spdy | Forward::Tunnel => Vec::new(),
+    };
+    let upgraded = hyper::upgrade::on(&mut request);
+    let backend = context.backend.clone();
+    spawn(&context, async move {
+        let Ok(io) = upgraded.await else { return };
+        let io = TokioIo::new(io);
+        match protocol {
+            Forward::Spdy => forward::spdy(io, backend, target).await,
+            Forward::Tunnel => forward::spdy(ws::tunnel(io), backend, target).await,
+            Forward::WebSocket(codec) => forward::websocket(io, codec, ports, backend, target).await,
+        }
+    });
+    Ok(whole(upgrade::switching(headers)))
+}
+
+/// `port=80,81&port=82`; the API's own name for it is `ports`.
+fn ports(query: &Query) -> Result<Vec<u16>, ApiError> {
+    let texts = query.all("port").chain(query.all("ports")).flat_map(|text| text.split(','));
+    let port = |text: &str| match text.parse() {
+        Ok(port) if port > 0 => Ok(port),
+        _ => Err(ApiError::bad_request(format!("unable to parse \"{text}\" as a port"))),
+    };
+    let ports = texts.map(port).collect::<Result<Vec<u16>, _>>()?;
+    match ports.len() {
+        0 => Err(ApiError::bad_request("query parameter \"port\" is required")),
+        n if n > PORTS_MAX => Err(ApiError::bad_request(format!("more than {PORTS_MAX} ports"))),
+        _ => Ok(ports),
+    }
+}
+
+async fn run(context: &Context, target: Target, query: &Query) -> Result<Response<Body>, ApiError> {
+    let args: Vec<String> =
+        query.get("cmd").unwrap_or_default().split_whitespace().map(String::from).collect();
+    if args.is_empty() {
+        return Err(ApiError::bad_request("query parameter \"cmd\" is required"));
+    }
+    context.backend.check(&target).await?;
+    let spec = ExecSpec { args, stdout: true, ..Default::default() };
+    let session = context.backend.exec(&target, spec).await?;
+    let (out, body) = streamed();
+    spawn(context, async move {
+        let _ = remote::output_only(session, &out).await;
+    });
+    Ok(body)
+}
+
+fn whole(response: Response<String>) -> Response<Body> {
+    response.map(|text| Full::new(Bytes::from(text)).boxed_unsync())
+}
+
+/// Runs what outlives its request until it ends or the server stops.
+fn spawn(context: &Context, task: impl Future<Output = ()> + Send + 'static) {
+    let Context { mut stop, place, .. } = context.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            () = task => {}
+            _ = stop.changed() => {}
+        }
+        drop(place);
+    });
+}
