@@ -47,6 +47,10 @@ async fn kubernetes_service(api: &Arc<Api>, address: Ipv4Addr, port: u16) -> Res
         "spec": {"type": "ClusterIP", "clusterIP": Ipv4Addr::from(first).to_string(),
             "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": port}]}});
     make(api, &gvr::SERVICES, service).await?;
+    if address.is_loopback() || address.is_unspecified() {
+        tracing::warn!(%address, "no other host or pod can reach this address: the kubernetes service has no endpoint");
+        return Ok(());
+    }
     let mirrored = json!({"endpointslice.kubernetes.io/skip-mirror": "true"});
     let endpoints = json!({"apiVersion": "v1", "kind": "Endpoints",
         "metadata": {"name": "kubernetes", "namespace": "default", "labels": mirrored},
