@@ -15,6 +15,7 @@ mod pod_gc;
 mod owner;
 mod queue;
 mod replica_set;
+mod scheduler;
 mod service_account;
 #[cfg(test)]
 mod testing;
@@ -22,6 +23,7 @@ mod workload;
 mod service_lb;
 
 pub use context::{Context, ControllersConfig, Informers};
+pub use scheduler::Scheduler;
 
 use client::ApiClient;
 use client::events::Recorder;

@@ -161,7 +161,7 @@ impl PodInfo {
 }
 
 /// What a node is.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeSpec {
     /// Name.
     pub name: String,

@@ -1,0 +1,307 @@
+//! The scheduler's picture of the cluster, fed by cache events: what runs where, who waits, what is being bound.
+//!
+//! Invariants: a pod stands in at most one of `waiting` and `assumed`; an assumed pod holds its place in the snapshot
+//! until the cache shows it bound, or its binding failed.
+
+use super::waiting::{Entry, Waiting};
+use client::Object;
+use k8s_openapi::api::core::v1 as core;
+use sched::{NodeSpec, PodId, PodInfo, Snapshot, schedule};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use tokio::time::Instant;
+
+/// Pods that name this scheduler, or none, are ours.
+const NAME: &str = "default-scheduler";
+
+/// What became of one pod.
+#[derive(Debug)]
+pub enum Decision {
+    /// It goes to this node.
+    Bind(Arc<PodInfo>, String),
+    /// It fits nowhere, because.
+    Refuse(Arc<PodInfo>, String),
+}
+
+/// The picture.
+#[derive(Default)]
+pub struct State {
+    snapshot: Snapshot,
+    /// Who waits.
+    pub waiting: Waiting,
+    assumed: BTreeMap<PodId, Entry>,
+}
+
+fn id_of(object: &Object) -> PodId {
+    (object.key.namespace.clone(), object.key.name.clone())
+}
+
+fn node_of(pod: &core::Pod) -> Option<&str> {
+    pod.spec.as_ref()?.node_name.as_deref().filter(|n| !n.is_empty())
+}
+
+fn is_finished(pod: &core::Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+/// Is it for this scheduler to place the pod?
+fn is_ours(pod: &core::Pod) -> bool {
+    let Some(spec) = &pod.spec else { return false };
+    spec.scheduler_name.as_deref().is_none_or(|n| n.is_empty() || n == NAME)
+        && spec.scheduling_gates.as_ref().is_none_or(Vec::is_empty)
+        && pod.metadata.deletion_timestamp.is_none()
+}
+
+/// Could another pod's arrival help it?
+fn is_social(pod: &core::Pod) -> bool {
+    let Some(spec) = &pod.spec else { return false };
+    let affinity = spec.affinity.as_ref().and_then(|a| a.pod_affinity.as_ref());
+    affinity.is_some() || spec.topology_spread_constraints.as_ref().is_some_and(|c| !c.is_empty())
+}
+
+/// Did anything change that decides where a pod may be?
+fn differs(old: Option<&Arc<Object>>, new: &core::Pod) -> bool {
+    let Some(old) = old.and_then(|o| o.view::<core::Pod>().ok()) else { return true };
+    old.spec != new.spec || old.metadata.labels != new.metadata.labels
+}
+
+impl State {
+    /// A pod came, changed or went.
+    pub fn pod_changed(&mut self, old: Option<&Arc<Object>>, new: Option<&Arc<Object>>, now: Instant) {
+        let replaced = old.zip(new).is_some_and(|(o, n)| o.uid() != n.uid());
+        if let Some(old) = old.filter(|_| replaced || new.is_none()) {
+            self.pod_gone(&id_of(old));
+        }
+        let Some(new) = new else { return };
+        let Ok(pod) = new.view::<core::Pod>() else { return };
+        let (id, old) = (id_of(new), old.filter(|_| !replaced));
+        if is_finished(&pod) {
+            self.pod_gone(&id);
+        } else if let Some(node) = node_of(&pod) {
+            self.pod_bound(&id, node, &pod, old);
+        } else if self.assumed.get(&id).is_some_and(|e| e.info.uid == new.uid()) {
+            // Its binding is under way; the answer decides.
+        } else if !is_ours(&pod) {
+            self.waiting.remove(&id);
+        } else if differs(old, &pod) || !self.waiting.contains(&id, new.uid()) {
+            self.waiting.put(id, Arc::new(PodInfo::read(&pod)), is_social(&pod), now);
+        }
+    }
+
+    fn pod_gone(&mut self, id: &PodId) {
+        self.waiting.remove(id);
+        self.assumed.remove(id);
+        if self.snapshot.place_of(id).is_some() {
+            self.snapshot.remove_pod(id);
+            self.waiting.wake(|_| true);
+        }
+    }
+
+    fn pod_bound(&mut self, id: &PodId, node: &str, pod: &core::Pod, old: Option<&Arc<Object>>) {
+        self.waiting.remove(id);
+        self.assumed.remove(id);
+        if self.snapshot.place_of(id) == Some(node) && !differs(old, pod) {
+            return;
+        }
+        self.snapshot.place(node, Arc::new(PodInfo::read(pod)));
+        self.waiting.wake(|e| e.social);
+    }
+
+    /// A node came, changed or went.
+    pub fn node_changed(&mut self, old: Option<&Arc<Object>>, new: Option<&Arc<Object>>) {
+        let read = |o: &Arc<Object>| o.view::<core::Node>().ok().map(|n| NodeSpec::read(&n));
+        match (old.and_then(read), new.and_then(read)) {
+            (old, Some(new)) if old.as_ref() != Some(&new) => self.snapshot.set_node(new),
+            (Some(old), None) => self.snapshot.remove_node(&old.name),
+            _ => return,
+        }
+        self.waiting.wake(|_| true);
+    }
+
+    /// Decides for at most `max` pods that are due. Placed ones are assumed, the others parked.
+    pub fn decide(&mut self, now: Instant, max: usize) -> Vec<Decision> {
+        let due = self.waiting.take_due(now, max);
+        let infos: Vec<Arc<PodInfo>> = due.iter().map(|e| e.info.clone()).collect();
+        let mut entries: BTreeMap<PodId, Entry> =
+            due.into_iter().filter_map(|e| Some((e.info.id.clone()?, e))).collect();
+        let mut take = |info: &PodInfo| entries.remove_entry(info.id.as_ref()?);
+        let plan = schedule(&mut self.snapshot, &infos);
+        let mut decisions = Vec::with_capacity(infos.len());
+        for (info, node) in plan.bindings {
+            self.assumed.extend(take(&info));
+            decisions.push(Decision::Bind(info, node));
+        }
+        for (info, diagnosis) in plan.unschedulable {
+            if let Some((_, entry)) = take(&info) {
+                self.waiting.park(entry, now);
+            }
+            decisions.push(Decision::Refuse(info, diagnosis.message()));
+        }
+        decisions
+    }
+
+    /// A binding failed: the place is free again and the pod waits again, unless the cache knew better meanwhile.
+    pub fn bind_failed(&mut self, info: &PodInfo, now: Instant) {
+        let Some(id) = &info.id else { return };
+        if self.assumed.get(id).is_none_or(|e| e.info.uid != info.uid) {
+            return;
+        }
+        self.snapshot.remove_pod(id);
+        if let Some(entry) = self.assumed.remove(id) {
+            self.waiting.retry(entry, now);
+        }
+        self.waiting.wake(|_| true);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::object;
+    use serde_json::{Value, json};
+    use std::time::Duration;
+
+    fn pod(name: &str, uid: &str, node: &str, cpu: &str) -> Arc<Object> {
+        let mut spec = json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": cpu}}}]});
+        if !node.is_empty() {
+            spec["nodeName"] = json!(node);
+        }
+        object(json!({"metadata": {"name": name, "namespace": "n", "uid": uid}, "spec": spec}))
+    }
+
+    fn with(pod: &Arc<Object>, at: &str, value: Value) -> Arc<Object> {
+        let mut changed = pod.value().unwrap();
+        *changed.pointer_mut(at).unwrap() = value;
+        object(changed)
+    }
+
+    fn node(name: &str, cpu: &str) -> Arc<Object> {
+        object(json!({"metadata": {"name": name, "uid": name}, "spec": {},
+            "status": {"allocatable": {"cpu": cpu, "memory": "1Gi", "pods": "10"}}}))
+    }
+
+    fn told(decisions: &[Decision]) -> Vec<String> {
+        let tell = |d: &Decision| match d {
+            Decision::Bind(info, node) => format!("{}→{node}", info.uid),
+            Decision::Refuse(info, why) => format!("{}: {why}", info.uid),
+        };
+        decisions.iter().map(tell).collect()
+    }
+
+    struct Play {
+        state: State,
+        start: Instant,
+    }
+
+    impl Play {
+        fn new() -> Play {
+            Play { state: State::default(), start: Instant::now() }
+        }
+
+        fn pod(&mut self, old: Option<&Arc<Object>>, new: Option<&Arc<Object>>) {
+            let now = self.start;
+            self.state.pod_changed(old, new, now);
+        }
+
+        fn decide(&mut self, second: u64) -> Vec<String> {
+            let now = self.start + Duration::from_secs(second);
+            told(&self.state.decide(now, 10))
+        }
+    }
+
+    #[test]
+    fn a_freed_place_is_given_on() {
+        let mut play = Play::new();
+        play.state.node_changed(None, Some(&node("one", "1")));
+        let (first, second) = (pod("a", "a", "", "1"), pod("b", "b", "", "1"));
+        play.pod(None, Some(&first));
+        assert_eq!(play.decide(0), ["a→one"]);
+        play.pod(None, Some(&second));
+        let refused = play.decide(0);
+        assert!(refused[0].starts_with("b: 0/1 nodes are available: 1 Insufficient cpu."), "{refused:?}");
+        let bound = pod("a", "a", "one", "1");
+        play.pod(Some(&first), Some(&bound));
+        assert!(play.decide(10).is_empty(), "nothing that helps has changed");
+        play.pod(Some(&bound), None);
+        assert_eq!(play.decide(10), ["b→one"]);
+    }
+
+    #[test]
+    fn a_new_node_helps_and_a_heartbeat_does_not() {
+        let mut play = Play::new();
+        play.pod(None, Some(&pod("a", "a", "", "1")));
+        assert_eq!(play.decide(0), ["a: no nodes available to schedule pods"]);
+        let (small, beat) =
+            (node("small", "500m"), with(&node("small", "500m"), "/spec", json!({"podCIDR": "x"})));
+        play.state.node_changed(None, Some(&small));
+        assert_eq!(play.decide(2).len(), 1);
+        play.state.node_changed(Some(&small), Some(&beat));
+        assert!(play.decide(20).is_empty());
+        play.state.node_changed(None, Some(&node("big", "2")));
+        assert_eq!(play.decide(20), ["a→big"]);
+    }
+
+    #[test]
+    fn a_failed_binding_gives_the_place_back() {
+        let mut play = Play::new();
+        play.state.node_changed(None, Some(&node("one", "1")));
+        let a = pod("a", "a", "", "1");
+        play.pod(None, Some(&a));
+        let now = play.start;
+        let decisions = play.state.decide(now, 10);
+        let Decision::Bind(info, _) = &decisions[0] else { panic!() };
+        let noted = with(&a, "/metadata/uid", json!("a"));
+        play.pod(Some(&a), Some(&noted));
+        assert!(play.decide(0).is_empty(), "it is being bound");
+        play.state.bind_failed(info, now);
+        assert!(play.decide(0).is_empty(), "first a pause");
+        assert_eq!(play.decide(1), ["a→one"]);
+        play.pod(Some(&a), Some(&pod("a", "a", "one", "1")));
+        play.state.bind_failed(info, now);
+        assert_eq!(play.state.snapshot.place_of(&id_of(&a)), Some("one"), "the cache knew better");
+    }
+
+    #[test]
+    fn only_our_pods_wait() {
+        let mut play = Play::new();
+        play.state.node_changed(None, Some(&node("one", "10")));
+        let change = |field: &str, value: Value| {
+            let mut all = pod("p", field, "", "1").value().unwrap();
+            *all.pointer_mut(if field == "deletionTimestamp" { "/metadata" } else { "/spec" })
+                .unwrap()
+                .as_object_mut()
+                .unwrap()
+                .entry(field)
+                .or_insert(Value::Null) = value;
+            object(all)
+        };
+        let gated = change("schedulingGates", json!([{"name": "x"}]));
+        let going = change("deletionTimestamp", json!("2026-01-01T00:00:00Z"));
+        let others = change("schedulerName", json!("mine"));
+        for pod in [&gated, &going, &others] {
+            play.pod(None, Some(pod));
+            assert!(play.decide(0).is_empty());
+            play.pod(Some(pod), None);
+        }
+        play.pod(None, Some(&gated));
+        let opened = with(&gated, "/spec/schedulingGates", json!([]));
+        play.pod(Some(&gated), Some(&opened));
+        assert_eq!(play.decide(0), ["schedulingGates→one"]);
+    }
+
+    #[test]
+    fn finished_pods_and_replaced_ones_hold_no_place() {
+        let mut play = Play::new();
+        play.state.node_changed(None, Some(&node("one", "1")));
+        let running = pod("a", "a", "one", "1");
+        play.pod(None, Some(&running));
+        let mut done = running.value().unwrap();
+        done["status"] = json!({"phase": "Succeeded"});
+        play.pod(Some(&running), Some(&object(done)));
+        play.pod(None, Some(&pod("b", "b", "", "1")));
+        assert_eq!(play.decide(0), ["b→one"]);
+        play.pod(Some(&pod("b", "b", "", "1")), Some(&pod("b", "b2", "", "1")));
+        assert_eq!(play.decide(0), ["b2→one"], "another pod of the same name");
+    }
+}
