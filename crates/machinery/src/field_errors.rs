@@ -44,10 +44,9 @@ impl FieldErrors {
         }
     }
 
-    /// `Unsupported value: "x": supported values: "A", "B"`.
+    /// `Unsupported value: "x": supported values: "A", "B"`, in the order given.
     pub fn not_supported(&mut self, field: &str, value: impl Into<Value>, supported: &[&str]) {
-        let mut list: Vec<String> = supported.iter().map(|s| format!("\"{s}\"")).collect();
-        list.sort();
+        let list: Vec<String> = supported.iter().map(|s| format!("\"{s}\"")).collect();
         let mut message = format!("Unsupported value: {}", shown(&value.into()));
         if !list.is_empty() {
             message = format!("{message}: supported values: {}", list.join(", "));
@@ -156,7 +155,7 @@ mod tests {
         let mut e = FieldErrors::new();
         e.required("spec.containers[0].name", "");
         e.invalid("spec.replicas", -1, "must be greater than or equal to 0");
-        e.not_supported("spec.type", "X", &["NodePort", "ClusterIP"]);
+        e.not_supported("spec.type", "X", &["ClusterIP", "NodePort"]);
         e.duplicate("spec.containers[1].name", "a");
         e.forbidden("spec", "no");
         let words: Vec<&str> = e.causes().iter().map(|c| c.message.as_str()).collect();

@@ -3,6 +3,8 @@
 //! Invariants: no I/O, no clock, no random, no async; nothing panics on any input.
 //! Deliberately not here: the kinds' field facts (`k8s-schema`), HTTP (`apiserver`).
 
+#![deny(missing_docs)]
+
 pub mod body;
 pub mod convert;
 pub mod field_errors;

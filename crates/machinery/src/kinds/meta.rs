@@ -124,10 +124,10 @@ fn owners(obj: &Value, errors: &mut FieldErrors) {
             errors.invalid("metadata.ownerReferences", owner.clone(), words);
         }
         if super::get::flag(owner, "/controller") {
-            controllers.push(text(owner, "/name"));
+            controllers.push(format!("{}/{}", text(owner, "/kind"), text(owner, "/name")));
         }
     }
-    if let [first, second, ..] = controllers[..] {
+    if let [first, second, ..] = &controllers[..] {
         let words = format!(
             "Only one reference can have Controller set to true. Found \"true\" in references for {first} and {second}"
         );

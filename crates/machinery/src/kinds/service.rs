@@ -125,20 +125,14 @@ fn sync_cluster_ips(spec: &mut Value) {
     }
 }
 
-/// An update that leaves the allocated fields out keeps them, as far as the type still has them.
+/// An update that leaves the allocated fields out keeps them, and one that changes the type without touching
+/// the fields of the old type loses those.
 fn prepare_update(new: &mut Value, old: &Value) {
-    let (ty, was) = (text(new, "/spec/type").to_string(), text(old, "/spec/type"));
+    drop_foreign_fields(new, old);
+    let ty = text(new, "/spec/type").to_string();
     let Some(spec) = new.get_mut("spec") else { return };
     let had = |key: &str| old.pointer(&format!("/spec/{key}")).cloned();
-    if ty == "ExternalName" || was == "ExternalName" {
-        let kept = ty == was;
-        if ty == "ExternalName" && !kept {
-            for key in ["clusterIP", "clusterIPs"] {
-                if spec.get(key).cloned() == had(key) {
-                    remove(spec, key);
-                }
-            }
-        }
+    if ty == "ExternalName" || text(old, "/spec/type") == "ExternalName" {
         return;
     }
     for key in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
@@ -146,7 +140,7 @@ fn prepare_update(new: &mut Value, old: &Value) {
             default(spec, key, value);
         }
     }
-    if ty == "LoadBalancer" && flag(spec, "/allocateLoadBalancerNodePorts") || ty == "NodePort" {
+    if ty == "NodePort" || (ty == "LoadBalancer" && flag(spec, "/allocateLoadBalancerNodePorts")) {
         let before = list(old, "/spec/ports").to_vec();
         each(spec, "/ports", |p| {
             let same = |o: &&Value| ["port", "protocol"].iter().all(|k| o.get(k) == p.get(k));
@@ -159,6 +153,41 @@ fn prepare_update(new: &mut Value, old: &Value) {
         && let Some(port) = had("healthCheckNodePort")
     {
         default(spec, "healthCheckNodePort", port);
+    }
+}
+
+/// Clears what only the old type needed, where the client just left it standing.
+fn drop_foreign_fields(new: &mut Value, old: &Value) {
+    let ty = text(new, "/spec/type").to_string();
+    let balancer = ty == "LoadBalancer";
+    let exposed =
+        balancer || ty == "NodePort" || (ty == "ClusterIP" && !list(new, "/spec/externalIPs").is_empty());
+    let internal = ty != "ExternalName";
+    let unchanged_nodes = {
+        let nodes =
+            |v: &Value| list(v, "/spec/ports").iter().map(|p| int(p, "/nodePort")).collect::<Vec<_>>();
+        nodes(new) == nodes(old)
+    };
+    let Some(spec) = new.get_mut("spec") else { return };
+    for (key, needed) in [
+        ("externalTrafficPolicy", exposed),
+        ("allocateLoadBalancerNodePorts", balancer),
+        ("loadBalancerClass", balancer),
+        ("healthCheckNodePort", balancer),
+        ("externalName", !internal),
+        ("clusterIP", internal),
+        ("clusterIPs", internal),
+        ("ipFamilies", internal),
+        ("ipFamilyPolicy", internal),
+        ("internalTrafficPolicy", internal),
+    ] {
+        let left_standing = spec.get(key) == old.pointer(&format!("/spec/{key}"));
+        if !needed && left_standing {
+            remove(spec, key);
+        }
+    }
+    if unchanged_nodes && !balancer && ty != "NodePort" {
+        each(spec, "/ports", |p| drop(remove(p, "nodePort")));
     }
 }
 
@@ -200,6 +229,12 @@ fn validate(obj: &Value, errors: &mut FieldErrors) {
         errors.invalid_all(&format!("spec.loadBalancerSourceRanges[{i}]"), range, name::cidr(range.trim()));
     }
     enumerated_opt(spec, "spec", "externalTrafficPolicy", &["Cluster", "Local"], errors);
+    let exposed =
+        matches!(ty, "LoadBalancer" | "NodePort") || (ty == "ClusterIP" && has(spec, "/externalIPs/0"));
+    if has(spec, "/externalTrafficPolicy") && !exposed {
+        let words = "may only be set for externally-accessible services";
+        errors.invalid("spec.externalTrafficPolicy", text(spec, "/externalTrafficPolicy"), words);
+    }
     enumerated_opt(spec, "spec", "internalTrafficPolicy", &["Cluster", "Local"], errors);
     cluster_ips(spec, errors);
 }
@@ -315,6 +350,45 @@ mod tests {
         let mut errors = FieldErrors::new();
         validate(&s, &mut errors);
         assert_eq!(errors, FieldErrors::new());
+    }
+
+    #[test]
+    fn a_change_of_type_drops_the_old_types_fields() {
+        let ports = json!([{"port": 80, "protocol": "TCP", "targetPort": 80, "nodePort": 30001}]);
+        let old = json!({"spec": {"type": "LoadBalancer", "clusterIP": "10.0.0.1", "clusterIPs": ["10.0.0.1"], "ports": ports,
+            "sessionAffinity": "None", "externalTrafficPolicy": "Cluster", "allocateLoadBalancerNodePorts": true}});
+        for (ty, gone) in [
+            (
+                "ClusterIP",
+                &[
+                    "/spec/externalTrafficPolicy",
+                    "/spec/allocateLoadBalancerNodePorts",
+                    "/spec/ports/0/nodePort",
+                ][..],
+            ),
+            ("NodePort", &["/spec/allocateLoadBalancerNodePorts"]),
+            (
+                "ExternalName",
+                &[
+                    "/spec/clusterIP",
+                    "/spec/clusterIPs",
+                    "/spec/ports/0/nodePort",
+                    "/spec/externalTrafficPolicy",
+                ],
+            ),
+        ] {
+            let mut new = old.clone();
+            new["spec"]["type"] = json!(ty);
+            new["spec"]["externalName"] = if ty == "ExternalName" { json!("a.b") } else { Value::Null };
+            remove(&mut new["spec"], if ty == "ExternalName" { "" } else { "externalName" });
+            prepare_update(&mut new, &old);
+            for pointer in gone {
+                assert!(!has(&new, pointer), "{ty} {pointer}");
+            }
+            let mut errors = FieldErrors::new();
+            validate_update(&new, &old, &mut errors);
+            assert_eq!(errors, FieldErrors::new(), "{ty}");
+        }
     }
 
     #[test]

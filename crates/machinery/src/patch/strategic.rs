@@ -17,12 +17,12 @@ const ORDER_PREFIX: &str = "$setElementOrder/";
 type Object = Map<String, Value>;
 type Result<T> = std::result::Result<T, PatchError>;
 
-/// Applies `patch` to `target`, an object of definition `def`. On an error `target` may be half changed.
+/// Applies `patch` to `target`, an object of definition `def`. On an error `target` is left as it was.
 pub fn strategic(target: &mut Value, patch: &Value, def: &Def) -> Result<()> {
     let Value::Object(patch) = patch else {
         return Err(PatchError::Malformed("invalid JSON document".into()));
     };
-    let original = std::mem::take(target).as_object().cloned().unwrap_or_default();
+    let original = target.as_object().cloned().unwrap_or_default();
     *target = Value::Object(merge_object(original, patch.clone(), Some(def))?);
     Ok(())
 }

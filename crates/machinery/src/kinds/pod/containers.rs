@@ -11,7 +11,7 @@ use crate::quantity::Quantity;
 use serde_json::Value;
 use std::collections::BTreeSet;
 
-const RESTART_POLICIES: [&str; 3] = ["Always", "Never", "OnFailure"];
+const RESTART_POLICIES: [&str; 3] = ["Always", "OnFailure", "Never"];
 const HANDLERS: [&str; 5] = ["exec", "grpc", "httpGet", "sleep", "tcpSocket"];
 
 /// The containers and init containers of a pod spec at `path`.
@@ -60,7 +60,7 @@ fn one(c: &Value, volumes: &BTreeSet<&str>, path: &str, errors: &mut FieldErrors
         errors.invalid_all(&format!("{path}.name"), own, name::dns1123_label(own));
     }
     required(c, path, "image", errors);
-    enumerated(c, path, "terminationMessagePolicy", &["FallbackToLogsOnError", "File"], errors);
+    enumerated(c, path, "terminationMessagePolicy", &["File", "FallbackToLogsOnError"], errors);
     ports(c, path, errors);
     env(c, path, errors);
     env_from(c, path, errors);

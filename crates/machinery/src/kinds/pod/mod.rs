@@ -180,8 +180,8 @@ pub fn template(t: &Value, path: &str, errors: &mut FieldErrors) {
 pub fn pod_spec(spec: &Value, path: &str, errors: &mut FieldErrors) {
     let names = volumes::validate(spec, &format!("{path}.volumes"), errors);
     containers::validate(spec, &names, path, errors);
-    enumerated(spec, path, "restartPolicy", &["Always", "Never", "OnFailure"], errors);
-    let policies = ["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"];
+    enumerated(spec, path, "restartPolicy", &["Always", "OnFailure", "Never"], errors);
+    let policies = ["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"];
     enumerated(spec, path, "dnsPolicy", &policies, errors);
     dns(spec, path, errors);
     volumes::label_map(spec, "nodeSelector", &format!("{path}.nodeSelector"), errors);
