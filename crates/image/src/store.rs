@@ -362,7 +362,8 @@ impl Images {
     }
 
     fn refresh(&self) {
-        if Journal::stamp(&self.inner.folder) != self.inner.view.lock().stamp
+        let known = self.inner.view.lock().stamp;
+        if Journal::stamp(&self.inner.folder) != known
             && let Err(error) = self.reload()
         {
             tracing::error!(%error, "the list of images cannot be read again; the last known one stays");
@@ -370,6 +371,8 @@ impl Images {
     }
 
     fn reload(&self) -> Result<(), ImageError> {
+        // Held over the reading, so that of two reloads the later reading wins.
+        let mut view = self.inner.view.lock();
         let (journal, stamp) = Journal::read(&self.inner.folder)?;
         let mut images = BTreeMap::new();
         for (id, record) in &journal.images {
@@ -378,7 +381,7 @@ impl Images {
                 Err(error) => tracing::error!(id, %error, "a listed image is damaged and left out"),
             }
         }
-        *self.inner.view.lock() = View { stamp, images };
+        *view = View { stamp, images };
         Ok(())
     }
 
