@@ -167,7 +167,7 @@ type Outcome<T> = Result<T, (&'static str, Failure)>;
 /// Exit code of a first process that never ran, as runc and Docker have it.
 const NEVER_RAN: i32 = 128;
 
-fn report(sync: BorrowedFd<'_>, outcome: Outcome<()>) -> i32 {
+pub(crate) fn report(sync: BorrowedFd<'_>, outcome: Outcome<()>) -> i32 {
     if let Err((step, Failure(error))) = outcome {
         let error: String = error.chars().take(CHILD_MESSAGE_MAX / 8).collect();
         say(sync, &ChildMessage::Failed { step: step.to_owned(), error }, &[]);
@@ -194,6 +194,37 @@ fn read_file(dir: &Path) -> Result<ContainerFile, Failure> {
     let path = dir.join("container.json");
     let text = std::fs::read(&path).map_err(|e| Failure::at(&path, e))?;
     serde_json::from_slice(&text).map_err(|e| Failure::at(&path, e))
+}
+
+/// For another OCI runtime: sheds descriptors, keeps mounts private, reads the container's file.
+pub(crate) fn prepare_handler(birth: &Birth<'_>, more: &[BorrowedFd<'_>]) -> Result<ContainerFile, Failure> {
+    shed(birth, more)?;
+    sys::caps::set_dumpable(true).map_err(|e| Failure::new("dumpable", e))?;
+    isolate_mounts()?;
+    read_file(birth.dir)
+}
+
+/// No mount made from here on reaches another namespace.
+pub(crate) fn isolate_mounts() -> Result<(), Failure> {
+    rootfs::isolate_all()
+}
+
+/// Connects the pipes.
+pub(crate) fn plain_stdio(birth: &Birth<'_>) -> Result<(), Failure> {
+    stdio(birth, None)
+}
+
+/// Connects a terminal of the node's own, and tells the shim of it.
+pub(crate) fn host_terminal(birth: &Birth<'_>) -> Result<(), Failure> {
+    let root = sys::rustix::fs::open(
+        "/",
+        sys::rustix::fs::OFlags::PATH | sys::rustix::fs::OFlags::CLOEXEC,
+        Mode::empty(),
+    );
+    let pty = terminal::open(root.map_err(|e| Failure::new("/", e))?.as_fd())?;
+    say(birth.sync, &ChildMessage::Ready, &[pty.master.as_fd()]);
+    setsid().map_err(|e| Failure::new("setsid", e))?;
+    stdio(birth, Some(&pty))
 }
 
 fn prepare(birth: &Birth<'_>) -> Outcome<Init> {

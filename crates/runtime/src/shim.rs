@@ -10,6 +10,7 @@
 mod children;
 mod container;
 mod exec;
+mod handler;
 mod log;
 mod serve;
 mod setup;

@@ -32,6 +32,12 @@ pub struct Join {
     pub view: BTreeMap<String, PathBuf>,
 }
 
+/// Whether a mount option of a v1 tree is a controller or the tree's name.
+fn names_tree(option: &str) -> bool {
+    !matches!(option, "rw" | "ro" | "xattr" | "noprefix" | "clone_children")
+        && (!option.contains('=') || option.starts_with("name="))
+}
+
 impl Layout {
     pub(super) fn parse(mountinfo: &str) -> Option<Self> {
         let mut controllers = BTreeMap::new();
@@ -43,7 +49,7 @@ impl Layout {
                 "cgroup2" => unified = unified.or(Some(PathBuf::from(point))),
                 "cgroup" => {
                     let options = fs.rsplit(' ').next().unwrap_or_default();
-                    for option in options.split(',').filter(|o| !matches!(*o, "rw" | "ro") && !o.contains('=')) {
+                    for option in options.split(',').filter(|o| names_tree(o)) {
                         controllers.entry(option.to_owned()).or_insert_with(|| PathBuf::from(point));
                     }
                 }

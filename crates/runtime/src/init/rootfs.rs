@@ -24,6 +24,11 @@ fn folder(path: &Path) -> Result<OwnedFd, Failure> {
 
 /// Step: no mount made here reaches the host; those of the host still arrive in shared volumes.
 pub(super) fn isolate(_: &mut Init) -> Result<(), Failure> {
+    isolate_all()
+}
+
+/// See [`isolate`].
+pub(super) fn isolate_all() -> Result<(), Failure> {
     propagate(folder(Path::new("/"))?.as_fd(), sys::mount::MS_SLAVE as u64, true)
 }
 

@@ -59,12 +59,9 @@ impl Shim {
                 }
                 Said::Closed => {
                     container.sync = None;
-                    if let Phase::Starting(reply) = container.phase {
-                        container.running();
-                        let state = container.state.clone();
-                        // The state first: who has the answer may rely on having seen the state.
-                        self.broadcast(&Message::State { container: id.to_owned(), state });
-                        self.answer(reply, Answer::Ok, vec![]);
+                    // Another runtime's socket ends when that runtime begins.
+                    if container.head.handler.is_none() {
+                        self.started(id);
                     }
                     return;
                 }
@@ -105,6 +102,10 @@ impl Shim {
     }
 
     fn ended(&mut self, pid: i32, code: i32, signal: i32) {
+        if let Some(index) = self.helpers.iter().position(|h| h.pid == pid) {
+            let helper = self.helpers.swap_remove(index);
+            return self.helper_ended(helper, code);
+        }
         let container = self.containers.iter().find(|(_, c)| c.pid == pid && c.is_alive());
         if let Some(id) = container.map(|(id, _)| id.clone()) {
             // What it said before it died comes before its death.
@@ -126,7 +127,14 @@ impl Shim {
         if self.shared_pids {
             container.kill_leftovers();
         }
+        let handled = container.head.handler.is_some();
         match container.phase {
+            Phase::Making(_) if handled && code == 0 => return self.adopt(id),
+            Phase::Making(reply) if handled && container.start_error.is_empty() => {
+                self.containers.remove(id);
+                return self.not_made(id, reply);
+            }
+            Phase::Starting(_) if handled => self.started(id),
             Phase::Making(reply) => {
                 let failed = !container.start_error.is_empty();
                 self.containers.remove(id);

@@ -91,6 +91,8 @@ pub(super) struct Container {
     pub stdin: Option<OwnedFd>,
     pub followers: Vec<Follower>,
     pub start_error: String,
+    /// Where another OCI runtime will send the terminal.
+    pub console: Option<OwnedFd>,
     started_at_ns: i64,
     log: Log,
 }
@@ -144,10 +146,15 @@ impl Container {
         let birth =
             Birth { dir, shm, sync: child_sync.as_fd(), stdio: theirs.each_ref().map(|fd| fd.as_ref().map(AsFd::as_fd)) };
         let cgroup = cgroup_fd(&head.join).map_err(|f| ("open the cgroup", f))?;
-        let flags = ns::MOUNT | if pids == PidMode::Own { ns::PID } else { 0 };
+        let mut console = None;
+        if head.handler.is_some() && spec.config.process.terminal {
+            console = Some(super::handler::console_socket(dir).map_err(|f| ("make the console", f))?);
+        }
+        let own_pids = pids == PidMode::Own && head.handler.is_none();
+        let flags = ns::MOUNT | if own_pids { ns::PID } else { 0 };
         let body = || match &head.handler {
             None => init::run_container(&birth),
-            Some(_) => 1,
+            Some(runtime) => super::handler::create(&birth, runtime, pids == PidMode::Shared),
         };
         let child = sys::process::fork_into(flags, cgroup.as_ref().map(AsFd::as_fd), body)
             .map_err(|e| ("clone", Failure::new("clone3", e)))?;
@@ -163,6 +170,7 @@ impl Container {
             stdin,
             followers: Vec::new(),
             start_error: String::new(),
+            console,
             started_at_ns: 0,
             log,
         })
@@ -178,6 +186,15 @@ impl Container {
             self.streams.push(Stream::new("stdout", copy));
         }
         self.master = Some(master);
+    }
+
+    /// Another runtime is about to run the program.
+    pub(super) fn starting(&mut self, reply: ReplyTo) -> Outcome<()> {
+        if !matches!(self.phase, Phase::Created) {
+            return Err(("start", Failure::new(&self.head.spec.id, "container is not in state created")));
+        }
+        self.phase = Phase::Starting(reply);
+        Ok(())
     }
 
     /// Lets the program run.

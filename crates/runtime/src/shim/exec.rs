@@ -55,14 +55,21 @@ impl Exec {
         };
         let cgroup = cgroup_fd(&container.head.join).map_err(|f| ("open the cgroup", f))?;
         let target = container.pidfd();
+        let handler = container.head.handler.as_deref();
+        let pids = if handler.is_some() { PidMode::Shared } else { pids };
         let enter = |fd| sys::process::set_ns(fd, ns::PID).map_err(|e| ("exec", Failure::new("setns", e)));
         // The PID namespace is that of the children to come: go there, have one, come back.
         if pids == PidMode::Own {
             enter(target)?;
         }
-        let child = sys::process::fork_into(0, cgroup.as_ref().map(AsFd::as_fd), || {
-            init::run_exec(&birth, target, spec)
-        });
+        let child = match handler {
+            None => sys::process::fork_into(0, cgroup.as_ref().map(AsFd::as_fd), || {
+                init::run_exec(&birth, target, spec)
+            }),
+            Some(runtime) => {
+                sys::process::fork_into(ns::MOUNT, None, || super::handler::exec(&birth, runtime, spec))
+            }
+        };
         if pids == PidMode::Own {
             enter(own_pids)?;
         }

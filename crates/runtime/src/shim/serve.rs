@@ -2,6 +2,7 @@
 
 use super::container::{Container, PidMode, Phase, ReplyTo};
 use super::exec::Exec;
+use super::handler::{Helper, Purpose};
 use super::setup::{SHM, read};
 use super::Outcome;
 use crate::api::ContainerState;
@@ -30,7 +31,7 @@ struct Conn {
 
 #[derive(Debug)]
 pub(super) struct Shim {
-    dir: PathBuf,
+    pub dir: PathBuf,
     shm: Option<PathBuf>,
     pids: PidMode,
     /// Containers see each other's processes.
@@ -42,6 +43,8 @@ pub(super) struct Shim {
     next: u64,
     pub containers: BTreeMap<String, Container>,
     pub execs: BTreeMap<u64, Exec>,
+    /// Commands of other OCI runtimes on their way.
+    pub helpers: Vec<Helper>,
     pub buffer: Vec<u8>,
 }
 
@@ -93,6 +96,7 @@ fn start(dir: &Path, listener: &str) -> Result<Shim, Failure> {
         next: 1,
         containers: BTreeMap::new(),
         execs: BTreeMap::new(),
+        helpers: Vec::new(),
         buffer: vec![0; BUFFER],
     };
     shim.connect(first);
@@ -262,16 +266,32 @@ impl Shim {
                 if self.containers.contains_key(&id) {
                     return Err(("create", Failure::new(&id, "container exists")));
                 }
-                let dir = self.dir.join("c").join(&id);
+                let dir = self.container_dir(&id);
                 let container = Container::create(&dir, self.shm.as_deref(), self.pids, reply)?;
                 self.containers.insert(id, container);
                 return Ok(());
             }
-            Op::Start { container } => return self.find(&container)?.start(reply),
-            Op::Signal { container, signal } => self.find(&container)?.signal(signal)?,
+            Op::Start { container: id } => {
+                let container = self.find(&id)?;
+                if container.head.handler.is_none() {
+                    return container.start(reply);
+                }
+                container.starting(reply)?;
+                return self.help(&id, Purpose::Start, &[], reply);
+            }
+            Op::Signal { container: id, signal } => {
+                let container = self.find(&id)?;
+                if container.head.handler.is_some() {
+                    return self.help(&id, Purpose::Kill, &[&signal.to_string()], reply);
+                }
+                container.signal(signal)?;
+            }
             Op::Forget { container: id } => {
                 if self.containers.get(&id).is_some_and(Container::is_alive) {
                     return Err(("forget", Failure::new(&id, "container is running")));
+                }
+                if self.containers.get(&id).is_some_and(|c| c.head.handler.is_some()) {
+                    return self.help(&id, Purpose::Delete, &[], reply);
                 }
                 self.containers.remove(&id);
             }
@@ -287,7 +307,7 @@ impl Shim {
                 return Ok(());
             }
             Op::Exec { container: id, spec } => {
-                let dir = self.dir.join("c").join(&id);
+                let dir = self.container_dir(&id);
                 let container = self.containers.get(&id).filter(|c| matches!(c.phase, Phase::Running));
                 let container = container.ok_or_else(|| ("exec", Failure::new(&id, "container is not running")))?;
                 let exec = Exec::create(container, &spec, (&dir, self.pids, self.own_pids.as_fd()), reply)?;
@@ -313,7 +333,7 @@ impl Shim {
         Ok(())
     }
 
-    fn find(&mut self, id: &str) -> Outcome<&mut Container> {
+    pub(super) fn find(&mut self, id: &str) -> Outcome<&mut Container> {
         self.containers.get_mut(id).ok_or_else(|| ("find the container", Failure::new(id, "no such container")))
     }
 

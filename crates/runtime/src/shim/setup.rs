@@ -104,7 +104,7 @@ fn namespaces(setup: &mut Setup) -> Result<(), Failure> {
     sys::process::unshare(flags).map_err(|e| Failure::new("unshare", e))
 }
 
-fn folder(path: &Path) -> Result<OwnedFd, Failure> {
+pub(super) fn folder(path: &Path) -> Result<OwnedFd, Failure> {
     openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .map_err(|e| Failure::new(&path.display().to_string(), e))
 }
@@ -168,7 +168,12 @@ fn open_socket(setup: &mut Setup) -> Result<(), Failure> {
 
 /// The socket's address by way of a descriptor of its folder: paths in an address end at 107 bytes.
 pub(crate) fn address(dir: BorrowedFd<'_>) -> sys::rustix::io::Result<SocketAddrUnix> {
-    SocketAddrUnix::new(format!("/proc/self/fd/{}/{SOCKET}", dir.as_raw_fd()))
+    address_of(dir, SOCKET)
+}
+
+/// The same for another name.
+pub(super) fn address_of(dir: BorrowedFd<'_>, name: &str) -> sys::rustix::io::Result<SocketAddrUnix> {
+    SocketAddrUnix::new(format!("/proc/self/fd/{}/{name}", dir.as_raw_fd()))
 }
 
 /// Executes this program again from [`protect`]'s file.

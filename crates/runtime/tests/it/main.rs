@@ -29,6 +29,12 @@ macro_rules! tests {
 const TESTS: &[(&str, Test)] = tests! {
     lifecycle: run_log_exit_remove, exit_codes_and_signals, start_errors, create_errors, out_of_memory,
         fork_bomb, two_containers, kill_stubborn, stuck_is_reported, v1_freezer_kill, limits_and_updates;
+    streams: log_rotation, log_volume, exec_output_and_code, exec_sync, exec_terminal, exec_client_leaves,
+        terminal_container, attach_several, attach_again, attach_slow;
+    recovery: readopt, shim_killed, all_killed, half_made_container, many_at_once;
+    isolation: identity, processes, shared_pids, host_namespaces, read_only, volumes, links_in_the_image,
+        seccomp_and_devices, host_binary, pod_memory_volume;
+    oracle: crun_lifecycle, crun_agrees;
 };
 
 fn main() {

@@ -130,15 +130,6 @@ impl Node {
         (exit, self.log(&id))
     }
 
-    /// Runs a shell script in a new pod's only container.
-    pub async fn script(&mut self, script: &str) -> (Exit, String) {
-        self.pod("p").await;
-        let spec = self.sh("c", script);
-        let outcome = self.run_to_end("p", spec).await;
-        self.runtime.remove_pod("p").await.unwrap();
-        outcome
-    }
-
     /// Waits for a container's end.
     pub async fn exit(&mut self, uid: &str, id: &str) -> Exit {
         let wait = async {

@@ -1,1 +1,133 @@
-//! (soon)
+//! What survives whom: the agent's death, the shim's death, half-made pods.
+
+use crate::node::{DEADLINE, Node};
+use runtime::Runtime;
+use runtime::api::{ContainerState, RuntimeEvent};
+use std::fs;
+use std::time::Duration;
+
+/// A second runtime on the same folders, as after `kill -9` of the first: nothing is handed over.
+pub async fn readopt(node: &mut Node) {
+    let mut pod = node.pod_spec("p");
+    pod.annotations.insert("ip".into(), "10.0.0.1".into());
+    node.runtime.create_pod(pod).await.unwrap();
+    node.start("p", node.sh("run", "echo up; trap 'exit 9' TERM; while :; do sleep 0.01; done")).await;
+    node.start("p", node.sh("end", "until test -e /dev/shm/go; do sleep 0.01; done; exit 4")).await;
+    node.runtime.create_container("p", node.sh("new", "echo later")).await.unwrap();
+    node.wait_log("run", "up").await;
+    let before = node.runtime.pod("p").unwrap();
+
+    let config = Node::config(&node.root, &node.cgroup_root);
+    let (runtime, events) = Runtime::open(config).unwrap();
+    // The old one is forgotten with its connection; one container ends meanwhile.
+    node.runtime = runtime;
+    node.events = events;
+    fs::write(format!("/proc/{}/root{}/state/p/shm/go", before.shim_pid, node.root.display()), "").unwrap();
+    node.wait_log("run", "up").await;
+    let pods = node.runtime.recover().await.unwrap();
+    assert_eq!(pods.len(), 1);
+    let after = &pods[0];
+    assert_eq!((after.shim_pid, &after.spec.annotations), (before.shim_pid, &before.spec.annotations));
+    let state = |id: &str| after.containers.iter().find(|c| c.spec.id == id).unwrap().state.clone();
+    let old = before.containers.iter().find(|c| c.spec.id == "run").unwrap();
+    assert_eq!(state("run"), old.state);
+    assert_eq!(state("new"), ContainerState::Created);
+    assert_eq!(node.exit("p", "end").await.code, 4);
+
+    // It is in full command again.
+    node.runtime.start_container("p", "new").await.unwrap();
+    assert_eq!(node.exit("p", "new").await.code, 0);
+    node.runtime.signal("p", "run", 15).await.unwrap();
+    assert_eq!(node.exit("p", "run").await.code, 9);
+    let (code, _) = {
+        node.start("p", node.container("again", &["sleep", "1000"])).await;
+        node.runtime.exec_sync("p", "again", vec!["true".into()], DEADLINE).await.unwrap()
+    };
+    assert_eq!(code, 0);
+}
+
+async fn died(node: &mut Node) -> String {
+    let wait = async {
+        loop {
+            if let Some(RuntimeEvent::PodDied { uid }) = node.events.recv().await {
+                return uid;
+            }
+        }
+    };
+    tokio::time::timeout(DEADLINE, wait).await.expect("no news of the death")
+}
+
+/// Nothing outlives its shim.
+pub async fn shim_killed(node: &mut Node) {
+    node.pod("p").await;
+    node.start("p", node.container("c", &["sleep", "1000"])).await;
+    let info = node.runtime.pod("p").unwrap();
+    let ContainerState::Running { pid, .. } = info.containers[0].state else { panic!() };
+    kill(info.shim_pid);
+    assert_eq!(died(node).await, "p");
+    assert!(is_dead(pid));
+    assert!(node.runtime.pods().is_empty());
+    node.runtime.remove_pod("p").await.unwrap();
+    // The name is free again.
+    node.pod("p").await;
+}
+
+/// Gone, or a corpse that is the node's init to bury.
+fn is_dead(pid: i32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z "))
+}
+
+fn kill(pid: i32) {
+    assert!(std::process::Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap().success());
+}
+
+/// Agent and shim both died: recovery kills and cleans.
+pub async fn all_killed(node: &mut Node) {
+    node.pod("p").await;
+    node.start("p", node.container("c", &["sleep", "1000"])).await;
+    let info = node.runtime.pod("p").unwrap();
+    let ContainerState::Running { pid, .. } = info.containers[0].state else { panic!() };
+    let folder = node.root.join("state/p");
+    let copy = node.root.join("copy");
+    // Keep the record away from the first runtime, which would clean up: it is as good as dead.
+    fs::rename(&folder, &copy).unwrap();
+    kill(info.shim_pid);
+    assert_eq!(died(node).await, "p");
+    fs::rename(&copy, &folder).unwrap();
+    // Half-made: a folder without a record, and one with a record and nothing else.
+    fs::create_dir_all(node.root.join("state/empty/c")).unwrap();
+    let (runtime, _events) = Runtime::open(Node::config(&node.root, &node.cgroup_root)).unwrap();
+    assert!(runtime.recover().await.unwrap().is_empty());
+    assert!(is_dead(pid));
+    assert!(!folder.exists() && !node.root.join("scratch/c").exists());
+}
+
+/// A container that was being made when the agent died is removed, the pod lives on.
+pub async fn half_made_container(node: &mut Node) {
+    node.pod("p").await;
+    node.start("p", node.container("c", &["sleep", "1000"])).await;
+    let from = node.root.join("state/p/c/c/container.json");
+    let text = fs::read_to_string(from).unwrap().replace("scratch/c\"", "scratch/half\"").replace("\"id\":\"c\"", "\"id\":\"half\"");
+    fs::create_dir_all(node.root.join("state/p/c/half")).unwrap();
+    fs::create_dir_all(node.root.join("scratch/half/upper")).unwrap();
+    fs::write(node.root.join("state/p/c/half/container.json"), text).unwrap();
+    let (runtime, events) = Runtime::open(Node::config(&node.root, &node.cgroup_root)).unwrap();
+    (node.runtime, node.events) = (runtime, events);
+    let pods = node.runtime.recover().await.unwrap();
+    assert_eq!(pods[0].containers.len(), 1);
+    assert!(!node.root.join("state/p/c/half").exists() && !node.root.join("scratch/half").exists());
+}
+
+/// Events of many containers all arrive, each in order.
+pub async fn many_at_once(node: &mut Node) {
+    node.pod("p").await;
+    let ids: Vec<String> = (0..20).map(|i| format!("c{i}")).collect();
+    let starts = ids.iter().map(|id| node.start("p", node.sh(id, "echo hi; exit 2")));
+    for start in starts {
+        tokio::time::timeout(Duration::from_secs(60), start).await.unwrap();
+    }
+    for id in &ids {
+        assert_eq!(node.exit("p", id).await.code, 2);
+        assert_eq!(node.log(id), "hi\n");
+    }
+}
