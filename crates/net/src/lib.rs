@@ -26,7 +26,6 @@ pub use addr::{BadRange, Ipv4Net, Protocol};
 pub use doctor::{Conflict, Finding, doctor, overlaps};
 pub use node::{Applied, NetConfig, NetError, Network};
 pub use pods::{PodNet, Recovered};
-pub use pool::Pool;
 pub use services::{
     Change, Element, Endpoint, Front, Group, HostPort, Ruleset, ServicePort, Target, View, desired, diff,
 };

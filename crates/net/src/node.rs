@@ -121,6 +121,8 @@ pub struct Network {
 struct Services {
     socket: Socket,
     applied: Option<Ruleset>,
+    /// The table's comment once known, in case somebody removes the table.
+    comment: Option<String>,
 }
 
 /// Whether `prefix` may name links and a table.
@@ -171,31 +173,30 @@ impl Network {
             pods: Mutex::new(pods),
             route: Mutex::new(route),
             reaper: Mutex::new(open(Protocol::Route)?),
-            services: Mutex::new(Services { socket: open(Protocol::Netfilter)?, applied: None }),
+            services: Mutex::new(Services {
+                socket: open(Protocol::Netfilter)?,
+                applied: None,
+                comment: None,
+            }),
             config,
         })
     }
 
-    /// Prepares the node: forwarding, loopback, the service route, the DNS address, the base table. What is
-    /// there already stays as it is.
+    /// Prepares the node: forwarding, loopback, the service route, the DNS address, the base table. A table
+    /// that is there already keeps serving until the first [`Network::apply`]; routes and addresses of an
+    /// earlier configuration go.
     ///
     /// # Errors
     /// The first step that failed; calling again is safe.
     pub fn setup_node(&self) -> Result<(), NetError> {
         let comment = {
             let mut services = self.services.lock();
-            match teardown::recorded(&mut services.socket, &self.config.prefix)? {
-                Some(comment) => comment,
-                None => {
-                    let comment = teardown::comment(&read_forwarding()?);
-                    let messages = base::messages(&self.config, &comment);
-                    services
-                        .socket
-                        .transact(nft::SUBSYSTEM, &messages)
-                        .step("creating the nftables table")?;
-                    comment
-                }
+            let (comment, exists) = self.record(&mut services)?;
+            if !exists {
+                let messages = base::messages(&self.config, &comment);
+                services.socket.transact(nft::SUBSYSTEM, &messages).step("creating the nftables table")?;
             }
+            comment
         };
         tracing::debug!(comment, "node network record");
         if read_forwarding()? != "1" {
@@ -215,6 +216,8 @@ impl Network {
         let no_such_pod =
             RouteSpec { to: self.config.pod_cidr, kind: rt::UNREACHABLE, link: None, gateway: None, metric };
         let label = NetConfig::label(prefix);
+        teardown::routes(&mut route, prefix, &[service_route.to, no_such_pod.to])?;
+        teardown::addresses(&mut route, prefix, Some(self.config.dns_ip))?;
         route
             .request(&[
                 rt::set_up(lo),
@@ -249,7 +252,7 @@ impl Network {
         }
         if !incremental || outcome.is_err() {
             held.applied = None;
-            self.replace(&mut held.socket, &new)?;
+            self.replace(&mut held, &new)?;
             applied.replaced = true;
         }
         let survivors = services::udp_survivors(&changes, &new);
@@ -262,17 +265,32 @@ impl Network {
         Ok(applied)
     }
 
-    fn replace(&self, socket: &mut Socket, new: &Ruleset) -> Result<(), NetError> {
-        let table = Table(&self.config.prefix);
-        let comment = match teardown::recorded(socket, &self.config.prefix)? {
-            Some(comment) => comment,
-            None => teardown::comment(&read_forwarding()?),
+    /// The comment of our table, or the one for a new table, and whether the table exists.
+    fn record(&self, held: &mut Services) -> Result<(String, bool), NetError> {
+        let prefix = &self.config.prefix;
+        let (comment, exists) = match teardown::recorded(&mut held.socket, prefix)? {
+            Some(comment) if teardown::is_ours(&comment) => (comment, true),
+            Some(_) => {
+                let problem = format!("there is an nftables table \"ip {prefix}\" that is not ours");
+                return Err(NetError::Config(problem));
+            }
+            None => match held.comment.take() {
+                Some(comment) => (comment, false),
+                None => (teardown::comment(&read_forwarding()?), false),
+            },
         };
+        held.comment = Some(comment.clone());
+        Ok((comment, exists))
+    }
+
+    fn replace(&self, held: &mut Services, new: &Ruleset) -> Result<(), NetError> {
+        let table = Table(&self.config.prefix);
+        let (comment, _) = self.record(held)?;
         // Created if missing, so that the deletion cannot fail.
         let mut messages = vec![table.add(&comment), table.del()];
         messages.extend(base::messages(&self.config, &comment));
         messages.extend(render::changes(table, &services::diff(&Ruleset::default(), new)));
-        socket.transact(nft::SUBSYSTEM, &messages).step("replacing the nftables table")
+        held.socket.transact(nft::SUBSYSTEM, &messages).step("replacing the nftables table")
     }
 }
 

@@ -11,7 +11,7 @@ use crate::addr::Ipv4Net;
 
 /// The pool of one node's pod range.
 #[derive(Clone, Debug)]
-pub struct Pool {
+pub(crate) struct Pool {
     range: Ipv4Net,
     used: BTreeSet<Ipv4Addr>,
     next: u32,
@@ -19,17 +19,17 @@ pub struct Pool {
 
 impl Pool {
     /// An empty pool over `range`.
-    pub fn new(range: Ipv4Net) -> Self {
+    pub(crate) fn new(range: Ipv4Net) -> Self {
         Self { range, used: BTreeSet::new(), next: 0 }
     }
 
     /// How many pods fit at all.
-    pub fn capacity(&self) -> u64 {
+    pub(crate) fn capacity(&self) -> u64 {
         self.range.size().saturating_sub(2)
     }
 
     /// Takes the next free address after the one taken last; `None` when all are in use.
-    pub fn allocate(&mut self) -> Option<Ipv4Addr> {
+    pub(crate) fn allocate(&mut self) -> Option<Ipv4Addr> {
         let capacity = u32::try_from(self.capacity()).unwrap_or(u32::MAX);
         if self.used.len() as u64 >= self.capacity() {
             return None;
@@ -47,12 +47,12 @@ impl Pool {
     }
 
     /// Marks an address as taken; false if it is taken already or not of this range.
-    pub fn reserve(&mut self, ip: Ipv4Addr) -> bool {
+    pub(crate) fn reserve(&mut self, ip: Ipv4Addr) -> bool {
         self.range.contains(ip) && self.used.insert(ip)
     }
 
     /// Gives an address back.
-    pub fn release(&mut self, ip: Ipv4Addr) {
+    pub(crate) fn release(&mut self, ip: Ipv4Addr) {
         self.used.remove(&ip);
     }
 }

@@ -5,8 +5,11 @@
 //! the table of our name are touched; running it twice is harmless.
 //! Deliberately not here: anything that needs a configuration.
 
+use std::net::Ipv4Addr;
+
 use sys::netlink::{NetlinkError, Protocol, Socket};
 
+use crate::addr::Ipv4Net;
 use crate::nft::{self, Table};
 use crate::node::{NetConfig, NetError, Step, check_prefix, link_by_name, read_forwarding, write_forwarding};
 use crate::pods::{fnv1a, owner};
@@ -37,6 +40,16 @@ pub(crate) fn comment(old_forwarding: &str) -> String {
     format!("{COMMENT}{old_forwarding}")
 }
 
+/// The value of `ip_forward` before us, if the comment is one of ours.
+fn old_forwarding(comment: &str) -> Option<&str> {
+    comment.strip_prefix(COMMENT)
+}
+
+/// Whether a table with this comment is one of ours.
+pub(crate) fn is_ours(comment: &str) -> bool {
+    old_forwarding(comment).is_some()
+}
+
 /// The comment of the table named `prefix`, if there is such a table.
 pub(crate) fn recorded(socket: &mut Socket, prefix: &str) -> Result<Option<String>, NetError> {
     let tables = socket.dump(&nft::get_tables()).step("listing nftables tables")?;
@@ -53,10 +66,10 @@ pub fn teardown(prefix: &str) -> Result<Removed, NetError> {
     let mut route = Socket::open(Protocol::Route).step("opening netlink")?;
     let mut netfilter = Socket::open(Protocol::Netfilter).step("opening netlink")?;
     let mut removed = Removed { links: links(&mut route, prefix)?, ..Removed::default() };
-    removed.routes = routes(&mut route, prefix)?;
-    removed.addresses = addresses(&mut route, prefix)?;
+    removed.routes = routes(&mut route, prefix, &[])?;
+    removed.addresses = addresses(&mut route, prefix, None)?;
     let Some(comment) = recorded(&mut netfilter, prefix)? else { return Ok(removed) };
-    let Some(old_forwarding) = comment.strip_prefix(COMMENT) else {
+    let Some(old_forwarding) = old_forwarding(&comment) else {
         tracing::warn!(prefix, "the nftables table of our name is not ours; it stays");
         return Ok(removed);
     };
@@ -94,11 +107,15 @@ fn unless_gone(outcome: Result<(), NetlinkError>) -> Result<(), NetlinkError> {
     }
 }
 
-fn routes(route: &mut Socket, prefix: &str) -> Result<usize, NetError> {
+/// Removes our routes, except those to `keep`.
+pub(crate) fn routes(route: &mut Socket, prefix: &str, keep: &[Ipv4Net]) -> Result<usize, NetError> {
     let metric = Some(NetConfig::metric(prefix));
     let routes = route.dump(&rt::get_routes()).step("listing routes")?;
     let ours = |route: &Route| {
-        route.protocol == rt::ROUTE_PROTOCOL && route.metric == metric && route.table == rt::TABLE_MAIN
+        route.protocol == rt::ROUTE_PROTOCOL
+            && route.metric == metric
+            && route.table == rt::TABLE_MAIN
+            && !keep.contains(&route.to)
     };
     let removals: Vec<_> = routes
         .iter()
@@ -110,14 +127,15 @@ fn routes(route: &mut Socket, prefix: &str) -> Result<usize, NetError> {
     Ok(removals.len())
 }
 
-fn addresses(route: &mut Socket, prefix: &str) -> Result<usize, NetError> {
+/// Removes our loopback addresses, except `keep`.
+pub(crate) fn addresses(route: &mut Socket, prefix: &str, keep: Option<Ipv4Addr>) -> Result<usize, NetError> {
     let label = NetConfig::label(prefix);
     let lo = link_by_name(route, "lo")?.index;
     let addresses = route.dump(&rt::get_addresses()).step("listing addresses")?;
     let removals: Vec<_> = addresses
         .iter()
         .map(Address::parse)
-        .filter(|address| address.link == lo && address.label == label)
+        .filter(|address| address.link == lo && address.label == label && Some(address.ip) != keep)
         .map(|address| rt::del_host_address(lo, address.ip, &label))
         .collect();
     route.request(&removals).step("removing our loopback address")?;

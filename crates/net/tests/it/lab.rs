@@ -65,7 +65,7 @@ pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
 /// What a host has that we could leave behind.
 pub fn inventory() -> String {
     sh(
-        "ip -o link | sort; ip -4 -o addr; ip -4 route show table all; nft list ruleset; cat /proc/sys/net/ipv4/ip_forward",
+        "ip -br link | cut -d' ' -f1 | sort; ip -4 -o addr; ip -4 route show table all; nft list ruleset; cat /proc/sys/net/ipv4/ip_forward",
     )
 }
 

@@ -134,6 +134,37 @@ fn a_restart_adopts_what_lives_and_removes_what_leaked() {
 }
 
 #[test]
+fn another_configuration_replaces_what_the_first_left() {
+    on_node(|lab| {
+        let pod = lab.server("a");
+        lab.net.apply(&[service(&[&pod])], &[]).unwrap();
+        let mut other = config();
+        other.service_cidr = "10.112.0.0/16".parse().unwrap();
+        other.dns_ip = Ipv4Addr::new(10, 112, 0, 10);
+        let second = Network::open(other).unwrap();
+        second.setup_node().unwrap();
+        let left = sh("ip -4 addr show dev lo; ip route");
+        assert!(left.contains("10.112.0.10/32") && left.contains("10.112.0.0/16 dev lo"), "{left}");
+        assert!(!left.contains("10.96."), "{left}");
+        assert_eq!(sh("cat /proc/sys/net/ipv4/ip_forward").trim(), "1");
+    });
+}
+
+#[test]
+fn a_table_of_our_name_that_is_not_ours_stays() {
+    on_node(|lab| {
+        net::teardown("gtt").unwrap();
+        sh("nft add table ip gtt; nft add chain ip gtt theirs");
+        let error = lab.net.setup_node().unwrap_err().to_string();
+        assert!(error.contains("\"ip gtt\" that is not ours"), "{error}");
+        assert!(lab.net.apply(&[], &[]).is_err());
+        assert!(!net::teardown("gtt").unwrap().table);
+        assert!(sh("nft list table ip gtt").contains("chain theirs"));
+        sh("nft delete table ip gtt");
+    });
+}
+
+#[test]
 fn findings_name_the_firewall_and_clashing_routes() {
     on_node(|lab| {
         assert_eq!(net::doctor(&config()).unwrap(), []);

@@ -152,6 +152,23 @@ fn a_client_with_affinity_stays_until_its_endpoint_goes() {
 }
 
 #[test]
+fn a_table_that_others_damaged_is_replaced() {
+    on_node(|lab| {
+        let (a, client) = (lab.server("a"), lab.pod("client"));
+        let mut web = service(&[&a]);
+        lab.net.apply(std::slice::from_ref(&web), &[]).unwrap();
+        assert_eq!(lab.net.apply(std::slice::from_ref(&web), &[]).unwrap(), net::Applied::default());
+        for damage in ["nft flush map ip gtt f_c", "nft delete table ip gtt"] {
+            sh(damage);
+            web.port += 1;
+            let applied = lab.net.apply(std::slice::from_ref(&web), &[]).unwrap();
+            assert!(applied.replaced, "{damage}");
+            assert_eq!(ask(&client.ns, SERVICE, web.port).unwrap().0, "a");
+        }
+    });
+}
+
+#[test]
 fn udp_flows_leave_a_dead_endpoint() {
     on_node(|lab| {
         let (a, b) = (lab.server("a"), lab.server("b"));
