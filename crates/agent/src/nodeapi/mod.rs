@@ -36,8 +36,10 @@ use tokio_rustls::TlsAcceptor;
 
 /// Connections at a time. Each stream through the API server is one.
 const CONNECTIONS_MAX: usize = 2048;
-/// For a TLS handshake and for the head of a request.
+/// For a TLS handshake.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
+/// For the head of a request, and so for an idle connection: longer than clients keep one in their pools (90 s).
+const HEAD_WITHIN: Duration = Duration::from_secs(120);
 /// Pause after a failed accept (no descriptors left): neither spinning nor giving up.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -118,7 +120,7 @@ impl NodeApi {
         let service = service_fn(move |request| answer(client, context.clone(), request));
         let served = http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(HANDSHAKE_WITHIN)
+            .header_read_timeout(HEAD_WITHIN)
             .serve_connection(TokioIo::new(tls), service)
             .with_upgrades()
             .await;
