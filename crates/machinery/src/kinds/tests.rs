@@ -325,6 +325,22 @@ fn ordinary_manifests_pass() {
     }
 }
 
+/// What kubectl 1.32 itself makes (`kubectl create … --dry-run=client -o json`): strict, complete, accepted.
+#[test]
+fn what_kubectl_makes_passes() {
+    let lines = include_str!("../../testdata/kubectl-create.jsonl").lines();
+    let mut count = 0;
+    for line in lines {
+        let body = crate::body::json(line.as_bytes()).unwrap().value;
+        let (api, kind) = (get::text(&body, "/apiVersion"), get::text(&body, "/kind"));
+        let (group, version) = api.split_once('/').unwrap_or(("", api));
+        let r = k8s_schema::resource_for_kind(group, version, kind).expect("a served kind");
+        create(r, body.clone()).unwrap_or_else(|e| panic!("{kind}: {}", e.message));
+        count += 1;
+    }
+    assert!(count >= 20, "the fixture was cut short: {count}");
+}
+
 proptest! {
     /// No entry point of any kind panics, whatever the document.
     #[test]
