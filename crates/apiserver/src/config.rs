@@ -93,6 +93,8 @@ pub struct ApiConfig {
     pub token_issuer: Option<Arc<dyn TokenIssuer>>,
     /// Connections to agents, for logs, exec, attach, port-forward.
     pub nodes: Option<Arc<dyn NodeDialer>>,
+    /// More lines for `/metrics` (the store's own figures), each ending in a line feed.
+    pub more_metrics: Arc<dyn Fn() -> String + Send + Sync>,
     /// Serve group versions that Kubernetes has removed (`extensions/v1beta1` …)?
     pub legacy: bool,
 }
@@ -113,6 +115,7 @@ impl ApiConfig {
             authenticator: None,
             token_issuer: None,
             nodes: None,
+            more_metrics: Arc::new(String::new),
             legacy: true,
         }
     }

@@ -2,6 +2,7 @@
 
 use crate::Api;
 use crate::authz::{Attributes, Decision};
+use crate::rules;
 use crate::verbs::Call;
 use auth::Identity;
 use machinery::status::ApiError;
@@ -9,7 +10,11 @@ use serde_json::{Value, json};
 
 impl Api {
     /// The answer, when the resource is a review; `None` for everything that is stored.
-    pub(crate) async fn review(&self, call: &Call, mut body: Value) -> Result<Option<Value>, ApiError> {
+    pub(crate) async fn review(&self, call: &Call, body: &Value) -> Result<Option<Value>, ApiError> {
+        if call.resource.offers("get") || !call.subresource.is_empty() {
+            return Ok(None);
+        }
+        let (mut body, _) = rules::decode(&call.resource, body.clone(), &call.options)?;
         let gvr = call.resource.gvr();
         let status = match (&*gvr.group, &*gvr.resource) {
             ("authorization.k8s.io", "selfsubjectaccessreviews") => {

@@ -32,7 +32,7 @@ pub async fn answer(api: &Arc<Api>, inbound: &Inbound, path: &str) -> Result<Res
         ["healthz" | "livez" | "readyz", rest @ ..] => health(api, inbound, segments[0], rest),
         ["version"] => json(version()),
         ["metrics"] => {
-            let text = api.metrics.text(&api.storage.cache);
+            let text = api.metrics.text(&api.storage.cache) + &(api.config.more_metrics)();
             Ok(respond::raw(200, "text/plain; version=0.0.4; charset=utf-8", respond::full(text)))
         }
         ["api"] => Ok(root(api, inbound, Root::Core, wishes)),
@@ -132,6 +132,15 @@ fn health(api: &Api, inbound: &Inbound, probe: &str, rest: &[&str]) -> Result<Re
     }
 }
 
+/// An architecture as Go names it.
+fn go_arch(rust: &str) -> &str {
+    match rust {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
 fn version() -> Value {
     json!({
         "major": "1", "minor": "36",
@@ -140,6 +149,6 @@ fn version() -> Value {
         "gitVersion": concat!("v1.36.0+gantry", env!("CARGO_PKG_VERSION")),
         "gitCommit": "", "gitTreeState": "clean", "buildDate": "1970-01-01T00:00:00Z",
         "goVersion": "go1.26", "compiler": "rustc",
-        "platform": concat!("linux/", "amd64"),
+        "platform": format!("linux/{}", go_arch(std::env::consts::ARCH)),
     })
 }

@@ -241,7 +241,7 @@ async fn write(
         }
     };
     if let Verb::Create(body) = &verb {
-        if let Some(answer) = api.review(&call, body.clone()).await? {
+        if let Some(answer) = api.review(&call, body).await? {
             return Ok(respond::json_value(201, "application/json", &answer, shape.wishes));
         }
         if call.resource.is("", "bindings") {

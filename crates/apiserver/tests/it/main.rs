@@ -3,6 +3,7 @@
 #![cfg(test)]
 
 mod bad_input;
+mod every_kind;
 mod harness;
 mod kubectl;
 mod lists;
