@@ -135,30 +135,39 @@ impl Cache {
     /// Applies a write's answer at once, so that the writer need not wait for its own event.
     /// Ignored when the cache has seen that revision already (the object may be gone again by now).
     pub fn observe(&self, object: Arc<Object>) {
+        let handlers = self.handlers.lock();
         if object.revision > self.seen.load(Ordering::Acquire) {
-            self.apply(EventKind::Modified, object);
+            self.apply(&handlers, EventKind::Modified, object);
         }
+    }
+
+    /// Applies a watch event. Under the same lock as [`Cache::observe`], so that no older object comes back.
+    fn receive(&self, kind: EventKind, object: Arc<Object>) {
+        let handlers = self.handlers.lock();
+        let revision = object.revision;
+        self.apply(&handlers, kind, object);
+        self.seen.store(revision, Ordering::Release);
     }
 
     async fn relist(&self, client: &ApiClient, options: &ListOptions) -> Result<u64, ApiError> {
         let list = client.list(&self.gvr, options).await?;
         let listed: std::collections::BTreeSet<ObjectKey> =
             list.items.iter().map(|o| o.key.clone()).collect();
-        let gone: Vec<Arc<Object>> =
-            self.objects.read().values().filter(|o| !listed.contains(&o.key)).cloned().collect();
+        let handlers = self.handlers.lock();
+        let gone = |o: &&Arc<Object>| o.revision <= list.revision && !listed.contains(&o.key);
+        let gone: Vec<Arc<Object>> = self.objects.read().values().filter(gone).cloned().collect();
         for object in gone {
-            self.apply(EventKind::Deleted, object);
+            self.apply(&handlers, EventKind::Deleted, object);
         }
         for object in list.items {
-            self.apply(EventKind::Modified, object);
+            self.apply(&handlers, EventKind::Modified, object);
         }
         self.seen.store(list.revision, Ordering::Release);
         self.synced.send_replace(true);
         Ok(list.revision)
     }
 
-    fn apply(&self, kind: EventKind, object: Arc<Object>) {
-        let handlers = self.handlers.lock();
+    fn apply(&self, handlers: &[Handler], kind: EventKind, object: Arc<Object>) {
         let old = {
             let mut objects = self.objects.write();
             match kind {
@@ -175,7 +184,7 @@ impl Cache {
         };
         let new = (kind != EventKind::Deleted).then_some(&object);
         if old.is_some() || new.is_some() {
-            for handler in handlers.iter() {
+            for handler in handlers {
                 handler(old.as_ref(), new);
             }
         }
@@ -193,9 +202,7 @@ async fn follow(
     while let Some(event) = events.next().await {
         let event = event?;
         let Some(cache) = cache.upgrade() else { return Ok(()) };
-        let revision = event.object.revision;
-        cache.apply(event.kind, event.object);
-        cache.seen.store(revision, Ordering::Release);
+        cache.receive(event.kind, event.object);
     }
     Ok(())
 }

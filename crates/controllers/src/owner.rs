@@ -48,10 +48,13 @@ impl Kind {
     }
 }
 
+/// A namespace and the UID of an owner in it.
+type Place = (Arc<str>, String);
+
 /// Keys of a resource's objects by namespace and the controlling owner's UID ("" for none), kept by a handler.
 #[derive(Default)]
 pub struct OwnedIndex {
-    names: Mutex<BTreeMap<(Arc<str>, String), BTreeSet<Arc<str>>>>,
+    names: Mutex<BTreeMap<Place, BTreeSet<Arc<str>>>>,
 }
 
 impl OwnedIndex {

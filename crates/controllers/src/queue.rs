@@ -19,6 +19,8 @@ struct State<K> {
     dirty: BTreeSet<K>,
     working: BTreeSet<K>,
     due: BTreeSet<(Instant, K)>,
+    /// When each key is due: once, at the earliest time asked for since it was last worked on.
+    due_at: BTreeMap<K, Instant>,
     failures: BTreeMap<K, u32>,
     closed: bool,
 }
@@ -36,6 +38,7 @@ impl<K: Ord + Clone> Default for Queue<K> {
             dirty: BTreeSet::new(),
             working: BTreeSet::new(),
             due: BTreeSet::new(),
+            due_at: BTreeMap::new(),
             failures: BTreeMap::new(),
             closed: false,
         };
@@ -56,7 +59,15 @@ impl<K: Ord + Clone> Queue<K> {
 
     /// Asks for a key to be looked at later.
     pub fn add_after(&self, key: K, delay: Duration) {
-        self.state.lock().due.insert((Instant::now() + delay, key));
+        let (mut state, at) = (self.state.lock(), Instant::now() + delay);
+        match state.due_at.get(&key).copied() {
+            Some(present) if present <= at => return,
+            Some(present) => state.due.remove(&(present, key.clone())),
+            None => false,
+        };
+        state.due_at.insert(key.clone(), at);
+        state.due.insert((at, key));
+        drop(state);
         self.wake.notify_one();
     }
 
@@ -101,6 +112,7 @@ impl<K: Ord + Clone> Queue<K> {
         let now = Instant::now();
         while state.due.first().is_some_and(|(at, _)| *at <= now) {
             let Some((_, key)) = state.due.pop_first() else { break };
+            state.due_at.remove(&key);
             if state.dirty.insert(key.clone()) && !state.working.contains(&key) {
                 state.ready.push_back(key);
             }
@@ -108,6 +120,10 @@ impl<K: Ord + Clone> Queue<K> {
         let Some(key) = state.ready.pop_front() else {
             return Next::Wait(state.due.first().map(|(at, _)| *at));
         };
+        // Whoever works on the key now says anew when to look again.
+        if let Some(at) = state.due_at.remove(&key) {
+            state.due.remove(&(at, key.clone()));
+        }
         state.dirty.remove(&key);
         state.working.insert(key.clone());
         if !state.ready.is_empty() {
@@ -159,6 +175,24 @@ mod tests {
         queue.done(&"a");
         queue.close();
         assert_eq!(queue.next().await, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_is_due_once_at_the_earliest_time() {
+        let queue = Queue::default();
+        let (start, second) = (Instant::now(), Duration::from_secs);
+        for seconds in [9, 3, 5] {
+            queue.add_after("a", second(seconds));
+        }
+        assert_eq!(queue.next().await, Some("a"));
+        assert_eq!(start.elapsed().as_secs(), 3);
+        queue.done(&"a");
+        queue.add_after("a", second(100));
+        queue.add("a");
+        assert_eq!(queue.next().await, Some("a"));
+        queue.done(&"a");
+        let none = tokio::time::timeout(second(1_000), queue.next()).await;
+        assert!(none.is_err(), "looking at the key forgot when it was due");
     }
 
     #[tokio::test(start_paused = true)]

@@ -5,7 +5,7 @@
 use apiserver::{Api, ApiConfig};
 use auth::Identity;
 use client::{ApiClient, DeleteOptions, ListOptions, Object, ObjectKey, Propagation};
-use controllers::{Controllers, ControllersConfig};
+use controllers::{Controllers, ControllersConfig, Scheduler};
 use k8s_schema::{Gvr, gvr};
 use machinery::status::ApiError;
 use serde_json::{Value, json};
@@ -59,6 +59,12 @@ pub fn owned_by(api_version: &str, kind: &str, owner: &Object) -> Value {
 }
 
 impl Cluster {
+    /// Starts the scheduler.
+    pub fn scheduler(&self) -> Scheduler {
+        let identity = Identity::component("system:kube-scheduler");
+        Scheduler::start(self.api.client(identity), Arc::new(jiff::Timestamp::now))
+    }
+
     /// Creates an object; the literal names its namespace.
     pub async fn create(&self, gvr: &Gvr, body: Value) -> Arc<Object> {
         self.client.create(gvr, body).await.unwrap()

@@ -1,0 +1,229 @@
+//! ReplicaSets, Deployments and the scheduler, with a test that plays the node agent by hand.
+
+use crate::harness::{Cluster, cluster, key};
+use client::{ObjectKey, Propagation};
+use k8s_schema::gvr;
+use serde_json::{Value, json};
+
+fn template(image: &str) -> Value {
+    json!({"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "c", "image": image,
+        "resources": {"requests": {"cpu": "100m"}}}]}})
+}
+
+fn deployment(spec: Value) -> Value {
+    let mut body = json!({"apiVersion": "apps/v1", "kind": "Deployment",
+        "metadata": {"name": "web", "namespace": "default"},
+        "spec": {"replicas": 3, "selector": {"matchLabels": {"app": "web"}}, "template": template("i:1")}});
+    for (field, value) in spec.as_object().unwrap() {
+        body["spec"][field] = value.clone();
+    }
+    body
+}
+
+impl Cluster {
+    async fn node(&self, name: &str, cpu: &str) {
+        let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}});
+        self.create(&gvr::NODES, node).await;
+        let list = json!({"cpu": cpu, "memory": "4Gi", "pods": "110"});
+        let now = machinery::time::format(jiff::Timestamp::now());
+        let ready = json!({"type": "Ready", "status": "True", "reason": "x", "message": "y",
+            "lastHeartbeatTime": now, "lastTransitionTime": now});
+        let status = json!({"status": {"capacity": list, "allocatable": list, "conditions": [ready]}});
+        self.client.merge_patch_status(&gvr::NODES, &ObjectKey::cluster(name), status).await.unwrap();
+    }
+
+    /// Plays the agents once: bound pods run and are ready, those that are going are gone.
+    async fn play_agents(&self) {
+        for pod in self.list(&gvr::PODS).await {
+            let value = pod.value().unwrap();
+            if !value["spec"]["nodeName"].is_string() {
+                continue;
+            }
+            if value["metadata"]["deletionTimestamp"].is_string() {
+                let options = client::DeleteOptions { grace_period_seconds: Some(0), ..Default::default() };
+                let _ = self.client.delete(&gvr::PODS, &pod.key, options).await;
+            } else if value["status"]["phase"] != "Running" {
+                let status = json!({"status": {"phase": "Running", "conditions": [
+                    {"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}});
+                let _ = self.client.merge_patch_status(&gvr::PODS, &pod.key, status).await;
+            }
+        }
+    }
+
+    /// Plays the agents until the Deployment is as wanted.
+    async fn deployed(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        for _ in 0..2_000 {
+            self.play_agents().await;
+            let value = self.client.get(&gvr::DEPLOYMENTS, &key("web")).await.unwrap().value().unwrap();
+            if wanted(&value) {
+                return value;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        let value = self.client.get(&gvr::DEPLOYMENTS, &key("web")).await.unwrap().value().unwrap();
+        let sets = self.list(&gvr::REPLICA_SETS).await;
+        let sets: Vec<Value> = sets.iter().map(|s| s.value().unwrap()).collect();
+        panic!("{what}: {value:#}\n{}", json!(sets));
+    }
+
+    async fn patch(&self, patch: Value) {
+        self.client.merge_patch(&gvr::DEPLOYMENTS, &key("web"), patch).await.unwrap();
+    }
+
+    /// The images of pods, with or without those on their way out.
+    async fn images(&self, counted: fn(&Value) -> bool) -> Vec<String> {
+        let pods = self.list(&gvr::PODS).await;
+        let values = pods.iter().map(|p| p.value().unwrap()).filter(counted);
+        values.map(|v| v["spec"]["containers"][0]["image"].as_str().unwrap().to_string()).collect()
+    }
+
+    async fn events(&self, reason: &str) -> Vec<String> {
+        let all = self.until(&gvr::EVENTS, reason, |all| all.iter().any(|e| e["reason"] == reason)).await;
+        let texts = all.iter().filter(|e| e["reason"] == reason);
+        texts.map(|e| e["message"].as_str().unwrap().to_string()).collect()
+    }
+}
+
+/// What `kubectl rollout status` waits for.
+fn is_rolled_out(d: &Value) -> bool {
+    let count = |field: &str| d["status"][field].as_i64().unwrap_or(0);
+    let wanted = d["spec"]["replicas"].as_i64().unwrap();
+    count("observedGeneration") >= d["metadata"]["generation"].as_i64().unwrap()
+        && count("updatedReplicas") == wanted
+        && count("replicas") == wanted
+        && count("availableReplicas") == wanted
+}
+
+fn stays(pod: &Value) -> bool {
+    pod["metadata"]["deletionTimestamp"].is_null()
+}
+
+fn revision(d: &Value) -> &str {
+    d["metadata"]["annotations"]["deployment.kubernetes.io/revision"].as_str().unwrap_or_default()
+}
+
+fn condition<'a>(d: &'a Value, kind: &str) -> &'a str {
+    let all = d["status"]["conditions"].as_array().unwrap();
+    all.iter().find(|c| c["type"] == kind).map_or("", |c| c["reason"].as_str().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deployment_rolls_out_forth_and_back() {
+    let c = cluster().await;
+    let _scheduler = c.scheduler();
+    c.node("one", "4").await;
+    c.create(&gvr::DEPLOYMENTS, deployment(json!({}))).await;
+    let first = c
+        .deployed("first", |d| is_rolled_out(d) && condition(d, "Progressing") == "NewReplicaSetAvailable")
+        .await;
+    assert_eq!((revision(&first), condition(&first, "Available")), ("1", "MinimumReplicasAvailable"));
+    assert_eq!(first["metadata"]["generation"], 1, "the revision is no new wish");
+    let set = c.list(&gvr::REPLICA_SETS).await.remove(0).value().unwrap();
+    let hash = set["metadata"]["labels"]["pod-template-hash"].as_str().unwrap();
+    assert_eq!(set["metadata"]["name"], format!("web-{hash}"));
+    assert!(
+        c.events("ScalingReplicaSet")
+            .await
+            .contains(&format!("Scaled up replica set web-{hash} from 0 to 3"))
+    );
+    assert!(c.events("Scheduled").await[0].starts_with("Successfully assigned default/web-"));
+    assert!(c.events("SuccessfulCreate").await[0].starts_with(&format!("Created pod: web-{hash}-")));
+
+    c.patch(json!({"spec": {"template": template("i:2")}})).await;
+    let second = c.deployed("second", |d| is_rolled_out(d) && revision(d) == "2").await;
+    assert_eq!(condition(&second, "Available"), "MinimumReplicasAvailable");
+    assert_eq!(c.images(stays).await, ["i:2"; 3]);
+
+    c.patch(json!({"spec": {"template": template("i:1")}})).await;
+    c.deployed("undone", |d| is_rolled_out(d) && revision(d) == "3").await;
+    let sets = c.list(&gvr::REPLICA_SETS).await;
+    assert_eq!(sets.len(), 2, "the old set came back");
+    let back = sets.iter().find(|s| *s.key.name == *format!("web-{hash}")).unwrap();
+    assert_eq!(back.meta().annotations["deployment.kubernetes.io/revision-history"], "1");
+    assert_eq!(c.images(stays).await, ["i:1"; 3]);
+
+    c.patch(json!({"spec": {"replicas": 5}})).await;
+    c.deployed("scaled", |d| is_rolled_out(d) && d["status"]["replicas"] == 5).await;
+    c.patch(json!({"spec": {"replicas": 0}})).await;
+    c.deployed("emptied", |d| is_rolled_out(d) && d["status"]["replicas"].is_null()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn recreate_never_mixes_versions_and_a_pause_holds() {
+    let c = cluster().await;
+    let _scheduler = c.scheduler();
+    c.node("one", "4").await;
+    c.create(&gvr::DEPLOYMENTS, deployment(json!({"strategy": {"type": "Recreate"}}))).await;
+    c.deployed("first", is_rolled_out).await;
+    c.patch(json!({"spec": {"paused": true, "template": template("i:2")}})).await;
+    c.deployed("paused", |d| condition(d, "Progressing") == "DeploymentPaused").await;
+    assert_eq!(c.images(|_| true).await, ["i:1"; 3]);
+    c.patch(json!({"spec": {"paused": false}})).await;
+    for _ in 0..2_000 {
+        let images = c.images(|_| true).await;
+        assert!(images.windows(2).all(|w| w[0] == w[1]), "{images:?}");
+        if images == ["i:2"; 3] {
+            break;
+        }
+        c.play_agents().await;
+    }
+    c.deployed("second", |d| is_rolled_out(d) && revision(d) == "2").await;
+    c.delete(&gvr::DEPLOYMENTS, &key("web"), Some(Propagation::Foreground)).await.unwrap();
+    for _ in 0..2_000 {
+        c.play_agents().await;
+        if c.list(&gvr::DEPLOYMENTS).await.is_empty() {
+            break;
+        }
+    }
+    assert!(c.list(&gvr::PODS).await.is_empty() && c.list(&gvr::REPLICA_SETS).await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_set_adopts_releases_and_replaces_pods() {
+    let c = cluster().await;
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "bare", "namespace": "default",
+        "labels": {"app": "web"}}, "spec": template("i:0")["spec"]});
+    c.create(&gvr::PODS, pod).await;
+    let set = json!({"apiVersion": "apps/v1", "kind": "ReplicaSet", "metadata": {"name": "web", "namespace": "default"},
+        "spec": {"replicas": 2, "selector": {"matchLabels": {"app": "web"}}, "template": template("i:1")}});
+    c.create(&gvr::REPLICA_SETS, set).await;
+    let full = |v: &Value| v["status"]["replicas"] == 2;
+    c.until_object(&gvr::REPLICA_SETS, &key("web"), full).await;
+    let adopted = |v: &Value| v["metadata"]["ownerReferences"][0]["name"] == "web";
+    c.until_object(&gvr::PODS, &key("bare"), adopted).await;
+    assert_eq!(c.list(&gvr::PODS).await.len(), 2);
+
+    let label = json!({"metadata": {"labels": {"app": "other"}}});
+    c.client.merge_patch(&gvr::PODS, &key("bare"), label).await.unwrap();
+    let free = |v: &Value| v["metadata"].get("ownerReferences").is_none_or(|o| o == &json!([]));
+    c.until_object(&gvr::PODS, &key("bare"), free).await;
+    c.until(&gvr::PODS, "a replacement", |all| all.len() == 3).await;
+
+    c.client.merge_patch(&gvr::REPLICA_SETS, &key("web"), json!({"spec": {"replicas": 50}})).await.unwrap();
+    c.until(&gvr::PODS, "fifty", |all| all.len() == 51).await;
+    c.client.merge_patch(&gvr::REPLICA_SETS, &key("web"), json!({"spec": {"replicas": 1}})).await.unwrap();
+    c.until(&gvr::PODS, "one", |all| all.len() == 2).await;
+    let one = |v: &Value| v["status"]["replicas"] == 1 && v["status"]["observedGeneration"] == 3;
+    c.until_object(&gvr::REPLICA_SETS, &key("web"), one).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pods_that_fit_nowhere_say_why_and_go_where_room_appears() {
+    let c = cluster().await;
+    let _scheduler = c.scheduler();
+    c.node("small", "150m").await;
+    c.create(&gvr::DEPLOYMENTS, deployment(json!({"replicas": 2}))).await;
+    let bound = |all: &[Value]| all.iter().filter(|p| p["spec"]["nodeName"].is_string()).count();
+    let waits = |p: &Value| {
+        let conditions = p["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        conditions.iter().any(|c| c["type"] == "PodScheduled" && c["reason"] == "Unschedulable")
+    };
+    c.until(&gvr::PODS, "one fits", |all| bound(all) == 1 && all.iter().filter(|p| waits(p)).count() == 1)
+        .await;
+    let told = c.events("FailedScheduling").await;
+    assert!(told[0].starts_with("0/1 nodes are available: 1 Insufficient cpu."), "{told:?}");
+    c.node("big", "2").await;
+    let pods = c.until(&gvr::PODS, "both fit", |all| bound(all) == 2).await;
+    assert!(pods.iter().any(|p| p["spec"]["nodeName"] == "big"));
+    assert!(!pods.iter().any(waits), "bound pods have PodScheduled=True");
+}
