@@ -18,6 +18,7 @@ mod objects;
 mod ops;
 pub mod pod;
 mod probes;
+pub mod services;
 pub mod state;
 pub mod status;
 mod stream;

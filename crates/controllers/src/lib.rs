@@ -5,6 +5,7 @@
 //! back from typed views, which would drop fields they do not know.
 //! Deliberately not here: scheduling decisions (`sched`), anything on a node (`agent`).
 
+mod cluster_dns;
 pub mod context;
 mod deployment;
 mod endpoints;
@@ -38,6 +39,7 @@ type Row = (&'static str, fn(&Context) -> Vec<JoinHandle<()>>);
 // TEAM NOTE, gone before landing: helper A = scheduler loop, replicaset(+RC), deployment; helper B = garbage collector,
 // namespace, job, cronjob, statefulset, daemonset; lead = the rest.
 const CONTROLLERS: &[Row] = &[
+    ("cluster-dns", cluster_dns::start),
     ("endpoints", endpoints::start),
     ("garbage-collector", gc::start),
     ("namespace", namespace::start),

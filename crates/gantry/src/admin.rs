@@ -32,6 +32,8 @@ pub enum Question {
     ImageGc,
     /// Stop the process (pods run on).
     Stop,
+    /// Stop all pods, then the process.
+    Down,
 }
 
 /// Asks and waits for the answer, as long as it takes.

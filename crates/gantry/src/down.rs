@@ -3,7 +3,9 @@
 use crate::admin::{Question, answers, ask};
 use crate::config::Config;
 use crate::preflight;
+use crate::up::node;
 use anyhow::{Result, bail};
+use runtime::Runtime;
 use std::time::{Duration, Instant};
 
 /// How long a running instance may take to end.
@@ -17,8 +19,8 @@ pub fn run(config: Config, _: &[String]) -> Result<()> {
     }
     let socket = config.socket();
     if answers(&socket) {
-        println!("stopping the control plane");
-        ask(&socket, &Question::Stop)?;
+        println!("stopping all pods, then the control plane");
+        ask(&socket, &Question::Down)?;
         let deadline = Instant::now() + END_MAX;
         while answers(&socket) {
             if Instant::now() > deadline {
@@ -27,6 +29,7 @@ pub fn run(config: Config, _: &[String]) -> Result<()> {
             std::thread::sleep(LOOK_AGAIN);
         }
     }
+    stop_pods(&config)?;
     println!("removing network devices, routes and tables of {:?}", config.name);
     net::teardown(&config.name)?;
     match std::fs::remove_dir_all(config.run_dir()) {
@@ -35,4 +38,21 @@ pub fn run(config: Config, _: &[String]) -> Result<()> {
     }
     println!("down; data stays in {}", config.data_dir.display());
     Ok(())
+}
+
+/// Kills what is left of the instance's pods (all of them, where no process ran), and removes their cgroups.
+fn stop_pods(config: &Config) -> Result<()> {
+    let runtime_config = node::runtime_config(config)?;
+    let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    tokio.block_on(async {
+        if runtime_config.state_dir.exists() {
+            let (runtime, _events) = Runtime::open(runtime_config)?;
+            for pod in runtime.recover().await? {
+                println!("stopping pod {}/{}", pod.spec.namespace, pod.spec.name);
+                runtime.remove_pod(&pod.spec.uid).await?;
+            }
+            runtime.remove_groups().await;
+        }
+        Ok(())
+    })
 }

@@ -63,6 +63,11 @@ const COMMANDS: &[Command] = &[
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
+    if let [word, rest @ ..] = &args[..]
+        && word == "shim"
+    {
+        runtime::shim_main(rest)
+    }
     match run(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

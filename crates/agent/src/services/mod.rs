@@ -1,6 +1,6 @@
 //! What kube-proxy does: keeps the node's service maps as Services and EndpointSlices say.
 //!
-//! Computing what is wanted ([`service_ports`], [`host_ports`]) is pure; `net` diffs and applies. Changes within
+//! Computing what is wanted ([`service_ports`]) is pure; `net` diffs and applies. Changes within
 //! [`COALESCE`] share one apply, because the kernel waits up to 16 ms for each. When the API is gone, the last
 //! applied state goes on working.
 
@@ -20,6 +20,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 use stdx::backoff::Backoff;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 /// Changes within this time are applied together.
@@ -29,23 +30,29 @@ const RETRY: Backoff = Backoff { base: Duration::from_millis(100), factor: 2, ma
 /// The label that ties a slice to its Service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
-/// Starts keeping the maps of node `node`; ends when the handle is aborted.
-pub fn start(client: ApiClient, network: Arc<Network>, node: String) -> JoinHandle<()> {
+/// Starts keeping the maps of node `node`, the host ports of its pods among them; ends when the handle is aborted.
+pub fn start(
+    client: ApiClient,
+    network: Arc<Network>,
+    node: String,
+    mut host_ports: watch::Receiver<Vec<HostPort>>,
+) -> JoinHandle<()> {
     let all = ListOptions::default;
     let services = Cache::start(client.clone(), gvr::SERVICES, all());
-    let slices = Cache::start(client.clone(), gvr::ENDPOINT_SLICES, all());
-    let here = ListOptions { field_selector: format!("spec.nodeName={node}"), ..all() };
-    let pods = Cache::start(client, gvr::PODS, here);
+    let slices = Cache::start(client, gvr::ENDPOINT_SLICES, all());
     tokio::spawn(async move {
-        for cache in [&services, &slices, &pods] {
+        for cache in [&services, &slices] {
             cache.wait_synced().await;
         }
-        let mut changes = [services.changed(), slices.changed(), pods.changed()];
+        let mut changes = [services.changed(), slices.changed()];
         let mut applied = None;
         let mut failures = 0;
         loop {
             changes.iter_mut().for_each(|c| drop(c.borrow_and_update()));
-            let wanted = (all_service_ports(&services.list(), &slices.list(), &node), host_ports(&pods.list()));
+            let wanted = (
+                all_service_ports(&services.list(), &slices.list(), &node),
+                host_ports.borrow_and_update().clone(),
+            );
             if applied.as_ref() != Some(&wanted) {
                 let network = network.clone();
                 let done = tokio::task::spawn_blocking(move || {
@@ -63,8 +70,8 @@ pub fn start(client: ApiClient, network: Arc<Network>, node: String) -> JoinHand
                     Err(_) => return,
                 }
             }
-            let [a, b, c] = &mut changes;
-            tokio::select! { _ = a.changed() => {}, _ = b.changed() => {}, _ = c.changed() => {} }
+            let [a, b] = &mut changes;
+            tokio::select! { _ = a.changed() => {}, _ = b.changed() => {}, gone = host_ports.changed() => if gone.is_err() { return } }
             tokio::time::sleep(COALESCE).await;
         }
     })
@@ -119,7 +126,11 @@ fn service_ports(
     if cluster_ips.is_empty() {
         return Vec::new();
     }
-    let ingress = service.status.iter().filter_map(|s| s.load_balancer.as_ref()).flat_map(|l| l.ingress.iter().flatten());
+    let ingress = service
+        .status
+        .iter()
+        .filter_map(|s| s.load_balancer.as_ref())
+        .flat_map(|l| l.ingress.iter().flatten());
     let balancer = ingress.filter(|i| i.ip_mode.as_deref() != Some("Proxy")).filter_map(|i| i.ip.as_ref());
     let external_ips = addresses(spec.external_ips.iter().flatten().chain(balancer));
     let affinity_secs = (spec.session_affinity.as_deref() == Some("ClientIP")).then(|| {
@@ -146,7 +157,11 @@ fn service_ports(
 }
 
 /// The endpoints that may receive: the ready ones; where there is none, those that serve while they leave.
-fn endpoints(port: &core::ServicePort, slices: &[Arc<discovery::EndpointSlice>], node: &str) -> Vec<Endpoint> {
+fn endpoints(
+    port: &core::ServicePort,
+    slices: &[Arc<discovery::EndpointSlice>],
+    node: &str,
+) -> Vec<Endpoint> {
     let (mut ready, mut leaving) = (BTreeSet::new(), BTreeSet::new());
     for slice in slices.iter().filter(|s| s.address_type == "IPv4") {
         let same = |p: &&discovery::EndpointPort| {
@@ -155,7 +170,7 @@ fn endpoints(port: &core::ServicePort, slices: &[Arc<discovery::EndpointSlice>],
         };
         let number = slice.ports.iter().flatten().find(same).and_then(|p| p.port);
         let Some(number) = number.and_then(|n| u16::try_from(n).ok()) else { continue };
-        for endpoint in &slice.endpoints {
+        for endpoint in slice.endpoints.iter().flatten() {
             let local = endpoint.node_name.as_deref() == Some(node);
             let conditions = endpoint.conditions.as_ref();
             let is_ready = conditions.and_then(|c| c.ready) != Some(false);
@@ -171,29 +186,6 @@ fn endpoints(port: &core::ServicePort, slices: &[Arc<discovery::EndpointSlice>],
         }
     }
     if ready.is_empty() { leaving } else { ready }.into_iter().collect()
-}
-
-/// Host ports of the node's running pods.
-fn host_ports(pods: &[Arc<Object>]) -> Vec<HostPort> {
-    let mut ports = BTreeSet::new();
-    for object in pods {
-        let Ok(pod) = object.view::<core::Pod>() else { continue };
-        let (Some(spec), Some(status)) = (&pod.spec, &pod.status) else { continue };
-        let over = matches!(status.phase.as_deref(), Some("Failed" | "Succeeded"));
-        let Some(pod_ip) = status.pod_ip.as_ref().and_then(|ip| ip.parse().ok()) else { continue };
-        if over || spec.host_network == Some(true) {
-            continue;
-        }
-        for port in spec.containers.iter().flat_map(|c| c.ports.iter().flatten()) {
-            let number = |n: i32| u16::try_from(n).ok().filter(|n| *n > 0);
-            let (Some(host_port), Some(pod_port)) = (port.host_port.and_then(number), number(port.container_port)) else {
-                continue;
-            };
-            let host_ip = port.host_ip.as_ref().and_then(|ip| ip.parse().ok()).filter(|ip: &Ipv4Addr| !ip.is_unspecified());
-            ports.insert(HostPort { host_ip, protocol: protocol(port.protocol.as_deref()), host_port, pod_ip, pod_port });
-        }
-    }
-    ports.into_iter().collect()
 }
 
 #[cfg(test)]
@@ -227,7 +219,8 @@ mod tests {
         assert_eq!(all.len(), 1);
         assert_eq!((all[0].port, all[0].node_port, all[0].affinity_secs), (80, Some(30080), Some(10_800)));
         assert_eq!(all[0].external_ips.len(), 2);
-        let members: Vec<(String, bool)> = all[0].endpoints.iter().map(|e| (e.ip.to_string(), e.local)).collect();
+        let members: Vec<(String, bool)> =
+            all[0].endpoints.iter().map(|e| (e.ip.to_string(), e.local)).collect();
         assert_eq!(members, [("10.1.0.1".to_string(), true), ("10.1.0.2".into(), false)]);
     }
 

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use apiserver::{Api, ApiConfig};
 use auth::{Ca, Identity, Issued, SYSTEM_MASTERS};
 use client::ApiClient;
-use controllers::{Controllers, ControllersConfig};
+use controllers::{Controllers, ControllersConfig, Scheduler};
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -20,7 +20,7 @@ use tokio::sync::watch;
 /// The one realm of an instance so far.
 const REALM: &str = "main";
 /// Kubernetes' certificate users.
-const KUBELET_CLIENT: &str = "kube-apiserver-kubelet-client";
+pub const KUBELET_CLIENT: &str = "kube-apiserver-kubelet-client";
 
 /// What the control plane leaves for others.
 #[derive(Default)]
@@ -28,7 +28,7 @@ pub struct Parts {
     store: Option<Arc<Embedded>>,
     ca: Option<Arc<Ca>>,
     api: Option<Arc<Api>>,
-    controllers: Option<Controllers>,
+    controllers: Option<(Controllers, Scheduler)>,
 }
 
 impl Parts {
@@ -139,7 +139,9 @@ pub async fn controllers(instance: &mut Instance) -> Result<()> {
     };
     let clock = Arc::new(jiff::Timestamp::now);
     let manager = instance.control.client(Identity::component("system:kube-controller-manager"))?;
-    instance.control.controllers = Some(Controllers::start(manager, config, clock));
+    let scheduler = instance.control.client(Identity::component("system:kube-scheduler"))?;
+    let controllers = Controllers::start(manager, config, clock.clone());
+    instance.control.controllers = Some((controllers, Scheduler::start(scheduler, clock)));
     Ok(())
 }
 
@@ -149,6 +151,8 @@ pub struct AdminView {
     pub stop: Arc<watch::Sender<bool>>,
     /// The node's images.
     pub images: image::Images,
+    /// The node's agent.
+    pub agent: Arc<agent::Agent>,
     facts: Vec<(&'static str, String)>,
     started: std::time::Instant,
 }
@@ -171,6 +175,7 @@ pub async fn admin(instance: &mut Instance) -> Result<()> {
     let view = Arc::new(AdminView {
         stop: instance.stop.clone(),
         images: instance.node.images()?,
+        agent: instance.node.agent()?,
         facts: vec![
             ("pid", std::process::id().to_string()),
             ("node", instance.facts.node_name.clone()),

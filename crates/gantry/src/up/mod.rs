@@ -6,7 +6,7 @@
 mod control;
 mod dial;
 mod facts;
-mod node;
+pub mod node;
 
 use crate::config::Config;
 use crate::{admin, env, preflight};

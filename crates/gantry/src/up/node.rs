@@ -1,23 +1,35 @@
 //! The node's components: images, network, agent, services, DNS.
 
 use super::Instance;
-use super::control::AdminView;
+use super::control::{AdminView, KUBELET_CLIENT};
 use crate::admin::Question;
+use crate::config::Config;
+use agent::{Agent, AgentConfig, Capacity};
 use anyhow::{Context, Result};
+use auth::Identity;
 use image::{Images, Sweep};
 use net::{NetConfig, Network};
+use runtime::api::RuntimeConfig;
 use serde_json::{Value, json};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 /// Largest packet of a pod: the usual device's.
 const MTU: u32 = 1_500;
+const DNS_PORT: u16 = 53;
+/// Handlers that need no setting where their binary is installed.
+const WELL_KNOWN_HANDLERS: [(&str, &str); 2] = [("crun", "/usr/bin/crun"), ("runc", "/usr/sbin/runc")];
 
 /// What the node's components leave for others.
 #[derive(Default)]
 pub struct Parts {
     images: Option<Images>,
     network: Option<Arc<Network>>,
+    agent: Option<Arc<Agent>>,
+    dns: Option<dns::Server>,
 }
 
 impl Parts {
@@ -26,8 +38,24 @@ impl Parts {
         self.images.clone().context("images start before what uses them")
     }
 
+    fn network(&self) -> Result<Arc<Network>> {
+        self.network.clone().context("the network starts before what uses it")
+    }
+
+    /// The agent.
+    pub fn agent(&self) -> Result<Arc<Agent>> {
+        self.agent.clone().context("the agent starts before what uses it")
+    }
+
     /// Stops in reverse order; containers run on.
-    pub async fn stop(&mut self) {}
+    pub async fn stop(&mut self) {
+        if let Some(dns) = self.dns.take() {
+            dns.stop().await;
+        }
+        if let Some(agent) = self.agent.take().and_then(Arc::into_inner) {
+            agent.shutdown().await;
+        }
+    }
 }
 
 /// The image store.
@@ -58,23 +86,86 @@ pub async fn network(instance: &mut Instance) -> Result<()> {
     Ok(())
 }
 
+/// The runtime's part of an instance.
+pub fn runtime_config(config: &Config) -> Result<RuntimeConfig> {
+    let mut handlers: BTreeMap<String, PathBuf> = WELL_KNOWN_HANDLERS
+        .iter()
+        .map(|(name, path)| ((*name).to_string(), PathBuf::from(path)))
+        .filter(|(_, path)| path.exists())
+        .collect();
+    for entry in config.runtimes.split(',').filter(|e| !e.is_empty()) {
+        let (name, path) =
+            entry.split_once('=').with_context(|| format!("--runtimes: {entry:?} is not name=path"))?;
+        handlers.insert(name.into(), path.into());
+    }
+    Ok(RuntimeConfig {
+        state_dir: config.run_dir().join("pods"),
+        cgroup_root: config.name.clone(),
+        shim_exe: std::env::current_exe()?,
+        handlers,
+    })
+}
+
 /// The node agent.
-pub async fn agent(_instance: &mut Instance) -> Result<()> {
+pub async fn agent(instance: &mut Instance) -> Result<()> {
+    let (config, facts) = (&instance.config, &instance.facts);
+    std::fs::create_dir_all(config.run_dir())?;
+    let ca = instance.control.ca()?;
+    let user = format!("system:node:{}", facts.node_name);
+    let names = [facts.node_name.clone()];
+    let certificate = ca.issue_server(&user, &names, &[facts.node_ip.into()], SystemTime::now())?;
+    let identity = Identity::new(&user, ["system:nodes", "system:authenticated"]);
+    let agent = Agent::start(AgentConfig {
+        node_name: facts.node_name.clone(),
+        node_ip: facts.node_ip,
+        client: instance.control.client(identity)?,
+        runtime: runtime_config(config)?,
+        images: Arc::new(instance.node.images()?),
+        network: instance.node.network()?,
+        data_dir: config.data_dir.clone(),
+        log_dir: config.data_dir.join("logs"),
+        cluster_dns: Some(facts.dns_ip.into()),
+        cluster_domain: config.cluster_domain.clone(),
+        pod_cidr: facts.pod_cidr.to_string(),
+        max_pods: config.max_pods,
+        pids_max: 0,
+        labels: BTreeMap::new(),
+        capacity: Capacity::default(),
+        tls: auth::server_config(&certificate, ca.cert_pem(), &["http/1.1"])?,
+        authorize: Arc::new(|certificate| {
+            auth::identity_of(std::slice::from_ref(certificate)).is_some_and(|i| i.user == KUBELET_CLIENT)
+        }),
+        listen: (Ipv4Addr::UNSPECIFIED, config.node_port).into(),
+    });
+    instance.node.agent = Some(Arc::new(agent.await?));
     Ok(())
 }
 
 /// Service maps.
-pub async fn services(_instance: &mut Instance) -> Result<()> {
+pub async fn services(instance: &mut Instance) -> Result<()> {
+    let client = instance.control.client(Identity::component("system:kube-proxy"))?;
+    let host_ports = instance.node.agent()?.host_ports();
+    let node = instance.facts.node_name.clone();
+    instance.tasks.push(agent::services::start(client, instance.node.network()?, node, host_ports));
     Ok(())
 }
 
 /// Cluster DNS.
-pub async fn dns(_instance: &mut Instance) -> Result<()> {
+pub async fn dns(instance: &mut Instance) -> Result<()> {
+    let facts = &instance.facts;
+    let client = instance.control.client(Identity::component("system:coredns"))?;
+    let (zone, task) =
+        agent::services::feed_dns(client, instance.config.cluster_domain.clone(), facts.dns_ip);
+    instance.tasks.push(task);
+    let bind = [(facts.dns_ip, DNS_PORT).into()];
+    let server = dns::Server::start(&bind, zone, facts.upstreams.clone(), Arc::default()).await;
+    instance.node.dns = Some(server.with_context(|| format!("listening at {}:{DNS_PORT}", facts.dns_ip))?);
     Ok(())
 }
 
 /// Waits until the API shows the node Ready.
-pub async fn wait_ready(_instance: &Instance) -> Result<()> {
+pub async fn wait_ready(instance: &Instance) -> Result<()> {
+    instance.node.agent()?.wait_ready().await;
     Ok(())
 }
 
@@ -99,6 +190,11 @@ pub async fn answer(view: &AdminView, question: Question) -> Result<Value> {
                 }
             };
             Ok(view.images.list().into_iter().flat_map(lines).collect())
+        }
+        Question::Down => {
+            view.agent.stop_all().await;
+            view.stop.send_replace(true);
+            Ok(Value::Null)
         }
         _ => {
             let images = view.images.clone();
