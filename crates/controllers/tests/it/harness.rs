@@ -1,7 +1,5 @@
 //! A server over the embedded store in a temporary folder with all controllers on it, and words to speak to it.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
-
 use apiserver::{Api, ApiConfig};
 use auth::Identity;
 use client::{ApiClient, DeleteOptions, ListOptions, Object, ObjectKey, Propagation};

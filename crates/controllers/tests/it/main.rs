@@ -1,5 +1,7 @@
 //! The controllers on a real API server over a real store: one folder of tests, one binary.
 
+#![cfg(test)]
+
 mod collection;
 mod harness;
 mod workloads;
