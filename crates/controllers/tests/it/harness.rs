@@ -63,6 +63,29 @@ impl Cluster {
         Scheduler::start(self.api.client(identity), Arc::new(jiff::Timestamp::now))
     }
 
+    /// Serves on a loopback port until the sender goes; the folder holds a `kubeconfig` for an admin.
+    pub async fn serve(&self) -> (tempfile::TempDir, tokio::sync::watch::Sender<bool>) {
+        let (folder, now) = (tempfile::tempdir().unwrap(), std::time::SystemTime::now());
+        let ca = auth::Ca::load_or_create(folder.path(), now).unwrap();
+        let server = ca.issue_server("s", &["localhost".into()], &["127.0.0.1".parse().unwrap()], now).unwrap();
+        let tls = auth::server_config(&server, ca.cert_pem(), &["h2", "http/1.1"]).unwrap();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (stop, stopped) = tokio::sync::watch::channel(false);
+        tokio::spawn(self.api.clone().serve(listener, tls, stopped));
+        let admin = ca.issue_client("admin", Some("system:masters"), now).unwrap();
+        for (name, text) in [("admin.crt", &admin.cert_pem), ("admin.key", &admin.key_pem)] {
+            std::fs::write(folder.path().join(name), text).unwrap();
+        }
+        let config = json!({"apiVersion": "v1", "kind": "Config", "current-context": "c",
+            "clusters": [{"name": "c", "cluster": {"server": format!("https://127.0.0.1:{port}"),
+                "certificate-authority": "ca.crt"}}],
+            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+            "users": [{"name": "u", "user": {"client-certificate": "admin.crt", "client-key": "admin.key"}}]});
+        std::fs::write(folder.path().join("kubeconfig"), config.to_string()).unwrap();
+        (folder, stop)
+    }
+
     /// Creates an object; the literal names its namespace.
     pub async fn create(&self, gvr: &Gvr, body: Value) -> Arc<Object> {
         self.client.create(gvr, body).await.unwrap()

@@ -4,4 +4,5 @@
 
 mod collection;
 mod harness;
+mod kubectl;
 mod workloads;

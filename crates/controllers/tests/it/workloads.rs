@@ -21,7 +21,7 @@ fn deployment(spec: Value) -> Value {
 }
 
 impl Cluster {
-    async fn node(&self, name: &str, cpu: &str) {
+    pub async fn node(&self, name: &str, cpu: &str) {
         let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}});
         self.create(&gvr::NODES, node).await;
         let list = json!({"cpu": cpu, "memory": "4Gi", "pods": "110"});
@@ -33,7 +33,7 @@ impl Cluster {
     }
 
     /// Plays the agents once: bound pods run and are ready, those that are going are gone.
-    async fn play_agents(&self) {
+    pub async fn play_agents(&self) {
         for pod in self.list(&gvr::PODS).await {
             let value = pod.value().unwrap();
             if !value["spec"]["nodeName"].is_string() {
@@ -102,9 +102,12 @@ fn revision(d: &Value) -> &str {
     d["metadata"]["annotations"]["deployment.kubernetes.io/revision"].as_str().unwrap_or_default()
 }
 
+fn condition_of<'a>(d: &'a Value, kind: &str) -> Option<&'a Value> {
+    d["status"]["conditions"].as_array()?.iter().find(|c| c["type"] == kind)
+}
+
 fn condition<'a>(d: &'a Value, kind: &str) -> &'a str {
-    let all = d["status"]["conditions"].as_array().unwrap();
-    all.iter().find(|c| c["type"] == kind).map_or("", |c| c["reason"].as_str().unwrap())
+    condition_of(d, kind).map_or("", |c| c["reason"].as_str().unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -169,13 +172,18 @@ async fn recreate_never_mixes_versions_and_a_pause_holds() {
     }
     c.deployed("second", |d| is_rolled_out(d) && revision(d) == "2").await;
     c.delete(&gvr::DEPLOYMENTS, &key("web"), Some(Propagation::Foreground)).await.unwrap();
+    let mut left = Vec::new();
     for _ in 0..2_000 {
         c.play_agents().await;
-        if c.list(&gvr::DEPLOYMENTS).await.is_empty() {
+        left.clear();
+        for gvr in [gvr::DEPLOYMENTS, gvr::REPLICA_SETS, gvr::PODS] {
+            left.extend(c.list(&gvr).await);
+        }
+        if left.is_empty() {
             break;
         }
     }
-    assert!(c.list(&gvr::PODS).await.is_empty() && c.list(&gvr::REPLICA_SETS).await.is_empty());
+    assert!(left.is_empty(), "{left:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -226,4 +234,60 @@ async fn pods_that_fit_nowhere_say_why_and_go_where_room_appears() {
     let pods = c.until(&gvr::PODS, "both fit", |all| bound(all) == 2).await;
     assert!(pods.iter().any(|p| p["spec"]["nodeName"] == "big"));
     assert!(!pods.iter().any(waits), "bound pods have PodScheduled=True");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rollout_that_cannot_go_on_is_told_and_heals() {
+    let c = cluster().await;
+    let _scheduler = c.scheduler();
+    c.create(&gvr::DEPLOYMENTS, deployment(json!({"progressDeadlineSeconds": 2, "minReadySeconds": 1})))
+        .await;
+    let late = c.deployed("deadline", |d| condition(d, "Progressing") == "ProgressDeadlineExceeded").await;
+    assert_eq!(condition(&late, "Available"), "MinimumReplicasUnavailable");
+    assert_eq!(late["status"]["unavailableReplicas"], 3);
+    c.node("one", "4").await;
+    c.deployed("healed", |d| is_rolled_out(d) && condition(d, "Progressing") == "NewReplicaSetAvailable")
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pods_that_cannot_be_made_show_up_to_the_deployment() {
+    let c = cluster().await;
+    let mut bad = template("i:1");
+    bad["spec"]["priorityClassName"] = json!("nobody-made-it");
+    c.create(&gvr::DEPLOYMENTS, deployment(json!({"template": bad}))).await;
+    let failed = c.deployed("failure", |d| condition_of(d, "ReplicaFailure").is_some()).await;
+    let failure = condition_of(&failed, "ReplicaFailure").unwrap();
+    assert_eq!(
+        (failure["status"].as_str(), failure["reason"].as_str()),
+        (Some("True"), Some("FailedCreate"))
+    );
+    assert!(failure["message"].as_str().unwrap().contains("nobody-made-it"), "{failure}");
+    assert!(c.events("FailedCreate").await[0].starts_with("Error creating: "));
+    let class = json!({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "value": 1,
+        "metadata": {"name": "nobody-made-it"}});
+    c.create(&gvr::PRIORITY_CLASSES, class).await;
+    c.deployed("healed", |d| condition_of(d, "ReplicaFailure").is_none() && d["status"]["replicas"] == 3)
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_taken_set_name_is_counted_and_another_is_found() {
+    let c = cluster().await;
+    c.create(&gvr::DEPLOYMENTS, deployment(json!({"replicas": 0}))).await;
+    let made = c.until(&gvr::REPLICA_SETS, "a set", |all| all.len() == 1).await.remove(0);
+    c.delete(&gvr::DEPLOYMENTS, &key("web"), None).await.unwrap();
+    c.until(&gvr::REPLICA_SETS, "gone", <[Value]>::is_empty).await;
+    // Somebody else's set has the name that the same template leads to.
+    let name = made["metadata"]["name"].as_str().unwrap();
+    let foreign = json!({"apiVersion": "apps/v1", "kind": "ReplicaSet", "metadata": {"name": name, "namespace": "default"},
+        "spec": {"replicas": 0, "selector": {"matchLabels": {"x": "y"}},
+            "template": {"metadata": {"labels": {"x": "y"}}, "spec": template("i:9")["spec"]}}});
+    c.create(&gvr::REPLICA_SETS, foreign).await;
+    c.create(&gvr::DEPLOYMENTS, deployment(json!({"replicas": 1}))).await;
+    let sets = c.until(&gvr::REPLICA_SETS, "another name", |all| all.len() == 2).await;
+    let ours = sets.iter().find(|s| s["metadata"]["name"] != name).unwrap();
+    assert_eq!(ours["metadata"]["ownerReferences"][0]["name"], "web");
+    let counted = c.deployed("counted", |d| d["status"]["collisionCount"] == 1).await;
+    assert_eq!(counted["metadata"]["name"], "web");
 }
