@@ -162,7 +162,8 @@ impl Agent {
             client: config.client.clone(),
         });
         let (publish, host_ports) = watch::channel(Vec::new());
-        let parts = Parts { node: node.clone(), inbox: inbox.clone(), runtime_events, adopted, host_ports: publish };
+        let parts =
+            Parts { node: node.clone(), inbox: inbox.clone(), runtime_events, adopted, host_ports: publish };
         let (worker, events) = Worker::new(parts);
         let (is_ready, ready) = watch::channel(false);
         let node_task = NodeTask {
@@ -235,7 +236,6 @@ impl Agent {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "the components of the agent, each started once")]
 fn spawn(tasks: &mut JoinSet<()>, task: impl Future<Output = ()> + Send + 'static) {
     tasks.spawn(task);
 }

@@ -36,7 +36,9 @@ struct Found {
 
 fn failed(error: &RuntimeError) -> ApiError {
     match error {
-        RuntimeError::NoPod(_) | RuntimeError::NoContainer(_) => ApiError::new(404, "NotFound", error.to_string()),
+        RuntimeError::NoPod(_) | RuntimeError::NoContainer(_) => {
+            ApiError::new(404, "NotFound", error.to_string())
+        }
         _ => ApiError::internal(error),
     }
 }
@@ -64,7 +66,8 @@ impl Backend {
 
     fn running(&self, target: &Target) -> Result<Found, ApiError> {
         let pod = self.pod(target)?;
-        let missing = || ApiError::new(404, "NotFound", format!("container not found (\"{}\")", target.container));
+        let missing =
+            || ApiError::new(404, "NotFound", format!("container not found (\"{}\")", target.container));
         let info = self.instance(pod.uid(), &target.container).ok_or_else(missing)?;
         if !matches!(info.state, ContainerState::Running { .. }) {
             let text = format!("container {} is not running", target.container);
@@ -95,25 +98,35 @@ impl Backend {
         receiver
     }
 
-    fn log_path(&self, target: &Target, pod: &Object, previous: bool) -> Result<(PathBuf, Option<String>), ApiError> {
+    fn log_path(
+        &self,
+        target: &Target,
+        pod: &Object,
+        previous: bool,
+    ) -> Result<(PathBuf, Option<String>), ApiError> {
         let node = &self.node;
         let folder = node.facts.log_folder(&target.namespace, &target.pod, pod.uid()).join(&target.container);
         let live = self.instance(pod.uid(), &target.container);
         let newest = live.as_ref().map(|c| c.spec.attempt).or_else(|| newest_log(&folder));
         let name = format!("container \"{}\" in pod \"{}\"", target.container, target.pod);
         let Some(newest) = newest else {
-            return Err(ApiError::bad_request(format!("{name} is waiting to start: {}", waiting(pod, target))));
+            return Err(ApiError::bad_request(format!(
+                "{name} is waiting to start: {}",
+                waiting(pod, target)
+            )));
         };
         let attempt = if previous { newest.checked_sub(1) } else { Some(newest) };
         let path = attempt.map(|n| folder.join(format!("{n}.log")));
         match path {
-            Some(path) if !previous || path.exists() => Ok((path, live.map(|c| c.spec.id).filter(|_| !previous))),
+            Some(path) if !previous || path.exists() => {
+                Ok((path, live.map(|c| c.spec.id).filter(|_| !previous)))
+            }
             _ => Err(ApiError::bad_request(format!("previous terminated {name} not found"))),
         }
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "watchers that end with what they watch")]
+/// Watchers only, that end with what they watch.
 fn spawn(task: impl Future<Output = ()> + Send + 'static) {
     tokio::spawn(task);
 }
@@ -127,7 +140,8 @@ fn newest_log(folder: &Path) -> Option<u32> {
 fn status_of(pod: &Object, name: &str) -> Option<ContainerStatus> {
     let pod = pod.view::<Pod>().ok()?;
     let status = pod.status.as_ref()?;
-    let lists = [&status.container_statuses, &status.init_container_statuses, &status.ephemeral_container_statuses];
+    let lists =
+        [&status.container_statuses, &status.init_container_statuses, &status.ephemeral_container_statuses];
     lists.into_iter().flatten().flatten().find(|c| c.name == name).cloned()
 }
 
@@ -153,11 +167,10 @@ fn connect_inside(netns: &Path, port: u16) -> io::Result<TcpStream> {
 
 fn connect_loopback(port: u16) -> io::Result<TcpStream> {
     let v4 = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    TcpStream::connect_timeout(&v4, CONNECT_WITHIN)
-        .or_else(|first| {
-            let v6 = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
-            TcpStream::connect_timeout(&v6, CONNECT_WITHIN).map_err(|_| first)
-        })
+    TcpStream::connect_timeout(&v4, CONNECT_WITHIN).or_else(|first| {
+        let v6 = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
+        TcpStream::connect_timeout(&v6, CONNECT_WITHIN).map_err(|_| first)
+    })
 }
 
 #[async_trait]
@@ -168,7 +181,8 @@ impl NodeBackend for Backend {
 
     async fn exec(&self, target: &Target, spec: ExecSpec) -> Result<Session, ApiError> {
         let found = self.running(target)?;
-        let mut session = self.node.runtime.exec(&found.uid, &found.id, spec).await.map_err(|e| failed(&e))?;
+        let mut session =
+            self.node.runtime.exec(&found.uid, &found.id, spec).await.map_err(|e| failed(&e))?;
         let (stdin, stdout, stderr) = (session.stdin.take(), session.stdout.take(), session.stderr.take());
         // Only a terminal has a size; for a pipe the call fails and nothing happens.
         let terminal = stdout.as_ref().or(stdin.as_ref()).and_then(|fd| fd.try_clone().ok());
@@ -205,7 +219,9 @@ impl NodeBackend for Backend {
         let wants_error = spec.stderr;
         Ok(Session {
             stdin: session.stdin.map(stream).transpose()?.map(|s| Box::new(s) as _),
-            stdout: Some(Box::new(stream(session.stdout)?)).filter(|_| spec.stdout || session.tty).map(|s| s as _),
+            stdout: Some(Box::new(stream(session.stdout)?))
+                .filter(|_| spec.stdout || session.tty)
+                .map(|s| s as _),
             stderr: session.stderr.filter(|_| wants_error).map(stream).transpose()?.map(|s| Box::new(s) as _),
             resize,
             done: Box::pin(async move {
@@ -246,7 +262,8 @@ impl NodeBackend for Backend {
         let work = move || if host { connect_loopback(port) } else { connect_inside(&netns, port) };
         let connected = crate::ops::blocking(work).await.map_err(ApiError::internal)?;
         let failed = |e: io::Error| {
-            let text = format!("failed to connect to localhost:{port} inside the pod's network namespace: {e}");
+            let text =
+                format!("failed to connect to localhost:{port} inside the pod's network namespace: {e}");
             ApiError::new(500, "InternalError", text)
         };
         let connected = connected.map_err(failed)?;

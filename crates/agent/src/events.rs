@@ -108,7 +108,8 @@ async fn write_all(client: ApiClient, node_name: String, mut records: mpsc::Rece
         if !admit(&mut buckets, object, record.at) {
             continue;
         }
-        let key = format!("{}\n{}\n{}", record.about["uid"], record.about["fieldPath"], identity(&record.note));
+        let key =
+            format!("{}\n{}\n{}", record.about["uid"], record.about["fieldPath"], identity(&record.note));
         if seen.len() >= SEEN_MAX {
             seen.pop_first();
         }

@@ -191,7 +191,11 @@ impl NodeTask {
         let mut images = self.images.list();
         images.sort_by_key(|i| std::cmp::Reverse(i.size_bytes));
         let names = |i: &image::Image| i.digests.iter().chain(&i.names).cloned().collect::<Vec<_>>();
-        images.iter().take(IMAGES_MAX).map(|i| json!({"names": names(i), "sizeBytes": i.size_bytes})).collect()
+        images
+            .iter()
+            .take(IMAGES_MAX)
+            .map(|i| json!({"names": names(i), "sizeBytes": i.size_bytes}))
+            .collect()
     }
 
     async fn renew(&self, known: Option<Arc<Object>>) -> Result<Arc<Object>, ApiError> {
@@ -210,7 +214,8 @@ impl NodeTask {
                 self.client.update(&LEASES, &key, body).await
             }
             Err(error) if error.is_not_found() => {
-                let node = self.client.get(&NODES, &ObjectKey::cluster(self.facts.node_name.as_str())).await?;
+                let node =
+                    self.client.get(&NODES, &ObjectKey::cluster(self.facts.node_name.as_str())).await?;
                 let body = json!({
                     "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
                     "metadata": {"namespace": LEASE_NAMESPACE, "name": self.facts.node_name, "ownerReferences": [{
@@ -229,7 +234,8 @@ fn conditions(old: &Value, now: Timestamp) -> Vec<Value> {
     let stored = old["conditions"].as_array().cloned().unwrap_or_default();
     let own = CONDITIONS.iter().map(|(kind, status, reason, message)| {
         let before = stored.iter().find(|c| c["type"] == *kind && c["status"] == *status);
-        let since = before.and_then(|c| c["lastTransitionTime"].as_str()).map_or_else(|| format(now), str::to_string);
+        let since =
+            before.and_then(|c| c["lastTransitionTime"].as_str()).map_or_else(|| format(now), str::to_string);
         json!({"type": kind, "status": status, "reason": reason, "message": message,
             "lastHeartbeatTime": format(now), "lastTransitionTime": since})
     });

@@ -86,14 +86,22 @@ impl ObjectCaches {
     }
 
     /// The objects as they are now; missing ones are left out. Waits for the first sight of each.
-    pub async fn snapshot(&self, namespace: &str, references: &BTreeSet<(RefKind, String)>) -> Result<Objects, String> {
+    pub async fn snapshot(
+        &self,
+        namespace: &str,
+        references: &BTreeSet<(RefKind, String)>,
+    ) -> Result<Objects, String> {
         let mut objects = Objects::new();
         for (kind, name) in references {
             let key = ObjectKey::new(namespace, name.as_str());
-            let slot = self.slots.lock().get(&(*kind, key.clone())).map(|s| (s.cache.clone(), s.read.clone()));
+            let slot =
+                self.slots.lock().get(&(*kind, key.clone())).map(|s| (s.cache.clone(), s.read.clone()));
             let Some((cache, read)) = slot else { continue };
             if tokio::time::timeout(SYNC_MAX, cache.wait_synced()).await.is_err() {
-                return Err(format!("failed to sync {} cache: timed out waiting for the condition", kind.singular()));
+                return Err(format!(
+                    "failed to sync {} cache: timed out waiting for the condition",
+                    kind.singular()
+                ));
             }
             read.store(true, Ordering::Release);
             if let Some(object) = cache.get(&key) {

@@ -83,7 +83,8 @@ impl PodView {
                 let role = if sidecar { Role::Sidecar } else { Role::Init };
                 containers.push(ContainerView { role, spec: spec.clone() });
             }
-            containers.extend(spec.containers.iter().map(|c| ContainerView { role: Role::Main, spec: c.clone() }));
+            containers
+                .extend(spec.containers.iter().map(|c| ContainerView { role: Role::Main, spec: c.clone() }));
             for ephemeral in spec.ephemeral_containers.iter().flatten() {
                 let spec = serde_json::from_value(serde_json::to_value(ephemeral)?)?;
                 containers.push(ContainerView { role: Role::Ephemeral, spec });
@@ -153,6 +154,11 @@ impl PodView {
         self.pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default()
     }
 
+    /// Does the API call it done?
+    pub fn stored_phase_is_terminal(&self) -> bool {
+        matches!(self.stored_phase(), "Succeeded" | "Failed")
+    }
+
     /// Its quality of service class: the stored one, else computed from requests and limits of cpu and memory.
     pub fn qos(&self) -> Qos {
         match self.pod.status.as_ref().and_then(|s| s.qos_class.as_deref()) {
@@ -162,10 +168,15 @@ impl PodView {
             _ => {}
         }
         let (mut any, mut all_equal) = (false, true);
-        for container in self.containers.iter().filter(|c| c.role != Role::Ephemeral) {
-            let resources = container.spec.resources.as_ref();
+        let of_containers =
+            self.containers.iter().filter(|c| c.role != Role::Ephemeral).map(|c| c.spec.resources.as_ref());
+        // Resources of the pod as a whole decide alone.
+        let of_pod = self.spec().resources.as_ref();
+        let all: Vec<_> = if of_pod.is_some() { vec![of_pod] } else { of_containers.collect() };
+        for resources in all {
             for name in ["cpu", "memory"] {
-                let of = |list: Option<&std::collections::BTreeMap<_, _>>| list.and_then(|l| l.get(name)).cloned();
+                let of =
+                    |list: Option<&std::collections::BTreeMap<_, _>>| list.and_then(|l| l.get(name)).cloned();
                 let limit = of(resources.and_then(|r| r.limits.as_ref()));
                 let request = of(resources.and_then(|r| r.requests.as_ref()));
                 any |= limit.is_some() || request.is_some();
@@ -187,7 +198,9 @@ pub(crate) mod tests {
 
     /// A pod named `p` in namespace `n` with UID `u`, from its spec.
     pub fn pod(spec: Value) -> PodView {
-        pod_from(json!({"metadata": {"namespace": "n", "name": "p", "uid": "u", "generation": 1}, "spec": spec}))
+        pod_from(
+            json!({"metadata": {"namespace": "n", "name": "p", "uid": "u", "generation": 1}, "spec": spec}),
+        )
     }
 
     /// A pod from its whole body.

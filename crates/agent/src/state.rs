@@ -220,7 +220,10 @@ impl ContainerRecord {
     pub fn new(reason: &str) -> Self {
         ContainerRecord {
             attempt: 0,
-            phase: Phase::Waiting { why: Waiting { reason: reason.into(), message: String::new() }, retry_at: None },
+            phase: Phase::Waiting {
+                why: Waiting { reason: reason.into(), message: String::new() },
+                retry_at: None,
+            },
             last: None,
             crash: Tries::default(),
             shown: None,

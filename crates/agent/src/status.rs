@@ -72,11 +72,18 @@ pub fn status(state: &PodState, pod: &PodView, host_ips: &[IpAddr], now: Timesta
         put("podIP", json!(first));
         put("podIPs", state.sandbox.ips.iter().map(|ip| json!({"ip": ip})).collect());
     }
+    let stored = pod.pod.status.as_ref();
     if state.ending.as_ref().is_some_and(|e| e.why == Why::Deadline) {
         put("reason", json!("DeadlineExceeded"));
         put("message", json!("Pod was active on the node longer than the specified deadline"));
+    } else if pod.stored_phase_is_terminal() {
+        let texts = stored.map(|s| [("reason", &s.reason), ("message", &s.message)]);
+        for (key, text) in texts.into_iter().flatten() {
+            if let Some(text) = text {
+                put(key, json!(text));
+            }
+        }
     }
-    let stored = pod.pod.status.as_ref();
     if let Some(node) = stored.and_then(|s| s.nominated_node_name.as_ref()) {
         put("nominatedNodeName", json!(node));
     }
@@ -123,6 +130,12 @@ pub fn phase(state: &PodState, pod: &PodView) -> &'static str {
             Role::Ephemeral => {}
         }
     }
+    match pod.stored_phase() {
+        // A terminal phase is for ever.
+        "Succeeded" => return "Succeeded",
+        "Failed" => return "Failed",
+        _ => {}
+    }
     if let Some(ending) = &state.ending {
         if any_up {
             return if init_left { "Pending" } else { "Running" };
@@ -130,9 +143,6 @@ pub fn phase(state: &PodState, pod: &PodView) -> &'static str {
         let clean = waiting == 0 && !init_failed && ends.iter().all(|code| *code == 0);
         return match (ending.why, clean) {
             (Why::Deadline, _) => "Failed",
-            (Why::Finished, _) if matches!(pod.stored_phase(), "Succeeded" | "Failed") => {
-                if pod.stored_phase() == "Succeeded" { "Succeeded" } else { "Failed" }
-            }
             (_, true) => "Succeeded",
             (_, false) => "Failed",
         };
@@ -248,8 +258,9 @@ fn verdicts(state: &PodState, pod: &PodView, phase: &str) -> Vec<Verdict> {
         _ => None,
     };
     let not_ready = done.clone().or_else(|| {
-        (!unready.is_empty())
-            .then(|| ("ContainersNotReady", format!("containers with unready status: [{}]", unready.join(" "))))
+        (!unready.is_empty()).then(|| {
+            ("ContainersNotReady", format!("containers with unready status: [{}]", unready.join(" ")))
+        })
     });
     let gates = || {
         let stored = pod.pod.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
@@ -258,7 +269,9 @@ fn verdicts(state: &PodState, pod: &PodView, phase: &str) -> Vec<Verdict> {
             match stored.iter().find(|c| c.type_ == *kind) {
                 Some(c) if c.status == "True" => None,
                 Some(_) => Some(format!("the status of pod readiness gate \"{kind}\" is not \"True\"")),
-                None => Some(format!("corresponding condition of pod readiness gate \"{kind}\" does not exist.")),
+                None => {
+                    Some(format!("corresponding condition of pod readiness gate \"{kind}\" does not exist."))
+                }
             }
         });
         let missing: Vec<String> = missing.collect();
@@ -296,7 +309,10 @@ fn conditions(state: &PodState, pod: &PodView, phase: &str, now: Timestamp) -> V
     for verdict in &verdicts {
         let status = if verdict.why_not.is_none() { "True" } else { "False" };
         let old = stored.iter().find(|c| c.type_ == verdict.kind);
-        let since = old.filter(|c| c.status == status).and_then(|c| c.last_transition_time.as_ref()).map_or(now, |t| t.0);
+        let since = old
+            .filter(|c| c.status == status)
+            .and_then(|c| c.last_transition_time.as_ref())
+            .map_or(now, |t| t.0);
         let mut condition = json!({
             "type": verdict.kind, "status": status, "lastProbeTime": null,
             "lastTransitionTime": time_text(since),

@@ -13,7 +13,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 pub struct FdStream(AsyncFd<OwnedFd>);
 
 impl FdStream {
-    #[expect(deprecated, reason = "the new constructor is unsafe; an OwnedFd meets its conditions by its type")]
+    #[expect(
+        deprecated,
+        reason = "the new constructor is unsafe; an OwnedFd meets its conditions by its type"
+    )]
     /// Takes a descriptor over (it becomes non-blocking). Must be called in the asynchronous runtime.
     pub fn new(fd: OwnedFd) -> io::Result<FdStream> {
         fcntl_setfl(&fd, fcntl_getfl(&fd)? | OFlags::NONBLOCK)?;

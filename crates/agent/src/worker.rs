@@ -28,7 +28,8 @@ use tokio::task::JoinSet;
 /// A pod that starts faster than this is spared the "creating" status.
 const FIRST_STATUS_AFTER: SignedDuration = SignedDuration::from_millis(60);
 /// Between attempts to write a status.
-const STATUS_RETRY: Backoff = Backoff { base: Duration::from_millis(200), factor: 2, max: Duration::from_secs(30) };
+const STATUS_RETRY: Backoff =
+    Backoff { base: Duration::from_millis(200), factor: 2, max: Duration::from_secs(30) };
 
 /// Everything that can happen to the worker.
 pub enum Event {
@@ -124,7 +125,8 @@ impl Worker {
             }
             self.finish_node_down();
             let wake = self.entries.values().filter_map(|e| e.wake).min();
-            let sleep = wake.map(|at| Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default());
+            let sleep =
+                wake.map(|at| Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default());
             tokio::select! {
                 biased;
                 Some(event) = self.events.recv() => match event {
@@ -153,11 +155,11 @@ impl Worker {
         for (uid, _) in std::mem::take(&mut self.adopted) {
             self.task(ops::remove_orphan(self.node.clone(), uid));
         }
-        let node = self.node.clone();
-        self.tasks.spawn_blocking(move || ops::sweep(&node, &known));
+        let leftovers = ops::leftovers(&self.node, &known);
+        self.tasks.spawn_blocking(move || ops::sweep(&leftovers));
     }
 
-    #[expect(clippy::disallowed_methods, reason = "the one place where this crate's loop starts operations")]
+    /// The one place where the loop starts operations.
     fn task(&mut self, task: impl Future<Output = ()> + Send + 'static) {
         self.tasks.spawn(task);
     }
@@ -222,7 +224,8 @@ impl Worker {
     /// Images changed: whatever waits for one tries again.
     fn images_changed(&mut self) {
         let waits = |e: &Entry| e.state.containers.values().any(|c| matches!(c.phase, Phase::Waiting { .. }));
-        let waiting: Vec<String> = self.entries.iter().filter(|(_, e)| waits(e)).map(|(uid, _)| uid.clone()).collect();
+        let waiting: Vec<String> =
+            self.entries.iter().filter(|(_, e)| waits(e)).map(|(uid, _)| uid.clone()).collect();
         for uid in waiting {
             self.book(&uid, Outcome::ImagesChanged);
         }
@@ -253,8 +256,12 @@ impl Worker {
 
     fn book(&mut self, uid: &str, outcome: Outcome) {
         let Some(entry) = self.entries.get_mut(uid) else { return };
-        let input =
-            Input { pod: &entry.view, present: entry.present, node_down: self.stopping, now: Timestamp::now() };
+        let input = Input {
+            pod: &entry.view,
+            present: entry.present,
+            node_down: self.stopping,
+            now: Timestamp::now(),
+        };
         for note in apply(&mut entry.state, &input, outcome) {
             self.node.recorder.pod(&entry.view, note);
         }
@@ -344,7 +351,10 @@ impl Worker {
             Action::MakeSandbox => self.operation(uid, ops::sandbox(node, pod)),
             Action::Start { container, attempt, last } => {
                 let mounted = entry.mounted.clone();
-                self.operation(uid, ops::start(node, Instance { pod, container, attempt, last, mounted, ips }));
+                self.operation(
+                    uid,
+                    ops::start(node, Instance { pod, container, attempt, last, mounted, ips }),
+                );
             }
             Action::Hook { container, kind, deadline } => {
                 let attempt = entry.state.containers.get(&container).map_or(0, |c| c.attempt);
@@ -395,7 +405,8 @@ impl Worker {
         }
         entry.write_at = None;
         entry.writing = Some(wanted.clone());
-        let (node, view, id, sender) = (self.node.clone(), entry.view.clone(), uid.to_string(), self.sender.clone());
+        let (node, view, id, sender) =
+            (self.node.clone(), entry.view.clone(), uid.to_string(), self.sender.clone());
         self.task(async move {
             let result = ops::write_status(node, view, wanted).await;
             let _ = sender.send(Event::Status(id, result));
@@ -444,7 +455,8 @@ impl Worker {
 
     fn finish_node_down(&mut self) {
         let quiet = |e: &Entry| e.state.teardown.ready && e.writing.is_none();
-        if self.stopping && self.entries.values().all(quiet)
+        if self.stopping
+            && self.entries.values().all(quiet)
             && let Some(answer) = self.node_down.take()
         {
             let _ = answer.send(());

@@ -53,12 +53,16 @@ fn from(input: &ContainerInput, source: &EnvVarSource) -> Result<Option<String>,
     }
     if let Some(selector) = &source.resource_field_ref {
         let name = selector.container_name.as_deref().unwrap_or(input.container.name());
-        return fields::resource(input.pod, name, selector, input.facts).map(Some).map_err(ConfigError::Config);
+        return fields::resource(input.pod, name, selector, input.facts)
+            .map(Some)
+            .map_err(ConfigError::Config);
     }
     let (kind, name, key, optional) = match (&source.config_map_key_ref, &source.secret_key_ref) {
         (Some(r), _) => (RefKind::ConfigMap, &r.name, &r.key, r.optional),
         (None, Some(r)) => (RefKind::Secret, &r.name, &r.key, r.optional),
-        (None, None) => return Err(ConfigError::Config("this source of a variable is not supported yet".into())),
+        (None, None) => {
+            return Err(ConfigError::Config("this source of a variable is not supported yet".into()));
+        }
     };
     let Some(object) = find(input.objects, kind, name, optional)? else { return Ok(None) };
     match text_data(kind, object).remove(key) {
@@ -66,7 +70,10 @@ fn from(input: &ContainerInput, source: &EnvVarSource) -> Result<Option<String>,
         None if optional == Some(true) => Ok(None),
         None => {
             let namespace = input.pod.namespace();
-            Err(ConfigError::Config(format!("couldn't find key {key} in {} {namespace}/{name}", kind.title())))
+            Err(ConfigError::Config(format!(
+                "couldn't find key {key} in {} {namespace}/{name}",
+                kind.title()
+            )))
         }
     }
 }
@@ -87,7 +94,9 @@ fn find<'a>(
 /// Text entries of a ConfigMap or Secret (Secrets' bytes as text, lossily: variables are text).
 fn text_data(kind: RefKind, object: &Object) -> BTreeMap<String, String> {
     match kind {
-        RefKind::ConfigMap => object.view::<ConfigMap>().ok().and_then(|m| m.data.clone()).unwrap_or_default(),
+        RefKind::ConfigMap => {
+            object.view::<ConfigMap>().ok().and_then(|m| m.data.clone()).unwrap_or_default()
+        }
         RefKind::Secret => {
             let data = object.view::<Secret>().ok().and_then(|s| s.data.clone()).unwrap_or_default();
             data.into_iter().map(|(k, v)| (k, String::from_utf8_lossy(&v.0).into_owned())).collect()

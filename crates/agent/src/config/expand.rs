@@ -39,7 +39,8 @@ mod tests {
 
     #[test]
     fn kubernetes_rules() {
-        let env: BTreeMap<String, String> = [("A".to_string(), "1".to_string()), ("B".into(), "$(A)".into())].into();
+        let env: BTreeMap<String, String> =
+            [("A".to_string(), "1".to_string()), ("B".into(), "$(A)".into())].into();
         for (input, output) in [
             ("$(A)", "1"),
             ("x$(A)y$(B)", "x1y$(A)"),

@@ -71,7 +71,8 @@ pub fn resource(
         _ => Quantity::ZERO,
     };
     let value = set.unwrap_or(node);
-    let divisor = selector.divisor.as_ref().and_then(|d| d.0.parse::<Quantity>().ok()).filter(|d| d.sign() > 0);
+    let divisor =
+        selector.divisor.as_ref().and_then(|d| d.0.parse::<Quantity>().ok()).filter(|d| d.sign() > 0);
     let divide = |a: i64, b: i64| if b <= 0 { a } else { a.div_euclid(b) + i64::from(a.rem_euclid(b) > 0) };
     Ok(match name {
         "cpu" => divide(value.milli(), divisor.map_or(1000, |d| d.milli())).to_string(),

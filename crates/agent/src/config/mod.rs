@@ -165,7 +165,8 @@ fn process_env(input: &ContainerInput, env: BTreeMap<String, String>) -> Vec<Str
 
 /// The node's ports that a pod asks for.
 pub fn host_ports(pod: &PodView, ips: &[IpAddr]) -> Vec<net::HostPort> {
-    let Some(pod_ip) = ips.iter().find_map(|ip| if let IpAddr::V4(ip) = ip { Some(*ip) } else { None }) else {
+    let Some(pod_ip) = ips.iter().find_map(|ip| if let IpAddr::V4(ip) = ip { Some(*ip) } else { None })
+    else {
         return Vec::new();
     };
     let ports = pod.containers.iter().flat_map(|c| c.spec.ports.iter().flatten());

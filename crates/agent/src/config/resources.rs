@@ -23,9 +23,9 @@ enum Which {
 fn amount(container: &ContainerView, which: Which, name: &str) -> Option<Quantity> {
     let resources = container.spec.resources.as_ref()?;
     let get = |list: &Option<std::collections::BTreeMap<String, _>>| {
-        list.as_ref().and_then(|l| l.get(name)).and_then(|q: &k8s_openapi::apimachinery::pkg::api::resource::Quantity| {
-            q.0.parse::<Quantity>().ok()
-        })
+        list.as_ref().and_then(|l| l.get(name)).and_then(
+            |q: &k8s_openapi::apimachinery::pkg::api::resource::Quantity| q.0.parse::<Quantity>().ok(),
+        )
     };
     match which {
         Which::Limit => get(&resources.limits),
@@ -61,7 +61,18 @@ pub fn container(container: &ContainerView, facts: &NodeFacts) -> oci::Resources
 
 /// Sum over all containers that run together, or the largest of the init containers; `None` when a limit is missing.
 fn total(pod: &PodView, which: Which, name: &str) -> Option<i64> {
-    let value = |c: &ContainerView| amount(c, which, name).map(|q| if name == "cpu" { q.milli() } else { q.units() });
+    // Resources of the pod as a whole go first.
+    let whole = pod.spec().resources.as_ref().and_then(|r| match which {
+        Which::Request => {
+            r.requests.as_ref().and_then(|l| l.get(name)).or_else(|| r.limits.as_ref()?.get(name))
+        }
+        Which::Limit => r.limits.as_ref().and_then(|l| l.get(name)),
+    });
+    if let Some(whole) = whole.and_then(|q| q.0.parse::<Quantity>().ok()) {
+        return Some(if name == "cpu" { whole.milli() } else { whole.units() });
+    }
+    let value =
+        |c: &ContainerView| amount(c, which, name).map(|q| if name == "cpu" { q.milli() } else { q.units() });
     let (mut together, mut largest) = (0_i64, 0_i64);
     for container in pod.containers.iter().filter(|c| c.role != Role::Ephemeral) {
         let value = match (value(container), which) {
@@ -74,7 +85,8 @@ fn total(pod: &PodView, which: Which, name: &str) -> Option<i64> {
             _ => together = together.saturating_add(value),
         }
     }
-    let overhead = pod.spec().overhead.as_ref().and_then(|o| o.get(name)).and_then(|q| q.0.parse::<Quantity>().ok());
+    let overhead =
+        pod.spec().overhead.as_ref().and_then(|o| o.get(name)).and_then(|q| q.0.parse::<Quantity>().ok());
     let overhead = overhead.map_or(0, |q| if name == "cpu" { q.milli() } else { q.units() });
     Some(together.max(largest).saturating_add(overhead))
 }

@@ -43,12 +43,19 @@ pub fn pod_spec(pod: &PodView, facts: &NodeFacts, handler: Option<String>) -> Re
         }
         sysctls.insert(name, sysctl.value.clone());
     }
+    if spec.host_users == Some(false) {
+        return Err("user namespaces (hostUsers: false) are not supported yet".into());
+    }
     let hostname = files::hostname(pod, facts);
     if hostname.len() > 64 {
-        return Err(format!("Failed to construct FQDN from pod hostname, FQDN {hostname} is too long (64 characters is the max)"));
+        return Err(format!(
+            "Failed to construct FQDN from pod hostname, FQDN {hostname} is too long (64 characters is the max)"
+        ));
     }
     let memory = memory_volumes(pod).into_iter();
-    let tmpfs = memory.map(|(name, size_bytes)| Tmpfs { path: facts.volume_dir(pod.uid(), &name), size_bytes }).collect();
+    let tmpfs = memory
+        .map(|(name, size_bytes)| Tmpfs { path: facts.volume_dir(pod.uid(), &name), size_bytes })
+        .collect();
     Ok(PodSpec {
         uid: pod.uid().into(),
         namespace: pod.namespace().into(),

@@ -61,7 +61,8 @@ pub(super) fn apply(spec: &mut oci::Spec, input: &ContainerInput) -> Result<(), 
         spec.linux.readonly_paths.clear();
     }
     let pods = input.pod.spec().security_context.as_ref();
-    let profile = context.and_then(|c| c.seccomp_profile.as_ref()).or(pods.and_then(|s| s.seccomp_profile.as_ref()));
+    let profile =
+        context.and_then(|c| c.seccomp_profile.as_ref()).or(pods.and_then(|s| s.seccomp_profile.as_ref()));
     spec.linux.seccomp = match profile.map(|p| p.type_.as_str()) {
         Some("RuntimeDefault") => {
             let names: Vec<&str> = set.iter().map(String::as_str).collect();

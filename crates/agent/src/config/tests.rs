@@ -38,8 +38,14 @@ fn case(container: Value) -> Case {
     let mut body = json!({"name": "a", "image": "i"});
     body.as_object_mut().unwrap().extend(container.as_object().unwrap().clone());
     let objects = [
-        ((RefKind::ConfigMap, "cm".to_string()), object(json!({"metadata": {"name": "cm"}, "data": {"k": "v", "a=b": "x"}}))),
-        ((RefKind::Secret, "s".to_string()), object(json!({"metadata": {"name": "s"}, "data": {"p": "aHVzaA=="}}))),
+        (
+            (RefKind::ConfigMap, "cm".to_string()),
+            object(json!({"metadata": {"name": "cm"}, "data": {"k": "v", "a=b": "x"}})),
+        ),
+        (
+            (RefKind::Secret, "s".to_string()),
+            object(json!({"metadata": {"name": "s"}, "data": {"p": "aHVzaA=="}})),
+        ),
     ];
     Case {
         pod: pod(json!({"containers": [body], "serviceAccountName": "sa"})),
@@ -109,8 +115,12 @@ fn environment_of_every_source() {
     it.services = vec![
         object(json!({"metadata": {"namespace": "n", "name": "foo"},
             "spec": {"clusterIP": "10.96.0.7", "ports": [{"name": "web", "port": 80, "protocol": "TCP"}]}})),
-        object(json!({"metadata": {"namespace": "n", "name": "headless"}, "spec": {"clusterIP": "None", "ports": [{"port": 1}]}})),
-        object(json!({"metadata": {"namespace": "other", "name": "bar"}, "spec": {"clusterIP": "10.96.0.8", "ports": [{"port": 1}]}})),
+        object(
+            json!({"metadata": {"namespace": "n", "name": "headless"}, "spec": {"clusterIP": "None", "ports": [{"port": 1}]}}),
+        ),
+        object(
+            json!({"metadata": {"namespace": "other", "name": "bar"}, "spec": {"clusterIP": "10.96.0.8", "ports": [{"port": 1}]}}),
+        ),
     ];
     assert_eq!(
         it.spec().process.env,
@@ -173,7 +183,10 @@ fn security_contexts() {
     let plain = of(json!({}));
     assert_eq!(caps(&plain).len(), 14);
     assert!(plain.linux.seccomp.is_none() && !plain.process.no_new_privileges);
-    assert_eq!(caps(&of(json!({"capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN"]}}))), ["CAP_NET_ADMIN"]);
+    assert_eq!(
+        caps(&of(json!({"capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN"]}}))),
+        ["CAP_NET_ADMIN"]
+    );
     assert!(!caps(&of(json!({"capabilities": {"drop": ["chown"]}}))).contains(&"CAP_CHOWN".to_string()));
     assert_eq!(caps(&of(json!({"capabilities": {"add": ["ALL"]}}))).len(), 41);
     let strict = of(json!({"allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
@@ -181,8 +194,13 @@ fn security_contexts() {
     assert!(strict.process.no_new_privileges && strict.root.readonly && strict.linux.seccomp.is_some());
     let open = of(json!({"privileged": true}));
     assert!(open.linux.masked_paths.is_empty() && open.linux.seccomp.is_none());
-    assert!(open.mounts.iter().any(|m| m.destination == Path::new("/sys") && m.options.contains(&"rw".to_string())));
-    let local = case(json!({"securityContext": {"seccompProfile": {"type": "Localhost", "localhostProfile": "x"}}}));
+    assert!(
+        open.mounts
+            .iter()
+            .any(|m| m.destination == Path::new("/sys") && m.options.contains(&"rw".to_string()))
+    );
+    let local =
+        case(json!({"securityContext": {"seccompProfile": {"type": "Localhost", "localhostProfile": "x"}}}));
     assert!(local.error().contains("cannot load seccomp profile"));
 }
 
@@ -197,9 +215,11 @@ fn resources_and_scores() {
     assert_eq!(of(json!({"requests": {"cpu": "500m", "memory": "2Gi"}})), (Some(512), None, None, Some(500)));
     let both = json!({"limits": {"cpu": "1500m", "memory": "64Mi"}});
     assert_eq!(of(both), (Some(1536), Some(150_000), Some(64 << 20), Some(-997)));
-    let view = pod(json!({"initContainers": [{"name": "i", "image": "i", "resources": {"limits": {"cpu": "3", "memory": "1Mi"}}}],
+    let view = pod(
+        json!({"initContainers": [{"name": "i", "image": "i", "resources": {"limits": {"cpu": "3", "memory": "1Mi"}}}],
         "containers": [{"name": "a", "image": "i", "resources": {"limits": {"cpu": "1", "memory": "4Mi"}}},
-                       {"name": "b", "image": "i", "resources": {"limits": {"cpu": "1", "memory": "4Mi"}}}]}));
+                       {"name": "b", "image": "i", "resources": {"limits": {"cpu": "1", "memory": "4Mi"}}}]}),
+    );
     let all = resources::pod(&view, &facts(Path::new("/x")));
     assert_eq!((all.cpu.shares, all.cpu.quota, all.memory.limit), (Some(3072), Some(300_000), Some(8 << 20)));
 }
@@ -219,19 +239,26 @@ fn files_below_etc() {
          nameserver 10.96.0.10\nnameserver 9.9.9.9\noptions ndots:2 edns0\n"
     );
     let host = pod(json!({"containers": [], "hostNetwork": true}));
-    assert_eq!(files::resolv_conf(&host, &facts), "search example.org\nnameserver 192.0.2.53\noptions timeout:1\n");
+    assert_eq!(
+        files::resolv_conf(&host, &facts),
+        "search example.org\nnameserver 192.0.2.53\noptions timeout:1\n"
+    );
     assert_eq!(files::hostname(&host, &facts), "host-1");
     let none = pod(json!({"containers": [], "dnsPolicy": "None", "dnsConfig": {"nameservers": ["1.1.1.1"]}}));
     assert_eq!(files::resolv_conf(&none, &facts), "nameserver 1.1.1.1\n");
     let long = "x".repeat(70);
-    let view = pod_from(json!({"metadata": {"namespace": "n", "name": long, "uid": "u"}, "spec": {"containers": []}}));
+    let view = pod_from(
+        json!({"metadata": {"namespace": "n", "name": long, "uid": "u"}, "spec": {"containers": []}}),
+    );
     assert_eq!(files::hostname(&view, &facts).len(), 63);
 }
 
 #[test]
 fn fields_of_the_downward_api() {
-    let view = pod_from(json!({"metadata": {"namespace": "n", "name": "p", "uid": "u", "labels": {"b": "2", "a": "x\"y"}},
-        "spec": {"containers": []}}));
+    let view = pod_from(
+        json!({"metadata": {"namespace": "n", "name": "p", "uid": "u", "labels": {"b": "2", "a": "x\"y"}},
+        "spec": {"containers": []}}),
+    );
     let facts = facts(Path::new("/x"));
     let of = |path: &str| fields::field(&view, path, &facts, &[]);
     assert_eq!(of("metadata.labels").unwrap(), "a=\"x\\\"y\"\nb=\"2\"");
@@ -267,7 +294,10 @@ fn volume_mounts() {
             "/dev/termination-log /x/data/pods/u/containers/a/termination-0 rbind,rprivate,rw",
         ]
     );
-    assert_eq!(made.sub_paths.iter().map(|s| s.below.display().to_string()).collect::<Vec<_>>(), ["h", "d-1"]);
+    assert_eq!(
+        made.sub_paths.iter().map(|s| s.below.display().to_string()).collect::<Vec<_>>(),
+        ["h", "d-1"]
+    );
     for bad in ["../x", "/x", "a/../../b"] {
         assert!(mounts::checked_sub_path(bad).is_err(), "{bad}");
     }
@@ -283,9 +313,12 @@ fn sandboxes() {
         "volumes": [{"name": "m", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}, {"name": "d", "emptyDir": {}}]}));
     let spec = sandbox::pod_spec(&view, &facts, None).unwrap();
     assert_eq!(spec.cgroup, "besteffort/podu");
-    let tmpfs: Vec<(String, u64)> = spec.tmpfs.iter().map(|t| (t.path.display().to_string(), t.size_bytes)).collect();
+    let tmpfs: Vec<(String, u64)> =
+        spec.tmpfs.iter().map(|t| (t.path.display().to_string(), t.size_bytes)).collect();
     assert_eq!(tmpfs, [("/x/data/pods/u/volumes/m".to_string(), 1 << 20)]);
-    let bad = pod(json!({"containers": [], "securityContext": {"sysctls": [{"name": "kernel.msgmax", "value": "1"}]}}));
+    let bad = pod(
+        json!({"containers": [], "securityContext": {"sysctls": [{"name": "kernel.msgmax", "value": "1"}]}}),
+    );
     let error = sandbox::pod_spec(&bad, &facts, None).unwrap_err();
     assert_eq!(error, "forbidden sysctl: \"kernel.msgmax\" not allowlisted");
 }

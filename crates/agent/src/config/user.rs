@@ -45,7 +45,8 @@ pub fn identity(input: &ContainerInput) -> Result<Identity, ConfigError> {
     let pods = input.pod.spec().security_context.as_ref();
     let run_as_user = own.and_then(|s| s.run_as_user).or(pods.and_then(|s| s.run_as_user));
     let run_as_group = own.and_then(|s| s.run_as_group).or(pods.and_then(|s| s.run_as_group));
-    let non_root = own.and_then(|s| s.run_as_non_root).or(pods.and_then(|s| s.run_as_non_root)).unwrap_or(false);
+    let non_root =
+        own.and_then(|s| s.run_as_non_root).or(pods.and_then(|s| s.run_as_non_root)).unwrap_or(false);
     let wide = |id: i64| u32::try_from(id).map_err(|_| ConfigError::Config(format!("invalid id {id}")));
     let (image_user, image_group) = match input.image.user.split_once(':') {
         Some((user, group)) => (user, Some(group)),
@@ -111,7 +112,9 @@ fn by_text<'a>(text: &'a str, user: &str) -> Result<Option<PasswdEntry<'a>>, Con
         return Ok(passwd(text).find(|e| e.uid == uid));
     }
     let found = passwd(text).find(|e| e.name == user);
-    found.map(Some).ok_or_else(|| ConfigError::Create(format!("unable to find user {user}: no matching entries in passwd file")))
+    found.map(Some).ok_or_else(|| {
+        ConfigError::Create(format!("unable to find user {user}: no matching entries in passwd file"))
+    })
 }
 
 fn group_id(text: &str, group: &str) -> Result<u32, ConfigError> {
@@ -119,5 +122,7 @@ fn group_id(text: &str, group: &str) -> Result<u32, ConfigError> {
         return Ok(gid);
     }
     let found = groups(text).find(|(name, _, _)| *name == group).map(|(_, gid, _)| gid);
-    found.ok_or_else(|| ConfigError::Create(format!("unable to find group {group}: no matching entries in group file")))
+    found.ok_or_else(|| {
+        ConfigError::Create(format!("unable to find group {group}: no matching entries in group file"))
+    })
 }

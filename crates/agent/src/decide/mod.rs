@@ -16,7 +16,9 @@ pub mod seed;
 mod stop;
 
 use crate::pod::{ContainerView, PodView, Role};
-use crate::state::{ContainerRecord, Ending, Hook, Phase, PodState, ProbeKind, Setup, Terminated, Waiting, Why};
+use crate::state::{
+    ContainerRecord, Ending, Hook, Phase, PodState, ProbeKind, Setup, Terminated, Waiting, Why,
+};
 use jiff::{SignedDuration, Timestamp};
 use std::time::Duration;
 use stdx::backoff::Backoff;
@@ -27,7 +29,8 @@ pub use restart::{Next, next, restarts};
 pub const SETUP_RETRY: Backoff =
     Backoff { base: Duration::from_millis(500), factor: 2, max: Duration::from_secs(122) };
 /// Crash and image back-off (Kubernetes' figures).
-pub const RESTART: Backoff = Backoff { base: Duration::from_secs(10), factor: 2, max: Duration::from_secs(300) };
+pub const RESTART: Backoff =
+    Backoff { base: Duration::from_secs(10), factor: 2, max: Duration::from_secs(300) };
 /// A container that ran so long before it ended starts its back-off anew.
 pub const FORGET_AFTER: SignedDuration = SignedDuration::from_secs(600);
 /// How long `ErrImagePull` is shown before `ImagePullBackOff`.
@@ -192,9 +195,12 @@ fn note_ending(state: &mut PodState, input: &Input, plan: &mut Plan) {
         Some(begin(Why::Deleted, asked))
     } else if input.node_down {
         Some(begin(Why::NodeDown, pod.spec_grace()))
-    } else if let Some(seconds) = pod.spec().active_deadline_seconds
-        && state.ending.is_none()
-    {
+    } else if state.ending.is_some() {
+        None
+    } else if pod.stored_phase_is_terminal() {
+        // Somebody else (an eviction, say) called it done, and what is done stays done.
+        Some(begin(Why::Finished, pod.spec_grace()))
+    } else if let Some(seconds) = pod.spec().active_deadline_seconds {
         let due = after(state.start_time, SignedDuration::from_secs(seconds));
         if due > input.now {
             plan.wake_at(due);
@@ -300,7 +306,8 @@ fn init(state: &mut PodState, input: &Input, plan: &mut Plan) -> bool {
             },
             Role::Sidecar => {
                 start_if_due(record, container, input, plan);
-                if !state.initialized && !(record.running() && record.started && record.post_start == Hook::Done) {
+                let up = record.running() && record.started && record.post_start == Hook::Done;
+                if !(state.initialized || up) {
                     return false;
                 }
             }
@@ -332,13 +339,23 @@ fn tend(record: &mut ContainerRecord, container: &ContainerView, input: &Input, 
     }
     if record.post_start == Hook::Due {
         record.post_start = Hook::Running;
-        plan.act(Action::Hook { container: container.name().into(), kind: HookKind::PostStart, deadline: None });
+        plan.act(Action::Hook {
+            container: container.name().into(),
+            kind: HookKind::PostStart,
+            deadline: None,
+        });
     }
     let changed = record.facts.as_ref().is_some_and(|f| f.spec_image != container.image());
     if changed && container.role != Role::Ephemeral {
         record.restart_now = true;
         let why = format!("Container {} definition changed, will be restarted", container.name());
-        stop::begin(record, container, stop::Reason { message: why, grace: input.pod.spec_grace() }, input.now, plan);
+        stop::begin(
+            record,
+            container,
+            stop::Reason { message: why, grace: input.pod.spec_grace() },
+            input.now,
+            plan,
+        );
         return;
     }
     if record.post_start == Hook::Done {
@@ -366,7 +383,12 @@ fn start_if_due(record: &mut ContainerRecord, container: &ContainerView, input: 
 }
 
 /// `ErrImagePull` becomes `ImagePullBackOff` while the next attempt is awaited.
-fn show_pull_back_off(record: &mut ContainerRecord, container: &ContainerView, now: Timestamp, plan: &mut Plan) {
+fn show_pull_back_off(
+    record: &mut ContainerRecord,
+    container: &ContainerView,
+    now: Timestamp,
+    plan: &mut Plan,
+) {
     let Some(at) = record.pull_shown_at else { return };
     let Phase::Waiting { why, .. } = &mut record.phase else { return };
     if at > now {
@@ -375,7 +397,10 @@ fn show_pull_back_off(record: &mut ContainerRecord, container: &ContainerView, n
     }
     record.pull_shown_at = None;
     let text = format!("Back-off pulling image \"{}\"", container.image());
-    *why = Waiting { reason: "ImagePullBackOff".into(), message: format!("{text}: {}: {}", why.reason, why.message) };
+    *why = Waiting {
+        reason: "ImagePullBackOff".into(),
+        message: format!("{text}: {}: {}", why.reason, why.message),
+    };
     plan.note(false, "BackOff", container.name(), text);
 }
 
@@ -387,7 +412,9 @@ pub fn finished(state: &PodState, pod: &PodView) -> bool {
             && record.is_some_and(|r| !r.restart_now)
     };
     let failed_init = |c: &&ContainerView| {
-        c.role == Role::Init && done(c) && state.containers[c.name()].ended().is_some_and(|e| e.exit_code != 0)
+        c.role == Role::Init
+            && done(c)
+            && state.containers[c.name()].ended().is_some_and(|e| e.exit_code != 0)
     };
     if !state.initialized && pod.containers.iter().any(|c| failed_init(&c)) {
         return true;

@@ -122,8 +122,12 @@ pub fn apply(state: &mut PodState, input: &Input, outcome: Outcome) -> Vec<Note>
                 }
             }
         }
-        Outcome::Started { container, attempt, result } => started(state, input, (&container, attempt), result, &mut plan),
-        Outcome::Hook { container, kind, result } => hook(state, input, (&container, kind), result, &mut plan),
+        Outcome::Started { container, attempt, result } => {
+            started(state, input, (&container, attempt), result, &mut plan)
+        }
+        Outcome::Hook { container, kind, result } => {
+            hook(state, input, (&container, kind), result, &mut plan)
+        }
         Outcome::Exited { container, attempt, end } => exited(state, &container, attempt, end),
         Outcome::Probe { container, attempt, kind, result } => {
             probed(state, input, (&container, attempt, kind), result, &mut plan);
@@ -158,7 +162,9 @@ fn started(
     result: Result<(Facts, Timestamp), StartFailure>,
     plan: &mut Plan,
 ) {
-    let (Some(record), Some(container)) = (state.containers.get_mut(name), input.pod.container(name)) else { return };
+    let (Some(record), Some(container)) = (state.containers.get_mut(name), input.pod.container(name)) else {
+        return;
+    };
     if record.attempt != attempt {
         return;
     }
@@ -180,7 +186,9 @@ fn started(
     let retry_at = match failure.step {
         StartStep::Image => {
             let text = match failure.reason {
-                "ErrImagePull" => format!("Failed to pull image \"{}\": {}", container.image(), failure.message),
+                "ErrImagePull" => {
+                    format!("Failed to pull image \"{}\": {}", container.image(), failure.message)
+                }
                 _ => failure.message.clone(),
             };
             let reason = match failure.reason {
@@ -224,7 +232,9 @@ fn hook(
     result: Result<(), String>,
     plan: &mut Plan,
 ) {
-    let (Some(record), Some(container)) = (state.containers.get_mut(name), input.pod.container(name)) else { return };
+    let (Some(record), Some(container)) = (state.containers.get_mut(name), input.pod.container(name)) else {
+        return;
+    };
     match kind {
         HookKind::PreStop => {
             if let Err(error) = &result {
@@ -270,7 +280,9 @@ fn probed(
     result: Result<(), String>,
     plan: &mut Plan,
 ) {
-    let (Some(record), Some(container)) = (state.containers.get_mut(name), input.pod.container(name)) else { return };
+    let (Some(record), Some(container)) = (state.containers.get_mut(name), input.pod.container(name)) else {
+        return;
+    };
     let Some(spec) = probe::spec(container, kind) else { return };
     if record.attempt != attempt || !record.running() || record.stopping.is_some() {
         return;

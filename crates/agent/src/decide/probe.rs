@@ -33,7 +33,8 @@ pub(super) fn drive(record: &mut ContainerRecord, container: &ContainerView, inp
         let attempt = record.attempt;
         let state = record.probes.entry(kind).or_default();
         if state.result == Some(false) && kind != ProbeKind::Readiness {
-            let message = format!("Container {} failed {} probe, will be restarted", container.name(), kind.as_str());
+            let message =
+                format!("Container {} failed {} probe, will be restarted", container.name(), kind.as_str());
             let grace = probe.termination_grace_period_seconds.unwrap_or_else(|| input.pod.spec_grace());
             stop::begin(record, container, stop::Reason { message, grace }, input.now, plan);
             return;
@@ -54,7 +55,8 @@ pub(super) fn drive(record: &mut ContainerRecord, container: &ContainerView, inp
 
 /// Books one result. True when the settled result changed.
 pub(super) fn book(state: &mut ProbeState, probe: &Probe, success: bool, now: Timestamp) -> bool {
-    let at_least_one = |value: Option<i32>, default: i32| u32::try_from(value.unwrap_or(default)).unwrap_or(1).max(1);
+    let at_least_one =
+        |value: Option<i32>, default: i32| u32::try_from(value.unwrap_or(default)).unwrap_or(1).max(1);
     state.busy = false;
     state.next_at = Some(after(now, seconds(Some(probe.period_seconds.unwrap_or(10).max(1)), 10)));
     if success {

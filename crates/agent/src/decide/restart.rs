@@ -92,7 +92,12 @@ pub(super) fn next_try(tries: &mut Tries, ended: Timestamp, now: Timestamp) {
 }
 
 /// Shows `CrashLoopBackOff`, once per end.
-pub(super) fn show_back_off(record: &mut ContainerRecord, container: &ContainerView, pod: &PodView, plan: &mut Plan) {
+pub(super) fn show_back_off(
+    record: &mut ContainerRecord,
+    container: &ContainerView,
+    pod: &PodView,
+    plan: &mut Plan,
+) {
     if record.shown.as_ref().is_some_and(|w| w.reason == "CrashLoopBackOff") {
         return;
     }

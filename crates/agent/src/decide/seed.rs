@@ -2,7 +2,8 @@
 
 use crate::pod::{PodView, Role};
 use crate::state::{
-    ContainerRecord, Ending, Facts, Phase, PodState, ProbeKind, ProbeState, Sandbox, Setup, Terminated, Waiting, Why,
+    ContainerRecord, Ending, Facts, Phase, PodState, ProbeKind, ProbeState, Sandbox, Setup, Terminated,
+    Waiting, Why,
 };
 use crate::status::{container_id, terminated};
 use jiff::Timestamp;
@@ -41,9 +42,8 @@ pub fn seed(pod: &PodView, live: Option<&PodInfo>, now: Timestamp) -> PodState {
     for container in &pod.containers {
         let name = container.name();
         let stored = stored_status(pod, name);
-        let found = live.and_then(|l| {
-            l.containers.iter().filter(|c| c.spec.name == name).max_by_key(|c| c.spec.attempt)
-        });
+        let found = live
+            .and_then(|l| l.containers.iter().filter(|c| c.spec.name == name).max_by_key(|c| c.spec.attempt));
         let Some(record) = state.containers.get_mut(name) else { continue };
         match (found, stored) {
             (Some(info), stored) => from_runtime(record, info, stored, pod.uid()),
@@ -58,7 +58,7 @@ pub fn seed(pod: &PodView, live: Option<&PodInfo>, now: Timestamp) -> PodState {
         })
     };
     state.initialized = live.is_some() && begun(Role::Main);
-    if matches!(pod.stored_phase(), "Succeeded" | "Failed") {
+    if pod.stored_phase_is_terminal() {
         state.ending = Some(Ending { why: Why::Finished, at: now, grace: pod.spec_grace() });
         state.teardown.ready = live.is_none();
     }
@@ -78,12 +78,19 @@ pub fn add_records(state: &mut PodState, pod: &PodView) {
 
 fn stored_status<'a>(pod: &'a PodView, name: &str) -> Option<&'a ContainerStatus> {
     let status = pod.pod.status.as_ref()?;
-    let lists = [&status.container_statuses, &status.init_container_statuses, &status.ephemeral_container_statuses];
+    let lists =
+        [&status.container_statuses, &status.init_container_statuses, &status.ephemeral_container_statuses];
     lists.into_iter().flatten().flatten().find(|s| s.name == name)
 }
 
-fn from_runtime(record: &mut ContainerRecord, info: &ContainerInfo, stored: Option<&ContainerStatus>, uid: &str) {
-    let facts: Option<Facts> = info.spec.annotations.get(FACTS).and_then(|text| serde_json::from_str(text).ok());
+fn from_runtime(
+    record: &mut ContainerRecord,
+    info: &ContainerInfo,
+    stored: Option<&ContainerStatus>,
+    uid: &str,
+) {
+    let facts: Option<Facts> =
+        info.spec.annotations.get(FACTS).and_then(|text| serde_json::from_str(text).ok());
     record.attempt = info.spec.attempt;
     record.last = facts.as_ref().and_then(|f| f.last.clone());
     record.facts = facts;

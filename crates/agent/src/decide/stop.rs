@@ -48,7 +48,12 @@ pub(super) fn begin_quiet(
 }
 
 /// Goes on with a stop.
-pub(super) fn drive(record: &mut ContainerRecord, container: &ContainerView, now: Timestamp, plan: &mut Plan) {
+pub(super) fn drive(
+    record: &mut ContainerRecord,
+    container: &ContainerView,
+    now: Timestamp,
+    plan: &mut Plan,
+) {
     let attempt = record.attempt;
     let Some(stopping) = &mut record.stopping else { return };
     let signal = |signal| Action::Signal { container: container.name().into(), attempt, signal };

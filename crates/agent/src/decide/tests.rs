@@ -1,7 +1,7 @@
 //! Transcripts on virtual time: a tiny world carries out the actions; what happened is compared as text.
 
 use super::outcome::{Outcome, StartFailure, StartStep, apply};
-use super::{Action, HookKind, Input, Signal, after, seed, step};
+use super::{Action, Input, Signal, after, seed, step};
 use crate::pod::tests::{pod, pod_from};
 use crate::pod::{PodView, Role};
 use crate::state::{Facts, PodState, ProbeKind, Terminated};
@@ -132,14 +132,20 @@ impl World {
                 }
                 let image = self.pod.container(&container).unwrap().image().to_string();
                 let facts = Facts { spec_image: image.clone(), image, ..Facts::default() };
-                self.queue.push((now, Outcome::Started { container: container.clone(), attempt, result: Ok((facts, now)) }));
+                self.queue.push((
+                    now,
+                    Outcome::Started { container: container.clone(), attempt, result: Ok((facts, now)) },
+                ));
                 if let Some((seconds, code)) = self.runs.get_mut(&container).and_then(VecDeque::pop_front) {
                     self.exit(&container, attempt, seconds, code);
                 }
             }
             Action::Hook { container, kind, .. } => {
                 self.say(format!("{kind:?} {container}"));
-                self.queue.push((after(now, SignedDuration::from_secs(1)), Outcome::Hook { container, kind, result: Ok(()) }));
+                self.queue.push((
+                    after(now, SignedDuration::from_secs(1)),
+                    Outcome::Hook { container, kind, result: Ok(()) },
+                ));
             }
             Action::Signal { container, attempt, signal } => {
                 self.say(format!("{signal:?} {container}"));
@@ -149,7 +155,8 @@ impl World {
             }
             Action::Probe { container, attempt, kind } => {
                 let answers = self.probes.entry((container.clone(), kind)).or_default();
-                let good = if answers.len() > 1 { answers.pop_front() } else { answers.front().copied() }.unwrap_or(true);
+                let good = if answers.len() > 1 { answers.pop_front() } else { answers.front().copied() }
+                    .unwrap_or(true);
                 if !self.quiet_probes {
                     self.say(format!("{} {container} {good}", kind.as_str()));
                 }
@@ -203,13 +210,15 @@ fn init_containers_run_in_order_then_all_others_at_once() {
     let status = world.status();
     assert_eq!(status["phase"], "Running");
     assert_eq!(status["initContainerStatuses"][1]["ready"], true);
-    let ready: Vec<_> = status["conditions"].as_array().unwrap().iter().map(|c| c["status"].clone()).collect();
+    let ready: Vec<_> =
+        status["conditions"].as_array().unwrap().iter().map(|c| c["status"].clone()).collect();
     assert_eq!(ready, ["True"; 5]);
 }
 
 #[test]
 fn crash_back_off_doubles_is_shown_and_forgets() {
-    let mut world = World::new(simple("Always")).runs("a", &[(1, 1), (1, 1), (1, 1), (700, 1), (1, 1), (1, 1)]);
+    let mut world =
+        World::new(simple("Always")).runs("a", &[(1, 1), (1, 1), (1, 1), (700, 1), (1, 1), (1, 1)]);
     assert_eq!(
         world.until(5),
         [
@@ -230,7 +239,10 @@ fn crash_back_off_doubles_is_shown_and_forgets() {
     assert_eq!(world.status()["phase"], "Running");
     let starts = |log: Vec<String>| log.into_iter().filter(|l| l.contains("start a")).collect::<Vec<_>>();
     // 2+10, 13+20, 733 after a long run: at once again, then 735 + 10 …
-    assert_eq!(starts(world.until(760)), [" 12 start a#2", " 33 start a#3", "733 start a#4", "744 start a#5"]);
+    assert_eq!(
+        starts(world.until(760)),
+        [" 12 start a#2", " 33 start a#3", "733 start a#4", "744 start a#5"]
+    );
 }
 
 #[test]
@@ -242,7 +254,10 @@ fn policies_decide_the_end() {
     ] {
         let mut world = World::new(simple(policy)).runs("a", &codes);
         let log = world.until(100);
-        assert_eq!(log.last().unwrap().trim_start_matches(|c: char| c.is_ascii_digit() || c == ' '), "teardown");
+        assert_eq!(
+            log.last().unwrap().trim_start_matches(|c: char| c.is_ascii_digit() || c == ' '),
+            "teardown"
+        );
         assert_eq!(world.status()["phase"], phase, "{policy} {codes:?}");
     }
     let spec = json!({"restartPolicy": "Never", "initContainers": [{"name": "i", "image": "i"}],
@@ -372,7 +387,8 @@ fn image_errors_back_off_until_images_change() {
 #[test]
 fn a_start_error_counts_as_an_end() {
     let mut world = World::new(simple("Always"));
-    let failure = StartFailure { step: StartStep::Run, reason: "RunContainerError", message: "exec: no".into() };
+    let failure =
+        StartFailure { step: StartStep::Run, reason: "RunContainerError", message: "exec: no".into() };
     world.start_failures.insert("a".into(), [failure.clone(), failure.clone()].into());
     world.until(1);
     let container = world.status()["containerStatuses"][0].clone();
@@ -396,7 +412,12 @@ fn a_new_image_restarts_without_back_off_and_the_deadline_fails_the_pod() {
     world.pod = pod_from(body);
     assert_eq!(
         world.until(4),
-        ["  3 event Killing: Container a definition changed, will be restarted", "  3 Stop a", "  3 a exits 0", "  3 start a#1"]
+        [
+            "  3 event Killing: Container a definition changed, will be restarted",
+            "  3 Stop a",
+            "  3 a exits 0",
+            "  3 start a#1"
+        ]
     );
     assert_eq!(world.until(100)[2..], [" 60 Stop a", " 60 a exits 0", " 60 teardown"]);
     assert_eq!(world.status()["phase"], "Failed");
@@ -435,7 +456,10 @@ fn a_restarted_agent_takes_over_what_runs() {
         },
         state: ContainerState::Running { pid: 1, started_at_ns: 1_000_000_000 },
     };
-    let spec = PodSpec { annotations: [(seed::IPS.to_string(), "10.0.0.7".to_string())].into(), ..PodSpec::default() };
+    let spec = PodSpec {
+        annotations: [(seed::IPS.to_string(), "10.0.0.7".to_string())].into(),
+        ..PodSpec::default()
+    };
     let live = PodInfo { spec, shim_pid: 1, containers: vec![container] };
     let mut world = World::new(view.clone());
     world.state = seed::seed(&view, Some(&live), t(0));
@@ -454,11 +478,29 @@ fn a_restarted_agent_takes_over_what_runs() {
 }
 
 #[test]
-fn hooks_know_their_kinds_and_roles() {
-    let view = pod(json!({"containers": [{"name": "a", "image": "i"}], "ephemeralContainers": [{"name": "d", "image": "i"}]}));
+fn what_others_call_done_stays_done() {
+    let mut world = World::new(simple("Always"));
+    world.until(2);
+    let mut body = world.pod.object.value().unwrap();
+    body["status"] = json!({"phase": "Failed", "reason": "Evicted"});
+    world.pod = pod_from(body);
+    assert_eq!(
+        world.until(9),
+        ["  2 event Killing: Stopping container a", "  2 Stop a", "  2 a exits 0", "  2 teardown"]
+    );
+    assert_eq!((&world.status()["phase"], &world.status()["reason"]), (&json!("Failed"), &json!("Evicted")));
+    world.delete(5);
+    assert_eq!(world.until(9), ["  9 finalize"]);
+    assert_eq!(world.status()["phase"], "Failed");
+}
+
+#[test]
+fn ephemeral_containers_neither_restart_nor_count() {
+    let view = pod(
+        json!({"containers": [{"name": "a", "image": "i"}], "ephemeralContainers": [{"name": "d", "image": "i"}]}),
+    );
     assert_eq!(view.containers[1].role, Role::Ephemeral);
     let mut world = World::new(view).runs("d", &[(1, 1)]);
     assert_eq!(world.until(9), ["  0 sandbox", "  0 start a#0", "  0 start d#0", "  1 d exits 1"]);
     assert_eq!(world.status()["phase"], "Running");
-    assert_ne!(HookKind::PostStart, HookKind::PreStop);
 }

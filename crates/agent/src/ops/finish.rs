@@ -8,7 +8,7 @@ use k8s_schema::gvr::PODS;
 use machinery::status::ApiError;
 use serde_json::Value;
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Attempts to write a status over somebody else's writes.
@@ -71,7 +71,9 @@ async fn remove(node: &Arc<Node>, uid: &str) -> Result<(), String> {
 
 fn remove_folder(folder: &Path) -> Result<(), String> {
     match std::fs::remove_dir_all(folder) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(format!("removing {}: {e}", folder.display())),
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(format!("removing {}: {e}", folder.display()))
+        }
         _ => Ok(()),
     }
 }
@@ -100,23 +102,28 @@ pub async fn remove_orphan(node: Arc<Node>, uid: String) {
     }
 }
 
-/// Removes folders of pods that the API no longer knows; blocking.
-pub fn sweep(node: &Node, known: &BTreeSet<String>) {
+/// Folders of pods that the API no longer knows. To be listed before any new pod is begun.
+pub fn leftovers(node: &Node, known: &BTreeSet<String>) -> Vec<PathBuf> {
     let names = |folder: &Path| -> Vec<String> {
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
         entries.filter_map(|e| e.file_name().into_string().ok()).collect()
     };
     let pods = node.facts.data_dir.join("pods");
-    for uid in names(&pods).into_iter().filter(|uid| !known.contains(uid)) {
-        if let Err(error) = remove_folder(&pods.join(&uid)) {
-            tracing::warn!(uid, error, "leftover pod folder");
-        }
-    }
-    for name in names(&node.facts.log_dir) {
-        let uid = name.rsplit('_').next().unwrap_or_default();
+    let folders = names(&pods).into_iter().filter(|uid| !known.contains(uid)).map(|uid| pods.join(uid));
+    let unknown = |name: &String| {
         // Only what is named like a pod's logs: somebody may keep other things there.
-        if name.split('_').count() == 3 && !known.contains(uid) {
-            let _ = remove_folder(&node.facts.log_dir.join(&name));
+        name.split('_').count() == 3 && !known.contains(name.rsplit('_').next().unwrap_or_default())
+    };
+    let logs =
+        names(&node.facts.log_dir).into_iter().filter(unknown).map(|name| node.facts.log_dir.join(name));
+    folders.chain(logs).collect()
+}
+
+/// Removes folders; blocking.
+pub fn sweep(folders: &[PathBuf]) {
+    for folder in folders {
+        if let Err(error) = remove_folder(folder) {
+            tracing::warn!(error, "leftover of a pod stays");
         }
     }
 }

@@ -10,7 +10,7 @@ mod termination;
 mod tokens;
 mod volumes;
 
-pub use finish::{finalize, remove_logs, remove_orphan, sweep, teardown, write_status};
+pub use finish::{finalize, leftovers, remove_logs, remove_orphan, sweep, teardown, write_status};
 pub use sandbox::sandbox;
 pub use start::{Instance, Which, hook, probe, signal, start};
 pub use termination::message;
@@ -84,7 +84,9 @@ impl Node {
 }
 
 /// Runs blocking work on a thread that may block.
-pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, String> {
     tokio::task::spawn_blocking(work).await.map_err(|e| format!("internal error: {e}"))
 }
 

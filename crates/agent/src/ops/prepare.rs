@@ -75,8 +75,10 @@ pub(super) fn prepare(node: &Node, start: Start) -> Result<(ContainerSpec, Facts
     };
     let env = env::environment(&input).map_err(config_failure)?;
     let made = mounts::mounts(&pod, &container, attempt, &mounted, (facts, &env)).map_err(config_failure)?;
-    make_sub_paths(node, &pod, &mounted, &made.sub_paths).map_err(|e| config_failure(ConfigError::Config(e)))?;
-    let configured = config::container(ContainerInput { mounts: made.list, ..input }, env).map_err(config_failure)?;
+    make_sub_paths(node, &pod, &mounted, &made.sub_paths)
+        .map_err(|e| config_failure(ConfigError::Config(e)))?;
+    let configured =
+        config::container(ContainerInput { mounts: made.list, ..input }, env).map_err(config_failure)?;
     let known = Facts {
         spec_image: container.image().into(),
         image: found.name,
@@ -88,7 +90,8 @@ pub(super) fn prepare(node: &Node, start: Start) -> Result<(ContainerSpec, Facts
         last,
     };
     let name = container.name();
-    let on_disk = |e: io::Error| config_failure(ConfigError::Create(format!("preparing container folder: {e}")));
+    let on_disk =
+        |e: io::Error| config_failure(ConfigError::Create(format!("preparing container folder: {e}")));
     make_termination_log(facts, &pod, name, attempt).map_err(on_disk)?;
     let logs = facts.log_folder(pod.namespace(), pod.name(), pod.uid()).join(name);
     drop_old_logs(&logs, attempt);
@@ -134,7 +137,12 @@ fn drop_old_logs(folder: &Path, attempt: u32) {
     }
 }
 
-fn make_sub_paths(node: &Node, pod: &PodView, mounted: &Mounted, list: &[mounts::SubPath]) -> Result<(), String> {
+fn make_sub_paths(
+    node: &Node,
+    pod: &PodView,
+    mounted: &Mounted,
+    list: &[mounts::SubPath],
+) -> Result<(), String> {
     let memory = config::sandbox::memory_volumes(pod);
     for sub in list {
         let Some(volume) = mounted.get(&sub.volume) else { continue };
@@ -149,7 +157,11 @@ fn make_sub_paths(node: &Node, pod: &PodView, mounted: &Mounted, list: &[mounts:
 }
 
 /// A seccomp profile from `<data_dir>/seccomp`, where the container names one.
-fn local_profile(facts: &NodeFacts, pod: &PodView, container: &ContainerView) -> Option<oci::seccomp::Seccomp> {
+fn local_profile(
+    facts: &NodeFacts,
+    pod: &PodView,
+    container: &ContainerView,
+) -> Option<oci::seccomp::Seccomp> {
     let own = container.spec.security_context.as_ref().and_then(|c| c.seccomp_profile.as_ref());
     let pods = pod.spec().security_context.as_ref().and_then(|c| c.seccomp_profile.as_ref());
     let name = own.or(pods)?.localhost_profile.as_deref()?;

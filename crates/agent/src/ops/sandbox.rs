@@ -1,7 +1,10 @@
 //! Making a pod's sandbox: shim and namespaces, network, the files below `/etc`.
 
 use super::{Node, blocking};
-use crate::config::{files, sandbox::{memory_volumes, pod_spec}};
+use crate::config::{
+    files,
+    sandbox::{memory_volumes, pod_spec},
+};
 use crate::decide::outcome::Outcome;
 use crate::pod::PodView;
 use crate::volumes::open_to_all;
@@ -21,7 +24,12 @@ pub async fn sandbox(node: Arc<Node>, pod: PodView) -> Outcome {
 
 async fn make(node: &Arc<Node>, pod: &PodView) -> Result<Vec<IpAddr>, String> {
     let live = match node.live(pod.uid()) {
-        Some(live) => live,
+        Some(live) if Path::new(&format!("/proc/{}", live.shim_pid)).exists() => live,
+        Some(_) => {
+            // The shim died, and its remains could not be removed at once.
+            node.runtime.remove_pod(pod.uid()).await.map_err(|e| e.to_string())?;
+            create(node, pod).await?
+        }
         None => create(node, pod).await?,
     };
     let (node, pod) = (node.clone(), pod.clone());
@@ -51,7 +59,9 @@ async fn create(node: &Arc<Node>, pod: &PodView) -> Result<PodInfo, String> {
 
 /// The RuntimeClass's handler; `None`: Gantry's own runtime.
 async fn handler(node: &Node, pod: &PodView) -> Result<Option<String>, String> {
-    let Some(name) = pod.spec().runtime_class_name.as_deref().filter(|n| !n.is_empty()) else { return Ok(None) };
+    let Some(name) = pod.spec().runtime_class_name.as_deref().filter(|n| !n.is_empty()) else {
+        return Ok(None);
+    };
     let found = node.client.get(&RUNTIME_CLASSES, &ObjectKey::cluster(name)).await;
     let class = found.map_err(|e| e.to_string())?.view::<RuntimeClass>().map_err(|e| e.to_string())?;
     Ok(Some(class.handler.clone()).filter(|h| !h.is_empty() && h != "gantry"))
@@ -59,7 +69,8 @@ async fn handler(node: &Node, pod: &PodView) -> Result<Option<String>, String> {
 
 /// Memory volumes exist in the shim's mount namespace only: reached through its root.
 fn open_memory_volumes(node: &Node, pod: &PodView, shim: i32) -> Result<(), String> {
-    let group = pod.spec().security_context.as_ref().and_then(|s| s.fs_group).and_then(|g| u32::try_from(g).ok());
+    let group =
+        pod.spec().security_context.as_ref().and_then(|s| s.fs_group).and_then(|g| u32::try_from(g).ok());
     for (name, _) in memory_volumes(pod) {
         let path = in_shim(shim, &node.facts.volume_dir(pod.uid(), &name));
         open_to_all(&path, group).map_err(|e| format!("opening memory volume {name}: {e}"))?;

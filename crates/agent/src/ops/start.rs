@@ -37,7 +37,6 @@ pub struct Instance {
 
 /// Resolves the image, creates and starts the instance.
 pub async fn start(node: Arc<Node>, instance: Instance) -> Outcome {
-    let _permit = node.making.acquire().await;
     let (container, attempt) = (instance.container.clone(), instance.attempt);
     let result = match instance.pod.container(&container).cloned() {
         Some(view) => try_start(&node, instance, view).await,
@@ -53,7 +52,8 @@ async fn try_start(
 ) -> Result<(Facts, Timestamp), StartFailure> {
     let Instance { pod, attempt, last, mounted, ips, .. } = instance;
     let name = container.name().to_string();
-    let found = images::ensure(&node.images, container.image(), container.spec.image_pull_policy.as_deref()).await?;
+    let found =
+        images::ensure(&node.images, container.image(), container.spec.image_pull_policy.as_deref()).await?;
     let present = format!("Container image \"{}\" already present on machine", container.image());
     node.note(&pod, "Pulled", &name, present);
     let objects = node.objects.snapshot(pod.namespace(), &references(&pod)).await;
@@ -63,6 +63,7 @@ async fn try_start(
     if pod.namespace() != "default" {
         services.extend(node.services.get(&client::ObjectKey::new("default", "kubernetes")));
     }
+    let _permit = node.making.acquire().await;
     let work = Start { pod: pod.clone(), container, attempt, last, mounted, ips, objects, services, found };
     let shared = node.clone();
     let prepared = blocking(move || prepare(&shared, work)).await;
@@ -79,7 +80,11 @@ async fn try_start(
     node.runtime.create_container(uid, spec).await.map_err(|e| create_failure(&e))?;
     node.note(&pod, "Created", &name, "Container created".into());
     if let Err(error) = node.runtime.start_container(uid, &id).await {
-        return Err(StartFailure { step: StartStep::Run, reason: "RunContainerError", message: error.to_string() });
+        return Err(StartFailure {
+            step: StartStep::Run,
+            reason: "RunContainerError",
+            message: error.to_string(),
+        });
     }
     let started_at = started_at(node, uid, &id).unwrap_or_else(Timestamp::now);
     node.note(&pod, "Started", &name, "Container started".into());
@@ -124,7 +129,12 @@ pub async fn hook(node: Arc<Node>, which: Which, kind: HookKind, deadline: Optio
     Outcome::Hook { container: which.container, kind, result }
 }
 
-async fn run_hook(node: &Node, which: &Which, kind: HookKind, deadline: Option<Timestamp>) -> Result<(), String> {
+async fn run_hook(
+    node: &Node,
+    which: &Which,
+    kind: HookKind,
+    deadline: Option<Timestamp>,
+) -> Result<(), String> {
     let Some(container) = which.pod.container(&which.container) else { return Ok(()) };
     let lifecycle = container.spec.lifecycle.as_ref();
     let handler = lifecycle.and_then(|l| match kind {
@@ -212,9 +222,16 @@ mod tests {
 
     #[test]
     fn signals_by_name_and_number() {
-        for (text, number) in
-            [("SIGTERM", 15), ("quit", 3), ("9", 9), ("SIGRTMIN+3", 37), ("RTMIN", 34), ("", 15), ("NOPE", 15), ("99", 15)]
-        {
+        for (text, number) in [
+            ("SIGTERM", 15),
+            ("quit", 3),
+            ("9", 9),
+            ("SIGRTMIN+3", 37),
+            ("RTMIN", 34),
+            ("", 15),
+            ("NOPE", 15),
+            ("99", 15),
+        ] {
             assert_eq!(signal_number(text), number, "{text}");
         }
     }

@@ -22,7 +22,8 @@ pub fn message(facts: &NodeFacts, pod: &PodView, name: &str, attempt: u32, faile
     if !text.is_empty() || !failed || policy != Some("FallbackToLogsOnError") {
         return text;
     }
-    let log = facts.log_folder(pod.namespace(), pod.name(), pod.uid()).join(name).join(format!("{attempt}.log"));
+    let log =
+        facts.log_folder(pod.namespace(), pod.name(), pod.uid()).join(name).join(format!("{attempt}.log"));
     log_tail(&log)
 }
 
@@ -66,7 +67,9 @@ mod tests {
     fn file_first_then_log_when_asked_for() {
         let dir = tempfile::tempdir().unwrap();
         let facts = facts(dir.path());
-        let view = pod(json!({"containers": [{"name": "a", "image": "i", "terminationMessagePolicy": "FallbackToLogsOnError"}]}));
+        let view = pod(
+            json!({"containers": [{"name": "a", "image": "i", "terminationMessagePolicy": "FallbackToLogsOnError"}]}),
+        );
         let log = facts.log_folder("n", "p", "u").join("a");
         std::fs::create_dir_all(&log).unwrap();
         std::fs::write(log.join("0.log"), "T stdout P one \nT stdout F two\nT stderr F three\n").unwrap();

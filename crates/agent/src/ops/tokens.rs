@@ -41,7 +41,8 @@ async fn mint(node: &Node, pod: &PodView, need: &TokenNeed) -> Result<Token, Str
     let value = answer.value().map_err(|e| e.to_string())?;
     let text = value["status"]["token"].as_str().ok_or("the API server minted no token")?.to_string();
     let now = Timestamp::now();
-    let expires = value["status"]["expirationTimestamp"].as_str().and_then(|t| machinery::time::parse(t).ok());
+    let expires =
+        value["status"]["expirationTimestamp"].as_str().and_then(|t| machinery::time::parse(t).ok());
     let lasts = expires.map_or(need.seconds, |at| at.duration_since(now).as_secs());
     // Upstream's rule: at 80 % of its life.
     let refresh_at = now.saturating_add(SignedDuration::from_secs(lasts * 4 / 5)).unwrap_or(now);

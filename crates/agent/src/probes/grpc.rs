@@ -45,7 +45,8 @@ fn status(frame: &[u8]) -> Option<usize> {
 /// Asks a server for its health.
 pub(super) async fn check(host: &str, port: u16, service: &str) -> Result<(), String> {
     let connected = TcpStream::connect((host, port)).await;
-    let stream = connected.map_err(|e| format!("error: failed to connect: {}", dial_error(host, port, &e)))?;
+    let stream =
+        connected.map_err(|e| format!("error: failed to connect: {}", dial_error(host, port, &e)))?;
     let failed = |e: &dyn std::fmt::Display| format!("error: health rpc failed: {e}");
     let shaken = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await;
     let (mut sender, connection) = shaken.map_err(|e| failed(&e))?;
@@ -62,7 +63,12 @@ pub(super) async fn check(host: &str, port: u16, service: &str) -> Result<(), St
         let late = body.trailers().and_then(|t| t.get("grpc-status")).and_then(|v| v.to_str().ok());
         match late.or(early.as_deref()) {
             Some("0") => {}
-            Some("12") => return Err("error: this server does not implement the grpc health protocol (grpc.health.v1.Health)".into()),
+            Some("12") => {
+                return Err(
+                    "error: this server does not implement the grpc health protocol (grpc.health.v1.Health)"
+                        .into(),
+                );
+            }
             other => return Err(failed(&format!("code {}", other.unwrap_or("unknown")))),
         }
         match status(&body.to_bytes()).map(|s| STATUS.get(s).copied().unwrap_or("UNKNOWN")) {

@@ -100,7 +100,11 @@ impl Check {
     }
 
     /// From a lifecycle hook.
-    pub fn of_hook(hook: &LifecycleHandler, container: &ContainerView, pod_ip: &str) -> Result<Check, String> {
+    pub fn of_hook(
+        hook: &LifecycleHandler,
+        container: &ContainerView,
+        pod_ip: &str,
+    ) -> Result<Check, String> {
         if let Some(exec) = &hook.exec {
             return Ok(Check::Exec(exec.command.clone().unwrap_or_default()));
         }
@@ -115,7 +119,12 @@ impl Check {
     }
 
     /// Does it, within the time; the error says why it failed.
-    pub async fn run(&self, runtime: &Runtime, subject: &Subject<'_>, within: Duration) -> Result<(), String> {
+    pub async fn run(
+        &self,
+        runtime: &Runtime,
+        subject: &Subject<'_>,
+        within: Duration,
+    ) -> Result<(), String> {
         match self {
             Check::Exec(args) => exec(runtime, subject, args, within).await,
             Check::Http(get) => match tokio::time::timeout(within, http_get::get(get)).await {
@@ -149,7 +158,12 @@ impl Check {
     }
 }
 
-async fn exec(runtime: &Runtime, subject: &Subject<'_>, args: &[String], within: Duration) -> Result<(), String> {
+async fn exec(
+    runtime: &Runtime,
+    subject: &Subject<'_>,
+    args: &[String],
+    within: Duration,
+) -> Result<(), String> {
     match runtime.exec_sync(subject.uid, subject.id, args.to_vec(), within).await {
         Ok((0, _)) => Ok(()),
         Ok((code, output)) => {

@@ -35,7 +35,9 @@ async fn server(answers: &'static [(&'static str, &'static str)]) -> u16 {
 }
 
 async fn ask(port: u16, path: &str) -> Result<(), String> {
-    let Check::Http(get) = check(json!({"httpGet": {"path": path, "port": port}}), json!({})).unwrap() else { panic!() };
+    let Check::Http(get) = check(json!({"httpGet": {"path": path, "port": port}}), json!({})).unwrap() else {
+        panic!()
+    };
     http_get::get(&get).await
 }
 
@@ -63,7 +65,8 @@ async fn a_closed_port_in_gos_words() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     drop(listener);
-    let expected = format!("Get \"http://127.0.0.1:{port}/x\": dial tcp 127.0.0.1:{port}: connect: connection refused");
+    let expected =
+        format!("Get \"http://127.0.0.1:{port}/x\": dial tcp 127.0.0.1:{port}: connect: connection refused");
     assert_eq!(ask(port, "/x").await.unwrap_err(), expected);
 }
 
@@ -74,7 +77,11 @@ fn ports_by_name() {
         check(json!({"tcpSocket": {"port": "web"}}), container.clone()),
         Ok(Check::Tcp { host: "127.0.0.1".into(), port: 8080 })
     );
-    assert!(check(json!({"tcpSocket": {"port": "no"}}), container.clone()).unwrap_err().contains("couldn't find port"));
+    assert!(
+        check(json!({"tcpSocket": {"port": "no"}}), container.clone())
+            .unwrap_err()
+            .contains("couldn't find port")
+    );
     assert!(check(json!({"tcpSocket": {"port": 70000}}), container).unwrap_err().contains("invalid port"));
     assert!(check(json!({}), json!({})).is_err());
 }

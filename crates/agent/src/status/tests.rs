@@ -45,7 +45,9 @@ fn foreign_conditions_and_old_transition_times_stay() {
     }));
     let state = seed(&view, None, t(100));
     let status = status(&state, &view, &[], t(100));
-    let of = |kind: &str| status["conditions"].as_array().unwrap().iter().find(|c| c["type"] == kind).unwrap().clone();
+    let of = |kind: &str| {
+        status["conditions"].as_array().unwrap().iter().find(|c| c["type"] == kind).unwrap().clone()
+    };
     assert_eq!(of("PodScheduled")["lastTransitionTime"], "1970-01-01T00:00:07Z");
     assert_eq!(of("x/y")["status"], "False");
     assert_eq!(of("Ready")["reason"], "ContainersNotReady");

@@ -76,7 +76,8 @@ pub fn mount_all(context: &Context) -> Result<BTreeMap<String, MountedVolume>, S
             Some(kind) => (kind.mount)(context, volume),
             None => Err(format!("volume type {} is not supported yet", type_name(volume))),
         };
-        let done = done.map_err(|e| format!("MountVolume.SetUp failed for volume \"{}\" : {e}", volume.name))?;
+        let done =
+            done.map_err(|e| format!("MountVolume.SetUp failed for volume \"{}\" : {e}", volume.name))?;
         mounted.insert(volume.name.clone(), done);
     }
     Ok(mounted)

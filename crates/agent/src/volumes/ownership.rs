@@ -26,7 +26,10 @@ pub(super) fn give_to_group(path: &Path, gid: u32) -> io::Result<()> {
         return Ok(());
     }
     let add = if meta.is_dir() { READ | FOLDER } else { READ };
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode((meta.permissions().mode() & 0o7777) | add))?;
+    std::fs::set_permissions(
+        path,
+        std::fs::Permissions::from_mode((meta.permissions().mode() & 0o7777) | add),
+    )?;
     if meta.is_dir() {
         for entry in std::fs::read_dir(path)? {
             give_to_group(&entry?.path(), gid)?;

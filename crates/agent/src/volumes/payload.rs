@@ -73,7 +73,9 @@ pub fn add_object(payload: &mut Payload, objects: &Objects, what: &Selection) ->
             None if what.optional => {}
             None => {
                 return Err(match what.kind {
-                    RefKind::ConfigMap => format!("configmap references non-existent config key: {}", item.key),
+                    RefKind::ConfigMap => {
+                        format!("configmap references non-existent config key: {}", item.key)
+                    }
                     RefKind::Secret => format!("references non-existent secret key: {}", item.key),
                 });
             }

@@ -11,8 +11,10 @@ const INSIDE: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICL
 
 /// Opens (`O_PATH`) what is at `below` in `volume`; makes folders where nothing is, if `create`.
 pub fn open(volume: &Path, below: &Path, create: bool) -> Result<OwnedFd, String> {
-    let fail = |e: Errno| format!("failed to prepare subPath {:?}: {}", below.display(), std::io::Error::from(e));
-    let root = openat(CWD, volume, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(fail)?;
+    let fail =
+        |e: Errno| format!("failed to prepare subPath {:?}: {}", below.display(), std::io::Error::from(e));
+    let root = openat(CWD, volume, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(fail)?;
     match openat2(&root, below, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), INSIDE) {
         Ok(fd) => return Ok(fd),
         Err(Errno::NOENT) if create => {}
@@ -31,7 +33,8 @@ pub fn open(volume: &Path, below: &Path, create: bool) -> Result<OwnedFd, String
                     Ok(()) | Err(Errno::EXIST) => {}
                     Err(e) => return Err(fail(e)),
                 }
-                parent = openat2(&root, &walked, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), INSIDE).map_err(fail)?;
+                parent = openat2(&root, &walked, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), INSIDE)
+                    .map_err(fail)?;
             }
             Err(e) => return Err(fail(e)),
         }

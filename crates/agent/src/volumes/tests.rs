@@ -35,7 +35,8 @@ impl Fixture {
     fn mount(&self, spec: Value, objects: &Objects) -> Result<BTreeMap<String, MountedVolume>, String> {
         let view = pod(spec);
         let ips = ["10.0.0.9".parse().unwrap()];
-        let context = Context { pod: &view, facts: &self.facts, objects, tokens: &self.tokens, pod_ips: &ips };
+        let context =
+            Context { pod: &view, facts: &self.facts, objects, tokens: &self.tokens, pod_ips: &ips };
         mount_all(&context)
     }
 }
@@ -50,7 +51,11 @@ fn volume(source: Value) -> Value {
 fn config_maps_are_swapped_as_a_whole() {
     let it = Fixture::new();
     let spec = volume(json!({"configMap": {"name": "cm", "defaultMode": 0o400}}));
-    let old = objects(&[(RefKind::ConfigMap, "cm", json!({"data": {"a": "1", "b": "2"}, "binaryData": {"c": "AAE="}}))]);
+    let old = objects(&[(
+        RefKind::ConfigMap,
+        "cm",
+        json!({"data": {"a": "1", "b": "2"}, "binaryData": {"c": "AAE="}}),
+    )]);
     let path = it.mount(spec.clone(), &old).unwrap()["v"].path.clone();
     assert_eq!(fs::read(path.join("a")).unwrap(), b"1");
     assert_eq!(fs::read(path.join("c")).unwrap(), [0, 1]);
@@ -64,7 +69,8 @@ fn config_maps_are_swapped_as_a_whole() {
     let new = objects(&[(RefKind::ConfigMap, "cm", json!({"data": {"a": "9", "d": "4"}}))]);
     it.mount(spec, &new).unwrap();
     assert_eq!(fs::read(path.join("a")).unwrap(), b"9");
-    let mut names: Vec<_> = fs::read_dir(&path).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<_> =
+        fs::read_dir(&path).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     let stamp = fs::read_link(path.join("..data")).unwrap();
     assert_eq!(names, [stamp.to_str().unwrap(), "..data", "a", "d"]);
@@ -73,7 +79,8 @@ fn config_maps_are_swapped_as_a_whole() {
 #[test]
 fn secrets_items_modes_and_groups() {
     let it = Fixture::new();
-    let mut spec = volume(json!({"secret": {"secretName": "s", "items": [{"key": "p", "path": "x/y", "mode": 0o600}]}}));
+    let mut spec =
+        volume(json!({"secret": {"secretName": "s", "items": [{"key": "p", "path": "x/y", "mode": 0o600}]}}));
     spec["securityContext"] = json!({"fsGroup": 4242});
     let there = objects(&[(RefKind::Secret, "s", json!({"data": {"p": "aHVzaA=="}}))]);
     let path = it.mount(spec, &there).unwrap()["v"].path.clone();
@@ -88,13 +95,19 @@ fn failures_in_upstreams_words() {
     let none = Objects::new();
     let error = |source: Value, objects: &Objects| it.mount(volume(source), objects).unwrap_err();
     let prefix = "MountVolume.SetUp failed for volume \"v\" : ";
-    assert_eq!(error(json!({"configMap": {"name": "x"}}), &none), format!("{prefix}configmap \"x\" not found"));
+    assert_eq!(
+        error(json!({"configMap": {"name": "x"}}), &none),
+        format!("{prefix}configmap \"x\" not found")
+    );
     let there = objects(&[(RefKind::ConfigMap, "cm", json!({"data": {"a": "1"}}))]);
     assert_eq!(
         error(json!({"configMap": {"name": "cm", "items": [{"key": "z", "path": "z"}]}}), &there),
         format!("{prefix}configmap references non-existent config key: z")
     );
-    assert!(error(json!({"configMap": {"name": "cm", "items": [{"key": "a", "path": "../z"}]}}), &there).contains("invalid path"));
+    assert!(
+        error(json!({"configMap": {"name": "cm", "items": [{"key": "a", "path": "../z"}]}}), &there)
+            .contains("invalid path")
+    );
     assert_eq!(
         error(json!({"persistentVolumeClaim": {"claimName": "c"}}), &none),
         format!("{prefix}volume type persistentVolumeClaim is not supported yet")
@@ -111,7 +124,7 @@ fn projected_joins_all_sources() {
         {"configMap": {"name": "cm", "items": [{"key": "a", "path": "ca.crt"}]}},
         {"downwardAPI": {"items": [{"path": "ns", "fieldRef": {"fieldPath": "metadata.namespace"}}]}},
         {"serviceAccountToken": {"path": "token", "expirationSeconds": 600}}]}}));
-    assert_eq!(token_needs(&pod(spec.clone())), [need.clone()]);
+    assert_eq!(token_needs(&pod(spec.clone())), std::slice::from_ref(&need));
     let there = objects(&[(RefKind::ConfigMap, "cm", json!({"data": {"a": "1"}}))]);
     it.tokens.insert(need.clone(), Err("no".into()));
     assert!(it.mount(spec.clone(), &there).unwrap_err().ends_with("failed to fetch token: no"));
@@ -133,7 +146,8 @@ fn empty_dirs_and_host_paths() {
     it.mount(spec, &Objects::new()).unwrap();
     assert!(path.join("kept").exists());
     let host = it.facts.data_dir.join("host");
-    let of = |kind: &str| it.mount(volume(json!({"hostPath": {"path": host, "type": kind}})), &Objects::new());
+    let of =
+        |kind: &str| it.mount(volume(json!({"hostPath": {"path": host, "type": kind}})), &Objects::new());
     assert!(of("Directory").unwrap_err().ends_with("is not a directory"));
     assert_eq!(of("DirectoryOrCreate").unwrap()["v"].path, host);
     assert!(of("File").unwrap_err().ends_with("is not a file"));
