@@ -1,6 +1,6 @@
 //! ReplicaSets, Deployments and the scheduler, with a test that plays the node agent by hand.
 
-use crate::harness::{Cluster, cluster, key};
+use crate::harness::{Cluster, PATIENCE, cluster, key};
 use client::{ObjectKey, Propagation};
 use k8s_schema::gvr;
 use serde_json::{Value, json};
@@ -172,18 +172,17 @@ async fn recreate_never_mixes_versions_and_a_pause_holds() {
     }
     c.deployed("second", |d| is_rolled_out(d) && revision(d) == "2").await;
     c.delete(&gvr::DEPLOYMENTS, &key("web"), Some(Propagation::Foreground)).await.unwrap();
-    let mut left = Vec::new();
-    for _ in 0..2_000 {
+    let mut left = vec![c.client.get(&gvr::DEPLOYMENTS, &key("web")).await.unwrap()];
+    let began = std::time::Instant::now();
+    while !left.is_empty() && began.elapsed() < PATIENCE {
         c.play_agents().await;
         left.clear();
         for gvr in [gvr::DEPLOYMENTS, gvr::REPLICA_SETS, gvr::PODS] {
             left.extend(c.list(&gvr).await);
         }
-        if left.is_empty() {
-            break;
-        }
     }
-    assert!(left.is_empty(), "{left:?}");
+    let left: Vec<Value> = left.iter().map(|o| o.value().unwrap()).collect();
+    assert!(left.is_empty(), "{}", json!(left));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
