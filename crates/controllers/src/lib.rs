@@ -10,6 +10,7 @@ pub mod context;
 mod deployment;
 mod endpoints;
 mod gc;
+mod job;
 mod namespace;
 mod node_lifecycle;
 mod pod_gc;
@@ -17,7 +18,9 @@ mod owner;
 mod queue;
 mod replica_set;
 mod scheduler;
+mod revision;
 mod service_account;
+mod stateful_set;
 #[cfg(test)]
 mod testing;
 mod workload;
@@ -42,6 +45,7 @@ const CONTROLLERS: &[Row] = &[
     ("cluster-dns", cluster_dns::start),
     ("endpoints", endpoints::start),
     ("garbage-collector", gc::start),
+    ("job", job::start),
     ("namespace", namespace::start),
     ("nodelifecycle", node_lifecycle::start),
     ("podgc", pod_gc::start),
@@ -49,6 +53,7 @@ const CONTROLLERS: &[Row] = &[
     ("deployment", deployment::start),
     ("replicaset", replica_set::start),
     ("replicationcontroller", replica_set::start_replication),
+    ("statefulset", stateful_set::start),
     ("serviceaccount", service_account::start),
 ];
 

@@ -1,0 +1,206 @@
+//! What a Job does and reports, on hand-made pods.
+
+use super::decide::{Plan, decide};
+use super::model::{INDEX, Job, JobPod, format_indexes, parse_indexes};
+use super::{TRACKING, pod_body};
+use crate::testing::{at, object, stamp};
+use serde_json::{Value, json};
+
+fn job(spec: Value, status: Value) -> Job {
+    let mut spec = spec;
+    spec["selector"] = json!({"matchLabels": {"job": "j"}});
+    Job::read(&object(json!({"metadata": {"name": "j", "namespace": "n"}, "spec": spec, "status": status})))
+        .unwrap()
+}
+
+fn started(spec: Value) -> Job {
+    job(spec, json!({"startTime": stamp(0), "uncountedTerminatedPods": {}}))
+}
+
+/// `name phase`, with ` free` (no finalizer), ` going` (being deleted), ` #3` (index), ` @9` (ended after 9 s).
+fn pod(text: &str) -> JobPod {
+    let mut words = text.split(' ');
+    let (name, phase) = (words.next().unwrap(), words.next().unwrap());
+    let mut pod = json!({"metadata": {"name": name, "namespace": "n", "uid": name, "finalizers": [TRACKING]},
+        "spec": {"nodeName": "node", "containers": []}, "status": {"phase": phase}});
+    for word in words {
+        match word.split_at(1) {
+            ("#", index) => pod["metadata"]["annotations"][INDEX] = json!(index),
+            ("@", seconds) => {
+                let end = json!({"finishedAt": stamp(seconds.parse().unwrap()), "exitCode": 1});
+                pod["status"]["containerStatuses"] = json!([{"name": "c", "image": "i", "imageID": "", "ready": false,
+                    "restartCount": 0, "state": {"terminated": end}}]);
+            }
+            _ if word == "free" => pod["metadata"]["finalizers"] = json!([]),
+            _ if word == "going" => pod["metadata"]["deletionTimestamp"] = json!(stamp(0)),
+            _ if word.starts_with('r') => {
+                pod["status"]["containerStatuses"] = json!([{"name": "c", "image": "i", "imageID": "", "ready": true,
+                    "restartCount": word[1..].parse::<i32>().unwrap()}]);
+            }
+            _ => panic!("{word}"),
+        }
+    }
+    JobPod::read(&object(pod))
+}
+
+fn plan(job: &Job, pods: &[&str], now: i64) -> Plan {
+    let pods: Vec<JobPod> = pods.iter().map(|p| pod(p)).collect();
+    decide(job, &pods, |_| false, at(now))
+}
+
+fn conditions(plan: &Plan) -> Vec<&str> {
+    plan.status["conditions"].as_array().into_iter().flatten().map(|c| c["type"].as_str().unwrap()).collect()
+}
+
+#[test]
+fn a_job_from_start_to_end() {
+    let spec = json!({"parallelism": 2, "completions": 3});
+    let first = plan(&job(spec.clone(), json!({})), &[], 0);
+    assert_eq!((first.create.len(), &first.status["startTime"]), (2, &json!(stamp(0))));
+    let run = plan(&started(spec.clone()), &["a Running", "b Pending"], 1);
+    assert_eq!((run.create.len(), &run.status["active"], &run.status["ready"]), (0, &json!(2), &json!(0)));
+
+    // The end of a pod is noted, then freed, then counted; a third pod starts at once.
+    let noted = plan(&started(spec.clone()), &["a Succeeded", "b Running"], 2);
+    assert_eq!((noted.release.as_slice(), noted.create.len()), ([0].as_slice(), 1));
+    assert_eq!(noted.status["uncountedTerminatedPods"], json!({"succeeded": ["a"]}));
+    assert!(noted.status.get("succeeded").is_none());
+    let again = plan(&job(spec.clone(), noted.status.clone()), &["a Succeeded", "b Running", "c Running"], 2);
+    assert_eq!(
+        (again.status["uncountedTerminatedPods"].clone(), again.release.len()),
+        (json!({"succeeded": ["a"]}), 1)
+    );
+    let counted = plan(&job(spec.clone(), noted.status), &["a Succeeded free", "b Running", "c Running"], 3);
+    assert_eq!(
+        (&counted.status["succeeded"], &counted.status["uncountedTerminatedPods"]),
+        (&json!(1), &json!({}))
+    );
+    // A counted pod that stays counts once; a noted one that vanishes counts too.
+    let gone =
+        plan(&job(spec.clone(), counted.status), &["a Succeeded free", "b Succeeded", "c Succeeded"], 4);
+    assert_eq!((conditions(&gone), gone.create.len()), (vec!["SuccessCriteriaMet"], 0));
+    let end = plan(&job(spec.clone(), gone.status), &["b Succeeded free"], 5);
+    assert_eq!(end.status["succeeded"], 3);
+    assert_eq!(conditions(&end), ["SuccessCriteriaMet", "Complete"]);
+    assert_eq!(end.status["completionTime"], stamp(5));
+    assert_eq!(end.events[0].1, "Completed");
+    assert!(job(spec, end.status).end().is_some());
+}
+
+#[test]
+fn failures_pause_and_then_end_it() {
+    let spec = json!({"parallelism": 1, "completions": 1, "backoffLimit": 2});
+    let one = plan(&started(spec.clone()), &["a Failed @100"], 105);
+    assert_eq!((one.create.len(), one.again.map(|d| d.as_secs())), (0, Some(5)));
+    assert_eq!(plan(&started(spec.clone()), &["a Failed @100"], 111).create.len(), 1);
+    let two = plan(&started(spec.clone()), &["a Failed @100", "b Failed @120"], 130);
+    assert_eq!(two.again.map(|d| d.as_secs()), Some(10), "20 s after the second");
+    let three =
+        plan(&started(spec.clone()), &["a Failed @1", "b Failed @2", "c Failed @3", "d Running"], 900);
+    assert_eq!((conditions(&three), three.delete.as_slice()), (vec!["FailureTarget"], [3].as_slice()));
+    let waiting = plan(&job(spec.clone(), three.status), &["d Running going"], 901);
+    assert_eq!(conditions(&waiting), ["FailureTarget"], "a pod is still on its way out");
+    let end = plan(&job(spec, waiting.status), &[], 902);
+    assert_eq!((conditions(&end), &end.status["failed"]), (vec!["FailureTarget", "Failed"], &json!(4)));
+    assert_eq!(end.events[0].1, "BackoffLimitExceeded");
+}
+
+#[test]
+fn restarts_in_place_wear_out_too() {
+    let mut job = started(
+        json!({"completions": 1, "backoffLimit": 3, "template": {"spec": {"restartPolicy": "OnFailure"}}}),
+    );
+    assert!(conditions(&plan(&job, &["a Running r2"], 9)).is_empty());
+    assert_eq!(conditions(&plan(&job, &["a Running r3"], 9)), ["FailureTarget"]);
+    job.backoff_limit = 0;
+    assert!(conditions(&plan(&job, &["a Running r0"], 9)).is_empty());
+}
+
+#[test]
+fn the_deadline_ends_it() {
+    let job = started(json!({"completions": 1, "activeDeadlineSeconds": 30}));
+    let early = plan(&job, &["a Running"], 10);
+    assert_eq!((conditions(&early), early.again.map(|d| d.as_secs())), (vec![], Some(20)));
+    let late = plan(&job, &["a Running"], 30);
+    assert_eq!((conditions(&late), late.delete.len()), (vec!["FailureTarget"], 1));
+    assert_eq!(late.status["conditions"][0]["reason"], "DeadlineExceeded");
+}
+
+#[test]
+fn suspension_takes_pods_away_without_counting_them() {
+    let spec = |suspend: bool| json!({"completions": 2, "parallelism": 2, "suspend": suspend});
+    let rest = plan(&started(spec(true)), &["a Running"], 5);
+    assert_eq!(
+        (rest.release.as_slice(), rest.delete.as_slice(), rest.create.len()),
+        ([0].as_slice(), [0].as_slice(), 0)
+    );
+    assert!(rest.status.get("startTime").is_none());
+    assert_eq!(rest.status["conditions"][0]["reason"], "JobSuspended");
+    let gone = plan(&job(spec(true), rest.status), &["a Running free going"], 6);
+    assert!(gone.status.get("failed").is_none() && gone.events.is_empty());
+    let resumed = plan(&job(spec(false), gone.status), &[], 9);
+    assert_eq!((resumed.create.len(), &resumed.status["startTime"]), (2, &json!(stamp(9))));
+    assert_eq!(resumed.status["conditions"][0]["status"], "False");
+}
+
+#[test]
+fn fewer_at_a_time_takes_the_least_advanced_away() {
+    let job = started(json!({"completions": 9, "parallelism": 1}));
+    let plan = plan(&job, &["a Running", "b Pending"], 5);
+    assert_eq!((plan.delete.as_slice(), plan.release.as_slice()), ([1].as_slice(), [1].as_slice()));
+}
+
+#[test]
+fn a_work_queue_ends_when_one_succeeded_and_none_runs() {
+    let job = started(json!({"parallelism": 3}));
+    assert_eq!(plan(&job, &["a Running"], 1).create.len(), 2);
+    let some = plan(&job, &["a Succeeded", "b Running"], 1);
+    assert_eq!((some.create.len(), conditions(&some)), (0, vec![]));
+    assert_eq!(conditions(&plan(&job, &["a Succeeded", "b Succeeded"], 1)), ["SuccessCriteriaMet"]);
+}
+
+#[test]
+fn indexes_are_filled_and_refilled() {
+    let spec = json!({"completionMode": "Indexed", "completions": 4, "parallelism": 2});
+    assert_eq!(plan(&started(spec.clone()), &[], 0).create, [Some(0), Some(1)]);
+    let some = plan(&started(spec.clone()), &["a Succeeded #1", "b Failed #0 @1", "c Running #2"], 60);
+    assert_eq!(some.create, [Some(0)]);
+    assert_eq!((&some.status["completedIndexes"], &some.status["succeeded"]), (&json!("1"), &json!(1)));
+    // Pods of a wrong or a double index go.
+    let odd = plan(&started(spec), &["a Running #0", "b Running #0", "c Running #7"], 60);
+    assert_eq!((odd.delete.as_slice(), odd.create.as_slice()), ([1, 2].as_slice(), [Some(1)].as_slice()));
+}
+
+#[test]
+fn a_late_replacement_waits_for_the_end() {
+    let early = started(json!({"completions": 1}));
+    let replaced = plan(&early, &["a Running going"], 5);
+    assert_eq!(
+        (replaced.create.len(), replaced.status["uncountedTerminatedPods"].clone()),
+        (1, json!({"failed": ["a"]}))
+    );
+    let late = started(json!({"completions": 1, "podReplacementPolicy": "Failed"}));
+    let waits = plan(&late, &["a Running going"], 5);
+    assert_eq!((waits.create.len(), waits.status["uncountedTerminatedPods"].clone()), (0, json!({})));
+}
+
+#[test]
+fn index_lists() {
+    for text in ["", "0", "0,1", "0-2", "0,1,3-5,9"] {
+        assert_eq!(format_indexes(&parse_indexes(text)), text);
+    }
+}
+
+#[test]
+fn pods_of_indexed_jobs_know_their_index() {
+    let owner = object(json!({"metadata": {"name": "j", "namespace": "n", "uid": "u"}}));
+    let template = json!({"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c"}]}});
+    let body = pod_body(&started(json!({"template": template})), &owner, Some(3));
+    assert_eq!(body["metadata"]["generateName"], "j-3-");
+    assert_eq!(body["metadata"]["finalizers"], json!([TRACKING]));
+    assert_eq!(body["metadata"]["labels"], json!({"a": "b", INDEX: "3"}));
+    assert_eq!(
+        (&body["spec"]["hostname"], &body["spec"]["containers"][0]["env"][0]["name"]),
+        (&json!("j-3"), &json!("JOB_COMPLETION_INDEX"))
+    );
+}

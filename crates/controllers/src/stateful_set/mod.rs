@@ -1,0 +1,287 @@
+//! StatefulSets: pods with a number, a name and claims of their own, in order.
+//!
+//! [`decide`] says which pods come and go; the shell keeps the history of templates, the claims and the pods.
+//! Deliberately not here (yet): `maxUnavailable` of rolling updates, resizing of claims.
+
+mod decide;
+#[cfg(test)]
+mod tests;
+
+use crate::context::{Context, Outcome, Reconcile, enqueue_self, run};
+use crate::owner::{Claimant, Kind, OwnedIndex, enqueue_owners, references};
+use crate::queue::Queue;
+use crate::revision::{CONTROLLER_REVISIONS, HASH_LABEL, History, Revision};
+use crate::workload;
+use async_trait::async_trait;
+use client::cache::Cache;
+use client::events::EventType;
+use client::{DeleteOptions, Object, ObjectKey};
+use decide::{Member, Plan, Revisions, Set, Why, decide};
+use futures_util::future::join_all;
+use k8s_schema::gvr;
+use machinery::status::ApiError;
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use tokio::task::JoinHandle;
+
+/// Sets looked at at the same time.
+const WORKERS: usize = 5;
+
+static STATEFUL_SET: Kind = Kind { gvr: gvr::STATEFUL_SETS, api_version: "apps/v1", kind: "StatefulSet" };
+
+struct Controller {
+    context: Context,
+    sets: Arc<Cache>,
+    pods: Arc<Cache>,
+    pod_index: Arc<OwnedIndex>,
+    revisions: Arc<Cache>,
+    revision_index: Arc<OwnedIndex>,
+    claims: Arc<Cache>,
+}
+
+/// Starts it.
+pub fn start(context: &Context) -> Vec<JoinHandle<()>> {
+    let queue = Arc::new(Queue::default());
+    let of = |gvr| context.informers.of(gvr);
+    let controller = Controller {
+        context: context.clone(),
+        sets: of(&gvr::STATEFUL_SETS),
+        pods: of(&gvr::PODS),
+        pod_index: context.informers.owned(&gvr::PODS),
+        revisions: of(&CONTROLLER_REVISIONS),
+        revision_index: context.informers.owned(&CONTROLLER_REVISIONS),
+        claims: of(&gvr::PERSISTENT_VOLUME_CLAIMS),
+    };
+    enqueue_self(&controller.sets, &queue);
+    enqueue_owners(&STATEFUL_SET, &controller.pods, &controller.sets, &queue, selects);
+    let caches = [&controller.sets, &controller.pods, &controller.revisions, &controller.claims];
+    let caches = caches.into_iter().cloned().collect();
+    run("statefulset", caches, queue, WORKERS, Arc::new(controller))
+}
+
+fn selects(set: &Object, pod: &Object) -> bool {
+    Set::read(set).is_some_and(|s| !s.selector.is_everything() && s.selector.matches(&pod.meta().labels))
+}
+
+fn claim_name(claim: &Value, pod: &str) -> String {
+    format!("{}-{pod}", claim["metadata"]["name"].as_str().unwrap_or_default())
+}
+
+/// The body of the pod of that ordinal.
+fn pod_body(set: &Set, owner: &Object, ordinal: usize, revision: &Revision) -> Value {
+    let mut body = workload::pod_of_template(&revision.template(), owner, STATEFUL_SET.reference(owner));
+    let name = format!("{}-{ordinal}", owner.key.name);
+    let metadata = &mut body["metadata"];
+    if let Some(fields) = metadata.as_object_mut() {
+        fields.remove("generateName");
+    }
+    metadata["name"] = json!(name);
+    let labels = [
+        ("statefulset.kubernetes.io/pod-name", name.clone()),
+        ("apps.kubernetes.io/pod-index", ordinal.to_string()),
+        (HASH_LABEL, revision.name.clone()),
+    ];
+    for (label, value) in labels {
+        metadata["labels"][label] = json!(value);
+    }
+    let spec = &mut body["spec"];
+    spec["hostname"] = json!(name);
+    if !set.service.is_empty() {
+        spec["subdomain"] = json!(set.service);
+    }
+    let mut volumes = spec["volumes"].as_array().cloned().unwrap_or_default();
+    volumes.retain(|v| set.claims.iter().all(|c| c["metadata"]["name"] != v["name"]));
+    volumes.extend(set.claims.iter().map(|c| {
+        json!({"name": c["metadata"]["name"], "persistentVolumeClaim": {"claimName": claim_name(c, &name)}})
+    }));
+    if !volumes.is_empty() {
+        spec["volumes"] = json!(volumes);
+    }
+    body
+}
+
+/// The body of a claim for the pod of that name.
+fn claim_body(set: &Set, owner: &Object, template: &Value, pod: &str) -> Value {
+    let mut metadata = json!({"name": claim_name(template, pod), "namespace": &*owner.key.namespace});
+    let mut labels = template["metadata"]["labels"].as_object().cloned().unwrap_or_default();
+    for requirement in &set.selector.requirements {
+        if requirement.op == machinery::selector::Op::Equals
+            && let Some(value) = requirement.values.first()
+        {
+            labels.insert(requirement.key.clone(), json!(value));
+        }
+    }
+    metadata["labels"] = json!(labels);
+    if let Some(annotations) = template["metadata"]["annotations"].as_object() {
+        metadata["annotations"] = json!(annotations);
+    }
+    if set.claims_go.0 {
+        let mut reference = STATEFUL_SET.reference(owner);
+        reference["controller"] = json!(false);
+        metadata["ownerReferences"] = json!([reference]);
+    }
+    json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": template["spec"]})
+}
+
+/// A set as it was read.
+struct Target<'a> {
+    owner: &'a Object,
+    set: &'a Set,
+}
+
+impl Controller {
+    fn tell<T>(&self, owner: &Object, verb: &str, what: &str, result: &Result<T, ApiError>) {
+        let name = &owner.key.name;
+        let mut reason: String = verb.into();
+        reason[..1].make_ascii_uppercase();
+        let (kind, reason, message) = match result {
+            Ok(_) => (
+                EventType::Normal,
+                format!("Successful{reason}"),
+                format!("{verb} {what} in StatefulSet {name} successful"),
+            ),
+            Err(error) if workload::is_namespace_going(error) => return,
+            Err(error) => (
+                EventType::Warning,
+                format!("Failed{reason}"),
+                format!("{verb} {what} in StatefulSet {name} failed error: {error}"),
+            ),
+        };
+        self.context.recorder.record(STATEFUL_SET.subject(owner), kind, &reason, message);
+    }
+
+    async fn create(&self, target: &Target<'_>, ordinal: usize, revision: &Revision) -> Result<(), ApiError> {
+        let Target { owner, set } = target;
+        let client = &self.context.client;
+        let pod = format!("{}-{ordinal}", owner.key.name);
+        for template in &set.claims {
+            let name = claim_name(template, &pod);
+            if self.claims.get(&ObjectKey::new(owner.key.namespace.clone(), name.as_str())).is_some() {
+                continue;
+            }
+            let body = claim_body(set, owner, template, &pod);
+            match client.create(&gvr::PERSISTENT_VOLUME_CLAIMS, body).await {
+                Err(error) if error.is_already_exists() => {}
+                made => {
+                    self.tell(owner, "create", &format!("Claim {name} Pod {pod}"), &made);
+                    self.claims.observe(made?);
+                }
+            }
+        }
+        let made = client.create(&gvr::PODS, pod_body(set, owner, ordinal, revision)).await;
+        self.tell(owner, "create", &format!("Pod {pod}"), &made);
+        self.pods.observe(made?);
+        Ok(())
+    }
+
+    async fn delete(&self, target: &Target<'_>, member: &Member, why: Why) -> Result<(), ApiError> {
+        let Target { owner, set } = target;
+        if why == Why::ScaledAway && set.claims_go.1 {
+            self.bind_claims(set, member).await?;
+        }
+        let options = DeleteOptions { uid: Some(member.facts.uid.clone()), ..DeleteOptions::default() };
+        let key = &member.object.key;
+        let done = match self.context.client.delete(&gvr::PODS, key, options).await {
+            Err(error) if error.is_not_found() || error.is_conflict() => return Ok(()),
+            done => done,
+        };
+        self.tell(owner, "delete", &format!("Pod {}", key.name), &done);
+        self.pods.observe(done?);
+        Ok(())
+    }
+
+    /// Makes a pod the owner of its claims, so that they go with it.
+    async fn bind_claims(&self, set: &Set, member: &Member) -> Result<(), ApiError> {
+        let key = &member.object.key;
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "name": &*key.name, "uid": member.facts.uid});
+        for template in &set.claims {
+            let name = claim_name(template, &key.name);
+            let Some(claim) = self.claims.get(&ObjectKey::new(key.namespace.clone(), name)) else { continue };
+            let mut all = references(&claim);
+            if all.iter().any(|r| r["uid"] == pod["uid"]) {
+                continue;
+            }
+            all.push(pod.clone());
+            let patch = json!({"metadata": {"uid": claim.uid(), "resourceVersion": claim.revision.to_string(),
+                "ownerReferences": all}});
+            let stored =
+                self.context.client.merge_patch(&gvr::PERSISTENT_VOLUME_CLAIMS, &claim.key, patch).await?;
+            self.claims.observe(stored);
+        }
+        Ok(())
+    }
+
+    async fn act(
+        &self,
+        target: &Target<'_>,
+        members: &[Member],
+        history: &[Revision],
+        plan: &Plan,
+    ) -> Result<(), ApiError> {
+        let creations = plan.create.iter().filter_map(|(ordinal, name)| {
+            let revision = history.iter().find(|r| r.name == *name).or(history.last())?;
+            Some(self.create(target, *ordinal, revision))
+        });
+        let created = join_all(creations).await;
+        let deletions = plan.delete.iter().filter_map(|(ordinal, why)| {
+            let member = members.iter().find(|m| m.ordinal == *ordinal)?;
+            Some(self.delete(target, member, *why))
+        });
+        let deleted = join_all(deletions).await;
+        match created.into_iter().chain(deleted).find_map(Result::err) {
+            Some(error) if !workload::is_namespace_going(&error) => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Which revisions matter: the newest one and the one the status comes from.
+fn revisions(set: &Set, history: &[Revision]) -> Revisions {
+    let update = history.last().map(|r| r.name.clone()).unwrap_or_default();
+    let current = set.status["currentRevision"].as_str().filter(|c| history.iter().any(|r| r.name == *c));
+    Revisions { current: current.unwrap_or(&update).into(), update }
+}
+
+#[async_trait]
+impl Reconcile for Controller {
+    async fn reconcile(&self, key: &ObjectKey) -> Outcome {
+        let Some(object) = self.sets.get(key) else { return Ok(None) };
+        let Some(set) = Set::read(&object).filter(|s| !s.selector.is_everything()) else { return Ok(None) };
+        let (context, kind) = (&self.context, &STATEFUL_SET);
+        let claimant = Claimant {
+            context,
+            kind,
+            owner: &object,
+            cache: &self.pods,
+            index: &self.pod_index,
+            gvr: &gvr::PODS,
+        };
+        let owned = claimant.claim(&set.selector).await?;
+        let members: Vec<Member> = owned.iter().filter_map(|p| Member::read(&key.name, p)).collect();
+        let history =
+            History { context, kind, owner: &object, cache: &self.revisions, index: &self.revision_index };
+        let going = object.meta().deletion_timestamp.is_some();
+        if going {
+            return Ok(None);
+        }
+        let all = history.keep(&set.selector, &set.template).await?;
+        let revisions = revisions(&set, &all);
+        let now = self.context.now();
+        let plan = decide(&set, &members, &revisions, now);
+        let done = self.act(&Target { owner: &object, set: &set }, &members, &all, &plan).await;
+        let wanted = decide::status(&set, &members, &revisions, object.meta().generation, now);
+        if let Some(patch) = workload::status_patch(&set.status, &wanted) {
+            match self.context.client.merge_patch_status(&gvr::STATEFUL_SETS, key, patch).await {
+                Ok(stored) => self.sets.observe(stored),
+                Err(error) if error.is_not_found() => return Ok(None),
+                Err(error) => return Err(error),
+            }
+        }
+        done?;
+        let mut used: BTreeSet<String> = members.iter().map(|m| m.revision.clone()).collect();
+        used.extend([revisions.current, revisions.update]);
+        history.trim(&all, &used, set.history_limit).await?;
+        Ok(decide::again(&set, &members, now))
+    }
+}
