@@ -2,10 +2,10 @@
 //!
 //! Invariants: every path is absolute below `<hierarchy>/<root>`, a component is never `..`; nothing outside the
 //! root is written, except that v2 controllers are enabled in the ancestors' `cgroup.subtree_control`.
-//! Computing what to write is in `convert` (pure). Deliberately not here: which limits (`agent`).
-//! Known gap: on v2 the device rules would need a BPF program; they are not enforced there yet.
+//! Computing what to write is in `convert` and `devices` (pure). Deliberately not here: which limits (`agent`).
 
 mod convert;
+mod devices;
 mod kill;
 mod layout;
 
@@ -17,6 +17,7 @@ use convert::Write;
 use layout::Layout;
 use std::collections::BTreeSet;
 use std::io;
+use std::os::fd::AsFd;
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -84,6 +85,14 @@ impl Cgroups {
         Ok(Self { root, layout: Layout::parse(&text).ok_or(CgroupError::NotMounted)? })
     }
 
+    /// A given v2 tree alone.
+    ///
+    /// # Errors
+    /// When the root is not a plain path.
+    pub fn at_v2(mount: &Path, root: &str) -> Result<Self, CgroupError> {
+        Ok(Self { root: checked(root)?, layout: Layout::V2 { mount: mount.to_owned() } })
+    }
+
     /// The same without the v2 tree beside v1, as on old systems: kills go through the freezer.
     #[must_use]
     pub fn without_unified(mut self) -> Self {
@@ -124,21 +133,31 @@ impl Cgroups {
         writes.iter().try_for_each(|write| self.write(&relative, write))
     }
 
-    /// Closes all devices but the standard ones and those that `rules` open. v1 only.
+    /// Closes all devices but the standard ones and those that `rules` open. For a new cgroup: on v2 it adds a
+    /// program each time.
     ///
     /// # Errors
-    /// As the kernel's answer to the write.
+    /// As the kernel's answer to the write, or to the program.
     pub fn apply_devices(&self, path: &str, rules: &[DeviceRule]) -> Result<(), CgroupError> {
-        if let Layout::V2 { .. } = self.layout {
-            return Ok(());
-        }
         let relative = self.below_root(path)?;
-        convert::devices(rules).iter().try_for_each(|write| self.write(&relative, write))
+        let rules = devices::effective(rules);
+        if let Layout::V1 { .. } = self.layout {
+            return devices::v1(rules.as_deref()).iter().try_for_each(|write| self.write(&relative, write));
+        }
+        let (Some(rules), Some(tree)) = (rules, self.layout.tree("devices")) else { return Ok(()) };
+        let folder = tree.join(relative);
+        let cgroup = std::fs::File::open(&folder).map_err(io_error("open", &folder))?;
+        sys::bpf::attach_device_filter(cgroup.as_fd(), &devices::program(&rules))
+            .map_err(io_error("attach the device filter to", &folder))
     }
 
     fn write(&self, relative: &Path, write: &Write) -> Result<(), CgroupError> {
         let Some(tree) = self.layout.tree(write.controller) else {
-            tracing::warn!(controller = write.controller, file = write.file, "no such controller, limit skipped");
+            tracing::warn!(
+                controller = write.controller,
+                file = write.file,
+                "no such controller, limit skipped"
+            );
             return Ok(());
         };
         let folder = tree.join(relative);
@@ -235,24 +254,30 @@ impl Cgroups {
 
 /// Removes a cgroup and those below it; `false` when something in it is still alive.
 fn remove_tree(folder: &Path) -> Result<bool, CgroupError> {
-    let entries = match std::fs::read_dir(folder) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(true),
-        other => other.map_err(io_error("list", folder))?,
-    };
+    if remove_leaf(folder)? {
+        return Ok(true);
+    }
+    // Busy: with children (they go first), or with processes.
     let mut children = BTreeSet::new();
-    for entry in entries.flatten() {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|t| t.is_dir()) {
             children.insert(entry.path());
         }
     }
-    for child in children {
-        if !remove_tree(&child)? {
+    for child in &children {
+        if !remove_tree(child)? {
             return Ok(false);
         }
     }
+    if children.is_empty() { Ok(false) } else { remove_leaf(folder) }
+}
+
+/// Removes a cgroup that has none below it; `false` when it is busy.
+fn remove_leaf(folder: &Path) -> Result<bool, CgroupError> {
+    const EBUSY: i32 = 16;
     match std::fs::remove_dir(folder) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(true),
-        Err(e) if e.raw_os_error() == Some(16) => Ok(false), // EBUSY
+        Err(e) if e.raw_os_error() == Some(EBUSY) => Ok(false),
         other => other.map(|()| true).map_err(io_error("remove", folder)),
     }
 }

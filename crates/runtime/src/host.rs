@@ -55,7 +55,7 @@ struct Inner {
     events: mpsc::Sender<RuntimeEvent>,
 }
 
-#[expect(clippy::disallowed_methods, reason = "the one place where this crate starts tasks")]
+/// The one place where this crate starts tasks.
 fn spawn(task: impl Future<Output = ()> + Send + 'static) {
     tokio::spawn(task);
 }
@@ -145,7 +145,9 @@ impl Runtime {
         let inner = self.inner.clone();
         let (made, spec_for_work) = (dir.clone(), spec.clone());
         let outcome = match blocking(move || inner.launch(&made, spec_for_work)).await {
-            Ok((child, socket)) => self.inner.greet(spec.clone(), dir.clone(), Some(child), Some(socket)).await,
+            Ok((child, socket)) => {
+                self.inner.greet(spec.clone(), dir.clone(), Some(child), Some(socket)).await
+            }
             Err(error) => Err(error),
         };
         match outcome {
@@ -242,7 +244,8 @@ impl Inner {
 
         let socket = |e: sys::rustix::io::Errno| io_error("connect", dir)(e.into());
         let (ours, theirs) =
-            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).map_err(socket)?;
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+                .map_err(socket)?;
         let flags = sys::rustix::fs::fcntl_getfl(&ours).map_err(socket)?;
         sys::rustix::fs::fcntl_setfl(&ours, flags | sys::rustix::fs::OFlags::NONBLOCK).map_err(socket)?;
         let log = dir.join("shim.log");
@@ -342,7 +345,10 @@ impl Inner {
             }
         }
         let inner = self.clone();
-        blocking(move || half_made.iter().try_for_each(|file| inner.sweep_container(&pod.spec, &pod.dir, file))).await
+        blocking(move || {
+            half_made.iter().try_for_each(|file| inner.sweep_container(&pod.spec, &pod.dir, file))
+        })
+        .await
     }
 
     /// The shim ended by itself: nothing may outlive it.

@@ -19,6 +19,7 @@ pub(crate) mod terminal;
 use crate::oci;
 use crate::proto::ContainerFile;
 use serde::{Deserialize, Serialize};
+use std::collections::VecDeque;
 use std::fmt::Display;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -63,6 +64,14 @@ pub(crate) enum ChildMessage {
 /// The mount attribute "read-only", for `mount_setattr`.
 pub(crate) const READ_ONLY_ATTR: u64 = options::attr::RDONLY;
 
+/// A bind that passes mounts on to the node as well: its copy has to come from the node's mount namespace.
+pub(crate) fn is_shared(mount: &oci::Mount) -> bool {
+    let options = options::parse(&mount.options);
+    options.propagation == sys::mount::MS_SHARED
+        && options.subpath.is_none()
+        && (options.bind || mount.kind == "bind")
+}
+
 /// Room for a [`ChildMessage`].
 pub(crate) const CHILD_MESSAGE_MAX: usize = 8 * 1024;
 
@@ -73,6 +82,8 @@ pub(crate) struct Birth<'a> {
     pub dir: &'a Path,
     /// The pod's shared memory.
     pub shm: Option<&'a Path>,
+    /// Detached copies of mounts shared with the node, for [`is_shared`] mounts in order.
+    pub shared: &'a [OwnedFd],
     /// To the shim.
     pub sync: BorrowedFd<'a>,
     /// stdin, stdout, stderr; `None`: `/dev/null`. Not used with a terminal.
@@ -85,6 +96,7 @@ struct Init {
     file: ContainerFile,
     shm: Option<PathBuf>,
     own_dev: bool,
+    shared: VecDeque<OwnedFd>,
     root: Option<OwnedFd>,
     pty: Option<Pty>,
 }
@@ -185,6 +197,7 @@ fn say(sync: BorrowedFd<'_>, message: &ChildMessage, fds: &[BorrowedFd<'_>]) {
 fn shed(birth: &Birth<'_>, more: &[BorrowedFd<'_>]) -> Result<(), Failure> {
     let mut keep: Vec<BorrowedFd<'_>> = birth.stdio.iter().flatten().copied().collect();
     keep.push(birth.sync);
+    keep.extend(birth.shared.iter().map(AsFd::as_fd));
     keep.extend_from_slice(more);
     sys::process::close_others(&keep).map_err(|e| Failure::new("close descriptors", e))?;
     sys::caps::set_dumpable(false).map_err(|e| Failure::new("dumpable", e))
@@ -201,6 +214,7 @@ pub(crate) fn prepare_handler(birth: &Birth<'_>, more: &[BorrowedFd<'_>]) -> Res
     shed(birth, more)?;
     sys::caps::set_dumpable(true).map_err(|e| Failure::new("dumpable", e))?;
     isolate_mounts()?;
+    identity::oom_score(None)?;
     read_file(birth.dir)
 }
 
@@ -234,7 +248,9 @@ fn prepare(birth: &Birth<'_>) -> Outcome<Init> {
     let file = read_file(birth.dir).map_err(first)?;
     let own_dev = rootfs::has_own_dev(&file.spec.config);
     let shm = birth.shm.map(Path::to_owned);
-    let mut init = Init { dir: birth.dir.to_owned(), file, shm, own_dev, root: None, pty: None };
+    let copies: Result<VecDeque<OwnedFd>, _> = birth.shared.iter().map(OwnedFd::try_clone).collect();
+    let shared = copies.map_err(|e| first(Failure::new("dup", e)))?;
+    let mut init = Init { dir: birth.dir.to_owned(), file, shm, own_dev, shared, root: None, pty: None };
     for (name, step) in STEPS {
         step(&mut init).map_err(|f| (*name, f))?;
     }
@@ -365,5 +381,9 @@ fn working_folder(cwd: &str) -> Result<(), Failure> {
     chdir(cwd).map_err(|e| Failure::new(cwd, e))?;
     // A folder outside of the root shows as "(unreachable)" (CVE-2024-21626).
     let real = getcwd(Vec::new()).map_err(|e| Failure::new(cwd, e))?;
-    if real.to_bytes().starts_with(b"/") { Ok(()) } else { Err(Failure::new(cwd, "is outside of the container")) }
+    if real.to_bytes().starts_with(b"/") {
+        Ok(())
+    } else {
+        Err(Failure::new(cwd, "is outside of the container"))
+    }
 }

@@ -52,7 +52,8 @@ pub struct Request {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Op {
-    /// Make a container from its file, up to the point where only its program is missing.
+    /// Make a container from its file, up to the point where only its program is missing. With it come detached
+    /// copies of the mounts that it shares with the node (`rshared`, no subpath), in the order of its mounts.
     Create {
         /// Container id.
         container: String,
@@ -193,14 +194,23 @@ mod tests {
     #[test]
     fn version_1_is_frozen() {
         let c = || "c-0".to_owned();
-        golden(&Request { id: 1, op: Op::Create { container: c() } }, r#"{"id":1,"op":{"create":{"container":"c-0"}}}"#);
+        golden(
+            &Request { id: 1, op: Op::Create { container: c() } },
+            r#"{"id":1,"op":{"create":{"container":"c-0"}}}"#,
+        );
         golden(&Request { id: 2, op: Op::List {} }, r#"{"id":2,"op":{"list":{}}}"#);
         golden(
             &Request { id: 3, op: Op::Signal { container: c(), signal: 15 } },
             r#"{"id":3,"op":{"signal":{"container":"c-0","signal":15}}}"#,
         );
         golden(
-            &Request { id: 4, op: Op::Exec { container: c(), spec: ExecSpec { args: vec!["ls".into()], stdout: true, ..ExecSpec::default() } } },
+            &Request {
+                id: 4,
+                op: Op::Exec {
+                    container: c(),
+                    spec: ExecSpec { args: vec!["ls".into()], stdout: true, ..ExecSpec::default() },
+                },
+            },
             r#"{"id":4,"op":{"exec":{"container":"c-0","spec":{"args":["ls"],"tty":false,"stdin":false,"stdout":true,"stderr":false}}}}"#,
         );
         golden(&Message::Hello { v: 1, pid: 7 }, r#"{"hello":{"v":1,"pid":7}}"#);

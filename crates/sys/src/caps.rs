@@ -164,6 +164,14 @@ pub fn set_dumpable(dumpable: bool) -> io::Result<()> {
     prctl(libc::PR_SET_DUMPABLE, u64::from(dumpable), 0)
 }
 
+/// Killed when the process that forked this one ends.
+///
+/// # Errors
+/// As `PR_SET_PDEATHSIG`.
+pub fn die_with_parent() -> io::Result<()> {
+    prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as u64, 0)
+}
+
 /// Orphans below this process become its children.
 ///
 /// # Errors

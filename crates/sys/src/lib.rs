@@ -7,6 +7,7 @@
 #![deny(missing_docs)]
 #![expect(unsafe_code, reason = "this is the crate that keeps it out of all others")]
 
+pub mod bpf;
 pub mod caps;
 pub mod fdpass;
 pub mod mount;

@@ -1,7 +1,7 @@
 //! From OCI resources to cgroup files, and from cgroup files to usage. Pure.
 
 use crate::api::Usage;
-use crate::oci::{DeviceRule, Resources};
+use crate::oci::Resources;
 
 /// One file to write.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -18,7 +18,7 @@ pub(super) struct Write {
     pub retry_last: bool,
 }
 
-fn write(controller: &'static str, file: &str, value: impl ToString) -> Write {
+pub(super) fn write(controller: &'static str, file: &str, value: impl ToString) -> Write {
     Write { controller, file: file.to_owned(), value: value.to_string(), ..Write::default() }
 }
 
@@ -33,7 +33,9 @@ const PERIOD_US: u64 = 100_000;
 pub(super) fn v1(resources: &Resources) -> Vec<Write> {
     let (memory, cpu) = (&resources.memory, &resources.cpu);
     let mut out = Vec::new();
-    out.extend(memory.limit.map(|v| Write { retry_last: true, ..write("memory", "memory.limit_in_bytes", v) }));
+    out.extend(
+        memory.limit.map(|v| Write { retry_last: true, ..write("memory", "memory.limit_in_bytes", v) }),
+    );
     out.extend(memory.swap.map(|v| optional(write("memory", "memory.memsw.limit_in_bytes", v))));
     out.extend(memory.reservation.map(|v| optional(write("memory", "memory.soft_limit_in_bytes", v))));
     out.extend(cpu.shares.filter(|&v| v > 0).map(|v| write("cpu", "cpu.shares", v)));
@@ -59,7 +61,11 @@ pub(super) fn v2(resources: &Resources) -> Vec<Write> {
     out.extend(memory.reservation.map(|v| write("memory", "memory.low", max_or(v))));
     out.extend(memory.swap.map(|total| {
         let swap = if total < 0 { -1 } else { (total - memory.limit.unwrap_or(0)).max(0) };
-        optional(write("memory", "memory.swap.max", if swap < 0 { "max".to_owned() } else { swap.to_string() }))
+        optional(write(
+            "memory",
+            "memory.swap.max",
+            if swap < 0 { "max".to_owned() } else { swap.to_string() },
+        ))
     }));
     out.extend(cpu.shares.filter(|&v| v > 0).map(|v| write("cpu", "cpu.weight", weight(v))));
     if cpu.quota.is_some() || cpu.period.is_some() {
@@ -87,35 +93,6 @@ fn max_or(value: i64) -> String {
 fn weight(shares: u64) -> u64 {
     let shares = shares.clamp(2, 262_144);
     1 + ((shares - 2) * 9_999) / 262_142
-}
-
-/// What every container may open: making any node, the standard devices, terminals.
-const DEVICES_ALLOWED: &[&str] =
-    &["c *:* m", "b *:* m", "c 1:3 rwm", "c 1:5 rwm", "c 1:7 rwm", "c 1:8 rwm", "c 1:9 rwm", "c 5:0 rwm",
-      "c 5:1 rwm", "c 5:2 rwm", "c 136:* rwm"];
-
-/// The v1 writes that close all devices but the standard ones and what `rules` say.
-pub(super) fn devices(rules: &[DeviceRule]) -> Vec<Write> {
-    let opens_all = |r: &DeviceRule| {
-        r.allow && r.major.is_none() && r.minor.is_none() && matches!(r.kind.as_deref(), None | Some("a"))
-    };
-    if rules.last().is_some_and(opens_all) {
-        return vec![write("devices", "devices.allow", "a")];
-    }
-    let mut out = vec![write("devices", "devices.deny", "a")];
-    out.extend(DEVICES_ALLOWED.iter().map(|rule| write("devices", "devices.allow", rule)));
-    for rule in rules {
-        let number = |n: Option<i64>| n.filter(|&n| n >= 0).map_or_else(|| "*".to_owned(), |n| n.to_string());
-        let access = if rule.access.is_empty() { "rwm" } else { &rule.access };
-        let kind = rule.kind.as_deref().unwrap_or("a");
-        if kind == "a" && !rule.allow {
-            continue; // Everything is closed already, and "a" would close the standard devices again.
-        }
-        let file = if rule.allow { "devices.allow" } else { "devices.deny" };
-        let value = format!("{kind} {}:{} {access}", number(rule.major), number(rule.minor));
-        out.push(write("devices", file, value));
-    }
-    out
 }
 
 fn field(text: &str, name: &str) -> u64 {
@@ -180,30 +157,19 @@ mod tests {
         );
         assert_eq!(
             show(&v2(&resources)),
-            ["memory.max=67108864", "memory.swap.max=0", "cpu.weight=39", "cpu.max=50000 100000", "pids.max=max"]
+            [
+                "memory.max=67108864",
+                "memory.swap.max=0",
+                "cpu.weight=39",
+                "cpu.max=50000 100000",
+                "pids.max=max"
+            ]
         );
     }
 
     #[test]
     fn weights_span_the_range() {
         assert_eq!((weight(0), weight(2), weight(262_144), weight(u64::MAX)), (1, 1, 10_000, 10_000));
-    }
-
-    #[test]
-    fn devices_start_closed_and_privileged_opens_all() {
-        let deny_all = DeviceRule { allow: false, access: "rwm".into(), ..DeviceRule::default() };
-        let kvm = DeviceRule {
-            allow: true,
-            kind: Some("c".into()),
-            major: Some(10),
-            minor: Some(232),
-            access: "rw".into(),
-        };
-        let writes = show(&devices(&[deny_all.clone(), kvm]));
-        assert_eq!(writes[0], "devices.deny=a");
-        assert_eq!(writes.last().unwrap(), "devices.allow=c 10:232 rw");
-        let all = DeviceRule { allow: true, access: "rwm".into(), ..DeviceRule::default() };
-        assert_eq!(show(&devices(&[deny_all, all])), ["devices.allow=a"]);
     }
 
     #[test]
@@ -215,6 +181,9 @@ mod tests {
             _ => String::new(),
         };
         let usage = usage_v1(files);
-        assert_eq!((usage.cpu_ns, usage.memory_bytes, usage.working_set_bytes, usage.pids), (77, 1000, 600, 0));
+        assert_eq!(
+            (usage.cpu_ns, usage.memory_bytes, usage.working_set_bytes, usage.pids),
+            (77, 1000, 600, 0)
+        );
     }
 }

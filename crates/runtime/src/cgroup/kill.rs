@@ -34,8 +34,13 @@ pub(super) fn with_freezer(layout: &Layout, relative: &Path) -> Result<(), Cgrou
 fn pids(folder: &Path) -> Vec<Pid> {
     let text = std::fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
     let mut all: Vec<Pid> = text.lines().filter_map(|l| Pid::from_raw(l.parse().ok()?)).collect();
-    let children: Vec<PathBuf> =
-        std::fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path()).filter(|p| p.is_dir()).collect();
+    let children: Vec<PathBuf> = std::fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|e| e.path())
+        .filter(|p| p.is_dir())
+        .collect();
     all.extend(children.iter().flat_map(|child| pids(child)));
     all
 }

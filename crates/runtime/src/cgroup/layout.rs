@@ -124,7 +124,9 @@ impl Layout {
                     .iter()
                     .map(|(_, folder)| folder)
                     // A cpuset exists only where a limit made it.
-                    .chain(controllers.get("cpuset").map(|t| t.join(relative)).filter(|f| f.is_dir()).as_ref())
+                    .chain(
+                        controllers.get("cpuset").map(|t| t.join(relative)).filter(|f| f.is_dir()).as_ref(),
+                    )
                     .map(|folder| folder.join("cgroup.procs"))
                     .collect(),
                 unified: unified.as_ref().map(|tree| tree.join(relative)),

@@ -13,6 +13,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 use sys::rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use sys::rustix::mount::{OpenTreeFlags, open_tree};
 use tokio::io::Interest;
 
 /// Most that is kept of the output of a probe or hook.
@@ -62,18 +63,20 @@ impl Runtime {
             mirror.insert(id.clone(), info);
         }
         let inner = self.inner.clone();
-        let (record, file) = (dir.join("container.json"), ContainerFile { v: VERSION, spec, handler, ..Default::default() });
+        let (record, file) =
+            (dir.join("container.json"), ContainerFile { v: VERSION, spec, handler, ..Default::default() });
         let prepared = blocking(move || {
             std::fs::create_dir_all(&dir).map_err(io_error("make", &dir))?;
             let resources = &file.spec.config.linux.resources;
             inner.cgroups.create(&cgroup)?;
             inner.cgroups.apply(&cgroup, resources)?;
             inner.cgroups.apply_devices(&cgroup, &resources.devices)?;
-            write_json(&record, &ContainerFile { join: inner.cgroups.join(&cgroup)?, ..file })
+            write_json(&record, &ContainerFile { join: inner.cgroups.join(&cgroup)?, ..file.clone() })?;
+            shared_mounts(&file)
         })
         .await;
         let made = match prepared {
-            Ok(()) => pod.link().call(Op::Create { container: id.clone() }).await.map(drop),
+            Ok(shared) => pod.link().call_with(Op::Create { container: id.clone() }, &shared).await.map(drop),
             Err(error) => Err(error),
         };
         if made.is_err() {
@@ -280,6 +283,24 @@ impl Runtime {
         let (pod, _) = self.find_container(uid, id)?;
         pod.link().call(Op::Resize { container: id.to_owned(), width, height }).await.map(drop)
     }
+}
+
+/// Copies of the volumes that a container shares with the node in both directions. The shim cannot make them: its
+/// mount namespace only listens to the node's.
+fn shared_mounts(file: &ContainerFile) -> Result<Vec<OwnedFd>, RuntimeError> {
+    if file.handler.is_some() {
+        return Ok(vec![]);
+    }
+    let mounts = file.spec.config.mounts.iter().filter(|m| crate::init::is_shared(m));
+    mounts
+        .map(|mount| {
+            let flags = OpenTreeFlags::OPEN_TREE_CLONE
+                | OpenTreeFlags::OPEN_TREE_CLOEXEC
+                | OpenTreeFlags::AT_RECURSIVE;
+            let copy = open_tree(sys::rustix::fs::CWD, &mount.source, flags);
+            copy.map_err(|e| io_error("clone the mount of", &mount.source)(e.into()))
+        })
+        .collect()
 }
 
 /// How long output is waited for after a probe's program has ended.

@@ -6,7 +6,7 @@ use crate::proto::{Answer, MESSAGE_MAX, Message, Op, Request};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use sys::rustix::fs::{CWD, Mode, OFlags, openat};
@@ -55,6 +55,11 @@ impl Link {
 
     /// Sends a request and waits for its answer. No time limit: the shim's end is an answer too.
     pub(super) async fn call(&self, op: Op) -> Result<Reply, RuntimeError> {
+        self.call_with(op, &[]).await
+    }
+
+    /// The same with descriptors.
+    pub(super) async fn call_with(&self, op: Op, fds: &[OwnedFd]) -> Result<Reply, RuntimeError> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let bytes = serde_json::to_vec(&Request { id, op }).expect("requests have a JSON form");
         if bytes.len() > MESSAGE_MAX {
@@ -62,7 +67,8 @@ impl Link {
         }
         let (tx, rx) = oneshot::channel();
         self.waiting.lock().insert(id, tx);
-        let send = |fd: &OwnedFd| sys::fdpass::send(fd.as_fd(), &bytes, &[]);
+        let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+        let send = |fd: &OwnedFd| sys::fdpass::send(fd.as_fd(), &bytes, &fds);
         if self.socket.async_io(Interest::WRITABLE, send).await.is_err() {
             self.waiting.lock().remove(&id);
             return Err(RuntimeError::Gone);

@@ -89,7 +89,8 @@ impl Pod {
     /// Waits until a container has ended; `false` at the deadline.
     pub(super) async fn wait_exited(&self, id: &str, deadline: Duration) -> bool {
         let mut changes = self.changes.subscribe();
-        let exited = |state: Option<ContainerState>| matches!(state, None | Some(ContainerState::Exited { .. }));
+        let exited =
+            |state: Option<ContainerState>| matches!(state, None | Some(ContainerState::Exited { .. }));
         let wait = changes.wait_for(|_| exited(self.state(id)));
         tokio::time::timeout(deadline, wait).await.is_ok()
     }

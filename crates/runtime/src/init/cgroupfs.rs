@@ -14,13 +14,14 @@ pub(super) fn mount(init: &Init, mount: &oci::Mount, options: &Options) -> Resul
     let read_only = options.attrs.set & attr::RDONLY != 0;
     let bind = |source: &Path, to: &Path| -> Result<(), Failure> {
         let fail = |e| Failure::at(source, e);
-        let found = openat(CWD, source, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, 0.into()).map_err(fail)?;
+        let found = openat(CWD, source, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, 0.into())
+            .map_err(fail)?;
         let tree = clone_at(found.as_fd(), false).map_err(fail)?;
         sys::mount::set_attr(
             tree.as_fd(),
             &sys::mount::MountAttr {
                 set: (options.attrs.set & !attr::ATIME_MASK) | if read_only { attr::RDONLY } else { 0 },
-                propagation: sys::mount::MS_PRIVATE as u64,
+                propagation: sys::mount::MS_PRIVATE,
                 ..Default::default()
             },
             true,

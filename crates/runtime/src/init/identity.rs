@@ -50,10 +50,10 @@ pub(super) fn limits(process: &Process) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Sets `oom_score_adj` of this process; must still see the host's `/proc`. Where root may not lower it, the
-/// inherited value stays.
+/// Sets `oom_score_adj` of this process (`None`: 0, the shim's own is not for its children); must still see the
+/// host's `/proc`. Where root may not lower it, the inherited value stays.
 pub(super) fn oom_score(value: Option<i32>) -> Result<(), Failure> {
-    let Some(value) = value else { return Ok(()) };
+    let value = value.unwrap_or(0);
     match std::fs::write("/proc/self/oom_score_adj", value.to_string()) {
         Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
             eprintln!("oom_score_adj {value}: not permitted, left as it is");

@@ -7,7 +7,7 @@ use crate::oci;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use sys::mount::{MS_PRIVATE, MountAttr, set_attr};
-use sys::rustix::fs::{CWD, FileType, OFlags, fstat};
+use sys::rustix::fs::{FileType, OFlags, fstat};
 use sys::rustix::io::Errno;
 use sys::rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
@@ -85,19 +85,24 @@ pub(super) fn mount_all(init: &mut Init) -> Result<(), Failure> {
     Ok(())
 }
 
-fn mount_one(init: &Init, mount: &oci::Mount) -> Result<(), Failure> {
+fn mount_one(init: &mut Init, mount: &oci::Mount) -> Result<(), Failure> {
+    let shared = if super::is_shared(mount) { init.shared.pop_front() } else { None };
     let options = options::parse(&mount.options);
     if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
         return Err(Failure::new("idmapped mounts are not supported yet", Errno::NOTSUP));
     }
     let root = init.root();
     if options.bind || mount.kind == "bind" {
-        return bind(root, &mount.source, &mount.destination, &options);
+        let tree = match shared {
+            Some(tree) => tree,
+            None => source_tree(&mount.source, &options)?,
+        };
+        return bind(root, tree, &mount.destination, &options);
     }
     // The pod's shared memory belongs to its IPC namespace, so all its containers see the same.
     if let (true, Some(shm)) = (mount.kind == "tmpfs" && mount.source.as_os_str() == "shm", &init.shm) {
         let options = Options { data: Default::default(), ..options };
-        return bind(root, shm, &mount.destination, &options);
+        return bind(root, source_tree(shm, &options)?, &mount.destination, &options);
     }
     match mount.kind.as_str() {
         "cgroup" | "cgroup2" => return super::cgroupfs::mount(init, mount, &options),
@@ -129,29 +134,29 @@ fn fresh(kind: &str, source: &Path, options: &Options, target: BorrowedFd<'_>) -
     Ok(())
 }
 
-/// Binds `source` (of the host) to `destination` (in the container); the target's kind follows the source's.
-pub(super) fn bind(
-    root: BorrowedFd<'_>,
-    source: &Path,
-    destination: &Path,
-    options: &Options,
-) -> Result<(), Failure> {
-    let mut found = sys::rustix::fs::openat(CWD, source, OFlags::PATH | OFlags::CLOEXEC, 0.into())
-        .map_err(|e| Failure::at(source, e))?;
+/// A detached copy of what a bind's source (on the node) is.
+fn source_tree(source: &Path, options: &Options) -> Result<OwnedFd, Failure> {
+    let fail = |e| Failure::at(source, e);
+    let mut found = sys::rustix::fs::open(source, OFlags::PATH | OFlags::CLOEXEC, 0.into()).map_err(fail)?;
     if let Some(subpath) = &options.subpath {
         // The volume belongs to its pods: a link in it may not lead out of it (CVE-2017-1002101, 2021-25741).
-        found = paths::open(found.as_fd(), Path::new(subpath), OFlags::PATH)
-            .map_err(|e| Failure::at(Path::new(subpath), e))?;
+        let below = Path::new(subpath);
+        found = paths::open(found.as_fd(), below, OFlags::PATH).map_err(|e| Failure::at(below, e))?;
     }
-    let kind = FileType::from_raw_mode(fstat(&found).map_err(|e| Failure::at(source, e))?.st_mode);
+    clone_at(found.as_fd(), options.bind_recursive).map_err(fail)
+}
+
+/// Mounts `tree` at `destination` in the container; the target's kind follows the tree's.
+fn bind(root: BorrowedFd<'_>, tree: OwnedFd, destination: &Path, options: &Options) -> Result<(), Failure> {
+    let fail = |e| Failure::at(destination, e);
+    let kind = FileType::from_raw_mode(fstat(&tree).map_err(fail)?.st_mode);
     let make = if kind == FileType::Directory { Make::Folder } else { Make::File };
-    let mount = clone_at(found.as_fd(), options.bind_recursive).map_err(|e| Failure::at(source, e))?;
-    change(mount.as_fd(), options.attrs, false)?;
-    change(mount.as_fd(), options.recursive, true)?;
+    change(tree.as_fd(), options.attrs, false)?;
+    change(tree.as_fd(), options.recursive, true)?;
     match options.propagation {
-        0 => propagate(mount.as_fd(), MS_PRIVATE as u64, true)?,
-        bits => propagate(mount.as_fd(), bits, options.propagation_recursive)?,
+        0 => propagate(tree.as_fd(), MS_PRIVATE, true)?,
+        bits => propagate(tree.as_fd(), bits, options.propagation_recursive)?,
     }
     let target = paths::ensure(root, destination, make)?;
-    attach(mount.as_fd(), target.as_fd()).map_err(|e| Failure::at(destination, e))
+    attach(tree.as_fd(), target.as_fd()).map_err(fail)
 }

@@ -66,15 +66,12 @@ const ATTRIBUTES: &[(&str, u64, u64)] = &[
     ("symfollow", 0, attr::NOSYMFOLLOW),
 ];
 
-const PROPAGATION: &[(&str, u64)] = &[
-    ("private", MS_PRIVATE as u64),
-    ("slave", MS_SLAVE as u64),
-    ("shared", MS_SHARED as u64),
-    ("unbindable", MS_UNBINDABLE as u64),
-];
+const PROPAGATION: &[(&str, u64)] =
+    &[("private", MS_PRIVATE), ("slave", MS_SLAVE), ("shared", MS_SHARED), ("unbindable", MS_UNBINDABLE)];
 
 /// Accepted and without effect here.
-const IGNORED: &[&str] = &["defaults", "remount", "async", "auto", "noauto", "nofail", "_netdev", "idmap", "ridmap"];
+const IGNORED: &[&str] =
+    &["defaults", "remount", "async", "auto", "noauto", "nofail", "_netdev", "idmap", "ridmap"];
 
 const SUBPATH: &str = "x-gantry.subpath=";
 
@@ -125,7 +122,7 @@ mod tests {
     fn words_find_their_place() {
         let o = of("rbind,rprivate,ro,nosuid,rnoexec,size=64k,x-gantry.subpath=a/b");
         assert!(o.bind && o.bind_recursive && o.propagation_recursive);
-        assert_eq!(o.propagation, MS_PRIVATE as u64);
+        assert_eq!(o.propagation, MS_PRIVATE);
         assert_eq!(o.attrs.set, attr::RDONLY | attr::NOSUID);
         assert_eq!(o.recursive.set, attr::NOEXEC);
         assert_eq!(o.data["size"], "64k");

@@ -47,7 +47,8 @@ fn find(name: &str, env: &[String]) -> Result<PathBuf, String> {
             Some(why) => denied |= why == "permission denied",
         }
     }
-    let why = if denied && !name.is_empty() { "permission denied" } else { "executable file not found in $PATH" };
+    let why =
+        if denied && !name.is_empty() { "permission denied" } else { "executable file not found in $PATH" };
     Err(format!("exec: \"{name}\": {why}: unknown"))
 }
 
@@ -77,7 +78,8 @@ fn home(uid: u32) -> Option<String> {
     file.take(PASSWD_MAX).read_to_string(&mut text).ok()?;
     text.lines().find_map(|line| {
         let fields: Vec<&str> = line.split(':').collect();
-        (fields.len() >= 6 && fields[2].parse() == Ok(uid) && !fields[5].is_empty()).then(|| fields[5].to_owned())
+        (fields.len() >= 6 && fields[2].parse() == Ok(uid) && !fields[5].is_empty())
+            .then(|| fields[5].to_owned())
     })
 }
 
@@ -89,7 +91,9 @@ pub(super) fn run(process: &Process) -> Result<Infallible, String> {
     let path = find(name, &process.env)?;
     let strings = |list: &[String]| -> Result<Vec<CString>, String> {
         list.iter()
-            .map(|s| CString::new(s.as_str()).map_err(|_| format!("exec: \"{name}\": invalid argument: unknown")))
+            .map(|s| {
+                CString::new(s.as_str()).map_err(|_| format!("exec: \"{name}\": invalid argument: unknown"))
+            })
             .collect()
     };
     let (args, env) = (strings(&process.args)?, strings(&with_home(process))?);

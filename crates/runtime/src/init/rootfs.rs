@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use sys::rustix::fs::{self, CWD, FileType, Mode, OFlags, fchown, fstat, mknodat, openat, symlinkat};
 use sys::rustix::io::Errno;
 use sys::rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, UnmountFlags, fsconfig_create,
-    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, unmount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, UnmountFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen, unmount,
 };
 use sys::rustix::process::{chdir, fchdir, pivot_root};
 
@@ -29,7 +29,7 @@ pub(super) fn isolate(_: &mut Init) -> Result<(), Failure> {
 
 /// See [`isolate`].
 pub(super) fn isolate_all() -> Result<(), Failure> {
-    propagate(folder(Path::new("/"))?.as_fd(), sys::mount::MS_SLAVE as u64, true)
+    propagate(folder(Path::new("/"))?.as_fd(), sys::mount::MS_SLAVE, true)
 }
 
 /// Step: mounts the root file system at its place in the state folder and keeps a descriptor of it.
@@ -45,7 +45,7 @@ pub(super) fn mount_root(init: &mut Init) -> Result<(), Failure> {
         overlay(rootfs, &at)?;
     }
     let root = folder(&at)?;
-    propagate(root.as_fd(), sys::mount::MS_PRIVATE as u64, true)?;
+    propagate(root.as_fd(), sys::mount::MS_PRIVATE, true)?;
     init.root = Some(root);
     Ok(())
 }
@@ -104,7 +104,8 @@ pub(super) fn devices(init: &mut Init) -> Result<(), Failure> {
     let listed = &init.file.spec.config.linux.devices;
     let missing = oci::default_devices().into_iter().filter(|d| !listed.iter().any(|l| l.path == d.path));
     for device in listed.iter().cloned().chain(missing) {
-        make_device(init.root(), &device).map_err(|f| f.about(format!("device {}", device.path.display())))?;
+        make_device(init.root(), &device)
+            .map_err(|f| f.about(format!("device {}", device.path.display())))?;
     }
     for (link, target) in LINKS {
         let (parent, name) = paths::parent(init.root(), Path::new(link))?;
@@ -217,8 +218,8 @@ pub(super) fn enter(init: &mut Init) -> Result<(), Failure> {
     unmount(".", UnmountFlags::DETACH).map_err(|e| Failure::new("unmount the old root", e))?;
     chdir("/").map_err(|e| Failure::new("chdir", e))?;
     let propagation = match init.file.spec.config.linux.rootfs_propagation.trim_start_matches('r') {
-        "shared" => sys::mount::MS_SHARED as u64,
-        "slave" => sys::mount::MS_SLAVE as u64,
+        "shared" => sys::mount::MS_SHARED,
+        "slave" => sys::mount::MS_SLAVE,
         _ => return Ok(()),
     };
     propagate(folder(Path::new("/"))?.as_fd(), propagation, false)

@@ -5,7 +5,7 @@
 //! one without conditions ends them. (A filter a rule, or a linear list, costs each system call ten times more.)
 
 use super::Failure;
-use crate::oci::seccomp::{Arg, Rule, Seccomp};
+use crate::oci::seccomp::{Arg, Seccomp};
 use std::collections::BTreeMap;
 use sys::seccomp::{AUDIT_ARCH, Instruction, number};
 
@@ -46,9 +46,9 @@ fn code(action: &str, errno: Option<u32>) -> Result<u32, Failure> {
 }
 
 /// What happens to one call: conditional actions in order, then the last.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 struct Outcome {
-    conditional: Vec<(Vec<(u32, u64, u64, String)>, u32)>,
+    conditional: Vec<(Vec<Arg>, u32)>,
     last: u32,
 }
 
@@ -68,7 +68,7 @@ pub(super) fn compile(profile: &Seccomp) -> Result<Option<Vec<Instruction>>, Fai
             if rule.args.is_empty() {
                 (outcome.last, *closed) = (action, true);
             } else {
-                outcome.conditional.push((conditions(rule), action));
+                outcome.conditional.push((rule.args.clone(), action));
             }
         }
     }
@@ -90,10 +90,6 @@ pub(super) fn compile(profile: &Seccomp) -> Result<Option<Vec<Instruction>>, Fai
         return Err(Failure::new("seccomp profile", "too long"));
     }
     Ok(Some(program))
-}
-
-fn conditions(rule: &Rule) -> Vec<(u32, u64, u64, String)> {
-    rule.args.iter().map(|Arg { index, value, value_two, op }| (*index, *value, *value_two, op.clone())).collect()
 }
 
 /// Starts of ranges with equal outcome, ascending, the first at 0.
@@ -139,8 +135,8 @@ fn distance(from: usize, to: usize) -> u32 {
 fn emit(outcome: &Outcome, program: &mut Vec<Instruction>) {
     for (conditions, action) in &outcome.conditional {
         let mut fails = Vec::new();
-        for (index, value, value_two, op) in conditions {
-            compare(*index, *value, *value_two, op, program, &mut fails);
+        for condition in conditions {
+            compare(condition, program, &mut fails);
         }
         program.push(instruction(RETURN, 0, 0, *action));
         let end = program.len();
@@ -153,14 +149,8 @@ fn emit(outcome: &Outcome, program: &mut Vec<Instruction>) {
 
 /// Emits one comparison: falls through when it holds, else reaches one of `fails` (unconditional jumps).
 /// Arguments are 64 bits wide, BPF words 32: high half first.
-fn compare(
-    index: u32,
-    value: u64,
-    two: u64,
-    op: &str,
-    program: &mut Vec<Instruction>,
-    fails: &mut Vec<usize>,
-) {
+fn compare(arg: &Arg, program: &mut Vec<Instruction>, fails: &mut Vec<usize>) {
+    let (index, value, two, op) = (arg.index, arg.value, arg.value_two, arg.op.as_str());
     let at = ARGS_AT + 8 * index;
     let half = |v: u64, high: bool| u32::try_from(if high { v >> 32 } else { v & 0xFFFF_FFFF }).unwrap_or(0);
     let mut fail = |program: &mut Vec<Instruction>| {
@@ -208,7 +198,7 @@ fn compare(
 mod tests {
     use super::*;
     use crate::oci::DEFAULT_CAPABILITIES;
-    use crate::oci::seccomp::runtime_default;
+    use crate::oci::seccomp::{Rule, runtime_default};
     use proptest::prelude::*;
 
     const ALLOW: u32 = 0x7FFF_0000;
@@ -269,7 +259,8 @@ mod tests {
     #[test]
     fn the_default_profile() {
         let program = compile(&runtime_default(DEFAULT_CAPABILITIES)).unwrap().unwrap();
-        let run = |name: &str, a0: u64| execute(&program, AUDIT_ARCH, number(name).unwrap(), [a0, 0, 0, 0, 0, 0]);
+        let run =
+            |name: &str, a0: u64| execute(&program, AUDIT_ARCH, number(name).unwrap(), [a0, 0, 0, 0, 0, 0]);
         assert_eq!(run("read", 0), ALLOW);
         assert_eq!(run("unshare", 0), ERRNO | EPERM);
         assert_eq!(run("keyctl", 0), ERRNO | EPERM);
@@ -291,11 +282,17 @@ mod tests {
     }
 
     fn rule() -> impl Strategy<Value = Rule> {
-        let names = prop::sample::select(vec!["read", "write", "open", "close", "mmap", "clone", "openat", "no_such"]);
+        let names = prop::sample::select(vec![
+            "read", "write", "open", "close", "mmap", "clone", "openat", "no_such",
+        ]);
         let ops = prop::sample::select(vec!["EQ", "NE", "LT", "LE", "GT", "GE", "MASKED_EQ"]);
         let numbers = prop::sample::select(vec![0, 1, 5, 6, 1 << 32, (1 << 32) + 5, u64::MAX]);
-        let arg = (0_u32..3, numbers.clone(), numbers, ops)
-            .prop_map(|(index, value, value_two, op)| Arg { index, value, value_two, op: format!("SCMP_CMP_{op}") });
+        let arg = (0_u32..3, numbers.clone(), numbers, ops).prop_map(|(index, value, value_two, op)| Arg {
+            index,
+            value,
+            value_two,
+            op: format!("SCMP_CMP_{op}"),
+        });
         let actions = prop::sample::select(vec!["SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO", "SCMP_ACT_LOG"]);
         (prop::collection::vec(names, 1..4), prop::collection::vec(arg, 0..3), actions, 1_u32..9).prop_map(
             |(names, args, action, errno)| Rule {

@@ -23,7 +23,10 @@ pub(super) fn open(root: BorrowedFd<'_>) -> Result<Pty, Failure> {
     let flags = OFlags::RDWR | OFlags::NOCTTY;
     let master = paths::open_no_links(root, Path::new("dev/pts/ptmx"), flags).map_err(fail)?;
     if fstatfs(&master).map_err(fail)?.f_type as i64 != DEVPTS_MAGIC {
-        return Err(Failure::new("/dev/pts/ptmx is not a terminal multiplexer", sys::rustix::io::Errno::NOTTY));
+        return Err(Failure::new(
+            "/dev/pts/ptmx is not a terminal multiplexer",
+            sys::rustix::io::Errno::NOTTY,
+        ));
     }
     unlockpt(&master).map_err(fail)?;
     let slave = ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)

@@ -51,7 +51,8 @@ impl Shim {
                 }
                 Said::Message(ChildMessage::Failed { step, error }, _) => {
                     container.sync = None;
-                    container.start_error = if step == RUN_STEP { error.clone() } else { format!("{step}: {error}") };
+                    container.start_error =
+                        if step == RUN_STEP { error.clone() } else { format!("{step}: {error}") };
                     if let Phase::Making(reply) | Phase::Starting(reply) = container.phase {
                         self.refuse(reply, &step, &error);
                     }

@@ -117,11 +117,17 @@ pub(super) fn sync_pair() -> Result<(OwnedFd, OwnedFd), Failure> {
 
 impl Container {
     /// Reads the container's file and starts its first process.
-    pub(super) fn create(dir: &Path, shm: Option<&Path>, pids: PidMode, reply: ReplyTo) -> Outcome<Self> {
+    pub(super) fn create(
+        (dir, shm): (&Path, Option<&Path>),
+        shared: &[OwnedFd],
+        pids: PidMode,
+        reply: ReplyTo,
+    ) -> Outcome<Self> {
         let step = |f| ("create", f);
         let path = dir.join("container.json");
         let text = std::fs::read(&path).map_err(|e| step(Failure::new("container.json", e)))?;
-        let head: Head = serde_json::from_slice(&text).map_err(|e| step(Failure::new("container.json", e)))?;
+        let head: Head =
+            serde_json::from_slice(&text).map_err(|e| step(Failure::new("container.json", e)))?;
         drop(text);
         let spec = &head.spec;
         let log = Log::open(&spec.log.path, spec.log.max_bytes, spec.log.max_files)
@@ -143,8 +149,13 @@ impl Container {
             }
         }
         let (sync, child_sync) = sync_pair().map_err(step)?;
-        let birth =
-            Birth { dir, shm, sync: child_sync.as_fd(), stdio: theirs.each_ref().map(|fd| fd.as_ref().map(AsFd::as_fd)) };
+        let birth = Birth {
+            dir,
+            shm,
+            shared,
+            sync: child_sync.as_fd(),
+            stdio: theirs.each_ref().map(|fd| fd.as_ref().map(AsFd::as_fd)),
+        };
         let cgroup = cgroup_fd(&head.join).map_err(|f| ("open the cgroup", f))?;
         let mut console = None;
         if head.handler.is_some() && spec.config.process.terminal {
@@ -316,7 +327,8 @@ impl Container {
     }
 
     pub(super) fn signal(&self, signal: i32) -> Outcome<()> {
-        sys::process::pidfd_signal(self.pidfd.as_fd(), signal).map_err(|e| ("signal", Failure::new("signal", e)))
+        sys::process::pidfd_signal(self.pidfd.as_fd(), signal)
+            .map_err(|e| ("signal", Failure::new("signal", e)))
     }
 
     pub(super) fn pidfd(&self) -> BorrowedFd<'_> {

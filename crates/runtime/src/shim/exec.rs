@@ -50,6 +50,7 @@ impl Exec {
         let birth = Birth {
             dir,
             shm: None,
+            shared: &[],
             sync: child_sync.as_fd(),
             stdio: theirs.each_ref().map(|fd| fd.as_ref().map(AsFd::as_fd)),
         };

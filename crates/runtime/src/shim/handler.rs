@@ -49,7 +49,8 @@ pub(super) fn console_socket(dir: &Path) -> Result<OwnedFd, Failure> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).map_err(|e| fail(&e))?;
     let folder = setup::folder(dir)?;
-    bind(&socket, &setup::address_of(folder.as_fd(), CONSOLE).map_err(|e| fail(&e))?).map_err(|e| fail(&e))?;
+    bind(&socket, &setup::address_of(folder.as_fd(), CONSOLE).map_err(|e| fail(&e))?)
+        .map_err(|e| fail(&e))?;
     listen(&socket, 1).map_err(|e| fail(&e))?;
     Ok(socket)
 }
@@ -93,7 +94,11 @@ pub(super) fn exec(birth: &Birth<'_>, runtime: &Path, spec: &ExecSpec) -> i32 {
         let path = birth.dir.join(format!("process-{}.json", std::process::id()));
         std::fs::write(&path, text).map_err(|e| fail("process.json")(&e))?;
         let args = vec!["exec".into(), "--process".into(), path.display().to_string(), file.spec.id];
-        if spec.tty { init::host_terminal(birth)? } else { init::plain_stdio(birth)? }
+        if spec.tty {
+            init::host_terminal(birth)?
+        } else {
+            init::plain_stdio(birth)?
+        }
         become_runtime(birth.dir, runtime, args)
     })();
     init::report(birth.sync, outcome.map_err(|f| ("exec", f)))
@@ -233,9 +238,9 @@ fn take_over(container: &mut Container, dir: &Path) -> Result<(), Failure> {
         let connection = accept_with(&socket, SocketFlags::CLOEXEC).map_err(|e| fail(CONSOLE)(&e))?;
         nonblocking(connection.as_fd());
         let mut name = [0; 256];
-        let (_, mut fds) = sys::fdpass::receive(connection.as_fd(), &mut name).map_err(|e| fail(CONSOLE)(&e))?;
+        let (_, mut fds) =
+            sys::fdpass::receive(connection.as_fd(), &mut name).map_err(|e| fail(CONSOLE)(&e))?;
         container.take_terminal(fds.pop().ok_or_else(|| fail(CONSOLE)(&"no terminal came"))?);
     }
     Ok(())
 }
-

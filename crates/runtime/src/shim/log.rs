@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 /// Longest text in one log line, as containerd's.
 pub(super) const LINE_MAX: usize = 16 * 1024;
-/// Output is written at this size at the latest: bounds memory, keeps lines whole.
+/// Output is written at this size at the latest (a smaller file limit, earlier): bounds memory, keeps lines whole.
 const FLUSH_AT: usize = 32 * 1024;
 
 /// Cuts one stream into log lines.
@@ -100,10 +100,14 @@ impl Log {
     /// first of a row is reported.
     pub(super) fn push(&mut self, framer: &mut Framer, stream: &str, data: &[u8], now_ns: i64) {
         let head = format!("{} {stream} ", stamp(now_ns));
+        let flush_at = match usize::try_from(self.max_bytes) {
+            Ok(max @ 1..) => max.min(FLUSH_AT),
+            _ => FLUSH_AT,
+        };
         // Chunks bound the buffer also when every line is empty and grows to its head's length.
         for chunk in data.chunks(1024) {
             framer.push(&head, chunk, &mut self.out);
-            if self.out.len() >= FLUSH_AT {
+            if self.out.len() >= flush_at {
                 self.flush(now_ns);
             }
         }
@@ -127,10 +131,11 @@ impl Log {
         self.broken = written.is_err();
         self.size += self.out.len() as u64;
         self.out.clear();
-        if self.max_bytes > 0 && self.size >= self.max_bytes {
-            if let Err(error) = self.rotate(now_ns) {
-                eprintln!("rotate {}: {error}", self.path.display());
-            }
+        if self.max_bytes > 0
+            && self.size >= self.max_bytes
+            && let Err(error) = self.rotate(now_ns)
+        {
+            eprintln!("rotate {}: {error}", self.path.display());
         }
     }
 

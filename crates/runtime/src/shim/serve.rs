@@ -1,11 +1,12 @@
 //! The shim's second life: one poll loop over connections, children and their output.
 
-use super::container::{Container, PidMode, Phase, ReplyTo};
+use super::Outcome;
+use super::container::{Container, Phase, PidMode, ReplyTo};
 use super::exec::Exec;
 use super::handler::{Helper, Purpose};
 use super::setup::{SHM, read};
-use super::Outcome;
 use crate::api::ContainerState;
+use crate::cgroup::Join;
 use crate::init::Failure;
 use crate::proto::{Answer, MESSAGE_MAX, Message, Op, Request, VERSION};
 use std::collections::{BTreeMap, VecDeque};
@@ -71,16 +72,19 @@ fn start(dir: &Path, listener: &str) -> Result<Shim, Failure> {
     let number = listener.parse().map_err(|e| Failure::new("listener", e))?;
     let listener = sys::process::inherit_fd(number).map_err(|e| Failure::new("listener", e))?;
     let first = sys::rustix::io::dup(sys::rustix::stdio::stdin()).map_err(|e| Failure::new("dup", e))?;
-    sys::rustix::io::fcntl_setfd(&first, sys::rustix::io::FdFlags::CLOEXEC).map_err(|e| Failure::new("fcntl", e))?;
+    sys::rustix::io::fcntl_setfd(&first, sys::rustix::io::FdFlags::CLOEXEC)
+        .map_err(|e| Failure::new("fcntl", e))?;
     let null = std::fs::File::open("/dev/null").map_err(|e| Failure::new("/dev/null", e))?;
     sys::rustix::stdio::dup2_stdin(&null).map_err(|e| Failure::new("dup2", e))?;
     let _ = sys::rustix::thread::set_name(c"gantry-shim");
 
-    let pod = read(dir)?.spec;
-    let own_pids = std::fs::File::open("/proc/self/ns/pid").map_err(|e| Failure::new("own PID namespace", e))?;
+    let file = read(dir)?;
+    let pod = file.spec;
+    let own_pids =
+        std::fs::File::open("/proc/self/ns/pid").map_err(|e| Failure::new("own PID namespace", e))?;
     let signals = sys::process::signal_fd(&[SIGCHLD]).map_err(|e| Failure::new("signalfd", e))?;
     if pod.share_pid && !pod.host_pid {
-        pause()?;
+        pause(&file.join)?;
     }
     let shm = if pod.host_ipc { PathBuf::from("/dev/shm") } else { dir.join(SHM) };
     let shared_pids = pod.host_pid || pod.share_pid;
@@ -100,17 +104,27 @@ fn start(dir: &Path, listener: &str) -> Result<Shim, Failure> {
         buffer: vec![0; BUFFER],
     };
     shim.connect(first);
+    // Children of the first life may have ended before their signal was listened to.
+    shim.reap();
     Ok(shim)
 }
 
 const SIGCHLD: i32 = 17;
 
 /// The first process of a PID namespace that all containers share. It does nothing, for ever; its own children
-/// (orphans) need no burial because it ignores SIGCHLD.
-fn pause() -> Result<(), Failure> {
+/// (orphans) need no burial because it ignores SIGCHLD. It enters the shim's cgroup by itself: the shim may not be
+/// there yet.
+fn pause(join: &Join) -> Result<(), Failure> {
     sys::process::unshare(ns::PID).map_err(|e| Failure::new("unshare", e))?;
     let body = || {
         let _ = sys::process::close_others(&[]);
+        let _ = sys::caps::die_with_parent();
+        let unified = join.unified.as_ref().map(|folder| folder.join("cgroup.procs"));
+        for file in join.procs.iter().chain(unified.as_ref()) {
+            if let Err(error) = std::fs::write(file, "0") {
+                eprintln!("pause: join {}: {error}", file.display());
+            }
+        }
         sys::process::reset_signals();
         sys::process::ignore_signal(SIGCHLD);
         let _ = sys::rustix::thread::set_name(c"gantry-pause");
@@ -225,15 +239,13 @@ impl Shim {
 
     /// Reads all requests of a connection; one that has ended is dropped.
     fn hear(&mut self, key: u64) {
-        if let Some(conn) = self.conns.get_mut(&key) {
-            if !flush(conn) {
-                self.conns.remove(&key);
-            }
+        if self.conns.get_mut(&key).is_some_and(|conn| !flush(conn)) {
+            self.conns.remove(&key);
         }
         loop {
             let Some(conn) = self.conns.get(&key) else { return };
-            let n = match sys::fdpass::receive(conn.fd.as_fd(), &mut self.buffer) {
-                Ok((n, _)) if n > 0 => n,
+            let (n, fds) = match sys::fdpass::receive(conn.fd.as_fd(), &mut self.buffer) {
+                Ok((n, fds)) if n > 0 => (n, fds),
                 Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return,
                 _ => {
                     self.conns.remove(&key);
@@ -243,7 +255,7 @@ impl Shim {
             match serde_json::from_slice::<Request>(&self.buffer[..n]) {
                 Ok(Request { id, op }) => {
                     let reply = ReplyTo { conn: key, request: id };
-                    if let Err((step, Failure(error))) = self.obey(op, reply) {
+                    if let Err((step, Failure(error))) = self.obey(op, fds, reply) {
                         self.refuse(reply, step, &error);
                     }
                 }
@@ -260,14 +272,14 @@ impl Shim {
         }
     }
 
-    fn obey(&mut self, op: Op, reply: ReplyTo) -> Outcome<()> {
+    fn obey(&mut self, op: Op, fds: Vec<OwnedFd>, reply: ReplyTo) -> Outcome<()> {
         match op {
             Op::Create { container: id } => {
                 if self.containers.contains_key(&id) {
                     return Err(("create", Failure::new(&id, "container exists")));
                 }
                 let dir = self.container_dir(&id);
-                let container = Container::create(&dir, self.shm.as_deref(), self.pids, reply)?;
+                let container = Container::create((&dir, self.shm.as_deref()), &fds, self.pids, reply)?;
                 self.containers.insert(id, container);
                 return Ok(());
             }
@@ -309,14 +321,16 @@ impl Shim {
             Op::Exec { container: id, spec } => {
                 let dir = self.container_dir(&id);
                 let container = self.containers.get(&id).filter(|c| matches!(c.phase, Phase::Running));
-                let container = container.ok_or_else(|| ("exec", Failure::new(&id, "container is not running")))?;
+                let container =
+                    container.ok_or_else(|| ("exec", Failure::new(&id, "container is not running")))?;
                 let exec = Exec::create(container, &spec, (&dir, self.pids, self.own_pids.as_fd()), reply)?;
                 let number = self.next();
                 self.execs.insert(number, exec);
                 return Ok(());
             }
             Op::SignalExec { exec, signal } => {
-                let found = self.execs.get(&exec).ok_or_else(|| ("signal", Failure::new("exec", "has ended")))?;
+                let found =
+                    self.execs.get(&exec).ok_or_else(|| ("signal", Failure::new("exec", "has ended")))?;
                 sys::process::pidfd_signal(found.pidfd.as_fd(), signal)
                     .map_err(|e| ("signal", Failure::new("signal", e)))?;
             }
@@ -334,7 +348,9 @@ impl Shim {
     }
 
     pub(super) fn find(&mut self, id: &str) -> Outcome<&mut Container> {
-        self.containers.get_mut(id).ok_or_else(|| ("find the container", Failure::new(id, "no such container")))
+        self.containers
+            .get_mut(id)
+            .ok_or_else(|| ("find the container", Failure::new(id, "no such container")))
     }
 
     pub(super) fn answer(&mut self, reply: ReplyTo, answer: Answer, fds: Vec<OwnedFd>) {
@@ -342,8 +358,7 @@ impl Shim {
     }
 
     pub(super) fn refuse(&mut self, reply: ReplyTo, step: &str, error: &str) {
-        let message =
-            Message::Failed { id: reply.request, step: step.to_owned(), error: error.to_owned() };
+        let message = Message::Failed { id: reply.request, step: step.to_owned(), error: error.to_owned() };
         self.send(reply.conn, &message, vec![]);
     }
 

@@ -87,13 +87,22 @@ fn detach(_: &mut Setup) -> Result<(), Failure> {
     chdir("/").map_err(|e| Failure::new("chdir", e))
 }
 
+/// Enters the cgroups, by a helper: the first such write after a pause waits for an RCU grace period (4 to 20 ms),
+/// and nothing needs to wait for it. Containers enter theirs by themselves, and whoever kills the pod kills the
+/// shim by name as well.
 fn join(setup: &mut Setup) -> Result<(), Failure> {
     let join = &setup.pod.join;
     let unified = join.unified.as_ref().map(|folder| folder.join("cgroup.procs"));
-    for file in join.procs.iter().chain(unified.as_ref()) {
-        std::fs::write(file, "0").map_err(|e| Failure::new(&file.display().to_string(), e))?;
-    }
-    Ok(())
+    let pid = std::process::id().to_string();
+    let body = || {
+        for file in join.procs.iter().chain(unified.as_ref()) {
+            if let Err(error) = std::fs::write(file, &pid) {
+                eprintln!("shim: join {}: {error}", file.display());
+            }
+        }
+        0
+    };
+    sys::process::fork_into(0, None, body).map(drop).map_err(|e| Failure::new("clone3", e))
 }
 
 fn namespaces(setup: &mut Setup) -> Result<(), Failure> {
@@ -111,7 +120,7 @@ pub(super) fn folder(path: &Path) -> Result<OwnedFd, Failure> {
 
 /// Mounts of the host still arrive here (volumes), nothing made here reaches the host.
 fn isolate(_: &mut Setup) -> Result<(), Failure> {
-    let slave = MountAttr { propagation: MS_SLAVE as u64, ..MountAttr::default() };
+    let slave = MountAttr { propagation: MS_SLAVE, ..MountAttr::default() };
     set_attr(folder(Path::new("/"))?.as_fd(), &slave, true).map_err(|e| Failure::new("/", e))
 }
 
@@ -157,7 +166,8 @@ fn mount_tmpfs(at: &Path, size_bytes: u64, mode: &str) -> Result<(), Failure> {
 
 fn open_socket(setup: &mut Setup) -> Result<(), Failure> {
     let fail = |e| Failure::new(SOCKET, e);
-    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).map_err(fail)?;
+    let socket =
+        socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).map_err(fail)?;
     let _ = std::fs::remove_file(setup.dir.join(SOCKET));
     let dir = folder(&setup.dir)?;
     bind(&socket, &address(dir.as_fd()).map_err(fail)?).map_err(fail)?;
@@ -185,7 +195,8 @@ fn again(setup: &Setup) -> Result<Infallible, Failure> {
     }
     let text = |s: &str| CString::new(s).map_err(|e| Failure::new("argument", e));
     let number = listener.as_raw_fd().to_string();
-    let args = [text("gantry")?, text("shim")?, text(&setup.dir.to_string_lossy())?, text(SERVE)?, text(&number)?];
+    let args =
+        [text("gantry")?, text("shim")?, text(&setup.dir.to_string_lossy())?, text(SERVE)?, text(&number)?];
     let file = setup.exe.as_ref().ok_or_else(|| Failure::new("program file", "missing"))?;
     sys::process::exec_fd(file.as_fd(), &args, &[]).map_err(|e| Failure::new("execveat", e))
 }
@@ -199,7 +210,8 @@ fn protect(setup: &mut Setup) -> Result<(), Failure> {
 
 fn read_only_self() -> Result<OwnedFd, Failure> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let file = open_tree(CWD, "/proc/self/exe", flags).map_err(|e| Failure::new("clone /proc/self/exe", e))?;
+    let file =
+        open_tree(CWD, "/proc/self/exe", flags).map_err(|e| Failure::new("clone /proc/self/exe", e))?;
     let read_only = MountAttr { set: init::READ_ONLY_ATTR, ..MountAttr::default() };
     set_attr(file.as_fd(), &read_only, false).map_err(|e| Failure::new("make it read-only", e))?;
     Ok(file)
@@ -207,7 +219,8 @@ fn read_only_self() -> Result<OwnedFd, Failure> {
 
 fn sealed_copy() -> Result<OwnedFd, Failure> {
     let fail = |e: &dyn std::fmt::Display| Failure::new("copy /proc/self/exe", e);
-    let memory = memfd_create("gantry", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).map_err(|e| fail(&e))?;
+    let memory =
+        memfd_create("gantry", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).map_err(|e| fail(&e))?;
     let mut from = std::fs::File::open("/proc/self/exe").map_err(|e| fail(&e))?;
     let mut to = std::fs::File::from(memory);
     std::io::copy(&mut from, &mut to).map_err(|e| fail(&e))?;

@@ -24,7 +24,12 @@ fn private_kib(pid: i32) -> u64 {
 
 fn show(name: &str, mut times: Vec<f64>) {
     times.sort_by(f64::total_cmp);
-    println!("{name:16} min {:6.2} ms   p50 {:6.2} ms   max {:6.2} ms", times[0], times[times.len() / 2], times[times.len() - 1]);
+    println!(
+        "{name:16} min {:6.2} ms   p50 {:6.2} ms   max {:6.2} ms",
+        times[0],
+        times[times.len() / 2],
+        times[times.len() - 1]
+    );
 }
 
 async fn cycles(node: &mut Node) {

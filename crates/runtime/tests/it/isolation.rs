@@ -54,7 +54,8 @@ pub async fn identity(node: &mut Node) {
 
 pub async fn processes(node: &mut Node) {
     node.pod("p").await;
-    let spec = node.sh("c", "echo $$; ls /proc | grep -c '^[0-9]'; ls /proc/self/fd | wc -l; cat /proc/1/comm; true");
+    let spec = node
+        .sh("c", "echo $$; ls /proc | grep -c '^[0-9]'; ls /proc/self/fd | wc -l; cat /proc/1/comm; true");
     let (_, log) = node.run_to_end("p", spec).await;
     let lines: Vec<&str> = log.lines().collect();
     assert_eq!(lines[0], "1");
@@ -76,7 +77,11 @@ pub async fn shared_pids(node: &mut Node) {
     assert_ne!(log.lines().next(), Some("1"));
     assert!(log.contains("gantry-pause") && log.contains("sleep 4321"), "{log}");
     // What `b` left behind died with it; `a` lives.
-    let args = ["sh", "-c", "i=0; while ps | grep -v grep | grep -q 'sleep 1234'; do i=$((i+1)); [ $i = 300 ] && exit 1; sleep 0.01; done; ps"];
+    let args = [
+        "sh",
+        "-c",
+        "i=0; while ps | grep -v grep | grep -q 'sleep 1234'; do i=$((i+1)); [ $i = 300 ] && exit 1; sleep 0.01; done; ps",
+    ];
     let args = args.map(str::to_owned).to_vec();
     let (code, output) = node.runtime.exec_sync("p", "a", args, crate::node::DEADLINE).await.unwrap();
     let output = String::from_utf8_lossy(&output);
@@ -87,7 +92,8 @@ pub async fn host_namespaces(node: &mut Node) {
     let mut pod = node.pod_spec("p");
     (pod.host_network, pod.host_pid, pod.host_ipc) = (true, true, true);
     node.runtime.create_pod(pod).await.unwrap();
-    let spec = node.sh("c", "for n in net ipc uts pid mnt cgroup; do readlink /proc/self/ns/$n; done; sleep 0");
+    let spec =
+        node.sh("c", "for n in net ipc uts pid mnt cgroup; do readlink /proc/self/ns/$n; done; sleep 0");
     let (_, log) = node.run_to_end("p", spec).await;
     let own = |n: &str| fs::read_link(format!("/proc/self/ns/{n}")).unwrap().display().to_string();
     for shared in ["net", "ipc", "uts", "pid"] {
@@ -134,7 +140,11 @@ pub async fn volumes(node: &mut Node) {
     ]);
     let (_, log) = node.run_to_end("p", spec).await;
     let words: Vec<&str> = log.lines().filter(|l| !l.contains(':')).collect();
-    assert_eq!(words, ["contentcontentleaf", "denied", "written", "rro", "directory", "regular file"], "{log}");
+    assert_eq!(
+        words,
+        ["contentcontentleaf", "denied", "written", "rro", "directory", "regular file"],
+        "{log}"
+    );
     assert!(volume.join("new").exists());
     // A link in a volume leads nowhere out of it.
     let mut spec = node.sh("d", "true");
@@ -179,7 +189,8 @@ pub async fn seccomp_and_devices(node: &mut Node) {
         mknod /tmp/vda b 254 0; head -c 1 /tmp/vda || echo vda; echo ok";
     let mut spec = node.sh("c", script);
     // Everything but the filter and the device cgroup would let it pass.
-    let all: Vec<String> = oci::DEFAULT_CAPABILITIES.iter().map(|c| (*c).to_owned()).chain(["CAP_SYS_ADMIN".into()]).collect();
+    let all: Vec<String> =
+        oci::DEFAULT_CAPABILITIES.iter().map(|c| (*c).to_owned()).chain(["CAP_SYS_ADMIN".into()]).collect();
     spec.config.process.capabilities = Some(Capabilities {
         bounding: all.clone(),
         effective: all.clone(),
@@ -208,8 +219,12 @@ pub async fn host_binary(node: &mut Node) {
     let mut spec = node.sh("c", &format!("chmod 755 /proc/{shim}/exe || echo refused"));
     // As privileged as can be.
     let all: Vec<String> = sys::caps::NAMES.iter().map(|c| (*c).to_owned()).collect();
-    spec.config.process.capabilities =
-        Some(Capabilities { bounding: all.clone(), effective: all.clone(), permitted: all, ..Default::default() });
+    spec.config.process.capabilities = Some(Capabilities {
+        bounding: all.clone(),
+        effective: all.clone(),
+        permitted: all,
+        ..Default::default()
+    });
     spec.config.linux.seccomp = None;
     spec.config.process.no_new_privileges = false;
     let (_, log) = node.run_to_end("p", spec).await;
@@ -228,4 +243,66 @@ pub async fn pod_memory_volume(node: &mut Node) {
     let (_, log) = node.run_to_end("p", spec).await;
     assert!(log.ends_with("1048576\n7\n"), "{log}");
     assert_eq!(fs::read_dir(&path).unwrap().count(), 0, "the mount is the pod's alone");
+}
+
+fn mount(args: &[&str]) {
+    assert!(std::process::Command::new("mount").args(args).status().unwrap().success(), "mount {args:?}");
+}
+
+/// What the node mounts later arrives where the volume asks for it, and nowhere else.
+pub async fn propagation(node: &mut Node) {
+    let volume = node.root.join("volume");
+    fs::create_dir_all(&volume).unwrap();
+    let at = volume.to_str().unwrap().to_owned();
+    mount(&["-t", "tmpfs", "tmpfs", &at]);
+    mount(&["--make-shared", &at]);
+    fs::create_dir(volume.join("late")).unwrap();
+    fs::create_dir(volume.join("back")).unwrap();
+    node.pod("p").await;
+    let mut spec = node.container("c", &["sleep", "1000"]);
+    spec.config.mounts.extend([
+        bind(&volume, "/slave", "rbind,rslave"),
+        bind(&volume, "/private", "rbind,rprivate"),
+        bind(&volume, "/shared", "rbind,rshared"),
+    ]);
+    spec.config.process.capabilities.as_mut().unwrap().effective.push("CAP_SYS_ADMIN".into());
+    spec.config.process.capabilities.as_mut().unwrap().permitted.push("CAP_SYS_ADMIN".into());
+    spec.config.process.capabilities.as_mut().unwrap().bounding.push("CAP_SYS_ADMIN".into());
+    spec.config.linux.seccomp = None;
+    node.start("p", spec).await;
+    let late = format!("{at}/late");
+    mount(&["-t", "tmpfs", "tmpfs", &late]);
+    fs::write(volume.join("late/mark"), "").unwrap();
+    let look = "ls /slave/late /private/late /shared/late; mount -t tmpfs tmpfs /shared/back; touch /shared/back/here";
+    let args = ["sh", "-c", look].map(str::to_owned).to_vec();
+    let (_, output) = node.runtime.exec_sync("p", "c", args, crate::node::DEADLINE).await.unwrap();
+    let seen = volume.join("back/here").exists();
+    for path in [format!("{at}/back"), late, at] {
+        let _ = std::process::Command::new("umount").arg("-l").arg(path).status();
+    }
+    let output = String::from_utf8_lossy(&output).into_owned();
+    assert_eq!(output, "/private/late:\n\n/shared/late:\nmark\n\n/slave/late:\nmark\n");
+    assert!(seen, "a mount in a shared volume did not reach the node");
+}
+
+/// The v2 filter, on the v2 tree that stands beside v1 here: it decides there as well.
+pub async fn devices_on_v2(node: &mut Node) {
+    let tree = Path::new("/sys/fs/cgroup/unified");
+    if !tree.exists() {
+        return;
+    }
+    node.pod("p").await;
+    let script = "mknod /tmp/kmsg c 1 11; until test -e /tmp/go; do sleep 0.01; done; \
+        head -c 1 /tmp/kmsg >&- 2>&- || echo closed; head -c 1 /dev/zero | wc -c; mknod /tmp/x c 9 9 && echo node";
+    let mut spec = node.sh("c", script);
+    // v1 leaves everything open, so what is closed is closed by the program.
+    let all = oci::DeviceRule { allow: true, access: "rwm".into(), ..Default::default() };
+    spec.config.linux.resources.devices = vec![all];
+    node.start("p", spec).await;
+    let v2 = runtime::cgroup::Cgroups::at_v2(tree, &node.cgroup_root).unwrap();
+    v2.apply_devices("burstable/podp/c", &[]).unwrap();
+    let args = ["touch", "/tmp/go"].map(str::to_owned).to_vec();
+    node.runtime.exec_sync("p", "c", args, crate::node::DEADLINE).await.unwrap();
+    assert_eq!(node.exit("p", "c").await.code, 0);
+    assert_eq!(node.log("c"), "closed\n1\nnode\n");
 }

@@ -153,8 +153,11 @@ pub async fn two_containers(node: &mut Node) {
 
 pub async fn kill_stubborn(node: &mut Node) {
     node.pod("p").await;
-    node.start("p", node.sh("c", "trap '' TERM INT; (trap '' TERM; sleep 1000) & echo up; sleep 1000; sleep 1000"))
-        .await;
+    node.start(
+        "p",
+        node.sh("c", "trap '' TERM INT; (trap '' TERM; sleep 1000) & echo up; sleep 1000; sleep 1000"),
+    )
+    .await;
     node.wait_log("c", "up").await;
     node.runtime.signal("p", "c", 15).await.unwrap();
     node.runtime.remove_container("p", "c").await.unwrap();
@@ -170,7 +173,9 @@ pub async fn stuck_is_reported(node: &mut Node) {
         return;
     }
     fs::create_dir(&freezer).unwrap();
-    let ContainerState::Running { pid, .. } = node.runtime.pod("p").unwrap().containers[0].state else { panic!() };
+    let ContainerState::Running { pid, .. } = node.runtime.pod("p").unwrap().containers[0].state else {
+        panic!()
+    };
     fs::write(freezer.join("cgroup.procs"), pid.to_string()).unwrap();
     fs::write(freezer.join("freezer.state"), "FROZEN").unwrap();
     let error = node.runtime.remove_container("p", "c").await.unwrap_err();

@@ -3,6 +3,8 @@
 //!
 //! Not a libtest binary: it is also the shim (`<exe> shim …`).
 
+#![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
+
 mod bench;
 mod isolation;
 mod lifecycle;
@@ -31,18 +33,18 @@ const TESTS: &[(&str, Test)] = tests! {
         fork_bomb, two_containers, kill_stubborn, stuck_is_reported, v1_freezer_kill, limits_and_updates;
     streams: log_rotation, log_volume, exec_output_and_code, exec_sync, exec_terminal, exec_client_leaves,
         terminal_container, attach_several, attach_again, attach_slow;
-    recovery: readopt, shim_killed, all_killed, half_made_container, many_at_once;
+    recovery: owner_killed, readopt, shim_killed, all_killed, half_made_container, many_at_once;
     isolation: identity, processes, shared_pids, host_namespaces, read_only, volumes, links_in_the_image,
-        seccomp_and_devices, host_binary, pod_memory_volume;
+        seccomp_and_devices, devices_on_v2, host_binary, pod_memory_volume, propagation;
     oracle: crun_lifecycle, crun_agrees;
 };
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    if let Some((first, rest)) = args.split_first() {
-        if first == "shim" {
-            runtime::shim_main(rest);
-        }
+    match args.split_first() {
+        Some((first, rest)) if first == "shim" => runtime::shim_main(rest),
+        Some((first, rest)) if first == "owner" => return recovery::owner(rest),
+        _ => {}
     }
     let filters: Vec<&String> = args.iter().filter(|a| !a.starts_with('-')).collect();
     let chosen = |name: &str| filters.is_empty() || filters.iter().any(|f| name.contains(f.as_str()));

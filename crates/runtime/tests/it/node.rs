@@ -20,9 +20,10 @@ pub const DEADLINE: Duration = Duration::from_secs(30);
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
 const APPLETS: &[&str] = &[
-    "sh", "cat", "echo", "id", "env", "ls", "pwd", "sleep", "true", "false", "kill", "mount", "umount", "touch",
-    "head", "tail", "dd", "grep", "stty", "tty", "unshare", "hostname", "readlink", "seq", "wc", "ps", "yes",
-    "stat", "mkdir", "ln", "rm", "test", "printf", "ulimit", "trap", "sort", "mknod", "chmod", "tr", "awk",
+    "sh", "cat", "echo", "id", "env", "ls", "pwd", "sleep", "true", "false", "kill", "mount", "umount",
+    "touch", "head", "tail", "dd", "grep", "stty", "tty", "unshare", "hostname", "readlink", "seq", "wc",
+    "ps", "yes", "stat", "mkdir", "ln", "rm", "test", "printf", "ulimit", "trap", "sort", "mknod", "chmod",
+    "tr", "awk",
 ];
 
 pub struct Node {
@@ -31,12 +32,13 @@ pub struct Node {
     pub root: PathBuf,
     pub image: PathBuf,
     pub cgroup_root: String,
-    _folder: tempfile::TempDir,
+    _folder: Option<tempfile::TempDir>,
 }
 
 impl Node {
     pub fn run(test: super::Test) {
-        let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let tokio =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         tokio.block_on(async {
             let mut node = Self::new(false);
             test(&mut node).await;
@@ -54,7 +56,8 @@ impl Node {
     }
 
     pub fn new(without_unified: bool) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        // As in production, state is on a memory file system.
+        let folder = tempfile::tempdir_in("/dev/shm").unwrap();
         let root = folder.path().to_owned();
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let cgroup_root = format!("gantry-it-{}-{number}", std::process::id());
@@ -66,15 +69,33 @@ impl Node {
         for applet in APPLETS {
             symlink("busybox", image.join("bin").join(applet)).unwrap();
         }
-        fs::write(image.join("etc/passwd"), "root:x:0:0::/root:/bin/sh\nalice:x:1000:1000::/home/alice:/bin/sh\n")
-            .unwrap();
-        let config = Self::config(&root, &cgroup_root);
-        let mut cgroups = Cgroups::detect(&cgroup_root).unwrap();
+        fs::write(
+            image.join("etc/passwd"),
+            "root:x:0:0::/root:/bin/sh\nalice:x:1000:1000::/home/alice:/bin/sh\n",
+        )
+        .unwrap();
+        let mut node = Self::at(&root, &cgroup_root);
         if without_unified {
-            cgroups = cgroups.without_unified();
+            let cgroups = Cgroups::detect(&cgroup_root).unwrap().without_unified();
+            let config = Self::config(&root, &cgroup_root);
+            (node.runtime, node.events) = Runtime::open_with(config, cgroups).unwrap();
         }
-        let (runtime, events) = Runtime::open_with(config, cgroups).unwrap();
-        Self { runtime, events, root, image, cgroup_root, _folder: folder }
+        node._folder = Some(folder);
+        node
+    }
+
+    /// A node on folders that are there already.
+    pub fn at(root: &Path, cgroup_root: &str) -> Self {
+        let (runtime, events) = Runtime::open(Self::config(root, cgroup_root)).unwrap();
+        let image = root.join("image");
+        Self {
+            runtime,
+            events,
+            root: root.to_owned(),
+            image,
+            cgroup_root: cgroup_root.to_owned(),
+            _folder: None,
+        }
     }
 
     pub fn pod_spec(&self, uid: &str) -> PodSpec {
@@ -184,7 +205,11 @@ impl Node {
         let needle = self.root.to_str().unwrap();
         for process in fs::read_dir("/proc").unwrap().flatten() {
             let cmdline = fs::read(process.path().join("cmdline")).unwrap_or_default();
-            assert!(!String::from_utf8_lossy(&cmdline).contains(needle), "process stays: {:?}", process.path());
+            assert!(
+                !String::from_utf8_lossy(&cmdline).contains(needle),
+                "process stays: {:?}",
+                process.path()
+            );
         }
     }
 }

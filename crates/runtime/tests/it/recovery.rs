@@ -4,7 +4,56 @@ use crate::node::{DEADLINE, Node};
 use runtime::Runtime;
 use runtime::api::{ContainerState, RuntimeEvent};
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
+
+/// The agent's part in [`owner_killed`], in a process of its own: makes a pod and waits to be killed.
+pub fn owner(args: &[String]) {
+    let [root, cgroup_root] = args else { panic!("owner <folder> <cgroup root>") };
+    let tokio = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    tokio.block_on(async {
+        let node = Node::at(Path::new(root), cgroup_root);
+        node.pod("p").await;
+        let script = "i=0; while :; do i=$((i+1)); echo tick $i; sleep 0.01; done";
+        node.start("p", node.sh("run", script)).await;
+        node.start("p", node.sh("end", "until test -e /dev/shm/go; do sleep 0.01; done; echo bye; exit 4"))
+            .await;
+        node.wait_log("run", "tick 3").await;
+        fs::write(node.root.join("ready"), "").unwrap();
+        std::future::pending::<()>().await;
+    });
+}
+
+/// `kill -9` of the agent: containers run on and log on, one ends meanwhile, all is found again.
+pub async fn owner_killed(node: &mut Node) {
+    let mut owner = std::process::Command::new(std::env::current_exe().unwrap())
+        .arg("owner")
+        .arg(&node.root)
+        .arg(&node.cgroup_root)
+        .spawn()
+        .unwrap();
+    let end = std::time::Instant::now() + DEADLINE;
+    while !node.root.join("ready").exists() {
+        assert!(std::time::Instant::now() < end && owner.try_wait().unwrap().is_none(), "owner is not ready");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    owner.kill().unwrap();
+    owner.wait().unwrap();
+    let ticks = node.log("run").lines().count();
+    node.wait_log("run", &format!("tick {}", ticks + 5)).await;
+
+    let pods = node.runtime.recover().await.unwrap();
+    let shm = format!("/proc/{}/root{}/state/p/shm/go", pods[0].shim_pid, node.root.display());
+    fs::write(shm, "").unwrap();
+    assert_eq!(node.exit("p", "end").await.code, 4);
+    assert_eq!(node.log("end"), "bye\n");
+    // The end came while nobody listened for another one: ask once more, with a new runtime.
+    let (runtime, events) = Runtime::open(Node::config(&node.root, &node.cgroup_root)).unwrap();
+    (node.runtime, node.events) = (runtime, events);
+    node.runtime.recover().await.unwrap();
+    assert_eq!(node.exit("p", "end").await.code, 4);
+    node.runtime.remove_container("p", "run").await.unwrap();
+}
 
 /// A second runtime on the same folders, as after `kill -9` of the first: nothing is handed over.
 pub async fn readopt(node: &mut Node) {
@@ -107,7 +156,10 @@ pub async fn half_made_container(node: &mut Node) {
     node.pod("p").await;
     node.start("p", node.container("c", &["sleep", "1000"])).await;
     let from = node.root.join("state/p/c/c/container.json");
-    let text = fs::read_to_string(from).unwrap().replace("scratch/c\"", "scratch/half\"").replace("\"id\":\"c\"", "\"id\":\"half\"");
+    let text = fs::read_to_string(from)
+        .unwrap()
+        .replace("scratch/c\"", "scratch/half\"")
+        .replace("\"id\":\"c\"", "\"id\":\"half\"");
     fs::create_dir_all(node.root.join("state/p/c/half")).unwrap();
     fs::create_dir_all(node.root.join("scratch/half/upper")).unwrap();
     fs::write(node.root.join("state/p/c/half/container.json"), text).unwrap();

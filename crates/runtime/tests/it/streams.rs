@@ -32,7 +32,8 @@ pub async fn log_rotation(node: &mut Node) {
     let (exit, log) = node.run_to_end("p", spec).await;
     assert_eq!(exit.code, 0);
     let folder = node.log_path("c").parent().unwrap().to_owned();
-    let sizes: Vec<u64> = fs::read_dir(&folder).unwrap().flatten().map(|e| e.metadata().unwrap().len()).collect();
+    let sizes: Vec<u64> =
+        fs::read_dir(&folder).unwrap().flatten().map(|e| e.metadata().unwrap().len()).collect();
     assert_eq!(sizes.len(), 3, "{sizes:?}");
     assert!(sizes.iter().all(|&s| s < 120_000), "{sizes:?}");
     assert!(log.is_empty() || log.contains("line 1999 of many"), "{}", &log[log.len().min(100)..]);
@@ -60,7 +61,11 @@ pub async fn exec_output_and_code(node: &mut Node) {
     spec.config.process.user.uid = 1000;
     node.start("p", spec).await;
     let spec = ExecSpec {
-        args: args(&["sh", "-c", "cat; echo $COLOUR $HOME; pwd; id -u; echo oops >&2; ps | grep -c sleep; exit 5"]),
+        args: args(&[
+            "sh",
+            "-c",
+            "cat; echo $COLOUR $HOME; pwd; id -u; echo oops >&2; ps | grep -c sleep; exit 5",
+        ]),
         stdin: true,
         stdout: true,
         stderr: true,
@@ -99,7 +104,8 @@ pub async fn exec_sync(node: &mut Node) {
     assert_eq!((code, output), (0, b"here\n".to_vec()));
     let late = run("echo $$ > /tmp/pid; exec sleep 1000", Duration::from_millis(300)).await.unwrap_err();
     assert!(matches!(late, RuntimeError::Timeout { .. }), "{late}");
-    let gone = "i=0; while kill -0 $(cat /tmp/pid); do i=$((i+1)); [ $i -gt 500 ] && exit 1; sleep 0.01; done 2>&-";
+    let gone =
+        "i=0; while kill -0 $(cat /tmp/pid); do i=$((i+1)); [ $i -gt 500 ] && exit 1; sleep 0.01; done 2>&-";
     assert_eq!(run(gone, long).await.unwrap().0, 0);
 }
 
