@@ -1,7 +1,10 @@
 //! Turns the doc-free tables in `specs/` into one Rust file of statics (no work at start, no allocation).
 //!
-//! Reads `specs/k8s-1.36.txt` (definitions) and `specs/k8s-1.36-resources.txt`; both describe their format
-//! in their headers. Any line that is not understood stops the build.
+//! Reads `specs/k8s-1.36.txt` (definitions), `specs/k8s-1.36-resources.txt` and the protobuf tables (`proto`);
+//! all describe their format in their headers. Any line that is not understood stops the build.
+
+#[path = "build/proto.rs"]
+mod proto;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -9,6 +12,8 @@ use std::path::Path;
 
 const DEFINITIONS: &str = "../../specs/k8s-1.36.txt";
 const RESOURCES: &str = "../../specs/k8s-1.36-resources.txt";
+const PROTOBUF: &str = "../../specs/k8s-1.36-protobuf.txt";
+const PROTOBUF_EXTRA: &str = "../../specs/k8s-1.36-protobuf-extra.txt";
 
 /// `(group, version, kind)`.
 type Gvk<'a> = (&'a str, &'a str, &'a str);
@@ -40,6 +45,7 @@ struct Row<'a> {
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-changed=build/proto.rs");
     let read = |path: &str| {
         println!("cargo:rerun-if-changed={path}");
         std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{path}: {e}"))
@@ -57,6 +63,11 @@ fn main() {
     .expect("a String takes all");
     emit_defs(&mut out, &defs);
     emit_resources(&mut out, &groups, &rows, &defs);
+    let (numbers, extra) = (read(PROTOBUF), read(PROTOBUF_EXTRA));
+    let mut tables = proto::Tables::default();
+    tables.add(&numbers);
+    tables.add_extra(&extra);
+    tables.emit(&mut out, &defs);
     let dir = std::env::var("OUT_DIR").expect("cargo sets OUT_DIR");
     std::fs::write(Path::new(&dir).join("table.rs"), out).expect("OUT_DIR can be written");
 }

@@ -5,6 +5,7 @@
 
 pub mod gvr;
 mod order;
+pub mod proto;
 mod table;
 mod types;
 mod view;

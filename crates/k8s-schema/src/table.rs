@@ -2,6 +2,7 @@
 //!
 //! Invariants: definitions and their fields are sorted by name; [`resources`] has the order of discovery.
 
+use crate::proto::{ProtoField, ProtoForm, ProtoPart};
 use crate::types::{Def, DefRef, Field, Gvr, Held, ListType, PatchStrategy, ResourceRow, Subresource, Type};
 
 include!(concat!(env!("OUT_DIR"), "/table.rs"));

@@ -1,4 +1,4 @@
-//! Developer tasks: `cargo xtask tidy`, `cargo xtask image NAME`, `cargo xtask specs k8s`.
+//! Developer tasks: `cargo xtask tidy`, `cargo xtask image NAME`, `cargo xtask specs k8s|k8s-protobuf`.
 
 mod specs;
 mod tidy;
@@ -14,7 +14,7 @@ fn main() -> Result<()> {
         ["tidy"] => tidy::run(&root),
         ["image", name] => image(&root, name),
         ["specs", which] => specs::run(&root, which),
-        _ => anyhow::bail!("usage: cargo xtask tidy | image NAME | specs k8s"),
+        _ => anyhow::bail!("usage: cargo xtask tidy | image NAME | specs k8s|k8s-protobuf"),
     }
 }
 

@@ -5,6 +5,8 @@
 //! (nullable types, prefixed references, `oneOf` for quantities, `enum` on apiVersion and kind) are undone.
 //! Not here: resources, verbs, short names (`specs/k8s-1.36-resources.txt` is written by hand).
 
+mod protobuf;
+
 use std::fmt::Write as _;
 use std::io::Read;
 use std::path::Path;
@@ -26,9 +28,16 @@ const OPEN_OBJECTS: [&str; 3] = [
     "apimachinery.pkg.runtime.RawExtension",
 ];
 
-/// Runs the task in the repository `root`; `which` names the table ("k8s").
+/// Runs the task in the repository `root`; `which` names the table ("k8s", "k8s-protobuf").
 pub fn run(root: &Path, which: &str) -> Result<()> {
-    ensure!(which == "k8s", "unknown specs table {which:?}; there is: k8s");
+    match which {
+        "k8s" => definitions_table(root),
+        "k8s-protobuf" => protobuf::run(root),
+        _ => bail!("unknown specs table {which:?}; there are: k8s, k8s-protobuf"),
+    }
+}
+
+fn definitions_table(root: &Path) -> Result<()> {
     let table = table(&definitions(&download()?)?)?;
     let path = root.join(OUTPUT);
     std::fs::write(&path, &table).with_context(|| format!("write {}", path.display()))?;
@@ -42,9 +51,13 @@ fn download() -> Result<Vec<u8>> {
     let got = download_into(&dir);
     std::fs::remove_dir_all(&dir)?;
     let bytes = got?;
-    let sum: String = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
+    let sum = hex_sha256(&bytes);
     ensure!(sum == SHA256, "{PACKAGE} {PACKAGE_VERSION}: sha256 is {sum}, pinned is {SHA256}");
     Ok(bytes)
+}
+
+fn hex_sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }
 
 fn download_into(dir: &Path) -> Result<Vec<u8>> {
