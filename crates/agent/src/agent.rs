@@ -139,7 +139,7 @@ impl Agent {
         }
         recover_network(config.network.clone(), &adopted).await?;
         let facts = Arc::new(facts(&config));
-        let (recorder, recording) = Recorder::new(config.client.clone(), config.node_name.clone());
+        let recorder = Recorder::start(config.client.clone(), &config.node_name);
         let inbox = Arc::new(Inbox::default());
         let on_node = ListOptions {
             field_selector: format!("spec.nodeName={}", config.node_name),
@@ -178,7 +178,6 @@ impl Agent {
         let backend = Arc::new(Backend::new(node.clone()));
         let api = NodeApi { tls: config.tls, authorize: config.authorize, backend };
         let mut tasks = JoinSet::new();
-        spawn(&mut tasks, recording);
         let registered = move || {
             is_ready.send_replace(true);
         };

@@ -127,6 +127,8 @@ pub enum Hook {
 pub struct Stopping {
     /// SIGKILL at that time.
     pub kill_at: Timestamp,
+    /// The grace period's end; `kill_at` may be a little later, so that a long hook leaves time to stop.
+    pub grace_end: Timestamp,
     /// The preStop hook; while it runs no signal is sent.
     pub hook: Hook,
     /// The stop signal was sent.

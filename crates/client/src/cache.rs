@@ -198,11 +198,18 @@ async fn follow(
     gvr: &Gvr,
     options: WatchOptions,
 ) -> Result<(), ApiError> {
+    let Some(mut alive) = cache.upgrade().map(|c| c.synced.subscribe()) else { return Ok(()) };
     let mut events = client.watch(gvr, &options).await?;
-    while let Some(event) = events.next().await {
-        let event = event?;
+    // The watch ends with the cache, not only with the first event after it.
+    let gone = async move { while alive.changed().await.is_ok() {} };
+    tokio::pin!(gone);
+    loop {
+        let event = tokio::select! {
+            event = events.next() => event,
+            () = &mut gone => None,
+        };
+        let Some(event) = event.transpose()? else { return Ok(()) };
         let Some(cache) = cache.upgrade() else { return Ok(()) };
         cache.receive(event.kind, event.object);
     }
-    Ok(())
 }

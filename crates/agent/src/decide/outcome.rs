@@ -95,6 +95,8 @@ fn settle(setup: &mut Setup, error: Option<&String>, now: Timestamp) {
             setup.retry_at = None;
         }
         Some(_) => {
+            // What is there stays in use; its refresh is tried again.
+            setup.dirty |= setup.ready;
             setup.retry_at = Some(after(now, delay(SETUP_RETRY, setup.failures)));
             setup.failures = setup.failures.saturating_add(1);
         }

@@ -39,8 +39,10 @@ pub(super) fn begin_quiet(
     plan.note(false, "Killing", container.name(), reason.message);
     let has_hook = container.spec.lifecycle.as_ref().is_some_and(|l| l.pre_stop.is_some());
     let grace = reason.grace.max(0);
+    let kill_at = after(now, SignedDuration::from_secs(grace));
     record.stopping = Some(Stopping {
-        kill_at: after(now, SignedDuration::from_secs(grace)),
+        kill_at,
+        grace_end: kill_at,
         hook: if has_hook && grace > 0 { Hook::Due } else { Hook::Done },
         term_sent: grace == 0,
         kill_again_at: None,
@@ -130,7 +132,10 @@ fn stop_containers(state: &mut PodState, ending: &Ending, input: &Input, plan: &
         }
         main_left = true;
         if let Some(stopping) = &mut record.stopping {
-            stopping.kill_at = stopping.kill_at.min(kill_at);
+            if kill_at < stopping.grace_end {
+                stopping.grace_end = kill_at;
+                stopping.kill_at = kill_at;
+            }
             drive(record, container, input.now, plan);
         } else {
             let grace = (kill_at.duration_since(input.now).as_millis() + 999) / 1000;

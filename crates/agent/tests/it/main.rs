@@ -32,6 +32,7 @@ const TESTS: &[(&str, Test)] = tests![
     same_name_again_and_force,
     probes_and_sub_paths,
     starts_fast,
+    a_hundred_at_once,
 ];
 
 fn main() {

@@ -267,3 +267,21 @@ pub async fn starts_fast(bench: &mut Bench) {
     wait("all are gone", || (0..20).all(|n| bench.pod(&format!("p{n}")).is_null())).await;
     println!("     20 deletions: {} ms", begin.elapsed().as_millis());
 }
+
+pub async fn a_hundred_at_once(bench: &mut Bench) {
+    const PODS: usize = 100;
+    let begin = Instant::now();
+    for n in 0..PODS {
+        bench.create(&format!("h{n}"), json!({"containers": [{"name": "a", "command": sh(SLEEP)}]})).await;
+    }
+    let all =
+        |bench: &Bench, is: &dyn Fn(&Value) -> bool| (0..PODS).all(|n| is(&bench.pod(&format!("h{n}"))));
+    wait("all run", || all(bench, &|p| p["status"]["phase"] == "Running")).await;
+    println!("     {PODS} pods at once, all Running (debug build): {} ms", begin.elapsed().as_millis());
+    let begin = Instant::now();
+    for n in 0..PODS {
+        bench.delete(&format!("h{n}"), None).await;
+    }
+    wait("all are gone", || all(bench, &Value::is_null)).await;
+    println!("     {PODS} deletions: {} ms", begin.elapsed().as_millis());
+}
