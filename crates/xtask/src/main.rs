@@ -1,5 +1,6 @@
-//! Developer tasks: `cargo xtask tidy`, `cargo xtask image NAME`, `cargo xtask specs k8s|k8s-protobuf`.
+//! Developer tasks: `cargo xtask tidy`, `cargo xtask bench quick`, `cargo xtask image NAME`, `cargo xtask specs k8s|k8s-protobuf`.
 
+mod bench;
 mod specs;
 mod tidy;
 
@@ -13,8 +14,10 @@ fn main() -> Result<()> {
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["tidy"] => tidy::run(&root),
         ["image", name] => image(&root, name),
+        ["bench", "quick"] => bench::quick(&root),
+        ["bench-load", what, pid, image] => bench::run_load(what, pid, image),
         ["specs", which] => specs::run(&root, which),
-        _ => anyhow::bail!("usage: cargo xtask tidy | image NAME | specs k8s|k8s-protobuf"),
+        _ => anyhow::bail!("usage: cargo xtask tidy | image NAME | bench quick | specs k8s|k8s-protobuf"),
     }
 }
 

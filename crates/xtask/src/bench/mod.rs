@@ -1,0 +1,109 @@
+//! `cargo xtask bench quick`: the headline figures of one machine, beside the goals of the design.
+//!
+//! Starts the release binary in a namespace of its own; the load runs in a second process inside it. Figures are
+//! medians and CPU time an operation, because machines are noisy. Deliberately not here: references (they come with
+//! `bench` proper) and any pass or fail: a figure is read, not tested.
+
+mod load;
+
+use anyhow::{Context, Result};
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+use testkit::cluster::{Cluster, run};
+use testkit::image::ImageBuilder;
+
+pub use load::run as run_load;
+
+/// The image of the measured pods.
+const IMAGE: &str = "bench:1";
+/// Idle figures are taken over this time, after a pause of the same length.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// Prints the table.
+pub fn quick(root: &Path) -> Result<()> {
+    run(Command::new("cargo")
+        .args(["build", "--release", "--quiet", "--package", "gantry"])
+        .current_dir(root))?;
+    let binary = root.join("target/x86_64-unknown-linux-gnu/release/gantry");
+    row("measure", "value", "goal");
+    row("binary size", &format!("{:.1} MiB", fs::metadata(&binary)?.len() as f64 / 1048576.0), "-");
+    let cluster = Cluster::start(&binary, &["--max-pods", "300"])?;
+    let said = cluster.output();
+    let milliseconds = |line: &str| -> String {
+        let found =
+            said.lines().find_map(|l| l.strip_prefix(line)?.split_whitespace().next().map(str::to_string));
+        found.unwrap_or_default() + " ms"
+    };
+    row("gantry up -> API answering", &milliseconds("API answering in "), "<= 300 ms");
+    row("gantry up -> node Ready", &milliseconds("ready in "), "<= 700 ms");
+    std::thread::sleep(IDLE);
+    idle(&cluster, "idle", "<= 60 MiB, 0.3 % of a core")?;
+    let folder = tempfile::tempdir()?;
+    let image = ImageBuilder::busybox(IMAGE).write_docker_archive(&folder.path().join("bench.tar"));
+    cluster.load_image(&image)?;
+    let loaded = |what: &str| -> Result<String> {
+        let mut command = cluster.inside(std::env::current_exe()?);
+        run(command.args(["bench-load", what, &cluster.pid().to_string(), IMAGE]))
+    };
+    print!("{}", loaded("pods")?);
+    idle(&cluster, "idle with 100 pods", "<= 1 % of a core")?;
+    shims(&cluster)?;
+    print!("{}", loaded("gone")?);
+    print!("{}", loaded("writes")?);
+    print!("{}", loaded("reads")?);
+    Ok(())
+}
+
+/// One line of the table.
+pub fn row(measure: &str, value: &str, goal: &str) {
+    println!("{measure:<34} {value:<34} {goal}");
+}
+
+/// CPU time of a process (without its children) in seconds.
+pub fn cpu_seconds(pid: u32) -> Result<f64> {
+    const TICKS_PER_SECOND: f64 = 100.0;
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let fields: Vec<&str> =
+        stat.rsplit_once(')').context("a stat line has a name")?.1.split_whitespace().collect();
+    let tick = |i: usize| fields.get(i).and_then(|f| f.parse::<f64>().ok()).unwrap_or(0.0);
+    Ok((tick(11) + tick(12)) / TICKS_PER_SECOND)
+}
+
+/// A `Name:  12 kB` line of a `/proc` file, in KiB.
+fn kib(path: &str, name: &str) -> u64 {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let line = text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':'));
+    line.and_then(|l| l.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+}
+
+fn idle(cluster: &Cluster, name: &str, goal: &str) -> Result<()> {
+    let before = cpu_seconds(cluster.pid())?;
+    std::thread::sleep(IDLE);
+    let share = (cpu_seconds(cluster.pid())? - before) / IDLE.as_secs_f64() * 100.0;
+    let rss = kib(&format!("/proc/{}/status", cluster.pid()), "VmRSS") as f64 / 1024.0;
+    row(name, &format!("{rss:.1} MiB RSS, {share:.2} % of a core"), goal);
+    Ok(())
+}
+
+fn shims(cluster: &Cluster) -> Result<()> {
+    let mut private = Vec::new();
+    for process in fs::read_dir("/proc")?.flatten() {
+        let path = process.path();
+        let command = fs::read(path.join("cmdline")).unwrap_or_default();
+        let command = String::from_utf8_lossy(&command).replace('\0', " ");
+        if command.contains(" shim ") && command.contains(&format!("/run/{}/", cluster.name())) {
+            let rollup = path.join("smaps_rollup").display().to_string();
+            private.push(kib(&rollup, "Private_Dirty") + kib(&rollup, "Private_Clean"));
+        }
+    }
+    private.sort();
+    let median = private.get(private.len() / 2).copied().unwrap_or(0);
+    row(
+        "memory a pod (shim, private)",
+        &format!("{median} KiB median of {}", private.len()),
+        "<= 300 KiB, stretch 100",
+    );
+    Ok(())
+}
