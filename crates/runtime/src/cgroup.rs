@@ -225,16 +225,6 @@ impl Cgroups {
         }
     }
 
-    /// Removes ancestors of `path` that are empty, the root as well. Best effort.
-    pub fn prune(&self, path: &str) {
-        let Ok(relative) = self.below_root(path) else { return };
-        for tree in self.layout.all_trees() {
-            for ancestor in relative.ancestors().filter(|a| !a.as_os_str().is_empty()) {
-                let _ = std::fs::remove_dir(tree.join(ancestor));
-            }
-        }
-    }
-
     /// What the cgroup uses now; what cannot be read is 0.
     ///
     /// # Errors

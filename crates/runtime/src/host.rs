@@ -55,7 +55,7 @@ struct Inner {
     events: mpsc::Sender<RuntimeEvent>,
 }
 
-/// The one place where this crate starts tasks.
+/// Starts a task that ends with its pod.
 fn spawn(task: impl Future<Output = ()> + Send + 'static) {
     tokio::spawn(task);
 }
@@ -71,6 +71,13 @@ async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, RuntimeError> + Send + 'static,
 ) -> Result<T, RuntimeError> {
     tokio::task::spawn_blocking(work).await.unwrap_or(Err(RuntimeError::Gone))
+}
+
+/// Runs an operation to its end even when its caller stops waiting, so that nothing stays half made.
+async fn detached<T: Send + 'static>(
+    task: impl Future<Output = Result<T, RuntimeError>> + Send + 'static,
+) -> Result<T, RuntimeError> {
+    tokio::spawn(task).await.unwrap_or(Err(RuntimeError::Gone))
 }
 
 /// Names become folders and cgroups: one plain component, not one of ours.
@@ -137,10 +144,17 @@ impl Runtime {
     /// [`RuntimeError::Exists`]; else the step that failed.
     pub async fn create_pod(&self, spec: PodSpec) -> Result<PodInfo, RuntimeError> {
         checked(&spec.uid)?;
+        let runtime = self.clone();
+        detached(async move { runtime.create_pod_now(spec).await }).await
+    }
+
+    async fn create_pod_now(&self, spec: PodSpec) -> Result<PodInfo, RuntimeError> {
         let uid = spec.uid.clone();
         let dir = self.inner.config.state_dir.join(&uid);
-        if self.inner.pods.lock().contains_key(&uid) || dir.exists() {
-            return Err(RuntimeError::Exists(uid));
+        // Whoever makes the folder makes the pod.
+        match std::fs::create_dir(&dir) {
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => return Err(RuntimeError::Exists(uid)),
+            other => other.map_err(io_error("make", &dir))?,
         }
         let inner = self.inner.clone();
         let (made, spec_for_work) = (dir.clone(), spec.clone());
@@ -169,7 +183,11 @@ impl Runtime {
     pub async fn remove_pod(&self, uid: &str) -> Result<(), RuntimeError> {
         checked(uid)?;
         let pod = self.inner.pods.lock().get(uid).cloned();
-        let Some(pod) = pod else { return Ok(()) };
+        let Some(pod) = pod else {
+            // Perhaps one that could not be made, and not be cleaned up then.
+            let (inner, dir) = (self.inner.clone(), self.inner.config.state_dir.join(uid));
+            return blocking(move || inner.sweep(&dir, read_spec(&dir).as_ref())).await;
+        };
         pod.closing.store(true, Ordering::Release);
         let (inner, work) = (self.inner.clone(), pod.clone());
         blocking(move || inner.tear_down(&work)).await?;
@@ -303,9 +321,7 @@ impl Inner {
     }
 
     async fn recover_one(self: Arc<Self>, dir: PathBuf) {
-        let file = dir.join("pod.json");
-        let spec = std::fs::read(&file).ok().and_then(|text| serde_json::from_slice::<PodFile>(&text).ok());
-        let spec = spec.map(|file| file.spec);
+        let spec = read_spec(&dir);
         if let Some(spec) = &spec {
             match self.clone().revive(spec.clone(), dir.clone()).await {
                 Ok(()) => return,
@@ -395,6 +411,12 @@ impl Inner {
         let scratch = &file.spec.rootfs.scratch;
         if scratch.as_os_str().is_empty() { Ok(()) } else { remove_folder(scratch) }
     }
+}
+
+/// The record of a pod, if it got that far.
+fn read_spec(dir: &Path) -> Option<PodSpec> {
+    let text = std::fs::read(dir.join("pod.json")).ok()?;
+    serde_json::from_slice::<PodFile>(&text).ok().map(|file| file.spec)
 }
 
 /// The records of all containers in a pod's state folder.

@@ -34,11 +34,13 @@ pub(crate) struct Failure(pub(crate) String);
 
 impl Failure {
     pub(crate) fn new(what: &str, why: impl Display) -> Self {
-        Self(format!("{what}: {why}"))
+        let why = why.to_string();
+        // Rust's "(os error 2)" says nothing to a user.
+        Self(format!("{what}: {}", why.split(" (os error").next().unwrap_or_default()))
     }
 
     fn at(path: &Path, why: impl Display) -> Self {
-        Self(format!("{}: {why}", path.display()))
+        Self::new(&path.display().to_string(), why)
     }
 
     fn about(self, what: impl Display) -> Self {

@@ -1,11 +1,11 @@
 //! The runtime's methods for one container.
 
+use super::pod::Pod;
 use super::session::{AttachSession, ExecSession};
-use super::{KILL_DEADLINE, Runtime, async_fd, blocking, checked, write_json};
+use super::{KILL_DEADLINE, Runtime, async_fd, blocking, checked, detached, write_json};
 use crate::api::{ContainerInfo, ContainerSpec, ContainerState, ExecSpec, Usage};
 use crate::cgroup::CgroupError;
 use crate::error::{RuntimeError, io_error};
-use crate::host::pod::Pod;
 use crate::oci::Resources;
 use crate::proto::{Answer, ContainerFile, Op, VERSION};
 use parking_lot::Mutex;
@@ -36,9 +36,13 @@ impl Runtime {
     ///
     /// # Errors
     /// [`RuntimeError::Shim`] names the step that failed, for `CreateContainerError`.
-    pub async fn create_container(&self, uid: &str, mut spec: ContainerSpec) -> Result<(), RuntimeError> {
+    pub async fn create_container(&self, uid: &str, spec: ContainerSpec) -> Result<(), RuntimeError> {
         checked(&spec.id)?;
-        let pod = self.find(uid)?;
+        let (runtime, pod) = (self.clone(), self.find(uid)?);
+        detached(async move { runtime.create_now(&pod, spec).await }).await
+    }
+
+    async fn create_now(&self, pod: &Arc<Pod>, mut spec: ContainerSpec) -> Result<(), RuntimeError> {
         let handler = match &pod.spec.handler {
             None => None,
             Some(name) => {
@@ -47,6 +51,8 @@ impl Runtime {
             }
         };
         let id = spec.id.clone();
+        let busy = pod.busy(&id);
+        let _guard = busy.lock().await;
         let cgroup = format!("{}/{id}", pod.spec.cgroup);
         spec.config.linux.cgroups_path = format!("/{}/{cgroup}", self.inner.config.cgroup_root);
         let dir = pod.dir.join("c").join(&id);
@@ -80,15 +86,16 @@ impl Runtime {
             Err(error) => Err(error),
         };
         if made.is_err() {
-            self.discard(&pod, &id).await;
+            self.discard(pod, &id).await;
         }
         made
     }
 
     /// Removes a container that could not be made.
     async fn discard(&self, pod: &Arc<Pod>, id: &str) {
-        let info = pod.mirror.lock().remove(id);
+        let info = pod.mirror.lock().get(id).cloned();
         if let Some(info) = info {
+            pod.forget(id);
             let (inner, pod) = (self.inner.clone(), pod.clone());
             let file = ContainerFile { spec: info.spec, ..Default::default() };
             if let Err(error) = blocking(move || inner.sweep_container(&pod.spec, &pod.dir, &file)).await {
@@ -127,18 +134,23 @@ impl Runtime {
     /// # Errors
     /// [`CgroupError::Stuck`] when it cannot be killed; call again later.
     pub async fn remove_container(&self, uid: &str, id: &str) -> Result<(), RuntimeError> {
-        let (pod, state) = match self.find_container(uid, id) {
-            Err(RuntimeError::NoPod(_) | RuntimeError::NoContainer(_)) => return Ok(()),
-            other => other?,
-        };
+        let Ok(pod) = self.find(uid) else { return Ok(()) };
         let cgroup = format!("{}/{id}", pod.spec.cgroup);
-        if !matches!(state, ContainerState::Exited { .. }) {
-            let _ = self.signal(uid, id, SIGKILL).await;
-            let (inner, path) = (self.inner.clone(), cgroup.clone());
-            blocking(move || Ok(inner.cgroups.kill(&path)?)).await?;
-            if !pod.wait_exited(id, KILL_DEADLINE).await {
-                let stuck = CgroupError::Stuck { path: cgroup.into(), seconds: KILL_DEADLINE.as_secs() };
-                return Err(stuck.into());
+        let stuck = || CgroupError::Stuck { path: cgroup.clone().into(), seconds: KILL_DEADLINE.as_secs() };
+        if !matches!(pod.state(id), None | Some(ContainerState::Exited { .. })) {
+            self.kill(&pod, id, &cgroup).await?;
+        }
+        // One that is being made fails by that kill, or is done soon.
+        let busy = pod.busy(id);
+        let _guard = tokio::time::timeout(KILL_DEADLINE, busy.lock()).await.map_err(|_| stuck())?;
+        match pod.state(id) {
+            None => return Ok(()),
+            Some(ContainerState::Exited { .. }) => {}
+            Some(_) => {
+                self.kill(&pod, id, &cgroup).await?;
+                if !pod.wait_exited(id, KILL_DEADLINE).await {
+                    return Err(stuck().into());
+                }
             }
         }
         pod.link().call(Op::Forget { container: id.to_owned() }).await?;
@@ -147,8 +159,15 @@ impl Runtime {
         let (inner, work) = (self.inner.clone(), pod.clone());
         let file = ContainerFile { spec: info.spec, ..Default::default() };
         blocking(move || inner.sweep_container(&work.spec, &work.dir, &file)).await?;
-        pod.mirror.lock().remove(id);
+        pod.forget(id);
         Ok(())
+    }
+
+    async fn kill(&self, pod: &Pod, id: &str, cgroup: &str) -> Result<(), RuntimeError> {
+        // By name as well: where another runtime made it, it may be in a cgroup of that runtime's choice.
+        let _ = pod.link().call(Op::Signal { container: id.to_owned(), signal: SIGKILL }).await;
+        let (inner, path) = (self.inner.clone(), cgroup.to_owned());
+        blocking(move || Ok(inner.cgroups.kill(&path)?)).await
     }
 
     /// Changes limits of a running container, or of the pod (`id` `None`). Raising both: pod first; lowering: pod

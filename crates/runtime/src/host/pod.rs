@@ -31,6 +31,8 @@ pub(super) struct Pod {
     pub mirror: Mutex<BTreeMap<String, ContainerInfo>>,
     /// Counts changes of the mirror.
     changes: watch::Sender<u64>,
+    /// One making or removing at a time for each container.
+    busy: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>,
     /// On its way out: the shim's end is no news.
     pub closing: AtomicBool,
 }
@@ -54,6 +56,7 @@ impl Pod {
             child: Mutex::new(child),
             link: Mutex::new(Arc::new(link)),
             mirror: Mutex::default(),
+            busy: Mutex::default(),
             changes: watch::Sender::new(0),
             closing: AtomicBool::new(false),
         })
@@ -61,6 +64,17 @@ impl Pod {
 
     pub(super) fn link(&self) -> Arc<Link> {
         self.link.lock().clone()
+    }
+
+    /// The lock of a container's making and removing.
+    pub(super) fn busy(&self, id: &str) -> Arc<tokio::sync::Mutex<()>> {
+        self.busy.lock().entry(id.to_owned()).or_default().clone()
+    }
+
+    /// The container is gone, its name is free.
+    pub(super) fn forget(&self, id: &str) {
+        self.mirror.lock().remove(id);
+        self.busy.lock().remove(id);
     }
 
     pub(super) fn info(&self) -> PodInfo {

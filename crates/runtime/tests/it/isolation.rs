@@ -306,3 +306,20 @@ pub async fn devices_on_v2(node: &mut Node) {
     assert_eq!(node.exit("p", "c").await.code, 0);
     assert_eq!(node.log("c"), "closed\n1\nnode\n");
 }
+
+/// CVE-2024-21626: a working folder that goes through a descriptor, or out of the root.
+pub async fn working_folder(node: &mut Node) {
+    symlink("/proc/self/fd/7", node.image.join("link")).unwrap();
+    node.pod("p").await;
+    for (i, cwd) in ["/proc/self/fd/3", "/proc/self/fd/7/../..", "/proc/1/cwd", "/link"].iter().enumerate() {
+        let mut spec = node.sh(&format!("c{i}"), "pwd");
+        spec.config.process.cwd = (*cwd).into();
+        let error = node.runtime.create_container("p", spec).await.unwrap_err().to_string();
+        assert!(error.starts_with("make the working folder") && !error.contains("os error"), "{error}");
+    }
+    // Behind a link of the image's own it is fine, inside the root.
+    symlink("../../../work", node.image.join("up")).unwrap();
+    let mut spec = node.sh("d", "pwd");
+    spec.config.process.cwd = "/up/x".into();
+    assert_eq!(node.run_to_end("p", spec).await.1, "/work/x\n");
+}

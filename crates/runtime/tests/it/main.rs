@@ -33,9 +33,9 @@ const TESTS: &[(&str, Test)] = tests! {
         fork_bomb, two_containers, kill_stubborn, stuck_is_reported, v1_freezer_kill, limits_and_updates;
     streams: log_rotation, log_volume, exec_output_and_code, exec_sync, exec_terminal, exec_client_leaves,
         terminal_container, attach_several, attach_again, attach_slow;
-    recovery: owner_killed, readopt, shim_killed, all_killed, half_made_container, many_at_once;
+    recovery: owner_killed, readopt, shim_killed, all_killed, half_made_container, many_at_once, pods_at_once, impatient_callers;
     isolation: identity, processes, shared_pids, host_namespaces, read_only, volumes, links_in_the_image,
-        seccomp_and_devices, devices_on_v2, host_binary, pod_memory_volume, propagation;
+        seccomp_and_devices, devices_on_v2, host_binary, working_folder, pod_memory_volume, propagation;
     oracle: crun_lifecycle, crun_agrees;
 };
 

@@ -183,3 +183,46 @@ pub async fn many_at_once(node: &mut Node) {
         assert_eq!(node.log(id), "hi\n");
     }
 }
+
+/// Pods that are made and removed at the same time do not get in each other's way.
+pub async fn pods_at_once(node: &mut Node) {
+    let mut tasks = tokio::task::JoinSet::new();
+    for i in 0..12 {
+        let (runtime, uid) = (node.runtime.clone(), format!("p{i}"));
+        let (pod, spec) = (node.pod_spec(&uid), {
+            let mut spec = node.container("c", &["sleep", "1000"]);
+            spec.rootfs.scratch = node.root.join("scratch").join(&uid);
+            spec.log.path = node.root.join("logs").join(&uid);
+            spec
+        });
+        tasks.spawn(async move {
+            runtime.create_pod(pod).await.unwrap();
+            runtime.create_container(&uid, spec).await.unwrap();
+            runtime.start_container(&uid, "c").await.unwrap();
+            let (code, _) = runtime.exec_sync(&uid, "c", vec!["true".into()], DEADLINE).await.unwrap();
+            assert_eq!(code, 0);
+            runtime.remove_pod(&uid).await.unwrap();
+        });
+    }
+    while let Some(done) = tasks.join_next().await {
+        done.unwrap();
+    }
+    assert!(node.runtime.pods().is_empty());
+}
+
+/// Whoever stops waiting leaves nothing half made: the operation goes on and can be undone.
+pub async fn impatient_callers(node: &mut Node) {
+    let short = Duration::from_micros(500);
+    let spec = node.pod_spec("p");
+    let _ = tokio::time::timeout(short, node.runtime.create_pod(spec)).await;
+    let end = std::time::Instant::now() + DEADLINE;
+    while node.runtime.pod("p").is_none() {
+        assert!(std::time::Instant::now() < end, "the pod was given up");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    let spec = node.container("c", &["sleep", "1000"]);
+    let _ = tokio::time::timeout(short, node.runtime.create_container("p", spec)).await;
+    node.runtime.remove_container("p", "c").await.unwrap();
+    let again = node.runtime.create_pod(node.pod_spec("p")).await;
+    assert!(matches!(again, Err(runtime::RuntimeError::Exists(_))));
+}
