@@ -1,8 +1,8 @@
 //! The certificate authority of one realm: made at first start, kept in the data folder.
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, SanType,
 };
 use std::io::Write;
 use std::net::IpAddr;
@@ -73,7 +73,13 @@ impl Ca {
     }
 
     /// Issues a server certificate for these names and addresses.
-    pub fn issue_server(&self, cn: &str, names: &[String], ips: &[IpAddr], now: SystemTime) -> Result<Issued, CaError> {
+    pub fn issue_server(
+        &self,
+        cn: &str,
+        names: &[String],
+        ips: &[IpAddr],
+        now: SystemTime,
+    ) -> Result<Issued, CaError> {
         let mut params = leaf_params(cn, None, ExtendedKeyUsagePurpose::ServerAuth, now)?;
         for name in names {
             params.subject_alt_names.push(SanType::DnsName(name.as_str().try_into()?));
@@ -126,11 +132,11 @@ fn leaf_params(
     Ok(params)
 }
 
-fn read(path: &Path) -> Result<String, CaError> {
+pub(crate) fn read(path: &Path) -> Result<String, CaError> {
     std::fs::read_to_string(path).map_err(|source| CaError::File { path: path.display().to_string(), source })
 }
 
-fn write_private(path: &Path, text: &str) -> Result<(), CaError> {
+pub(crate) fn write_private(path: &Path, text: &str) -> Result<(), CaError> {
     let write = || {
         let mut file =
             std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;

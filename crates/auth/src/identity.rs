@@ -25,7 +25,11 @@ impl Identity {
 
     /// One of Gantry's own components (`system:kube-scheduler`, …) or any named user.
     pub fn new<const N: usize>(user: &str, groups: [&str; N]) -> Self {
-        Identity { user: user.into(), groups: groups.iter().map(|g| g.to_string()).collect(), ..Self::default() }
+        Identity {
+            user: user.into(),
+            groups: groups.iter().map(|g| g.to_string()).collect(),
+            ..Self::default()
+        }
     }
 
     /// An authenticated component of the control plane.

@@ -2,12 +2,14 @@
 //!
 //! Invariants: private keys are written with mode 0600 before they are used; a certificate names its holder by
 //! CN (user) and O (groups), as Kubernetes' x509 authenticator reads them.
-//! Deliberately not here: what a caller may do (`apiserver`'s authorizer), tokens and access keys (later work).
+//! Deliberately not here: what a caller may do (`apiserver`'s authorizer), AWS access keys (later work).
 
 mod ca;
 mod identity;
 mod tls;
+pub mod tokens;
 
 pub use ca::{Ca, CaError, Issued, SYSTEM_MASTERS};
 pub use identity::{Identity, identity_of};
 pub use tls::{TlsError, client_config, server_config};
+pub use tokens::ServiceTokens;

@@ -40,7 +40,11 @@ fn provider() -> Arc<rustls::crypto::CryptoProvider> {
 }
 
 /// A server that verifies client certificates of `ca_pem` where one is shown. `alpn` in order of preference.
-pub fn server_config(issued: &Issued, ca_pem: &str, alpn: &[&str]) -> Result<Arc<rustls::ServerConfig>, TlsError> {
+pub fn server_config(
+    issued: &Issued,
+    ca_pem: &str,
+    alpn: &[&str],
+) -> Result<Arc<rustls::ServerConfig>, TlsError> {
     let verifier = WebPkiClientVerifier::builder_with_provider(roots(ca_pem)?, provider())
         .allow_unauthenticated()
         .build()?;
