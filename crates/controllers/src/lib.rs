@@ -7,6 +7,8 @@
 
 mod cluster_dns;
 pub mod context;
+mod cron_job;
+mod daemon_set;
 mod deployment;
 mod endpoints;
 mod gc;
@@ -43,6 +45,8 @@ type Row = (&'static str, fn(&Context) -> Vec<JoinHandle<()>>);
 // namespace, job, cronjob, statefulset, daemonset; lead = the rest.
 const CONTROLLERS: &[Row] = &[
     ("cluster-dns", cluster_dns::start),
+    ("cronjob", cron_job::start),
+    ("daemonset", daemon_set::start),
     ("endpoints", endpoints::start),
     ("garbage-collector", gc::start),
     ("job", job::start),

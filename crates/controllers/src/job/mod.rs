@@ -29,7 +29,7 @@ use tokio::task::JoinHandle;
 const WORKERS: usize = 5;
 
 /// Jobs as owners.
-pub static JOB: Kind = Kind { gvr: gvr::JOBS, api_version: "batch/v1", kind: "Job" };
+static JOB: Kind = Kind { gvr: gvr::JOBS, api_version: "batch/v1", kind: "Job" };
 
 struct Controller {
     context: Context,
