@@ -14,10 +14,13 @@ fn main() -> Result<()> {
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["tidy"] => tidy::run(&root),
         ["image", name] => image(&root, name),
-        ["bench", "quick"] => bench::quick(&root),
+        ["bench", "quick"] => bench::quick(&root, None),
+        ["bench", "quick", binary] => bench::quick(&root, Some(binary)),
         ["bench-load", what, pid, image] => bench::run_load(what, pid, image),
         ["specs", which] => specs::run(&root, which),
-        _ => anyhow::bail!("usage: cargo xtask tidy | image NAME | bench quick | specs k8s|k8s-protobuf"),
+        _ => anyhow::bail!(
+            "usage: cargo xtask tidy | image NAME | bench quick [BINARY] | specs k8s|k8s-protobuf"
+        ),
     }
 }
 

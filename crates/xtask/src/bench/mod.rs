@@ -8,7 +8,7 @@ mod load;
 
 use anyhow::{Context, Result};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 use testkit::cluster::{Cluster, run};
@@ -21,12 +21,14 @@ const IMAGE: &str = "bench:1";
 /// Idle figures are taken over this time, after a pause of the same length.
 const IDLE: Duration = Duration::from_secs(10);
 
-/// Prints the table.
-pub fn quick(root: &Path) -> Result<()> {
-    run(Command::new("cargo")
-        .args(["build", "--release", "--quiet", "--package", "gantry"])
-        .current_dir(root))?;
-    let binary = root.join("target/x86_64-unknown-linux-gnu/release/gantry");
+/// Prints the table, for a given binary or for this tree's release build.
+pub fn quick(root: &Path, binary: Option<&str>) -> Result<()> {
+    if binary.is_none() {
+        let build = ["build", "--release", "--quiet", "--package", "gantry"];
+        run(Command::new("cargo").args(build).current_dir(root))?;
+    }
+    let built = root.join("target/x86_64-unknown-linux-gnu/release/gantry");
+    let binary = binary.map_or(built, PathBuf::from);
     row("measure", "value", "goal");
     row("binary size", &format!("{:.1} MiB", fs::metadata(&binary)?.len() as f64 / 1048576.0), "-");
     let cluster = Cluster::start(&binary, &["--max-pods", "300"])?;
