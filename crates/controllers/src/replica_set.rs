@@ -254,7 +254,7 @@ impl Reconcile for Controller {
             gvr: &gvr::PODS,
         };
         let owned = claimant.claim(&set.selector).await?;
-        let owned: Vec<_> = owned.into_iter().map(|o| (PodFacts::read(&o), o)).map(|(f, o)| (o, f)).collect();
+        let owned: Vec<_> = owned.into_iter().map(|o| (o.clone(), PodFacts::read(&o))).collect();
         let now = self.context.now();
         let active: Vec<&PodFacts> =
             owned.iter().map(|(_, p)| p).filter(|p| p.is_active() && !self.doomed.contains(&p.uid)).collect();

@@ -290,3 +290,81 @@ async fn a_taken_set_name_is_counted_and_another_is_found() {
     let counted = c.deployed("counted", |d| d["status"]["collisionCount"] == 1).await;
     assert_eq!(counted["metadata"]["name"], "web");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replication_controller_keeps_its_pods() {
+    let c = cluster().await;
+    let controllers = k8s_schema::Gvr::new("", "v1", "replicationcontrollers");
+    let body = json!({"apiVersion": "v1", "kind": "ReplicationController",
+        "metadata": {"name": "web", "namespace": "default"},
+        "spec": {"replicas": 2, "selector": {"app": "web"}, "template": template("i:1")}});
+    c.create(&controllers, body).await;
+    let pods = c.until(&gvr::PODS, "two", |all| all.len() == 2).await;
+    assert_eq!(pods[0]["metadata"]["ownerReferences"][0]["kind"], "ReplicationController");
+    let lost = ObjectKey::new("default", pods[0]["metadata"]["name"].as_str().unwrap());
+    c.delete(&gvr::PODS, &lost, None).await.unwrap();
+    let replaced = |all: &[Value]| all.len() == 2 && all.iter().all(|p| p["metadata"]["name"] != *lost.name);
+    c.until(&gvr::PODS, "a replacement", replaced).await;
+    c.until_object(&controllers, &key("web"), |v| v["status"]["replicas"] == 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rival_schedulers_bind_each_pod_once() {
+    let c = cluster().await;
+    let _rivals = [c.scheduler(), c.scheduler(), c.scheduler()];
+    for node in ["one", "two"] {
+        c.node(node, "100").await;
+    }
+    c.create(&gvr::DEPLOYMENTS, deployment(json!({"replicas": 100}))).await;
+    let bound = |all: &[Value]| all.iter().filter(|p| p["spec"]["nodeName"].is_string()).count() == 100;
+    c.until(&gvr::PODS, "all bound", bound).await;
+    c.deployed("all run", is_rolled_out).await;
+}
+
+/// Whatever users do to it, in whatever order: once they stop, a Deployment gets to where it was told to be.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_harried_deployment_converges() {
+    let c = cluster().await;
+    let _scheduler = c.scheduler();
+    c.node("one", "100").await;
+    c.create(&gvr::DEPLOYMENTS, deployment(json!({}))).await;
+    let mut dice: u64 = 7;
+    let mut roll = |sides: u64| {
+        dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (dice >> 33) % sides
+    };
+    for _ in 0..150 {
+        let pods = c.list(&gvr::PODS).await;
+        let sets = c.list(&gvr::REPLICA_SETS).await;
+        match roll(8) {
+            0 => c.patch(json!({"spec": {"replicas": roll(9)}})).await,
+            1 => c.patch(json!({"spec": {"template": template(&format!("i:{}", roll(4)))}})).await,
+            2 => c.patch(json!({"spec": {"paused": roll(2) == 0}})).await,
+            3 if !pods.is_empty() => {
+                let pod = &pods[usize::try_from(roll(pods.len() as u64)).unwrap()];
+                let _ = c.delete(&gvr::PODS, &pod.key, None).await;
+            }
+            4 if !sets.is_empty() => {
+                let set = &sets[usize::try_from(roll(sets.len() as u64)).unwrap()];
+                let patch = json!({"spec": {"replicas": roll(6)}});
+                let _ = c.client.merge_patch(&gvr::REPLICA_SETS, &set.key, patch).await;
+            }
+            5 if !sets.is_empty() && roll(4) == 0 => {
+                let set = &sets[usize::try_from(roll(sets.len() as u64)).unwrap()];
+                let _ = c.delete(&gvr::REPLICA_SETS, &set.key, None).await;
+            }
+            _ => c.play_agents().await,
+        }
+    }
+    c.patch(json!({"spec": {"replicas": 4, "paused": false, "template": template("i:9")}})).await;
+    let done = |d: &Value| is_rolled_out(d) && condition(d, "Progressing") == "NewReplicaSetAvailable";
+    c.deployed("settled", done).await;
+    let clean =
+        |all: &[Value]| all.len() == 4 && all.iter().all(|p| p["spec"]["containers"][0]["image"] == "i:9");
+    for _ in 0..500 {
+        c.play_agents().await;
+        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+    }
+    c.until(&gvr::PODS, "no pod too many", clean).await;
+    assert!(c.list(&gvr::REPLICA_SETS).await.len() <= 11, "ten old sets are kept");
+}
