@@ -5,4 +5,5 @@
 mod collection;
 mod harness;
 mod kubectl;
+mod sets;
 mod workloads;
