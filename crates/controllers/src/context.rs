@@ -17,6 +17,16 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinHandle;
 
+/// Says who listens on a port (protocol, number) of the node itself, if somebody does.
+#[derive(Clone)]
+pub struct PortCheck(pub Arc<dyn Fn(&str, u16) -> Option<String> + Send + Sync>);
+
+impl std::fmt::Debug for PortCheck {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("PortCheck")
+    }
+}
+
 /// What the controllers must be told.
 #[derive(Clone, Debug)]
 pub struct ControllersConfig {
@@ -28,6 +38,8 @@ pub struct ControllersConfig {
     pub node_prefix: u8,
     /// Addresses for Services of type LoadBalancer; `None`: the nodes' own.
     pub lb_pool: Option<std::ops::RangeInclusive<std::net::Ipv4Addr>>,
+    /// Keeps load balancers with the nodes' own addresses off ports that host processes hold.
+    pub port_check: PortCheck,
     /// The cluster DNS service's address.
     pub dns_ip: std::net::Ipv4Addr,
 }

@@ -15,20 +15,20 @@ mod gc;
 mod job;
 mod namespace;
 mod node_lifecycle;
-mod pod_gc;
 mod owner;
+mod pod_gc;
 mod queue;
 mod replica_set;
-mod scheduler;
 mod revision;
+mod scheduler;
 mod service_account;
+mod service_lb;
 mod stateful_set;
 #[cfg(test)]
 mod testing;
 mod workload;
-mod service_lb;
 
-pub use context::{Context, ControllersConfig, Informers};
+pub use context::{Context, ControllersConfig, Informers, PortCheck};
 pub use scheduler::Scheduler;
 
 use client::ApiClient;

@@ -78,6 +78,7 @@ fn decide(
     services: &BTreeMap<ObjectKey, Arc<core::Service>>,
     nodes: &[String],
     pool: Option<&RangeInclusive<Ipv4Addr>>,
+    held: &BTreeMap<(String, i32), String>,
 ) -> BTreeMap<ObjectKey, Grant> {
     let mut order: Vec<(&ObjectKey, &Arc<core::Service>)> =
         services.iter().filter(|(_, s)| wants(s)).collect();
@@ -100,6 +101,9 @@ fn decide(
                         "port {port}/{protocol} of the node is taken by service {holder}"
                     )),
                     None if nodes.is_empty() => Grant::Refused("there is no node with an address yet".into()),
+                    None if let Some((port, holder)) = held_port(service, held) => {
+                        Grant::Refused(format!("port {}/{} of the node is held by {holder}", port.1, port.0))
+                    }
                     None => {
                         taken.extend(clash.map(|place| (place, key)));
                         Grant::Addresses(nodes.to_vec())
@@ -110,6 +114,15 @@ fn decide(
         grants.insert(key.clone(), grant);
     }
     grants
+}
+
+/// The first port of a Service without an address that a process of the node holds.
+fn held_port<'a>(
+    service: &core::Service,
+    held: &'a BTreeMap<(String, i32), String>,
+) -> Option<((String, i32), &'a String)> {
+    let mut ports = ports(service).into_iter().filter(|_| ingress(service).is_empty());
+    ports.find_map(|p| Some((p.clone(), held.get(&p)?)))
 }
 
 fn from_pool(
@@ -144,6 +157,18 @@ fn from_pool(
     }
 }
 
+impl Controller {
+    /// Ports of waiting Services that processes of the node hold. A granted Service's port is not asked for again.
+    fn held<'a>(
+        &self,
+        services: impl Iterator<Item = &'a Arc<core::Service>>,
+    ) -> BTreeMap<(String, i32), String> {
+        let waiting = services.filter(|s| wants(s) && ingress(s).is_empty()).flat_map(|s| ports(s));
+        let check = &self.context.config.port_check.0;
+        waiting.filter_map(|p| Some((p.clone(), check(&p.0, u16::try_from(p.1).ok()?)?))).collect()
+    }
+}
+
 #[async_trait]
 impl Reconcile for Controller {
     async fn reconcile(&self, _: &ObjectKey) -> Outcome {
@@ -151,7 +176,8 @@ impl Reconcile for Controller {
         let view = |o: &Arc<Object>| Some((o.key.clone(), o.view::<core::Service>().ok()?));
         let services: BTreeMap<ObjectKey, Arc<core::Service>> = objects.iter().filter_map(view).collect();
         let nodes: Vec<String> = self.nodes.list().iter().flat_map(|n| node_addresses(n)).collect();
-        let grants = decide(&services, &nodes, self.context.config.lb_pool.as_ref());
+        let held = self.held(services.values());
+        let grants = decide(&services, &nodes, self.context.config.lb_pool.as_ref(), &held);
         for object in &objects {
             let Some(service) = services.get(&object.key) else { continue };
             let wanted: &[String] = match grants.get(&object.key) {
@@ -214,8 +240,13 @@ mod tests {
         let nodes = ["10.0.0.1".to_string()];
         let all = services(&[("a", 80, ""), ("b", 80, "10.0.0.1"), ("c", 81, "")]);
         assert_eq!(
-            show(decide(&all, &nodes, None)),
+            show(decide(&all, &nodes, None, &BTreeMap::new())),
             ["n/a: port 80/TCP of the node is taken by service n/b", "n/b 10.0.0.1", "n/c 10.0.0.1"]
+        );
+        let held = [(("TCP".to_string(), 81), "sshd (pid 7)".to_string())].into();
+        assert_eq!(
+            show(decide(&all, &nodes, None, &held))[2],
+            "n/c: port 81/TCP of the node is held by sshd (pid 7)"
         );
     }
 
@@ -224,7 +255,7 @@ mod tests {
         let pool = Ipv4Addr::new(10, 0, 0, 1)..=Ipv4Addr::new(10, 0, 0, 2);
         let all = services(&[("a", 80, ""), ("b", 80, "10.0.0.1"), ("c", 80, "")]);
         assert_eq!(
-            show(decide(&all, &[], Some(&pool))),
+            show(decide(&all, &[], Some(&pool), &BTreeMap::new())),
             ["n/a 10.0.0.2", "n/b 10.0.0.1", "n/c: the load-balancer pool 10.0.0.1-10.0.0.2 is used up"]
         );
     }

@@ -1,6 +1,7 @@
 //! What must hold before anything is created; `gantry doctor` prints all of it.
 
 use crate::config::Config;
+use crate::up::{facts::Facts, node};
 use crate::{admin, ports};
 use anyhow::{Result, bail};
 use net::Ipv4Net;
@@ -12,7 +13,10 @@ pub fn run(config: Config, _: &[String]) -> Result<()> {
     for finding in &blocking {
         println!("blocks a start: {finding}");
     }
-    let warnings = warnings();
+    let mut warnings = warnings();
+    if let Ok(facts) = Facts::find(&config) {
+        warnings.extend(net::doctor(&node::net_config(&config, &facts))?.iter().map(ToString::to_string));
+    }
     for warning in &warnings {
         println!("warning: {warning}");
     }

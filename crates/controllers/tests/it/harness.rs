@@ -37,6 +37,7 @@ pub async fn cluster() -> Cluster {
         pod_cidr: None,
         node_prefix: 24,
         lb_pool: None,
+        port_check: controllers::PortCheck(Arc::new(|_, _| None)),
         dns_ip: "10.96.0.10".parse().unwrap(),
     };
     let identity = Identity::component("system:kube-controller-manager");
@@ -67,7 +68,8 @@ impl Cluster {
     pub async fn serve(&self) -> (tempfile::TempDir, tokio::sync::watch::Sender<bool>) {
         let (folder, now) = (tempfile::tempdir().unwrap(), std::time::SystemTime::now());
         let ca = auth::Ca::load_or_create(folder.path(), now).unwrap();
-        let server = ca.issue_server("s", &["localhost".into()], &["127.0.0.1".parse().unwrap()], now).unwrap();
+        let server =
+            ca.issue_server("s", &["localhost".into()], &["127.0.0.1".parse().unwrap()], now).unwrap();
         let tls = auth::server_config(&server, ca.cert_pem(), &["h2", "http/1.1"]).unwrap();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();

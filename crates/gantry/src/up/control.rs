@@ -2,12 +2,12 @@
 
 use super::dial::KubeletDialer;
 use super::{Instance, answer};
-use crate::{admin as socket, kubeconfig};
+use crate::{admin as socket, kubeconfig, ports};
 use anyhow::{Context, Result};
 use apiserver::{Api, ApiConfig};
 use auth::{Ca, Identity, Issued, SYSTEM_MASTERS};
 use client::ApiClient;
-use controllers::{Controllers, ControllersConfig, Scheduler};
+use controllers::{Controllers, ControllersConfig, PortCheck, Scheduler};
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -135,6 +135,10 @@ pub async fn controllers(instance: &mut Instance) -> Result<()> {
         pod_cidr: Some((facts.cluster_cidr.base(), facts.cluster_cidr.prefix_len())),
         node_prefix: facts.node_prefix(),
         lb_pool: facts.lb_pool.clone(),
+        port_check: PortCheck(Arc::new(|protocol, port| {
+            let taken = (protocol == "TCP").then(|| ports::taken(&[(Ipv4Addr::UNSPECIFIED, port)]));
+            taken?.pop().map(|t| t.holder)
+        })),
         dns_ip: facts.dns_ip,
     };
     let clock = Arc::new(jiff::Timestamp::now);

@@ -5,7 +5,7 @@
 
 mod control;
 mod dial;
-mod facts;
+pub mod facts;
 pub mod node;
 
 use crate::config::Config;

@@ -2,6 +2,7 @@
 
 use super::Instance;
 use super::control::{AdminView, KUBELET_CLIENT};
+use super::facts::Facts;
 use crate::admin::Question;
 use crate::config::Config;
 use agent::{Agent, AgentConfig, Capacity};
@@ -65,18 +66,22 @@ pub async fn images(instance: &mut Instance) -> Result<()> {
     Ok(())
 }
 
-/// Links, routes and tables of the node.
-pub async fn network(instance: &mut Instance) -> Result<()> {
-    let facts = &instance.facts;
-    let config = NetConfig {
-        prefix: instance.config.name.clone(),
+/// The network's part of an instance.
+pub fn net_config(config: &Config, facts: &Facts) -> NetConfig {
+    NetConfig {
+        prefix: config.name.clone(),
         node_ip: facts.node_ip,
         pod_cidr: facts.pod_cidr,
         cluster_cidr: facts.cluster_cidr,
         service_cidr: facts.service_cidr,
         dns_ip: facts.dns_ip,
         mtu: MTU,
-    };
+    }
+}
+
+/// Links, routes and tables of the node.
+pub async fn network(instance: &mut Instance) -> Result<()> {
+    let config = net_config(&instance.config, &instance.facts);
     let open = move || -> Result<Network> {
         let network = Network::open(config)?;
         network.setup_node()?;
