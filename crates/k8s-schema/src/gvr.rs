@@ -29,5 +29,9 @@ gvrs! {
     LEASES = "coordination.k8s.io" / "v1" / "leases";
     ENDPOINT_SLICES = "discovery.k8s.io" / "v1" / "endpointslices";
     PRIORITY_CLASSES = "scheduling.k8s.io" / "v1" / "priorityclasses";
+    CLUSTER_ROLES = "rbac.authorization.k8s.io" / "v1" / "clusterroles";
+    CLUSTER_ROLE_BINDINGS = "rbac.authorization.k8s.io" / "v1" / "clusterrolebindings";
+    ROLES = "rbac.authorization.k8s.io" / "v1" / "roles";
+    ROLE_BINDINGS = "rbac.authorization.k8s.io" / "v1" / "rolebindings";
     RUNTIME_CLASSES = "node.k8s.io" / "v1" / "runtimeclasses";
 }

@@ -12,6 +12,7 @@ pub mod intstr;
 pub mod kinds;
 pub mod name;
 pub mod patch;
+pub mod protobuf;
 pub mod quantity;
 mod schema;
 pub mod selector;

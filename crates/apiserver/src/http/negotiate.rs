@@ -34,7 +34,12 @@ pub enum Format {
     Json,
     /// `application/yaml`.
     Yaml,
+    /// `application/vnd.kubernetes.protobuf`.
+    Protobuf,
 }
+
+/// What Go clients send built-in kinds as.
+pub const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
 
 type Parameters<'a> = Vec<(&'a str, &'a str)>;
 
@@ -118,6 +123,7 @@ pub fn format(content_type: &str) -> Result<Format, ApiError> {
         // Go clients send no type with an empty DeleteOptions.
         "" | "application/json" => Ok(Format::Json),
         "application/yaml" => Ok(Format::Yaml),
+        PROTOBUF => Ok(Format::Protobuf),
         _ => Err(unsupported("application/json, application/yaml, application/vnd.kubernetes.protobuf")),
     }
 }
@@ -156,6 +162,7 @@ mod tests {
     fn formats() {
         assert_eq!(format("application/json; charset=utf-8"), Ok(Format::Json));
         assert_eq!(format("application/yaml"), Ok(Format::Yaml));
+        assert_eq!(format("application/vnd.kubernetes.protobuf"), Ok(Format::Protobuf));
         assert_eq!(format("application/cbor").unwrap_err().code, 415);
     }
 }
