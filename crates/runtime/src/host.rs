@@ -36,6 +36,9 @@ use tokio::sync::mpsc;
 const EVENTS_MAX: usize = 1024;
 /// How long a shim may take to come up or to answer on recovery. Half a second is usual on a loaded machine.
 const SHIM_DEADLINE: Duration = Duration::from_secs(15);
+/// How often a shim that takes connections and says nothing is tried before it counts as dead: its containers may
+/// be well, and their disk slow.
+const RECOVER_TRIES: u32 = 4;
 /// How long a kill may take before it is reported as stuck.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 /// The shim's own cgroup below the pod's (on v2 only leaves hold processes).
@@ -323,9 +326,17 @@ impl Inner {
     async fn recover_one(self: Arc<Self>, dir: PathBuf) {
         let spec = read_spec(&dir);
         if let Some(spec) = &spec {
-            match self.clone().revive(spec.clone(), dir.clone()).await {
-                Ok(()) => return,
-                Err(error) => tracing::warn!(uid = spec.uid, %error, "pod is not alive, removing it"),
+            for _ in 0..RECOVER_TRIES {
+                match self.clone().revive(spec.clone(), dir.clone()).await {
+                    Ok(()) => return,
+                    Err(error @ RuntimeError::Timeout { .. }) => {
+                        tracing::warn!(uid = spec.uid, %error, "a pod is slow to answer");
+                    }
+                    Err(error) => {
+                        tracing::warn!(uid = spec.uid, %error, "pod is not alive, removing it");
+                        break;
+                    }
+                }
             }
         }
         let (inner, at) = (self.clone(), dir.clone());

@@ -95,12 +95,12 @@ impl Runtime {
     async fn discard(&self, pod: &Arc<Pod>, id: &str) {
         let info = pod.mirror.lock().get(id).cloned();
         if let Some(info) = info {
-            pod.forget(id);
-            let (inner, pod) = (self.inner.clone(), pod.clone());
+            let (inner, work) = (self.inner.clone(), pod.clone());
             let file = ContainerFile { spec: info.spec, ..Default::default() };
-            if let Err(error) = blocking(move || inner.sweep_container(&pod.spec, &pod.dir, &file)).await {
+            if let Err(error) = blocking(move || inner.sweep_container(&work.spec, &work.dir, &file)).await {
                 tracing::warn!(id, %error, "leftovers of a container that could not be made");
             }
+            pod.forget(id);
         }
     }
 

@@ -150,9 +150,7 @@ impl Shim {
             }
             _ => {}
         }
-        let Some(container) = self.containers.get_mut(id) else { return };
-        container.exited(code, signal, &mut self.buffer);
-        let state = container.state.clone();
+        let Some(state) = self.settle(id, code, signal) else { return };
         self.broadcast(&Message::State { container: id.to_owned(), state });
     }
 }

@@ -17,8 +17,10 @@ use sys::rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sys::rustix::io::Errno;
 use sys::rustix::net::{SocketFlags, accept_with};
 
-/// Output is moved in pieces of this size at most; a message fits as well.
+/// Output is moved in pieces of this size at most; a message fits as well. Twice that and more is allocated: from
+/// 128 KiB on, malloc maps zero pages, and those of a quiet pod are never touched; below, it clears them.
 const BUFFER: usize = MESSAGE_MAX;
+const BUFFER_ALLOCATED: usize = 132 * 1024;
 /// Messages that wait for a runtime which does not read; beyond, it has to connect again and ask for the state.
 const OUT_MAX: usize = 1024;
 /// How often a stalled client is looked at.
@@ -46,7 +48,7 @@ pub(super) struct Shim {
     pub execs: BTreeMap<u64, Exec>,
     /// Commands of other OCI runtimes on their way.
     pub helpers: Vec<Helper>,
-    pub buffer: Vec<u8>,
+    buffer: Vec<u8>,
 }
 
 /// What a descriptor in the poll set stands for.
@@ -101,7 +103,7 @@ fn start(dir: &Path, listener: &str) -> Result<Shim, Failure> {
         containers: BTreeMap::new(),
         execs: BTreeMap::new(),
         helpers: Vec::new(),
-        buffer: vec![0; BUFFER],
+        buffer: vec![0; BUFFER_ALLOCATED],
     };
     shim.connect(first);
     // Children of the first life may have ended before their signal was listened to.
@@ -184,6 +186,13 @@ impl Shim {
         (tokens, fds)
     }
 
+    /// A container's first process has ended: its last output, its state.
+    pub(super) fn settle(&mut self, id: &str, code: i32, signal: i32) -> Option<ContainerState> {
+        let container = self.containers.get_mut(id)?;
+        container.exited(code, signal, &mut self.buffer[..BUFFER]);
+        Some(container.state.clone())
+    }
+
     /// Waits for something to happen and handles all that did.
     fn turn(&mut self) {
         let behind = self.containers.values().any(|c| !c.wants_output());
@@ -226,7 +235,7 @@ impl Shim {
             Token::Output(id, name) => {
                 let Some(container) = self.containers.get_mut(&id) else { return };
                 if let Some(index) = container.streams.iter().position(|s| s.name == name) {
-                    container.pump(index, &mut self.buffer);
+                    container.pump(index, &mut self.buffer[..BUFFER]);
                 }
             }
             Token::Follower(id) => {
@@ -244,7 +253,7 @@ impl Shim {
         }
         loop {
             let Some(conn) = self.conns.get(&key) else { return };
-            let (n, fds) = match sys::fdpass::receive(conn.fd.as_fd(), &mut self.buffer) {
+            let (n, fds) = match sys::fdpass::receive(conn.fd.as_fd(), &mut self.buffer[..BUFFER]) {
                 Ok((n, fds)) if n > 0 => (n, fds),
                 Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return,
                 _ => {

@@ -95,6 +95,7 @@ fn join(setup: &mut Setup) -> Result<(), Failure> {
     let unified = join.unified.as_ref().map(|folder| folder.join("cgroup.procs"));
     let pid = std::process::id().to_string();
     let body = || {
+        let _ = sys::caps::die_with_parent();
         for file in join.procs.iter().chain(unified.as_ref()) {
             if let Err(error) = std::fs::write(file, &pid) {
                 eprintln!("shim: join {}: {error}", file.display());

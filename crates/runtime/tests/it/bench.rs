@@ -1,4 +1,4 @@
-//! Figures, on request: `cargo test -p runtime --test it -- measure`.
+//! Figures, on request: `cargo test -p runtime --test it -- measure`, with `SHIM_EXE=…/gantry` of the real binary.
 
 use crate::node::Node;
 use std::fs;
@@ -15,11 +15,9 @@ fn cpu_ticks() -> u64 {
 
 fn private_kib(pid: i32) -> u64 {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
-    let field = |name: &str| -> u64 {
-        let line = text.lines().find_map(|l| l.strip_prefix(name)).unwrap();
-        line.trim().trim_end_matches(" kB").parse().unwrap()
-    };
-    field("Private_Clean:") + field("Private_Dirty:")
+    // Clean pages of the binary are shared with every other process that runs it.
+    let line = text.lines().find_map(|l| l.strip_prefix("Private_Dirty:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
 fn show(name: &str, mut times: Vec<f64>) {
@@ -49,7 +47,9 @@ async fn cycles(node: &mut Node) {
         if i == 0 {
             let shim = node.runtime.pod(&uid).unwrap().shim_pid;
             println!("shim: {} KiB private", private_kib(shim));
-            println!("{}", fs::read_to_string(format!("/proc/{shim}/smaps_rollup")).unwrap());
+            if std::env::var_os("SMAPS").is_some() {
+                println!("{}", fs::read_to_string(format!("/proc/{shim}/smaps")).unwrap());
+            }
         }
         let begin = Instant::now();
         node.runtime.remove_pod(&uid).await.unwrap();
