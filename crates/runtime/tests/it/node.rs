@@ -213,6 +213,18 @@ impl Node {
     }
 }
 
+/// A test that failed leaves nothing behind either.
+impl Drop for Node {
+    fn drop(&mut self) {
+        if let (true, Ok(cgroups)) = (std::thread::panicking(), Cgroups::detect(&self.cgroup_root)) {
+            for pod in self.runtime.pods() {
+                let _ = std::process::Command::new("kill").args(["-9", &pod.shim_pid.to_string()]).status();
+            }
+            let _ = cgroups.kill_and_remove("", DEADLINE);
+        }
+    }
+}
+
 /// A process that has `needle` on its command line.
 fn process_with(needle: &str) -> Option<PathBuf> {
     let has = |path: &PathBuf| {
