@@ -100,12 +100,12 @@ pub fn object(bytes: &[u8]) -> Result<Value, ApiError> {
     Ok(decode::enveloped(bytes, 0)?)
 }
 
-/// Writes a document (of a built-in kind: an object, a list, a Status) in its envelope.
+/// Writes a document (of a built-in kind: an object, a list, a Status) in its envelope. Other kinds are 406.
 pub fn sealed(value: &Value) -> Result<Vec<u8>, ApiError> {
     let text = |key: &str| value[key].as_str().unwrap_or_default();
     let (api_version, kind) = (text("apiVersion"), text("kind"));
-    let def =
-        definition(api_version, kind).ok_or_else(|| ApiError::internal(unknown_kind(api_version, kind).0))?;
+    let def = definition(api_version, kind)
+        .ok_or_else(|| ApiError::new(406, "NotAcceptable", unknown_kind(api_version, kind).0))?;
     let mut type_meta = Writer::default();
     type_meta.bytes(1, api_version.as_bytes());
     type_meta.bytes(2, kind.as_bytes());
