@@ -193,6 +193,8 @@ pub struct ContainerRecord {
     pub attempt: u32,
     /// Where it is.
     pub phase: Phase,
+    /// When it started or ended, on the decider's clock.
+    pub since: Timestamp,
     /// How the instance before ended.
     pub last: Option<Terminated>,
     /// Crash back-off.
@@ -219,9 +221,10 @@ pub struct ContainerRecord {
 
 impl ContainerRecord {
     /// A container of which nothing exists.
-    pub fn new(reason: &str) -> Self {
+    pub fn new(reason: &str, now: Timestamp) -> Self {
         ContainerRecord {
             attempt: 0,
+            since: now,
             phase: Phase::Waiting {
                 why: Waiting { reason: reason.into(), message: String::new() },
                 retry_at: None,
@@ -303,6 +306,8 @@ pub struct Sandbox {
 pub struct PodState {
     /// When the agent took it on (`status.startTime`).
     pub start_time: Timestamp,
+    /// The same on the decider's clock.
+    pub begun: Timestamp,
     /// Namespaces and network.
     pub sandbox: Sandbox,
     /// Volumes.

@@ -4,7 +4,7 @@
 //! Invariants: only this loop changes pod states; every operation reports back by exactly one event; a pod of the
 //! same name waits until the one before is gone from the node.
 
-use crate::decide::outcome::{Outcome, apply};
+use crate::decide::outcome::{Outcome, StartFailure, StartStep, apply};
 use crate::decide::{Action, Input, seed, step};
 use crate::inbox::Inbox;
 use crate::ops::{self, Instance, Mounted, Node, Which};
@@ -13,14 +13,16 @@ use crate::state::{Phase, PodState, Why};
 use crate::status::{container_id, status, terminated};
 use crate::volumes::references;
 use client::{Object, ObjectKey};
+use futures_util::FutureExt;
 use jiff::{SignedDuration, Timestamp};
 use machinery::status::ApiError;
 use runtime::api::{ContainerState, PodInfo, RuntimeEvent};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use stdx::backoff::Backoff;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -77,6 +79,23 @@ pub struct Worker {
     host_ports: watch::Sender<Vec<net::HostPort>>,
     node_down: Option<oneshot::Sender<()>>,
     stopping: bool,
+    clock: Clock,
+}
+
+/// Starts as the wall clock and never jumps: an hour set forward must not end grace periods and deadlines.
+struct Clock {
+    wall: Timestamp,
+    at: Instant,
+}
+
+impl Clock {
+    fn start() -> Clock {
+        Clock { wall: Timestamp::now(), at: Instant::now() }
+    }
+
+    fn now(&self) -> Timestamp {
+        self.wall.saturating_add(self.at.elapsed()).unwrap_or(self.wall)
+    }
 }
 
 /// What the worker is made from.
@@ -111,6 +130,7 @@ impl Worker {
             host_ports: parts.host_ports,
             node_down: None,
             stopping: false,
+            clock: Clock::start(),
         };
         (worker, sender)
     }
@@ -126,7 +146,7 @@ impl Worker {
             self.finish_node_down();
             let wake = self.entries.values().filter_map(|e| e.wake).min();
             let sleep =
-                wake.map(|at| Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default());
+                wake.map(|at| Duration::try_from(at.duration_since(self.clock.now())).unwrap_or_default());
             tokio::select! {
                 biased;
                 Some(event) = self.events.recv() => match event {
@@ -138,7 +158,7 @@ impl Worker {
                 Some(_) = self.tasks.join_next() => {}
                 Ok(()) = images.changed() => self.images_changed(),
                 () = tokio::time::sleep(sleep.unwrap_or(Duration::MAX)), if sleep.is_some() => {
-                    let now = Timestamp::now();
+                    let now = self.clock.now();
                     let due = self.entries.iter().filter(|(_, e)| e.wake.is_some_and(|at| at <= now));
                     self.dirty.extend(due.map(|(uid, _)| uid.clone()));
                 }
@@ -164,10 +184,19 @@ impl Worker {
         self.tasks.spawn(task);
     }
 
-    fn operation(&mut self, uid: &str, operation: impl Future<Output = Outcome> + Send + 'static) {
+    /// Starts an operation. If it panics, `lost` is reported in its place: no pod waits for ever.
+    fn operation(
+        &mut self,
+        uid: &str,
+        lost: impl FnOnce(String) -> Outcome + Send + 'static,
+        operation: impl Future<Output = Outcome> + Send + 'static,
+    ) {
         let (sender, uid) = (self.sender.clone(), uid.to_string());
         self.task(async move {
-            let outcome = operation.await;
+            let outcome = AssertUnwindSafe(operation).catch_unwind().await.unwrap_or_else(|_| {
+                tracing::error!(uid, "an operation of the agent panicked");
+                lost("internal error in the node agent".into())
+            });
             let _ = sender.send(Event::Done(uid, outcome));
         });
     }
@@ -214,7 +243,7 @@ impl Worker {
                 if let (Some(live), Some(place)) = (&mut live, self.node.network.pod(&uid)) {
                     live.spec.annotations.insert(seed::IPS.into(), place.ip.to_string());
                 }
-                let entry = Entry::new(view, live.as_ref(), &self.node);
+                let entry = Entry::new(view, live.as_ref(), &self.node, self.clock.now());
                 self.entries.insert(uid.clone(), entry);
             }
         }
@@ -260,7 +289,8 @@ impl Worker {
             pod: &entry.view,
             present: entry.present,
             node_down: self.stopping,
-            now: Timestamp::now(),
+            now: self.clock.now(),
+            wall: Timestamp::now(),
         };
         for note in apply(&mut entry.state, &input, outcome) {
             self.node.recorder.pod(&entry.view, note);
@@ -285,7 +315,9 @@ impl Worker {
                 let container = name.to_string();
                 let mut end = terminated(started_at_ns, &exit, container_id(&uid, &container, attempt));
                 let (node, view) = (self.node.clone(), entry.view.clone());
-                self.operation(&uid, async move {
+                let (unread, at) = (end.clone(), container.clone());
+                let lost = move |_| Outcome::Exited { container: at, attempt, end: unread };
+                self.operation(&uid, lost, async move {
                     let (name, failed) = (container.clone(), end.exit_code != 0);
                     let read = move || ops::message(&node.facts, &view, &name, attempt, failed);
                     end.message = ops::blocking(read).await.unwrap_or_default();
@@ -306,8 +338,8 @@ impl Worker {
             return;
         }
         let Some(entry) = self.entries.get_mut(uid) else { return };
-        let now = Timestamp::now();
-        let input = Input { pod: &entry.view, present: entry.present, node_down: self.stopping, now };
+        let (now, wall) = (self.clock.now(), Timestamp::now());
+        let input = Input { pod: &entry.view, present: entry.present, node_down: self.stopping, now, wall };
         let plan = step(&mut entry.state, &input);
         entry.wake = plan.wake;
         let gone = !entry.present && entry.state.teardown.ready;
@@ -340,7 +372,8 @@ impl Worker {
             Action::Note(note) => node.recorder.pod(&pod, note),
             Action::MountVolumes => {
                 let (sender, id) = (self.sender.clone(), uid.to_string());
-                self.operation(uid, async move {
+                let lost = |e| Outcome::Volumes(Err(e));
+                self.operation(uid, lost, async move {
                     let (outcome, mounted) = ops::volumes(node, pod).await;
                     if let Some(mounted) = mounted {
                         let _ = sender.send(Event::Mounted(id, mounted));
@@ -348,30 +381,49 @@ impl Worker {
                     outcome
                 });
             }
-            Action::MakeSandbox => self.operation(uid, ops::sandbox(node, pod)),
+            Action::MakeSandbox => {
+                self.operation(uid, |e| Outcome::Sandbox(Err(e)), ops::sandbox(node, pod));
+            }
             Action::Start { container, attempt, last } => {
-                let mounted = entry.mounted.clone();
+                let (mounted, name) = (entry.mounted.clone(), container.clone());
+                let lost = move |message| Outcome::Started {
+                    container: name,
+                    attempt,
+                    result: Err(StartFailure {
+                        step: StartStep::Config,
+                        reason: "CreateContainerError",
+                        message,
+                    }),
+                };
+                let instance = Instance { pod, container, attempt, last, mounted, ips };
+                self.operation(uid, lost, ops::start(node, instance));
+            }
+            Action::Hook { container, kind, within } => {
+                let attempt = entry.state.containers.get(&container).map_or(0, |c| c.attempt);
+                let name = container.clone();
+                let lost = move |e| Outcome::Hook { container: name, kind, result: Err(e) };
                 self.operation(
                     uid,
-                    ops::start(node, Instance { pod, container, attempt, last, mounted, ips }),
+                    lost,
+                    ops::hook(node, Which { pod, ips, container, attempt }, kind, within),
                 );
             }
-            Action::Hook { container, kind, deadline } => {
-                let attempt = entry.state.containers.get(&container).map_or(0, |c| c.attempt);
-                self.operation(uid, ops::hook(node, Which { pod, ips, container, attempt }, kind, deadline));
-            }
             Action::Probe { container, attempt, kind } => {
-                self.operation(uid, ops::probe(node, Which { pod, ips, container, attempt }, kind));
+                let name = container.clone();
+                let lost = move |e| Outcome::Probe { container: name, attempt, kind, result: Err(e) };
+                self.operation(uid, lost, ops::probe(node, Which { pod, ips, container, attempt }, kind));
             }
             Action::Signal { container, attempt, signal } => {
                 let facts = entry.state.containers.get(&container).and_then(|c| c.facts.as_ref());
                 let name = facts.map_or_else(|| "SIGTERM".to_string(), |f| f.stop_signal.clone());
                 self.task(ops::signal(node, Which { pod, ips, container, attempt }, signal, name));
             }
-            Action::Teardown => self.operation(uid, ops::teardown(node, uid.to_string())),
+            Action::Teardown => {
+                self.operation(uid, |e| Outcome::TornDown(Err(e)), ops::teardown(node, uid.to_string()));
+            }
             Action::Finalize => {
                 let status = status(&entry.state, &pod, &node.facts.host_ips, Timestamp::now());
-                self.operation(uid, ops::finalize(node, pod, status));
+                self.operation(uid, |e| Outcome::Finalized(Err(e)), ops::finalize(node, pod, status));
             }
         }
     }
@@ -384,7 +436,7 @@ impl Worker {
         if entry.writing.is_some() || leaving || !entry.present || self.stopping {
             return;
         }
-        let wanted = status(&entry.state, &entry.view, &self.node.facts.host_ips, now);
+        let wanted = status(&entry.state, &entry.view, &self.node.facts.host_ips, Timestamp::now());
         if wanted == entry.written {
             entry.write_at = None;
             return;
@@ -393,7 +445,7 @@ impl Worker {
         let not_before = match entry.write_at {
             Some(at) => Some(at),
             None if first => {
-                let at = crate::decide::after(entry.state.start_time, FIRST_STATUS_AFTER);
+                let at = crate::decide::after(entry.state.begun, FIRST_STATUS_AFTER);
                 entry.write_at = Some(at);
                 Some(at)
             }
@@ -427,7 +479,7 @@ impl Worker {
                 tracing::warn!(pod = %entry.view.key(), %error, "status not written");
                 let wait = crate::decide::delay(STATUS_RETRY, entry.write_failures);
                 entry.write_failures = entry.write_failures.saturating_add(1);
-                entry.write_at = Some(crate::decide::after(Timestamp::now(), wait));
+                entry.write_at = Some(crate::decide::after(self.clock.now(), wait));
             }
         }
         self.dirty.insert(uid);
@@ -475,8 +527,8 @@ fn plain(status: &Value) -> bool {
 }
 
 impl Entry {
-    fn new(view: PodView, live: Option<&PodInfo>, node: &Node) -> Entry {
-        let mut state = seed::seed(&view, live, Timestamp::now());
+    fn new(view: PodView, live: Option<&PodInfo>, node: &Node, now: Timestamp) -> Entry {
+        let mut state = seed::seed(&view, live, now, Timestamp::now());
         for (name, record) in &mut state.containers {
             if let Phase::Exited(end) = &mut record.phase
                 && live.is_some()

@@ -46,8 +46,10 @@ pub struct Input<'a> {
     pub present: bool,
     /// Is the node being emptied (`gantry down`)?
     pub node_down: bool,
-    /// Now.
+    /// Now, on a clock that never jumps.
     pub now: Timestamp,
+    /// Now, as the wall clock has it: for what people read.
+    pub wall: Timestamp,
 }
 
 /// A signal to send.
@@ -103,8 +105,8 @@ pub enum Action {
         container: String,
         /// Which.
         kind: HookKind,
-        /// It must be done by then.
-        deadline: Option<Timestamp>,
+        /// It must be done within.
+        within: Option<SignedDuration>,
     },
     /// Send a signal.
     Signal {
@@ -169,7 +171,7 @@ pub fn delay(backoff: Backoff, level: u32) -> SignedDuration {
 pub fn step(state: &mut PodState, input: &Input) -> Plan {
     let mut plan = Plan::default();
     if input.pod.containers.iter().any(|c| !state.containers.contains_key(c.name())) {
-        seed::add_records(state, input.pod);
+        seed::add_records(state, input.pod, input.now);
     }
     note_ending(state, input, &mut plan);
     if state.ending.is_some() {
@@ -201,7 +203,7 @@ fn note_ending(state: &mut PodState, input: &Input, plan: &mut Plan) {
         // Somebody else (an eviction, say) called it done, and what is done stays done.
         Some(begin(Why::Finished, pod.spec_grace()))
     } else if let Some(seconds) = pod.spec().active_deadline_seconds {
-        let due = after(state.start_time, SignedDuration::from_secs(seconds));
+        let due = after(state.begun, SignedDuration::from_secs(seconds));
         if due > input.now {
             plan.wake_at(due);
             None
@@ -342,7 +344,7 @@ fn tend(record: &mut ContainerRecord, container: &ContainerView, input: &Input, 
         plan.act(Action::Hook {
             container: container.name().into(),
             kind: HookKind::PostStart,
-            deadline: None,
+            within: None,
         });
     }
     let changed = record.facts.as_ref().is_some_and(|f| f.spec_image != container.image());
@@ -402,6 +404,7 @@ fn show_pull_back_off(
         message: format!("{text}: {}: {}", why.reason, why.message),
     };
     plan.note(false, "BackOff", container.name(), text);
+    plan.note(true, "Failed", container.name(), "Error: ImagePullBackOff".into());
 }
 
 /// Are all regular containers (or a decisive init container) done for ever?

@@ -4,7 +4,7 @@ use super::{CONFIG_RETRY, Note, PULL_ERROR_SHOWN, RESTART, SETUP_RETRY, after, d
 use super::{HookKind, Input, Plan};
 use crate::pod::Role;
 use crate::state::{Facts, Hook, Phase, PodState, ProbeKind, Setup, Terminated, Waiting};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use std::net::IpAddr;
 
 /// Why an instance could not be started.
@@ -32,8 +32,8 @@ pub enum StartStep {
 /// What the shell reports.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
-    /// Volumes are mounted (look again then), or not.
-    Volumes(Result<Option<Timestamp>, String>),
+    /// Volumes are mounted (to be refreshed after that time), or not.
+    Volumes(Result<Option<SignedDuration>, String>),
     /// The sandbox is made, or not.
     Sandbox(Result<Vec<IpAddr>, String>),
     /// An instance is running, or not.
@@ -110,7 +110,7 @@ pub fn apply(state: &mut PodState, input: &Input, outcome: Outcome) -> Vec<Note>
         Outcome::Volumes(result) => {
             settle(&mut state.volumes, result.as_ref().err(), input.now);
             match result {
-                Ok(refresh) => state.volumes_refresh_at = refresh,
+                Ok(refresh) => state.volumes_refresh_at = refresh.map(|wait| after(input.now, wait)),
                 Err(message) => plan.note(true, "FailedMount", "", message),
             }
         }
@@ -130,7 +130,7 @@ pub fn apply(state: &mut PodState, input: &Input, outcome: Outcome) -> Vec<Note>
         Outcome::Hook { container, kind, result } => {
             hook(state, input, (&container, kind), result, &mut plan)
         }
-        Outcome::Exited { container, attempt, end } => exited(state, &container, attempt, end),
+        Outcome::Exited { container, attempt, end } => exited(state, (&container, attempt), end, input.now),
         Outcome::Probe { container, attempt, kind, result } => {
             probed(state, input, (&container, attempt, kind), result, &mut plan);
         }
@@ -176,6 +176,7 @@ fn started(
             record.facts = Some(facts);
             if matches!(record.phase, Phase::Starting { .. }) {
                 record.phase = Phase::Running { started_at };
+                record.since = input.now;
                 let has_hook = container.spec.lifecycle.as_ref().is_some_and(|l| l.post_start.is_some());
                 record.post_start = if has_hook { Hook::Due } else { Hook::Done };
                 record.started = container.spec.startup_probe.is_none();
@@ -215,10 +216,11 @@ fn started(
                 exit_code: 128,
                 reason: "StartError".into(),
                 message: failure.message,
-                finished_at: Some(input.now),
+                finished_at: Some(input.wall),
                 container_id: crate::status::container_id(input.pod.uid(), name, attempt),
                 ..Terminated::default()
             };
+            record.since = input.now;
             record.shown = restart::restarts(input.pod, container, &end).then_some(why);
             record.phase = Phase::Exited(end);
             return;
@@ -245,7 +247,7 @@ fn hook(
             if let Some(stopping) = &mut record.stopping {
                 stopping.hook = Hook::Done;
                 // What the hook used up is used up; two seconds are always left, as upstream gives them.
-                let least = after(input.now, jiff::SignedDuration::from_secs(2));
+                let least = after(input.now, SignedDuration::from_secs(2));
                 stopping.kill_at = stopping.kill_at.max(least);
             }
         }
@@ -262,13 +264,14 @@ fn hook(
     }
 }
 
-fn exited(state: &mut PodState, name: &str, attempt: u32, end: Terminated) {
+fn exited(state: &mut PodState, (name, attempt): (&str, u32), end: Terminated, now: Timestamp) {
     let Some(record) = state.containers.get_mut(name) else { return };
     let current = matches!(record.phase, Phase::Starting { .. } | Phase::Running { .. });
     if record.attempt != attempt || !current {
         return;
     }
     record.phase = Phase::Exited(end);
+    record.since = now;
     record.stopping = None;
     record.started = false;
     record.post_start = Hook::Done;
@@ -312,11 +315,11 @@ fn sandbox_died(state: &mut PodState, input: &Input, plan: &mut Plan) {
                 exit_code: 137,
                 reason: "Error".into(),
                 started_at: Some(started_at),
-                finished_at: Some(input.now),
+                finished_at: Some(input.wall),
                 container_id: crate::status::container_id(input.pod.uid(), name, attempt),
                 ..Terminated::default()
             };
-            exited(state, name, attempt, end);
+            exited(state, (name, attempt), end, input.now);
         }
         if let Some(record) = state.containers.get_mut(name)
             && container.role == Role::Init

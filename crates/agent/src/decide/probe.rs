@@ -2,7 +2,7 @@
 
 use super::{Action, Input, Plan, after, stop};
 use crate::pod::ContainerView;
-use crate::state::{ContainerRecord, Phase, ProbeKind, ProbeState};
+use crate::state::{ContainerRecord, ProbeKind, ProbeState};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Probe;
 
@@ -21,7 +21,10 @@ fn seconds(value: Option<i32>, default: i32) -> SignedDuration {
 
 /// Issues due probes; a settled failure of liveness or startup begins the stop.
 pub(super) fn drive(record: &mut ContainerRecord, container: &ContainerView, input: &Input, plan: &mut Plan) {
-    let Phase::Running { started_at } = record.phase else { return };
+    if !record.running() {
+        return;
+    }
+    let since = record.since;
     if container.spec.startup_probe.is_none() {
         record.started = true;
     }
@@ -42,7 +45,7 @@ pub(super) fn drive(record: &mut ContainerRecord, container: &ContainerView, inp
         if state.busy {
             continue;
         }
-        let first = after(started_at, seconds(probe.initial_delay_seconds, 0));
+        let first = after(since, seconds(probe.initial_delay_seconds, 0));
         let due = state.next_at.map_or(first, |at| at.max(first));
         if due > input.now {
             plan.wake_at(due);

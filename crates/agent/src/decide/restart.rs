@@ -47,7 +47,7 @@ pub fn next(record: &ContainerRecord, container: &ContainerView, pod: &PodView, 
         Phase::Starting { .. } | Phase::Running { .. } => Next::Nothing,
         Phase::Exited(_) if record.restart_now => Next::Now,
         Phase::Exited(end) if !restarts(pod, container, end) => Next::Nothing,
-        Phase::Exited(end) => match due(&record.crash, end.finished_at.unwrap_or(now)) {
+        Phase::Exited(_) => match due(&record.crash, record.since) {
             Some(at) if at > now => Next::At(at),
             _ => Next::Now,
         },
@@ -66,7 +66,7 @@ pub(super) fn begin(record: &mut ContainerRecord, now: Timestamp) {
     let before = match std::mem::replace(&mut record.phase, Phase::Starting { before: None }) {
         Phase::Exited(end) => {
             if !record.restart_now {
-                next_try(&mut record.crash, end.finished_at.unwrap_or(now), now);
+                next_try(&mut record.crash, record.since, now);
             }
             record.attempt += 1;
             record.last = Some(end.clone());

@@ -15,11 +15,13 @@ pub const FACTS: &str = "gantry.dev/facts";
 /// Annotation of a pod in the runtime: its addresses, comma-separated.
 pub const IPS: &str = "gantry.dev/ips";
 
-/// A pod that nobody has touched, or one that a former agent ran.
-pub fn seed(pod: &PodView, live: Option<&PodInfo>, now: Timestamp) -> PodState {
+/// A pod that nobody has touched, or one that a former agent ran. (The decider's clock starts as the wall clock.)
+pub fn seed(pod: &PodView, live: Option<&PodInfo>, now: Timestamp, wall: Timestamp) -> PodState {
     let status = pod.pod.status.as_ref();
+    let start_time = status.and_then(|s| s.start_time.as_ref()).map_or(wall, |t| t.0);
     let mut state = PodState {
-        start_time: status.and_then(|s| s.start_time.as_ref()).map_or(now, |t| t.0),
+        start_time,
+        begun: now.saturating_sub(wall.duration_since(start_time)).unwrap_or(now),
         sandbox: Sandbox::default(),
         volumes: Setup::default(),
         volumes_refresh_at: None,
@@ -38,7 +40,7 @@ pub fn seed(pod: &PodView, live: Option<&PodInfo>, now: Timestamp) -> PodState {
             state.sandbox.ips = ips.split(',').filter_map(|ip| ip.parse().ok()).collect();
         }
     }
-    add_records(&mut state, pod);
+    add_records(&mut state, pod, now);
     for container in &pod.containers {
         let name = container.name();
         let stored = stored_status(pod, name);
@@ -47,7 +49,7 @@ pub fn seed(pod: &PodView, live: Option<&PodInfo>, now: Timestamp) -> PodState {
         let Some(record) = state.containers.get_mut(name) else { continue };
         match (found, stored) {
             (Some(info), stored) => from_runtime(record, info, stored, pod.uid()),
-            (None, Some(stored)) => from_api(record, stored, now),
+            (None, Some(stored)) => from_api(record, stored, wall),
             (None, None) => {}
         }
     }
@@ -66,12 +68,12 @@ pub fn seed(pod: &PodView, live: Option<&PodInfo>, now: Timestamp) -> PodState {
 }
 
 /// Adds a record for each container that has none (a new pod, or an ephemeral container).
-pub fn add_records(state: &mut PodState, pod: &PodView) {
+pub fn add_records(state: &mut PodState, pod: &PodView, now: Timestamp) {
     let has_init = pod.containers.iter().any(|c| matches!(c.role, Role::Init | Role::Sidecar));
     let reason = if has_init && !state.initialized { "PodInitializing" } else { "ContainerCreating" };
     for container in &pod.containers {
         if !state.containers.contains_key(container.name()) {
-            state.containers.insert(container.name().to_string(), ContainerRecord::new(reason));
+            state.containers.insert(container.name().to_string(), ContainerRecord::new(reason, now));
         }
     }
 }
@@ -98,7 +100,8 @@ fn from_runtime(
     match &info.state {
         Running::Created => {}
         Running::Running { started_at_ns, .. } => {
-            record.phase = Phase::Running { started_at: time(*started_at_ns) };
+            record.since = time(*started_at_ns);
+            record.phase = Phase::Running { started_at: record.since };
             // What the API last said stands until a probe says otherwise.
             record.started = stored.and_then(|s| s.started).unwrap_or(false);
             if stored.is_some_and(|s| s.ready) {
@@ -108,6 +111,7 @@ fn from_runtime(
         }
         Running::Exited { started_at_ns, exit } => {
             let id = container_id(uid, &info.spec.name, info.spec.attempt);
+            record.since = time(exit.finished_at_ns);
             record.phase = Phase::Exited(terminated(*started_at_ns, exit, id));
         }
     }

@@ -75,8 +75,8 @@ pub(super) fn drive(
     match stopping.hook {
         Hook::Due => {
             stopping.hook = Hook::Running;
-            let deadline = Some(stopping.kill_at);
-            plan.act(Action::Hook { container: container.name().into(), kind: HookKind::PreStop, deadline });
+            let within = Some(stopping.kill_at.duration_since(now));
+            plan.act(Action::Hook { container: container.name().into(), kind: HookKind::PreStop, within });
         }
         Hook::Running => {}
         Hook::Done if !stopping.term_sent => {

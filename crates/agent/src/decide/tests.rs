@@ -35,7 +35,7 @@ struct World {
 
 impl World {
     fn new(pod: PodView) -> World {
-        let state = seed::seed(&pod, None, t(0));
+        let state = seed::seed(&pod, None, t(0), t(0));
         World {
             pod,
             state,
@@ -64,7 +64,13 @@ impl World {
     fn until(&mut self, seconds: i64) -> Vec<String> {
         let end = t(seconds);
         for _ in 0..10_000 {
-            let input = Input { pod: &self.pod, present: self.present, node_down: false, now: self.now };
+            let input = Input {
+                pod: &self.pod,
+                present: self.present,
+                node_down: false,
+                now: self.now,
+                wall: self.now,
+            };
             let plan = step(&mut self.state, &input);
             let idle = plan.actions.is_empty();
             for action in plan.actions {
@@ -96,7 +102,8 @@ impl World {
             let text = format!("{container} exits {}", end.exit_code);
             self.say(text);
         }
-        let input = Input { pod: &self.pod, present: self.present, node_down: false, now: self.now };
+        let input =
+            Input { pod: &self.pod, present: self.present, node_down: false, now: self.now, wall: self.now };
         for note in apply(&mut self.state, &input, outcome) {
             self.say(format!("event {}: {}", note.reason, note.message));
         }
@@ -375,7 +382,10 @@ fn image_errors_back_off_until_images_change() {
         ]
     );
     assert_eq!(world.status()["containerStatuses"][0]["state"]["waiting"]["reason"], "ErrImagePull");
-    assert_eq!(world.until(5), ["  1 event BackOff: Back-off pulling image \"i\""]);
+    assert_eq!(
+        world.until(5),
+        ["  1 event BackOff: Back-off pulling image \"i\"", "  1 event Failed: Error: ImagePullBackOff"]
+    );
     let waiting = world.status()["containerStatuses"][0]["state"]["waiting"].clone();
     assert_eq!(waiting["reason"], "ImagePullBackOff");
     assert_eq!(waiting["message"], "Back-off pulling image \"i\": ErrImagePull: gone");
@@ -462,7 +472,7 @@ fn a_restarted_agent_takes_over_what_runs() {
     };
     let live = PodInfo { spec, shim_pid: 1, containers: vec![container] };
     let mut world = World::new(view.clone());
-    world.state = seed::seed(&view, Some(&live), t(0));
+    world.state = seed::seed(&view, Some(&live), t(0), t(0));
     assert_eq!(world.until(5), Vec::<String>::new());
     assert_eq!(world.status()["containerStatuses"][0]["restartCount"], 2);
     assert_eq!(world.status()["podIP"], "10.0.0.7");

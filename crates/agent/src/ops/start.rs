@@ -10,7 +10,7 @@ use crate::pod::{ContainerView, PodView};
 use crate::probes::{Check, Subject};
 use crate::state::{Facts, ProbeKind, Terminated};
 use crate::volumes::references;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use runtime::api::ContainerState;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -124,8 +124,8 @@ pub struct Which {
 }
 
 /// Runs a hook once.
-pub async fn hook(node: Arc<Node>, which: Which, kind: HookKind, deadline: Option<Timestamp>) -> Outcome {
-    let result = run_hook(&node, &which, kind, deadline).await;
+pub async fn hook(node: Arc<Node>, which: Which, kind: HookKind, within: Option<SignedDuration>) -> Outcome {
+    let result = run_hook(&node, &which, kind, within).await;
     Outcome::Hook { container: which.container, kind, result }
 }
 
@@ -133,7 +133,7 @@ async fn run_hook(
     node: &Node,
     which: &Which,
     kind: HookKind,
-    deadline: Option<Timestamp>,
+    within: Option<SignedDuration>,
 ) -> Result<(), String> {
     let Some(container) = which.pod.container(&which.container) else { return Ok(()) };
     let lifecycle = container.spec.lifecycle.as_ref();
@@ -142,8 +142,8 @@ async fn run_hook(
         HookKind::PreStop => l.pre_stop.as_ref(),
     });
     let Some(handler) = handler else { return Ok(()) };
-    let within = match deadline {
-        Some(at) => Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or(Duration::ZERO),
+    let within = match within {
+        Some(time) => Duration::try_from(time).unwrap_or(Duration::ZERO),
         None => HOOK_MAX,
     };
     let check = Check::of_hook(handler, container, &pod_ip(node, &which.pod, &which.ips))?;

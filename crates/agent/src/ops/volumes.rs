@@ -4,6 +4,7 @@ use super::{Mounted, Node, blocking, tokens::tokens};
 use crate::decide::outcome::Outcome;
 use crate::pod::PodView;
 use crate::volumes::{Context, mount_all, references};
+use jiff::Timestamp;
 use std::sync::Arc;
 
 /// Mounts (or refreshes) all volumes.
@@ -13,6 +14,7 @@ pub async fn volumes(node: Arc<Node>, pod: PodView) -> (Outcome, Option<Mounted>
     }
     let tokens = tokens(&node, &pod).await;
     let refresh_at = tokens.values().flatten().map(|t| t.refresh_at).min();
+    let refresh = refresh_at.map(|at| at.duration_since(Timestamp::now()));
     let objects = match node.objects.snapshot(pod.namespace(), &references(&pod)).await {
         Ok(objects) => objects,
         Err(error) => return (Outcome::Volumes(Err(error)), None),
@@ -23,7 +25,7 @@ pub async fn volumes(node: Arc<Node>, pod: PodView) -> (Outcome, Option<Mounted>
         mount_all(&context)
     });
     match done.await.and_then(|mounted| mounted) {
-        Ok(mounted) => (Outcome::Volumes(Ok(refresh_at)), Some(Arc::new(mounted))),
+        Ok(mounted) => (Outcome::Volumes(Ok(refresh)), Some(Arc::new(mounted))),
         Err(error) => (Outcome::Volumes(Err(error)), None),
     }
 }

@@ -43,7 +43,7 @@ fn foreign_conditions_and_old_transition_times_stay() {
             {"type": "PodScheduled", "status": "True", "lastTransitionTime": "1970-01-01T00:00:07Z"},
             {"type": "x/y", "status": "False"}]},
     }));
-    let state = seed(&view, None, t(100));
+    let state = seed(&view, None, t(100), t(100));
     let status = status(&state, &view, &[], t(100));
     let of = |kind: &str| {
         status["conditions"].as_array().unwrap().iter().find(|c| c["type"] == kind).unwrap().clone()
@@ -59,7 +59,7 @@ fn foreign_conditions_and_old_transition_times_stay() {
 #[test]
 fn a_fresh_pod_waits_for_its_containers() {
     let view = pod(json!({"containers": [{"name": "a", "image": "i"}]}));
-    let status = status(&seed(&view, None, t(1)), &view, &["192.0.2.1".parse().unwrap()], t(1));
+    let status = status(&seed(&view, None, t(1), t(1)), &view, &["192.0.2.1".parse().unwrap()], t(1));
     assert_eq!(status["containerStatuses"][0]["state"]["waiting"]["reason"], "ContainerCreating");
     assert_eq!(status["containerStatuses"][0]["lastState"], json!({}));
     assert_eq!(status["hostIP"], "192.0.2.1");
