@@ -1,10 +1,13 @@
 //! [`Api`]: one realm's server, made from a config, running until it is closed.
 
+use crate::authz::{Authorizer, Standard};
 use crate::cache::{Cache, Objects};
 use crate::config::ApiConfig;
 use crate::inproc::InProcess;
 use crate::metrics::Metrics;
+use crate::node_access::NodeAccess;
 use crate::openapi::Documents;
+use crate::rbac::Rbac;
 use crate::resources::Registry;
 use crate::services::ServicePools;
 use crate::storage::Storage;
@@ -40,6 +43,8 @@ pub struct Api {
     pub(crate) services: Arc<ServicePools>,
     pub(crate) metrics: Metrics,
     pub(crate) documents: Documents,
+    pub(crate) authorizer: Arc<dyn Authorizer>,
+    pub(crate) rbac: Arc<Rbac>,
     closing: watch::Sender<bool>,
 }
 
@@ -51,12 +56,18 @@ impl Api {
         tokio::spawn(cache.clone().feed(config.store.clone(), closing.subscribe()));
         let registry = Registry::builtin(&config.realm, config.legacy);
         let rows = registry.all().map(|r| Held::Static(r.row)).collect();
+        let rbac = Arc::new(Rbac::new(cache.clone(), &registry));
+        let nodes = NodeAccess::new(cache.clone(), &registry);
+        let standard = || Arc::new(Standard { nodes, rbac: rbac.clone() }) as Arc<dyn Authorizer>;
+        let authorizer = config.authorizer.clone().unwrap_or_else(standard);
         let api = Arc::new(Api {
             registry,
             storage: Storage { store: config.store.clone(), cache },
             services: Arc::new(ServicePools::new(config.service_cidr, &config.node_ports)),
             metrics: Metrics::default(),
             documents: Documents::new(rows),
+            authorizer,
+            rbac,
             closing,
             config,
         });

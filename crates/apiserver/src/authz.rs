@@ -1,8 +1,12 @@
-//! Authorization: the seam, and the rule that stands until RBAC does.
+//! Authorization: the seam, and the order of those who decide: the superusers' group, nodes, RBAC.
 //!
 //! Every caller, in process or remote, passes through one [`Authorizer`]; there is no way around it.
 
-use auth::Identity;
+use crate::node_access::NodeAccess;
+use crate::rbac::Rbac;
+use auth::{Identity, SYSTEM_MASTERS};
+use machinery::selector::FieldSelector;
+use std::sync::Arc;
 
 /// What somebody wants to do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -23,12 +27,26 @@ pub struct Attributes {
     pub name: String,
     /// The path, when this is no resource request.
     pub path: String,
+    /// Field selector of a list or watch; "" for none.
+    pub field_selector: String,
 }
 
 impl Attributes {
     /// Is this about a resource (not a bare path)?
     pub fn is_resource(&self) -> bool {
         !self.resource.is_empty()
+    }
+
+    /// The same for a list or watch with this field selector: one that names an object asks for that object.
+    pub fn selecting(mut self, field_selector: &str) -> Self {
+        if let Ok(fields) = FieldSelector::parse(field_selector)
+            && self.name.is_empty()
+            && let Some(name) = fields.exact("metadata.name")
+        {
+            self.name = name.to_string();
+        }
+        self.field_selector = field_selector.to_string();
+        self
     }
 }
 
@@ -45,29 +63,42 @@ pub enum Decision {
 pub trait Authorizer: Send + Sync + 'static {
     /// May `identity` do this?
     fn authorize(&self, identity: &Identity, attributes: &Attributes) -> Decision;
+
+    /// Why something allowed is allowed; "" where nobody can tell.
+    fn explain(&self, _: &Identity, _: &Attributes) -> String {
+        String::new()
+    }
 }
 
-/// Paths that anybody may read.
-const PUBLIC_PATHS: [&str; 4] = ["/healthz", "/livez", "/readyz", "/version"];
+/// The authorizers of a cluster, in order. The first to allow decides; the reasons of the others are joined.
+pub(crate) struct Standard {
+    /// Nodes, limited to what is theirs.
+    pub nodes: NodeAccess,
+    /// Everybody, by roles and bindings.
+    pub rbac: Arc<Rbac>,
+}
 
-/// Until RBAC: `system:masters` and Gantry's own components (`system:…`, except the anonymous user) may do
-/// everything; everybody may read health and version.
-pub struct ComponentAuthorizer;
-
-impl Authorizer for ComponentAuthorizer {
+impl Authorizer for Standard {
     fn authorize(&self, identity: &Identity, attributes: &Attributes) -> Decision {
-        let component = identity.user.starts_with("system:") && identity.user != ANONYMOUS;
-        if component || identity.groups.iter().any(|g| g == "system:masters") {
+        if identity.in_group(SYSTEM_MASTERS) {
             return Decision::Allow;
         }
-        let path = attributes.path.as_str();
-        let public = PUBLIC_PATHS
-            .iter()
-            .any(|p| path.strip_prefix(p).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')));
-        if !attributes.is_resource() && public && attributes.verb == "get" {
-            return Decision::Allow;
+        let of_node = match self.nodes.authorize(identity, attributes) {
+            Decision::Allow => return Decision::Allow,
+            Decision::Deny(reason) => reason,
+        };
+        match self.rbac.authorize(identity, attributes) {
+            Decision::Allow => Decision::Allow,
+            Decision::Deny(reason) if of_node.is_empty() || reason.is_empty() => Decision::Deny(of_node + &reason),
+            Decision::Deny(reason) => Decision::Deny(format!("{of_node}\n{reason}")),
         }
-        Decision::Deny(String::new())
+    }
+
+    fn explain(&self, identity: &Identity, attributes: &Attributes) -> String {
+        if identity.in_group(SYSTEM_MASTERS) {
+            return String::new();
+        }
+        self.rbac.explain(identity, attributes)
     }
 }
 
@@ -105,30 +136,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_may_what() {
-        let pods = Attributes {
+    fn refusals_in_upstreams_words() {
+        let mut pods = Attributes {
             verb: "list".into(),
             resource: "pods".into(),
             namespace: "y".into(),
             ..Default::default()
         };
-        let path = |p: &str| Attributes { verb: "get".into(), path: p.into(), ..Default::default() };
-        let ask = |i: &Identity, a: &Attributes| ComponentAuthorizer.authorize(i, a) == Decision::Allow;
-        assert!(ask(&Identity::new("admin", ["system:masters"]), &pods));
-        assert!(ask(&Identity::component("system:kube-scheduler"), &pods));
-        assert!(!ask(&Identity::anonymous(), &pods));
-        assert!(!ask(&Identity::new("x", ["dev"]), &pods));
-        assert!(
-            ask(&Identity::anonymous(), &path("/healthz"))
-                && ask(&Identity::anonymous(), &path("/livez/ping"))
-        );
-        assert!(
-            !ask(&Identity::anonymous(), &path("/metrics"))
-                && !ask(&Identity::anonymous(), &path("/healthzz"))
-        );
-        assert_eq!(
-            refusal(&Identity::new("x", []), &pods, ""),
-            "User \"x\" cannot list resource \"pods\" in API group \"\" in the namespace \"y\""
-        );
+        let of = |a: &Attributes, reason: &str| refusal(&Identity::new("x", []), a, reason);
+        let text = "User \"x\" cannot list resource \"pods\" in API group \"\" in the namespace \"y\"";
+        assert_eq!(of(&pods, ""), text);
+        assert_eq!(of(&pods, "RBAC: no"), format!("{text}: RBAC: no"));
+        pods.subresource = "log".into();
+        assert!(of(&pods, "").contains("resource \"pods/log\""));
     }
 }

@@ -1,7 +1,11 @@
-//! Objects that a cluster has from the start: namespaces, priority classes, the `kubernetes` service.
+//! Objects that a cluster has from the start: namespaces, roles and bindings, priority classes, the `kubernetes`
+//! service.
 
 use crate::api::{Api, OpenError};
-use auth::Identity;
+use crate::rbac::policy;
+use auth::{Identity, SYSTEM_MASTERS};
+use client::{DeleteOptions, ObjectKey};
+use futures_util::future::try_join_all;
 use k8s_schema::{Gvr, gvr};
 use serde_json::{Value, json};
 use std::net::Ipv4Addr;
@@ -28,6 +32,9 @@ pub async fn ensure(api: &Arc<Api>) -> Result<(), OpenError> {
         let body = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
         make(api, &gvr::NAMESPACES, body).await?;
     }
+    // Together: their commits share a disk flush.
+    let policy = policy::objects().into_iter().map(|(gvr, body)| rbac(api, gvr, body));
+    try_join_all(policy).await?;
     for (name, value, description) in PRIORITY_CLASSES {
         let body = json!({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass",
             "metadata": {"name": name}, "value": value, "description": description});
@@ -37,6 +44,25 @@ pub async fn ensure(api: &Arc<Api>) -> Result<(), OpenError> {
         kubernetes_service(api, address, port).await?;
     }
     Ok(())
+}
+
+/// Makes a role or binding, or gives it what it lacks. One that binds another role is made anew: `roleRef` is final.
+async fn rbac(api: &Arc<Api>, gvr: &Gvr, body: Value) -> Result<(), OpenError> {
+    let text = |field: &str| body["metadata"][field].as_str().unwrap_or_default();
+    let key = ObjectKey::new(text("namespace"), text("name"));
+    let present = api.cached(gvr, &key.namespace, &key.name).and_then(|o| o.value().ok());
+    let Some(present) = present else { return make(api, gvr, body).await };
+    let Some(wanted) = policy::reconciled(&present, &body) else { return Ok(()) };
+    let client = api.client(server());
+    let done = if present["roleRef"] == body["roleRef"] {
+        client.update(gvr, &key, wanted).await
+    } else {
+        match client.delete(gvr, &key, DeleteOptions::default()).await {
+            Ok(_) => client.create(gvr, body.clone()).await,
+            Err(error) => Err(error),
+        }
+    };
+    done.map(|_| ()).map_err(|error| failed(gvr, &body, error))
 }
 
 async fn kubernetes_service(api: &Arc<Api>, address: Ipv4Addr, port: u16) -> Result<(), OpenError> {
@@ -67,7 +93,7 @@ async fn kubernetes_service(api: &Arc<Api>, address: Ipv4Addr, port: u16) -> Res
 }
 
 fn server() -> Identity {
-    Identity::new("system:apiserver", ["system:masters", "system:authenticated"])
+    Identity::new("system:apiserver", [SYSTEM_MASTERS, "system:authenticated"])
 }
 
 async fn make(api: &Arc<Api>, gvr: &Gvr, body: Value) -> Result<(), OpenError> {
@@ -80,7 +106,7 @@ async fn make(api: &Arc<Api>, gvr: &Gvr, body: Value) -> Result<(), OpenError> {
 async fn put(api: &Arc<Api>, gvr: &Gvr, body: Value) -> Result<(), OpenError> {
     make(api, gvr, body.clone()).await?;
     let text = |field: &str| body["metadata"][field].as_str().unwrap_or_default().to_string();
-    let key = client::ObjectKey::new(text("namespace"), text("name"));
+    let key = ObjectKey::new(text("namespace"), text("name"));
     let updated = api.client(server()).update(gvr, &key, body.clone()).await;
     updated.map(|_| ()).map_err(|error| failed(gvr, &body, error))
 }

@@ -251,6 +251,11 @@ impl Cache {
         self.wait_for(self.acked.load(Ordering::Acquire)).await
     }
 
+    /// Waits until something in the cache is so.
+    pub async fn wait_until(&self, so: impl Fn() -> bool) {
+        let _ = self.revision.subscribe().wait_for(|_| so()).await;
+    }
+
     /// Waits until the cache has reached a revision; 504 in Kubernetes' words when it does not in time.
     pub async fn wait_for(&self, revision: u64) -> Result<(), ApiError> {
         if self.revision() >= revision {

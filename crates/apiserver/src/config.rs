@@ -1,13 +1,11 @@
 //! What an API server is made from: everything it would otherwise take from the process.
 //!
 //! Clock and random come in here so that a simulator can own them. The traits are the seams to parts that
-//! other crates provide: node connections, token checks, token issue.
+//! other crates provide: node connections, checks of tokens.
 
-use crate::authz::{Authorizer, ComponentAuthorizer};
+use crate::authz::Authorizer;
 use async_trait::async_trait;
-use auth::Identity;
-use machinery::status::ApiError;
-use serde_json::Value;
+use auth::{Identity, ServiceTokens};
 use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -30,12 +28,6 @@ pub trait NodeDialer: Send + Sync + 'static {
 pub trait TokenAuthenticator: Send + Sync + 'static {
     /// Whose token this is; `None` when it is nobody's.
     async fn authenticate(&self, token: &str) -> Option<Identity>;
-}
-
-/// Issues service-account tokens for `serviceaccounts/token`.
-pub trait TokenIssuer: Send + Sync + 'static {
-    /// Fills `status` of a TokenRequest for this account.
-    fn issue(&self, account: &Value, request: &Value) -> Result<Value, ApiError>;
 }
 
 /// An IPv4 range.
@@ -85,12 +77,13 @@ pub struct ApiConfig {
     pub clock: Arc<dyn Fn() -> jiff::Timestamp + Send + Sync>,
     /// 128 random bits at each call.
     pub random: Arc<dyn Fn() -> u128 + Send + Sync>,
-    /// Decides who may do what.
-    pub authorizer: Arc<dyn Authorizer>,
-    /// Checks bearer tokens; without one every token is refused.
+    /// Decides who may do what in place of the usual: superusers' group, nodes, RBAC.
+    pub authorizer: Option<Arc<dyn Authorizer>>,
+    /// Checks bearer tokens that are no service account's.
     pub authenticator: Option<Arc<dyn TokenAuthenticator>>,
-    /// Issues service-account tokens; without one no token volume is mounted into pods.
-    pub token_issuer: Option<Arc<dyn TokenIssuer>>,
+    /// Signs and checks service-account tokens. Without it there are none: pods are admitted without looking at
+    /// their account, and get no token volume.
+    pub service_tokens: Option<Arc<ServiceTokens>>,
     /// Connections to agents, for logs, exec, attach, port-forward.
     pub nodes: Option<Arc<dyn NodeDialer>>,
     /// More lines for `/metrics` (the store's own figures), each ending in a line feed.
@@ -111,9 +104,9 @@ impl ApiConfig {
             advertise: None,
             clock: Arc::new(jiff::Timestamp::now),
             random: Arc::new(|| uuid::Uuid::new_v4().as_u128()),
-            authorizer: Arc::new(ComponentAuthorizer),
+            authorizer: None,
             authenticator: None,
-            token_issuer: None,
+            service_tokens: None,
             nodes: None,
             more_metrics: Arc::new(String::new),
             legacy: true,

@@ -44,15 +44,16 @@ impl InProcess {
         })
     }
 
-    fn authorized(&self, verb: &str, call: &Call) -> Result<(), ApiError> {
-        self.api.authorize(&self.identity, &call.attributes(verb))
+    async fn authorized(&self, verb: &str, call: &Call) -> Result<(), ApiError> {
+        self.api.authorize(&self.identity, &call.attributes(verb)).await
     }
 
     /// Authorizes and parses what a list or watch is about.
-    fn selection(&self, verb: &str, gvr: &Gvr, options: &ListOptions) -> Result<Selection, ApiError> {
+    async fn selection(&self, verb: &str, gvr: &Gvr, options: &ListOptions) -> Result<Selection, ApiError> {
         let namespace = options.namespace.as_deref();
         let call = self.call(gvr, ObjectKey::new(namespace.unwrap_or_default(), ""), "")?;
-        self.authorized(verb, &call)?;
+        let attributes = call.attributes(verb).selecting(&options.field_selector);
+        self.api.authorize(&self.identity, &attributes).await?;
         Selection::parse(&call.resource, namespace, &options.label_selector, &options.field_selector)
     }
 }
@@ -61,13 +62,13 @@ impl InProcess {
 impl Client for InProcess {
     async fn get(&self, gvr: &Gvr, key: &ObjectKey) -> Result<Arc<Object>, ApiError> {
         let call = self.call(gvr, key.clone(), "")?;
-        self.authorized("get", &call)?;
+        self.authorized("get", &call).await?;
         let object = self.api.get(&call, Freshness::Current).await?;
         rules::serve(&call.resource, &object)
     }
 
     async fn list(&self, gvr: &Gvr, options: &ListOptions) -> Result<ObjectList, ApiError> {
-        let selection = self.selection("list", gvr, options)?;
+        let selection = self.selection("list", gvr, options).await?;
         let page = self.api.list(&selection, &Paging::default()).await?;
         let items =
             page.items.iter().map(|o| rules::serve(&selection.resource, o)).collect::<Result<_, _>>()?;
@@ -75,7 +76,7 @@ impl Client for InProcess {
     }
 
     async fn watch(&self, gvr: &Gvr, options: &WatchOptions) -> Result<EventStream, ApiError> {
-        let selection = self.selection("watch", gvr, &options.list)?;
+        let selection = self.selection("watch", gvr, &options.list).await?;
         let start = options.after.map_or(Start::Current, Start::After);
         if options.after.is_none() {
             self.api.storage.cache.wait_fresh().await?;
@@ -97,7 +98,7 @@ impl Client for InProcess {
 
     async fn write(&self, write: Write) -> Result<Arc<Object>, ApiError> {
         let call = self.call(&write.gvr, write.key, write.subresource)?;
-        self.authorized(verb_name(&write.verb), &call)?;
+        self.authorized(verb_name(&write.verb), &call).await?;
         Ok(self.api.write(call, write.verb).await?.object)
     }
 }

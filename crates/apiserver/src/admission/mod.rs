@@ -3,9 +3,11 @@
 //! One file a plug-in, one row a plug-in in [`PLUGINS`], run in order. They read the cache (the caller has waited
 //! until it is fresh) and never wait. [`allocate`] runs last, after validation, because it takes things.
 
+mod escalation;
 mod namespace_lifecycle;
+pub mod node_restriction;
 mod priority;
-mod service_account;
+pub mod service_account;
 mod services;
 mod tolerations;
 
@@ -70,12 +72,14 @@ impl<'a> Attempt<'a> {
 type Plugin = fn(&Attempt<'_>, &mut Value) -> Result<(), ApiError>;
 
 /// The plug-ins, in order.
-const PLUGINS: [Plugin; 5] = [
+const PLUGINS: [Plugin; 7] = [
     namespace_lifecycle::admit,
+    node_restriction::admit,
     service_account::admit,
     priority::admit,
     tolerations::admit,
     services::carry_allocated,
+    escalation::admit,
 ];
 
 /// Runs the plug-ins.

@@ -45,6 +45,14 @@ pub async fn answer(api: &Arc<Api>, inbound: &Inbound, path: &str) -> Result<Res
             json(discovery::resource_list(&rows(api), group, version).ok_or_else(no_such_resource)?)
         }
         ["openapi", ..] => openapi(api, inbound, path).await,
+        [".well-known", "openid-configuration"] => match &api.config.service_tokens {
+            Some(tokens) => json(tokens.discovery()),
+            None => Err(no_such_resource()),
+        },
+        ["openid", "v1", "jwks"] => match &api.config.service_tokens {
+            Some(tokens) => Ok(respond::json_value(200, "application/jwk-set+json", &tokens.jwks(), wishes)),
+            None => Err(no_such_resource()),
+        },
         _ => Err(no_such_resource()),
     }
 }
@@ -59,6 +67,9 @@ fn index(api: &Api) -> Vec<String> {
     for row in rows(api).into_iter().filter(|r| !r.gvr.group.is_empty()) {
         paths.push(format!("/apis/{}", row.gvr.group));
         paths.push(format!("/apis/{}", row.api_version()));
+    }
+    if api.config.service_tokens.is_some() {
+        paths.extend(["/.well-known/openid-configuration".into(), auth::tokens::JWKS_PATH.into()]);
     }
     for fixed in ["/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"] {
         paths.push(fixed.into());

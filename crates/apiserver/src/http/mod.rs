@@ -4,6 +4,7 @@
 //! Deliberately not here: sockets (`serve`), what verbs do (`verbs`).
 
 mod body;
+mod impersonate;
 mod meta;
 mod negotiate;
 mod proxy;
@@ -76,6 +77,10 @@ pub(crate) async fn handle(
     let verb = verb_of(&request, &path, &query);
     let kind = request_kind(&path, &verb);
     let attributes = attributes(&path, &verb, request.method().as_str());
+    let attributes = match verb.as_str() {
+        "list" | "watch" | "deletecollection" => attributes.selecting(query.get("fieldSelector")),
+        _ => attributes,
+    };
     let answered = AssertUnwindSafe(answer(
         &api,
         peer,
@@ -105,8 +110,9 @@ async fn answer(
     path: Path,
     attributes: Attributes,
 ) -> Result<Response<Body>, ApiError> {
-    inbound.identity = authenticate(api, peer, &inbound).await?;
-    api.authorize(&inbound.identity, &attributes)?;
+    let caller = authenticate(api, peer, &inbound).await?;
+    inbound.identity = impersonate::apply(api, caller, inbound.request.headers()).await?;
+    api.authorize(&inbound.identity, &attributes).await?;
     match path {
         Path::Resource(path) => requests::answer(api, inbound, path, &attributes.verb).await,
         Path::Other(path) => meta::answer(api, &inbound, &path).await,
@@ -126,10 +132,12 @@ async fn authenticate(
         return Ok(Arc::new(Identity::anonymous()));
     }
     let token = credentials.split_once(' ').filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
-    if let (Some(authenticator), Some((_, token))) = (&api.config.authenticator, token)
-        && let Some(identity) = authenticator.authenticate(token.trim()).await
-    {
-        return Ok(Arc::new(identity));
+    if let Some((_, token)) = token {
+        match api.bearer(token.trim(), &api.own_audiences()).await {
+            Ok(Some(bearer)) => return Ok(Arc::new(bearer.identity)),
+            Ok(None) => {}
+            Err(error) => tracing::info!(%error, "a bearer token was refused"),
+        }
     }
     Err(ApiError::new(401, "Unauthorized", "Unauthorized"))
 }
@@ -163,7 +171,7 @@ fn attributes(path: &Path, verb: &str, method: &str) -> Attributes {
             subresource: p.subresource.clone(),
             namespace: p.namespace.clone(),
             name: p.name.clone(),
-            path: String::new(),
+            ..Attributes::default()
         },
         Path::Other(p) => Attributes {
             verb: method.to_lowercase().replace("head", "get"),

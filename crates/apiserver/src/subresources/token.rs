@@ -1,7 +1,8 @@
-//! `serviceaccounts/token`: tokens by the issuer that the config names.
+//! `serviceaccounts/token`: a token for an account, on request.
 
 use super::create_body;
 use crate::Api;
+use crate::admission::node_restriction;
 use crate::storage::unstored;
 use crate::verbs::{Call, Effect, Written};
 use client::Verb;
@@ -10,17 +11,18 @@ use machinery::status::ApiError;
 impl Api {
     /// Issues a token for the account.
     pub(crate) async fn issue_token(&self, call: &Call, verb: Verb) -> Result<Written, ApiError> {
-        let mut request = create_body(verb)?;
+        let request = create_body(verb)?;
+        for (field, own) in [("name", &call.key.name), ("namespace", &call.key.namespace)] {
+            let given = request["metadata"][field].as_str().unwrap_or_default();
+            if !given.is_empty() && *given != **own {
+                return Err(ApiError::bad_request(format!(
+                    "the {field} of the object ({given}) does not match the {field} on the URL ({own})"
+                )));
+            }
+        }
         let account = self.storage.get(&call.resource, &call.key).await?.ok_or_else(|| call.not_found())?;
-        let Some(issuer) = &self.config.token_issuer else {
-            return Err(ApiError::new(
-                501,
-                "NotImplemented",
-                "this server does not issue service account tokens yet",
-            ));
-        };
-        let account = account.value().map_err(ApiError::internal)?;
-        request["status"] = issuer.issue(&account, &request)?;
-        Ok(Written { object: unstored(&call.key, 0, request), effect: Effect::Created, warnings: Vec::new() })
+        node_restriction::admit_token(self, call, &request)?;
+        let answer = self.token_for(&account, request)?;
+        Ok(Written { object: unstored(&call.key, 0, answer), effect: Effect::Created, warnings: Vec::new() })
     }
 }

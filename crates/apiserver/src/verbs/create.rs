@@ -55,6 +55,7 @@ impl Api {
     ) -> Result<Written, ApiError> {
         // Admission reads namespaces, classes and the like: it must see every acknowledged write.
         self.storage.cache.wait_fresh().await?;
+        admission::service_account::settle(self, call, &value).await;
         let mut attempt = Attempt::new(self, call, Operation::Create, key, None);
         admission::mutate(&mut attempt, &mut value)?;
         rules::prepare_create(&call.resource, &mut value);
@@ -108,7 +109,7 @@ fn text<'a>(value: &'a Value, field: &str) -> &'a str {
 }
 
 /// `base` cut to fit, and five characters drawn from `random`.
-fn generated_name(base: &str, mut random: u128) -> String {
+pub fn generated_name(base: &str, mut random: u128) -> String {
     let mut cut = base.len().min(GENERATED_BASE_MAX);
     while !base.is_char_boundary(cut) {
         cut -= 1;

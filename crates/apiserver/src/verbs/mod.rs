@@ -91,6 +91,7 @@ impl Call {
             namespace: self.key.namespace.to_string(),
             name: self.key.name.to_string(),
             path: String::new(),
+            field_selector: String::new(),
         }
     }
 
@@ -121,9 +122,12 @@ pub fn no_such_resource() -> ApiError {
 }
 
 impl Api {
-    /// Refuses what the authorizer refuses, in Kubernetes' words.
-    pub fn authorize(&self, identity: &Identity, attributes: &Attributes) -> Result<(), ApiError> {
-        let Decision::Deny(reason) = self.config.authorizer.authorize(identity, attributes) else {
+    /// Refuses what the authorizer refuses, in Kubernetes' words. It sees every write acknowledged before.
+    pub async fn authorize(&self, identity: &Identity, attributes: &Attributes) -> Result<(), ApiError> {
+        if attributes.is_resource() {
+            self.storage.cache.wait_fresh().await?;
+        }
+        let Decision::Deny(reason) = self.authorizer.authorize(identity, attributes) else {
             return Ok(());
         };
         let why = authz::refusal(identity, attributes, &reason);

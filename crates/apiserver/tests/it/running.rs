@@ -43,7 +43,7 @@ impl apiserver::authz::Authorizer for Panics {
 
 #[tokio::test]
 async fn a_panic_is_an_answer_and_the_server_lives() {
-    let s = server_with(|c| c.authorizer = Arc::new(Panics)).await;
+    let s = server_with(|c| c.authorizer = Some(Arc::new(Panics))).await;
     s.with_identity(Identity::new("bomb", [])).get(MAPS).await.fails(500, "InternalError");
     s.get(MAPS).await.expect(200);
 }
@@ -115,11 +115,11 @@ async fn old_events_are_removed() {
     let first = Api::open(config.clone()).await.unwrap();
     let event = json!({"metadata": {"name": "e", "namespace": "default"}, "reason": "R", "message": "m",
         "involvedObject": {"kind": "Pod", "namespace": "default", "name": "p"}});
-    first.client(Identity::component("system:t")).create(&gvr::EVENTS, event).await.unwrap();
+    first.client(Identity::new("t", ["system:masters"])).create(&gvr::EVENTS, event).await.unwrap();
     first.close();
     config.clock = Arc::new(at("2026-01-01T03:00:00Z"));
     let second = Api::open(config).await.unwrap();
-    let client = second.client(Identity::component("system:t"));
+    let client = second.client(Identity::new("t", ["system:masters"]));
     let gone = async {
         while !client.list(&gvr::EVENTS, &Default::default()).await.unwrap().items.is_empty() {
             tokio::task::yield_now().await;

@@ -161,7 +161,7 @@ async fn who_may_do_what() {
 #[tokio::test]
 async fn components_in_the_process_pass_the_same_gates() {
     let s = server().await;
-    let client = s.api.client(Identity::component("system:test"));
+    let client = s.api.client(Identity::new("test", ["system:masters"]));
     let stranger = s.api.client(Identity::new("alice", []));
     let error = stranger.list(&gvr::PODS, &ListOptions::default()).await.unwrap_err();
     assert_eq!((error.code, error.reason), (403, "Forbidden"));

@@ -139,7 +139,7 @@ async fn too_old_a_revision_is_told_in_the_stream() {
             Err(_) => tokio::task::yield_now().await,
         }
     };
-    let client = api.client(auth::Identity::component("system:test"));
+    let client = api.client(auth::Identity::new("test", ["system:masters"]));
     let list = client.list(&k8s_schema::gvr::NAMESPACES, &Default::default()).await.unwrap();
     assert_eq!(list.items.len(), 4, "recovered");
     let options = client::WatchOptions { after: Some(1), ..Default::default() };
