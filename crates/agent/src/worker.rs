@@ -4,25 +4,26 @@
 //! Invariants: only this loop changes pod states; every operation reports back by exactly one event; a pod of the
 //! same name waits until the one before is gone from the node.
 
+mod entry;
+
 use crate::decide::outcome::{Outcome, StartFailure, StartStep, apply};
 use crate::decide::{Action, Input, seed, step};
 use crate::inbox::Inbox;
 use crate::ops::{self, Instance, Mounted, Node, Which};
 use crate::pod::PodView;
-use crate::state::{Phase, PodState, Why};
+use crate::state::Phase;
 use crate::status::{container_id, status, terminated};
-use crate::volumes::references;
 use client::{Object, ObjectKey};
+use entry::{Clock, Entry, plain};
 use futures_util::FutureExt;
 use jiff::{SignedDuration, Timestamp};
 use machinery::status::ApiError;
 use runtime::api::{ContainerState, PodInfo, RuntimeEvent};
-use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use stdx::backoff::Backoff;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -47,23 +48,6 @@ pub enum Event {
     Shutdown,
 }
 
-struct Entry {
-    view: PodView,
-    state: PodState,
-    /// The API still has it.
-    present: bool,
-    wake: Option<Timestamp>,
-    mounted: Mounted,
-    /// The status as the API has it, as far as known.
-    written: Value,
-    writing: Option<Value>,
-    write_failures: u32,
-    write_at: Option<Timestamp>,
-    /// Newest revision that this agent wrote.
-    own_revision: u64,
-    references: BTreeSet<(crate::config::RefKind, String)>,
-}
-
 /// The loop's own state.
 pub struct Worker {
     node: Arc<Node>,
@@ -80,22 +64,6 @@ pub struct Worker {
     node_down: Option<oneshot::Sender<()>>,
     stopping: bool,
     clock: Clock,
-}
-
-/// Starts as the wall clock and never jumps: an hour set forward must not end grace periods and deadlines.
-struct Clock {
-    wall: Timestamp,
-    at: Instant,
-}
-
-impl Clock {
-    fn start() -> Clock {
-        Clock { wall: Timestamp::now(), at: Instant::now() }
-    }
-
-    fn now(&self) -> Timestamp {
-        self.wall.saturating_add(self.at.elapsed()).unwrap_or(self.wall)
-    }
 }
 
 /// What the worker is made from.
@@ -512,81 +480,6 @@ impl Worker {
             && let Some(answer) = self.node_down.take()
         {
             let _ = answer.send(());
-        }
-    }
-}
-
-/// Does the status say no more than "creating"?
-fn plain(status: &Value) -> bool {
-    let lists = [&status["containerStatuses"], &status["initContainerStatuses"]];
-    let mut containers = lists.into_iter().filter_map(Value::as_array).flatten();
-    let creating = |c: &Value| {
-        matches!(c["state"]["waiting"]["reason"].as_str(), Some("ContainerCreating" | "PodInitializing"))
-    };
-    status["phase"] == "Pending" && containers.all(creating)
-}
-
-impl Entry {
-    fn new(view: PodView, live: Option<&PodInfo>, node: &Node, now: Timestamp) -> Entry {
-        let mut state = seed::seed(&view, live, now, Timestamp::now());
-        for (name, record) in &mut state.containers {
-            if let Phase::Exited(end) = &mut record.phase
-                && live.is_some()
-                && end.message.is_empty()
-            {
-                end.message = ops::message(&node.facts, &view, name, record.attempt, end.exit_code != 0);
-            }
-        }
-        let written = view.object.value().map(|v| v["status"].clone()).unwrap_or_default();
-        let references = references(&view);
-        if !(state.ending.as_ref().is_some_and(|e| e.why == Why::Finished)) {
-            node.objects.uses(view.uid(), view.namespace(), &references);
-        }
-        if let Some(live) = live {
-            hold_images(node, &view, live);
-        }
-        Entry {
-            present: true,
-            wake: None,
-            mounted: Mounted::default(),
-            written,
-            writing: None,
-            write_failures: 0,
-            write_at: None,
-            own_revision: 0,
-            references,
-            view,
-            state,
-        }
-    }
-
-    fn update(&mut self, object: Arc<Object>, node: &Node) {
-        let foreign = object.revision != self.own_revision;
-        let Ok(view) = PodView::new(object) else { return };
-        let (old, new) = (self.view.object.meta(), view.object.meta());
-        if old.labels != new.labels || old.annotations != new.annotations {
-            self.state.volumes.dirty = true;
-        }
-        if foreign && self.writing.is_none() {
-            self.written = view.object.value().map(|v| v["status"].clone()).unwrap_or_default();
-        }
-        let references = references(&view);
-        if references != self.references {
-            node.objects.uses(view.uid(), view.namespace(), &references);
-            self.references = references;
-        }
-        self.view = view;
-    }
-}
-
-/// Images of re-adopted containers must stay on disk.
-fn hold_images(node: &Node, view: &PodView, live: &PodInfo) {
-    let mut leases = node.leases.lock();
-    let held = leases.entry(view.uid().to_string()).or_default();
-    for container in &live.containers {
-        let image = view.container(&container.spec.name).map(|c| c.image().to_string()).unwrap_or_default();
-        if let Some(lease) = node.images.lease(&image) {
-            held.insert(container.spec.name.clone(), lease);
         }
     }
 }

@@ -31,6 +31,8 @@ struct World {
     probes: BTreeMap<(String, ProbeKind), VecDeque<bool>>,
     log: Vec<String>,
     quiet_probes: bool,
+    /// Seconds that the wall clock was set forward.
+    set_forward: i64,
 }
 
 impl World {
@@ -48,12 +50,17 @@ impl World {
             probes: BTreeMap::new(),
             log: Vec::new(),
             quiet_probes: false,
+            set_forward: 0,
         }
     }
 
     fn runs(mut self, name: &str, list: &[(i64, i32)]) -> World {
         self.runs.insert(name.into(), list.iter().copied().collect());
         self
+    }
+
+    fn wall(&self) -> Timestamp {
+        after(self.now, SignedDuration::from_secs(self.set_forward))
     }
 
     fn say(&mut self, text: String) {
@@ -69,7 +76,7 @@ impl World {
                 present: self.present,
                 node_down: false,
                 now: self.now,
-                wall: self.now,
+                wall: self.wall(),
             };
             let plan = step(&mut self.state, &input);
             let idle = plan.actions.is_empty();
@@ -102,8 +109,13 @@ impl World {
             let text = format!("{container} exits {}", end.exit_code);
             self.say(text);
         }
-        let input =
-            Input { pod: &self.pod, present: self.present, node_down: false, now: self.now, wall: self.now };
+        let input = Input {
+            pod: &self.pod,
+            present: self.present,
+            node_down: false,
+            now: self.now,
+            wall: self.wall(),
+        };
         for note in apply(&mut self.state, &input, outcome) {
             self.say(format!("event {}: {}", note.reason, note.message));
         }
@@ -111,11 +123,12 @@ impl World {
 
     fn exit(&mut self, container: &str, attempt: u32, in_seconds: i64, code: i32) {
         let at = after(self.now, SignedDuration::from_secs(in_seconds));
+        let wall = after(self.wall(), SignedDuration::from_secs(in_seconds));
         let end = Terminated {
             exit_code: code,
             reason: if code == 0 { "Completed" } else { "Error" }.into(),
-            started_at: Some(self.now),
-            finished_at: Some(at),
+            started_at: Some(self.wall()),
+            finished_at: Some(wall),
             container_id: container_id("u", container, attempt),
             ..Terminated::default()
         };
@@ -485,6 +498,22 @@ fn a_restarted_agent_takes_over_what_runs() {
     let mut world = World::new(pod_from(body));
     assert_eq!(world.until(1), Vec::<String>::new());
     assert_eq!(world.status()["phase"], "Succeeded");
+}
+
+#[test]
+fn a_clock_set_forward_or_back_changes_nothing() {
+    for set_forward in [3600, -3600] {
+        let spec = json!({"activeDeadlineSeconds": 100, "terminationGracePeriodSeconds": 20,
+            "containers": [{"name": "a", "image": "i"}]});
+        let mut world = World::new(pod(spec)).runs("a", &[(1, 1), (1, 1), (1, 1)]);
+        world.stubborn.push("a".into());
+        world.until(2);
+        world.set_forward = set_forward;
+        let starts: Vec<String> = world.until(50).into_iter().filter(|l| l.contains("start a")).collect();
+        assert_eq!(starts, [" 12 start a#2", " 33 start a#3"]);
+        world.delete(20);
+        assert_eq!(world.until(90)[1..3], [" 50 Stop a", " 70 Kill a"]);
+    }
 }
 
 #[test]

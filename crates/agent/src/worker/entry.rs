@@ -1,0 +1,124 @@
+//! What the worker keeps of one pod, and its clock.
+
+use crate::config::RefKind;
+use crate::decide::seed;
+use crate::ops::{self, Mounted, Node};
+use crate::pod::PodView;
+use crate::state::{Phase, PodState, Why};
+use crate::volumes::references;
+use client::Object;
+use jiff::Timestamp;
+use runtime::api::PodInfo;
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Starts as the wall clock and never jumps: an hour set forward must not end grace periods and deadlines.
+pub(super) struct Clock {
+    wall: Timestamp,
+    at: Instant,
+}
+
+impl Clock {
+    pub(super) fn start() -> Clock {
+        Clock { wall: Timestamp::now(), at: Instant::now() }
+    }
+
+    pub(super) fn now(&self) -> Timestamp {
+        self.wall.saturating_add(self.at.elapsed()).unwrap_or(self.wall)
+    }
+}
+
+/// One pod.
+pub(super) struct Entry {
+    pub(super) view: PodView,
+    pub(super) state: PodState,
+    /// The API still has it.
+    pub(super) present: bool,
+    pub(super) wake: Option<Timestamp>,
+    pub(super) mounted: Mounted,
+    /// The status as the API has it, as far as known.
+    pub(super) written: Value,
+    pub(super) writing: Option<Value>,
+    pub(super) write_failures: u32,
+    pub(super) write_at: Option<Timestamp>,
+    /// Newest revision that this agent wrote.
+    pub(super) own_revision: u64,
+    pub(super) references: BTreeSet<(RefKind, String)>,
+}
+
+/// Does the status say no more than "creating"?
+pub(super) fn plain(status: &Value) -> bool {
+    let lists = [&status["containerStatuses"], &status["initContainerStatuses"]];
+    let mut containers = lists.into_iter().filter_map(Value::as_array).flatten();
+    let creating = |c: &Value| {
+        matches!(c["state"]["waiting"]["reason"].as_str(), Some("ContainerCreating" | "PodInitializing"))
+    };
+    status["phase"] == "Pending" && containers.all(creating)
+}
+
+impl Entry {
+    pub(super) fn new(view: PodView, live: Option<&PodInfo>, node: &Node, now: Timestamp) -> Entry {
+        let mut state = seed::seed(&view, live, now, Timestamp::now());
+        for (name, record) in &mut state.containers {
+            if let Phase::Exited(end) = &mut record.phase
+                && live.is_some()
+                && end.message.is_empty()
+            {
+                end.message = ops::message(&node.facts, &view, name, record.attempt, end.exit_code != 0);
+            }
+        }
+        let written = view.object.value().map(|v| v["status"].clone()).unwrap_or_default();
+        let references = references(&view);
+        if !(state.ending.as_ref().is_some_and(|e| e.why == Why::Finished)) {
+            node.objects.uses(view.uid(), view.namespace(), &references);
+        }
+        if let Some(live) = live {
+            hold_images(node, &view, live);
+        }
+        Entry {
+            present: true,
+            wake: None,
+            mounted: Mounted::default(),
+            written,
+            writing: None,
+            write_failures: 0,
+            write_at: None,
+            own_revision: 0,
+            references,
+            view,
+            state,
+        }
+    }
+
+    pub(super) fn update(&mut self, object: Arc<Object>, node: &Node) {
+        let foreign = object.revision != self.own_revision;
+        let Ok(view) = PodView::new(object) else { return };
+        let (old, new) = (self.view.object.meta(), view.object.meta());
+        if old.labels != new.labels || old.annotations != new.annotations {
+            self.state.volumes.dirty = true;
+        }
+        if foreign && self.writing.is_none() {
+            self.written = view.object.value().map(|v| v["status"].clone()).unwrap_or_default();
+        }
+        let references = references(&view);
+        if references != self.references {
+            node.objects.uses(view.uid(), view.namespace(), &references);
+            self.references = references;
+        }
+        self.view = view;
+    }
+}
+
+/// Images of re-adopted containers must stay on disk.
+fn hold_images(node: &Node, view: &PodView, live: &PodInfo) {
+    let mut leases = node.leases.lock();
+    let held = leases.entry(view.uid().to_string()).or_default();
+    for container in &live.containers {
+        let image = view.container(&container.spec.name).map(|c| c.image().to_string()).unwrap_or_default();
+        if let Some(lease) = node.images.lease(&image) {
+            held.insert(container.spec.name.clone(), lease);
+        }
+    }
+}
