@@ -62,9 +62,7 @@ fn parse(format: Format, bytes: &[u8]) -> Result<Body, ApiError> {
         Format::Json => machinery::body::json(bytes),
         Format::Yaml => machinery::body::yaml(bytes),
         // Every field comes once or is merged: there are no duplicates to tell.
-        Format::Protobuf => {
-            Ok(Body { value: machinery::protobuf::object(bytes)?, duplicates: Vec::new() })
-        }
+        Format::Protobuf => Ok(Body { value: machinery::protobuf::object(bytes)?, duplicates: Vec::new() }),
     }
 }
 

@@ -11,6 +11,8 @@ pub enum Form {
     Table(&'static str),
     /// Metadata only, in this version.
     Partial(&'static str),
+    /// The object itself in protobuf: only for those who take nothing else, because JSON is what is stored.
+    Protobuf,
 }
 
 impl Form {
@@ -18,12 +20,18 @@ impl Form {
     pub fn content_type(self, list: bool) -> String {
         match self {
             Form::Object => "application/json".into(),
+            Form::Protobuf => PROTOBUF.into(),
             Form::Table(v) => format!("application/json;as=Table;v={v};g=meta.k8s.io"),
             Form::Partial(v) => {
                 let kind = if list { "PartialObjectMetadataList" } else { "PartialObjectMetadata" };
                 format!("application/json;as={kind};v={v};g=meta.k8s.io")
             }
         }
+    }
+
+    /// Content type of a watch in this form.
+    pub fn watch_content_type(self) -> &'static str {
+        if self == Form::Protobuf { WATCH_PROTOBUF } else { "application/json" }
     }
 }
 
@@ -40,6 +48,7 @@ pub enum Format {
 
 /// What Go clients send built-in kinds as.
 pub const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
+const WATCH_PROTOBUF: &str = "application/vnd.kubernetes.protobuf;stream=watch";
 
 type Parameters<'a> = Vec<(&'a str, &'a str)>;
 
@@ -82,7 +91,9 @@ pub fn form(accept: &str, tables: bool) -> Result<Form, ApiError> {
     if accept.trim().is_empty() {
         return Ok(Form::Object);
     }
+    let mut protobuf = false;
     for (media, parameters) in ranges(accept) {
+        protobuf |= media == PROTOBUF && !parameters.iter().any(|(key, _)| *key == "as");
         if !matches!(media, "application/json" | "application/*" | "*/*") {
             continue;
         }
@@ -103,7 +114,7 @@ pub fn form(accept: &str, tables: bool) -> Result<Form, ApiError> {
             Some(_) => {}
         }
     }
-    Err(not_acceptable())
+    if protobuf { Ok(Form::Protobuf) } else { Err(not_acceptable()) }
 }
 
 /// 415 in Kubernetes' words.
@@ -148,7 +159,9 @@ mod tests {
             ("application/json;as=Table;g=meta.k8s.io;v=v2, application/json", Some(Form::Object)),
             ("application/json;as=Table;g=meta.k8s.io;v=v2", None),
             ("application/vnd.kubernetes.protobuf, application/json", Some(Form::Object)),
-            ("application/vnd.kubernetes.protobuf", None),
+            ("application/vnd.kubernetes.protobuf", Some(Form::Protobuf)),
+            ("application/vnd.kubernetes.protobuf;stream=watch", Some(Form::Protobuf)),
+            ("application/vnd.kubernetes.protobuf;as=Table;v=v1;g=meta.k8s.io", None),
             ("application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1", Some(Form::Partial("v1"))),
             ("text/html;q=0.9, application/json;q=0.1", Some(Form::Object)),
             ("application/json;q=0", None),

@@ -148,6 +148,10 @@ fn one(
             rules::table(&call.resource, std::slice::from_ref(object), metadata, style(api, version, shape))?
         }
         Form::Partial(version) => rules::partial(object, version),
+        Form::Protobuf => {
+            let value = object.value().map_err(ApiError::internal)?;
+            return respond::value(code, shape.form, &value, shape.wishes);
+        }
     };
     Ok(respond::json_value(code, &content_type, &value, shape.wishes))
 }
@@ -188,6 +192,12 @@ fn many(api: &Api, call: &Call, page: Page, shape: &Shape) -> Result<Response<Bo
             let items: Vec<Value> = items.iter().map(|o| rules::partial(o, version)).collect();
             json!({"kind": "PartialObjectMetadataList", "apiVersion": format!("meta.k8s.io/{version}"),
                 "metadata": frame.metadata(), "items": items})
+        }
+        Form::Protobuf => {
+            let items = items.iter().map(|o| o.value()).collect::<Result<Vec<_>, _>>();
+            let list = json!({"kind": frame.kind, "apiVersion": frame.api_version,
+                "metadata": frame.metadata(), "items": items.map_err(ApiError::internal)?});
+            return respond::value(200, shape.form, &list, shape.wishes);
         }
     };
     Ok(respond::json_value(200, &shape.form.content_type(true), &value, shape.wishes))
@@ -242,7 +252,7 @@ async fn write(
     };
     if let Verb::Create(body) = &verb {
         if let Some(answer) = api.review(&call, body).await? {
-            return Ok(respond::json_value(201, "application/json", &answer, shape.wishes));
+            return respond::value(201, shape.form, &answer, shape.wishes);
         }
         if call.resource.is("", "bindings") {
             call = binding(api, call, body)?;
@@ -281,12 +291,10 @@ fn written_answer(
     let success =
         json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
     match (call.subresource.as_str(), written.effect) {
-        ("binding" | "eviction", _) => {
-            Ok(respond::json_value(201, "application/json", &success, shape.wishes))
-        }
+        ("binding" | "eviction", _) => respond::value(201, shape.form, &success, shape.wishes),
         (_, Effect::Removed) if is_delete && !delete::answers_with_object(&call.resource) => {
             let status = delete::deleted_status(call, &written.object);
-            Ok(respond::json_value(200, "application/json", &status, shape.wishes))
+            respond::value(200, shape.form, &status, shape.wishes)
         }
         (_, Effect::Created) => one(api, call, &written.object, 201, shape),
         _ => one(api, call, &written.object, 200, shape),

@@ -1,5 +1,6 @@
 //! Responses: JSON bodies, lists streamed from stored bytes, compression, Status errors.
 
+use super::negotiate::{Form, PROTOBUF};
 use bytes::Bytes;
 use client::Object;
 use flate2::Compression;
@@ -80,6 +81,14 @@ fn mark_gzip(response: &mut Response<Body>) {
 /// A JSON value.
 pub fn json_value(code: u16, content_type: &str, value: &Value, wishes: Wishes) -> Response<Body> {
     json_bytes(code, content_type, serde_json::to_vec(value).unwrap_or_default().into(), wishes)
+}
+
+/// A value in the object form that was asked for.
+pub fn value(code: u16, form: Form, value: &Value, wishes: Wishes) -> Result<Response<Body>, ApiError> {
+    if form == Form::Protobuf {
+        return Ok(raw(code, PROTOBUF, full(machinery::protobuf::sealed(value)?)));
+    }
+    Ok(json_value(code, "application/json", value, wishes))
 }
 
 fn pretty(bytes: Bytes) -> Bytes {

@@ -1,4 +1,4 @@
-//! Watches over HTTP: one JSON object a line, shared frames, bookmarks, an end in time.
+//! Watches over HTTP: one JSON object a line (or protobuf frames), shared frames, bookmarks, an end in time.
 
 use super::negotiate::Form;
 use super::respond::{self, Body};
@@ -96,7 +96,9 @@ pub async fn respond(
     let watcher = match started {
         Ok(watcher) => watcher,
         // A watch that cannot start says so in the stream, where clients look for it.
-        Err(error) => return Ok(respond::raw(200, "application/json", respond::full(error_frame(&error)))),
+        Err(error) => {
+            return Ok(respond::raw(200, form.watch_content_type(), respond::full(error_frame(form, &error))));
+        }
     };
     let now = Instant::now();
     let feed = Feed {
@@ -121,7 +123,7 @@ pub async fn respond(
         let frame = feed.next().await?;
         Some((frame, (feed, guard)))
     });
-    Ok(respond::raw(200, "application/json", respond::streamed(frames)))
+    Ok(respond::raw(200, form.watch_content_type(), respond::streamed(frames)))
 }
 
 fn first_pause(timeout: Duration) -> Duration {
@@ -165,7 +167,7 @@ impl Feed {
                 Ok(None) => return None,
                 Err(error) => {
                     self.done = true;
-                    return Some(error_frame(&error));
+                    return Some(error_frame(self.encoder.form, &error));
                 }
             }
         }
@@ -207,7 +209,7 @@ impl Encoder {
         }
         let object = match rules::serve(&self.resource, &seen.object) {
             Ok(object) => object,
-            Err(error) => return error_frame(&error),
+            Err(error) => return error_frame(self.form, &error),
         };
         match self.form {
             Form::Object => object_frame(seen.kind, &object),
@@ -218,11 +220,17 @@ impl Encoder {
                 let style = TableStyle { version, include: &self.include, columns, now };
                 let metadata = json!({"resourceVersion": seen.object.revision.to_string()});
                 match rules::table(&self.resource, &[object], metadata, style) {
-                    Ok(table) => value_frame(type_of(seen.kind), &table),
-                    Err(error) => error_frame(&error),
+                    Ok(table) => value_frame(self.form, type_of(seen.kind), &table),
+                    Err(error) => error_frame(self.form, &error),
                 }
             }
-            Form::Partial(version) => value_frame(type_of(seen.kind), &rules::partial(&object, version)),
+            Form::Partial(version) => {
+                value_frame(self.form, type_of(seen.kind), &rules::partial(&object, version))
+            }
+            Form::Protobuf => match object.value() {
+                Ok(value) => value_frame(self.form, type_of(seen.kind), &value),
+                Err(error) => error_frame(self.form, &ApiError::internal(error)),
+            },
         }
     }
 
@@ -232,7 +240,7 @@ impl Encoder {
             metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
         }
         let object = match self.form {
-            Form::Object => {
+            Form::Object | Form::Protobuf => {
                 json!({"kind": &*self.resource.row.kind, "apiVersion": self.resource.row.api_version(), "metadata": metadata})
             }
             Form::Table(version) => json!({
@@ -244,7 +252,7 @@ impl Encoder {
                 json!({"kind": "PartialObjectMetadata", "apiVersion": format!("meta.k8s.io/{version}"), "metadata": metadata})
             }
         };
-        value_frame("BOOKMARK", &object)
+        value_frame(self.form, "BOOKMARK", &object)
     }
 }
 
@@ -261,7 +269,15 @@ fn object_frame(kind: EventKind, object: &Object) -> Bytes {
     frame(type_of(kind), &object.raw)
 }
 
-fn value_frame(kind: &str, value: &Value) -> Bytes {
+fn value_frame(form: Form, kind: &str, value: &Value) -> Bytes {
+    if form == Form::Protobuf {
+        return match machinery::protobuf::watch_frame(kind, value) {
+            Ok(frame) => frame.into(),
+            // A Status can always be written.
+            Err(_) if kind == "ERROR" => Bytes::new(),
+            Err(error) => error_frame(form, &error),
+        };
+    }
     frame(kind, &serde_json::to_vec(value).unwrap_or_default())
 }
 
@@ -276,6 +292,6 @@ fn frame(kind: &str, object: &[u8]) -> Bytes {
 }
 
 /// An error as the last event of a stream.
-fn error_frame(error: &ApiError) -> Bytes {
-    value_frame("ERROR", &error.to_status())
+fn error_frame(form: Form, error: &ApiError) -> Bytes {
+    value_frame(form, "ERROR", &error.to_status())
 }

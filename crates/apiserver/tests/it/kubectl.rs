@@ -211,3 +211,56 @@ async fn kubectl_works_with_it() {
         tokio::time::timeout(PATIENCE, tls.served).await.unwrap().unwrap();
     }
 }
+
+/// What kubectl's typed clients send in protobuf (since 1.32), and what must come back.
+const TYPED: &[(&str, &str)] = &[
+    ("create deployment web --image=nginx --port=80", "deployment.apps/web created"),
+    ("create job j --image=busybox -- sleep 1", "job.batch/j created"),
+    ("create cronjob cj --image=busybox --schedule=@hourly -- date", "cronjob.batch/cj created"),
+    ("create configmap cm --from-literal=a=b --from-literal=c=", "configmap/cm created"),
+    ("create secret generic s --from-literal=p=q", "secret/s created"),
+    ("create secret docker-registry dr --docker-username=u --docker-password=p", "secret/dr created"),
+    ("create ingress in --rule=foo.example/bar*=web:80,tls=t", "ingress.networking.k8s.io/in created"),
+    (
+        "create role r --verb=get,list --resource=pods,deployments.apps",
+        "role.rbac.authorization.k8s.io/r created",
+    ),
+    ("create rolebinding rb --role=r --serviceaccount=default:default", "/rb created"),
+    ("create clusterrole cr --verb=get --non-resource-url=/healthz", "/cr created"),
+    ("create clusterrole agg --aggregation-rule=x=y", "/agg created"),
+    ("create clusterrolebinding crb --clusterrole=cr --user=u", "/crb created"),
+    ("create quota q --hard=pods=10,cpu=1500m", "resourcequota/q created"),
+    ("create pdb p --selector=app=web --max-unavailable=0", "poddisruptionbudget.policy/p created"),
+    ("create priorityclass pc --value=0 --description=d", "priorityclass.scheduling.k8s.io/pc created"),
+    ("create serviceaccount sa", "serviceaccount/sa created"),
+    ("create namespace ns1", "namespace/ns1 created"),
+    ("create service clusterip svc --tcp=80:8080", "service/svc created"),
+    ("create service nodeport np --tcp=80", "service/np created"),
+    ("create service externalname en --external-name=example.com", "service/en created"),
+    ("run p --image=busybox --port=80 --expose", "pod/p created"),
+    ("expose deployment web --port=80", "service/web exposed"),
+    ("autoscale deployment web --min=1 --max=3 --cpu-percent=80", "/web autoscaled"),
+    ("scale deployment web --replicas=0", "deployment.apps/web scaled"),
+    ("rollout restart deployment web", "deployment.apps/web restarted"),
+    ("auth can-i create pods", "yes"),
+    ("auth whoami", "admin"),
+    ("get deploy web -o jsonpath={.spec.replicas}/{.spec.strategy.rollingUpdate.maxSurge}", "0/25%"),
+    ("get pdb p -o jsonpath={.spec.maxUnavailable}", "0"),
+    ("get priorityclass pc -o jsonpath={.value}", "0"),
+    ("delete ns ns1 --wait=false", "deleted"),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kubectls_typed_clients_work_with_it() {
+    // Older ones send JSON, to group versions that are gone.
+    for program in kubectls().into_iter().filter(|p| p.starts_with("/usr/bin")) {
+        let s = server().await;
+        let tls = tls(&s).await;
+        for (args, want) in TYPED {
+            let output = kubectl(&program, tls.folder.path(), "", args).await;
+            assert!(output.contains(want), "kubectl {args}: {output}");
+        }
+        tls.stop.send_replace(true);
+        tokio::time::timeout(PATIENCE, tls.served).await.unwrap().unwrap();
+    }
+}

@@ -8,6 +8,7 @@ mod harness;
 mod kubectl;
 mod lists;
 mod negotiation;
+mod protobuf;
 mod proxying;
 mod running;
 mod special;

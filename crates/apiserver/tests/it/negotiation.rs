@@ -27,7 +27,13 @@ async fn tables_and_metadata() {
     assert_eq!(list["items"][0]["metadata"]["name"], "a");
     assert!(list["items"][0]["data"].is_null());
     let protobuf = ("accept", "application/vnd.kubernetes.protobuf");
-    s.call("GET", MAPS, &[protobuf], "").await.fails(406, "NotAcceptable");
+    let list = s.call("GET", MAPS, &[protobuf], "").await;
+    assert_eq!(list.headers["content-type"], "application/vnd.kubernetes.protobuf");
+    let list = machinery::protobuf::object(&list.body).unwrap();
+    assert_eq!((&list["kind"], &list["items"][0]["data"]["a"]), (&json!("ConfigMapList"), &json!("1")));
+    let metadata =
+        ("accept", "application/vnd.kubernetes.protobuf;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io");
+    s.call("GET", MAPS, &[metadata], "").await.fails(406, "NotAcceptable");
     let both = ("accept", "application/vnd.kubernetes.protobuf,application/json");
     s.call("GET", MAPS, &[both], "").await.expect(200);
     let review = json!({"spec": {"nonResourceAttributes": {"path": "/", "verb": "get"}}}).to_string();
