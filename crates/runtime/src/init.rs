@@ -8,7 +8,7 @@
 
 mod cgroupfs;
 mod identity;
-mod mounts;
+pub(crate) mod mounts;
 mod options;
 mod paths;
 mod program;

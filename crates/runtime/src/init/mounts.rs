@@ -146,6 +146,30 @@ fn source_tree(source: &Path, options: &Options) -> Result<OwnedFd, Failure> {
     clone_at(found.as_fd(), options.bind_recursive).map_err(fail)
 }
 
+/// For another OCI runtime, which does not know our option: binds each mount's path below its source to a place in
+/// `folder`, resolved as for our own, and makes that the source. In the caller's mount namespace.
+pub(crate) fn resolve_subpaths(mounts: &mut [oci::Mount], folder: &Path) -> Result<(), Failure> {
+    for (number, mount) in mounts.iter_mut().enumerate() {
+        let options = options::parse(&mount.options);
+        if options.subpath.is_none() {
+            continue;
+        }
+        let tree = source_tree(&mount.source, &options)?;
+        let place = folder.join(format!("sub-{number}"));
+        let fail = |e: Errno| Failure::at(&place, e);
+        let made = match FileType::from_raw_mode(fstat(&tree).map_err(fail)?.st_mode) {
+            FileType::Directory => std::fs::create_dir_all(&place),
+            _ => std::fs::write(&place, ""),
+        };
+        made.map_err(|e| Failure::at(&place, e))?;
+        let target = sys::rustix::fs::open(&place, OFlags::PATH | OFlags::CLOEXEC, 0.into()).map_err(fail)?;
+        attach(tree.as_fd(), target.as_fd()).map_err(fail)?;
+        mount.source = place;
+        mount.options.retain(|o| !o.starts_with(options::SUBPATH));
+    }
+    Ok(())
+}
+
 /// Mounts `tree` at `destination` in the container; the target's kind follows the tree's.
 fn bind(root: BorrowedFd<'_>, tree: OwnedFd, destination: &Path, options: &Options) -> Result<(), Failure> {
     let fail = |e| Failure::at(destination, e);

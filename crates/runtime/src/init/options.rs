@@ -73,7 +73,7 @@ const PROPAGATION: &[(&str, u64)] =
 const IGNORED: &[&str] =
     &["defaults", "remount", "async", "auto", "noauto", "nofail", "_netdev", "idmap", "ridmap"];
 
-const SUBPATH: &str = "x-gantry.subpath=";
+pub(super) const SUBPATH: &str = "x-gantry.subpath=";
 
 impl Attrs {
     fn add(&mut self, set: u64, clear: u64) {

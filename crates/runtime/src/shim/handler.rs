@@ -70,6 +70,7 @@ pub(super) fn create(birth: &Birth<'_>, runtime: &Path, shared_pids: bool) -> i3
             std::fs::create_dir_all(&root).map_err(|e| fail("rootfs")(&e))?;
             init::rootfs::overlay(&spec.rootfs, &root)?;
         }
+        init::mounts::resolve_subpaths(&mut spec.config.mounts, birth.dir)?;
         let text = serde_json::to_vec(&spec.config).map_err(|e| fail("config.json")(&e))?;
         std::fs::write(birth.dir.join("config.json"), text).map_err(|e| fail("config.json")(&e))?;
         let path = |name: &str| birth.dir.join(name).display().to_string();

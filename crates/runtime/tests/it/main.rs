@@ -36,7 +36,7 @@ const TESTS: &[(&str, Test)] = tests! {
     recovery: owner_killed, readopt, shim_killed, all_killed, half_made_container, many_at_once, pods_at_once, impatient_callers;
     isolation: identity, processes, shared_pids, host_namespaces, read_only, volumes, links_in_the_image, links_that_change,
         seccomp_and_devices, devices_on_v2, host_binary, working_folder, pod_memory_volume, propagation;
-    oracle: crun_lifecycle, crun_agrees;
+    oracle: crun_lifecycle, crun_subpath, crun_agrees;
 };
 
 fn main() {

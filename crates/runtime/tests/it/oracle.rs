@@ -102,3 +102,28 @@ pub async fn crun_agrees(node: &mut Node) {
     };
     assert_eq!(lines(&own), lines(&other));
 }
+
+/// A path below a volume: crun knows no such thing, so it is resolved before, as safely as for our own runtime.
+pub async fn crun_subpath(node: &mut Node) {
+    let volume = node.root.join("volume");
+    std::fs::create_dir_all(volume.join("sub/deep")).unwrap();
+    std::fs::write(volume.join("sub/deep/leaf"), "leaf").unwrap();
+    std::os::unix::fs::symlink("/etc", volume.join("escape")).unwrap();
+    let mount = |at: &str, below: &str| runtime::oci::Mount {
+        destination: at.into(),
+        kind: "bind".into(),
+        source: volume.clone(),
+        options: vec!["rbind".into(), "rw".into(), format!("x-gantry.subpath={below}")],
+        ..runtime::oci::Mount::default()
+    };
+    crun_pod(node, "p").await;
+    let mut spec = node.sh("a", "cat /one; ls /two; touch /two/new");
+    spec.config.mounts.extend([mount("/one", "sub/deep/leaf"), mount("/two", "sub/deep")]);
+    let (exit, log) = node.run_to_end("p", spec).await;
+    assert_eq!((exit.code, log.as_str()), (0, "leafleaf\n"));
+    assert!(volume.join("sub/deep/new").exists());
+    let mut spec = node.sh("b", "true");
+    spec.config.mounts.push(mount("/two", "escape/passwd"));
+    let error = node.runtime.create_container("p", spec).await.unwrap_err().to_string();
+    assert!(error.contains("escape/passwd"), "{error}");
+}
