@@ -200,7 +200,7 @@ const RECORDED: &str = include_str!("kubectl-1.32.txt");
 fn what_kubectl_sends_is_read() {
     let update = std::env::var_os("UPDATE_GOLDEN").is_some();
     let mut lines = String::new();
-    assert_eq!(RECORDED.lines().count(), 26);
+    assert_eq!(RECORDED.lines().count(), 27);
     for line in RECORDED.lines() {
         let [name, base64, want] = line.splitn(3, ' ').collect::<Vec<_>>()[..] else { panic!("{line}") };
         let bytes = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, base64).unwrap();
