@@ -185,14 +185,15 @@ impl Reconcile for Controller {
             index: &self.pod_index,
             gvr: &gvr::PODS,
         };
-        let mut owned = claimant.claim(&set.selector).await?;
-        owned.retain(|p| !self.doomed.contains(p.uid()) || p.meta().deletion_timestamp.is_some());
+        let owned = claimant.claim(&set.selector).await?;
         let history =
             History { context, kind, owner: &object, cache: &self.revisions, index: &self.revision_index };
         let all = history.keep(&set.selector, &set.template).await?;
         let hash = all.last().map(|r| r.hash.clone()).unwrap_or_default();
         let nodes = self.judge_nodes(&set, &object)?;
-        let daemons: Vec<Daemon> = owned.iter().map(Daemon::read).collect();
+        let mut daemons: Vec<Daemon> = owned.iter().map(Daemon::read).collect();
+        // One whose deletion the cache does not show yet is on its way out, and still holds its node.
+        daemons.iter_mut().for_each(|d| d.facts.deleting |= self.doomed.contains(&d.facts.uid));
         let scene =
             Scene { set: &set, nodes: &nodes, daemons: &daemons, hash: &hash, now: self.context.now() };
         let plan = decide(&scene);

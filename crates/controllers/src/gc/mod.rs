@@ -31,6 +31,10 @@ const WORKERS: usize = 8;
 /// Pause between attempts to list a resource again after a failure.
 const RELIST: Backoff = Backoff { base: Duration::from_millis(100), factor: 2, max: Duration::from_secs(30) };
 
+/// How long the start waits for resources that cannot be listed, as upstream: one that is broken or forbidden must not
+/// stop the collection of all others.
+const LISTING_MAX: Duration = Duration::from_secs(30);
+
 struct Collector {
     context: Context,
     resources: Vec<Gvr>,
@@ -53,6 +57,7 @@ pub fn start(context: &Context) -> Vec<JoinHandle<()>> {
         queue: queue.clone(),
     });
     let mut tasks: Vec<_> = (0..count).map(|i| spawn(collector.clone().follow(i))).collect();
+    tasks.push(spawn(collector.clone().begin_anyway()));
     tasks.extend(run("garbage-collector", Vec::new(), queue, WORKERS, collector));
     tasks
 }
@@ -116,6 +121,19 @@ impl Collector {
             look.extend(graph.complete());
         }
         drop(graph);
+        self.look_at(look);
+    }
+
+    async fn begin_anyway(self: Arc<Self>) {
+        tokio::time::sleep(LISTING_MAX).await;
+        let missing = std::mem::take(&mut *self.missing.lock());
+        if missing.is_empty() {
+            return;
+        }
+        let names: Vec<String> =
+            missing.iter().map(|i| self.resources[usize::from(*i)].group_resource()).collect();
+        tracing::warn!(?names, "collecting garbage although these resources could not be listed");
+        let look = self.graph.lock().complete();
         self.look_at(look);
     }
 

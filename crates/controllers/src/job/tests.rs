@@ -204,3 +204,154 @@ fn pods_of_indexed_jobs_know_their_index() {
         (&json!("j-3"), &json!("JOB_COMPLETION_INDEX"))
     );
 }
+
+/// A world where pods begin, end, vanish and are deleted in any order, and where looks may be late: every end counts
+/// once, nothing is made beyond what is wanted, and the Job ends.
+mod world {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::{BTreeMap, BTreeSet};
+
+    #[derive(Clone, Debug)]
+    struct Pod {
+        phase: &'static str,
+        tracked: bool,
+        deleting: bool,
+    }
+
+    #[derive(Default)]
+    struct World {
+        pods: BTreeMap<String, Pod>,
+        made: usize,
+        /// UIDs that ended, as an all-knowing counter has them.
+        succeeded: BTreeSet<String>,
+        failed: BTreeSet<String>,
+        /// Taken away by a change of `parallelism`: no ends.
+        withdrawn: BTreeSet<String>,
+        status: Value,
+    }
+
+    impl World {
+        fn look(&mut self, spec: &Value, order: u8) {
+            let job = job(spec.clone(), self.status.clone());
+            if job.end().is_some() {
+                return;
+            }
+            let names: Vec<String> = self.pods.keys().cloned().collect();
+            let pods: Vec<JobPod> = names.iter().map(|n| self.read(n)).collect();
+            let plan = decide(&job, &pods, |_| false, at(1_000_000));
+            let over = plan.status["conditions"].is_array();
+            self.status = plan.status;
+            // A crash after any step must lose nothing.
+            if order == 0 {
+                return;
+            }
+            for i in &plan.release {
+                let name = &names[*i];
+                let noted = |field: &str| {
+                    let list = self.status["uncountedTerminatedPods"][field].as_array();
+                    list.is_some_and(|l| l.iter().any(|u| u == name.as_str()))
+                };
+                if !noted("succeeded") && !noted("failed") {
+                    self.withdrawn.insert(name.clone());
+                }
+                self.pods.get_mut(name).unwrap().tracked = false;
+            }
+            self.sweep();
+            if order == 1 {
+                return;
+            }
+            for i in &plan.delete {
+                if let Some(pod) = self.pods.get_mut(&names[*i]) {
+                    pod.deleting = true;
+                }
+            }
+            assert!(!over || plan.create.is_empty());
+            for _ in plan.create {
+                self.made += 1;
+                let pod = Pod { phase: "Pending", tracked: true, deleting: false };
+                self.pods.insert(format!("p{:03}", self.made), pod);
+            }
+            let active = self
+                .pods
+                .values()
+                .filter(|p| !p.deleting && !matches!(p.phase, "Succeeded" | "Failed"))
+                .count();
+            let wanted = spec["parallelism"].as_u64().unwrap() as usize;
+            assert!(active <= wanted, "{active} pods where {wanted} are wanted");
+        }
+
+        fn read(&self, name: &str) -> JobPod {
+            let pod = &self.pods[name];
+            let mut text = format!("{name} {}", pod.phase);
+            text += if pod.tracked { "" } else { " free" };
+            text += if pod.deleting { " going" } else { "" };
+            super::pod(&text)
+        }
+
+        /// Pods that are going and free of finalizers are gone when their containers are.
+        fn sweep(&mut self) {
+            self.pods.retain(|_, p| p.tracked || !p.deleting || p.phase == "Running");
+        }
+
+        /// One thing happens to one pod.
+        fn happen(&mut self, which: usize, what: u8) {
+            let Some(name) = self.pods.keys().nth(which % self.pods.len().max(1)).cloned() else { return };
+            let pod = self.pods.get_mut(&name).unwrap();
+            let ended = matches!(pod.phase, "Succeeded" | "Failed");
+            match what {
+                0 | 1 if !ended => pod.phase = "Running",
+                2 | 3 if pod.phase == "Running" && !pod.deleting => pod.phase = "Succeeded",
+                4 if pod.phase == "Running" => pod.phase = "Failed",
+                5 => pod.deleting = true,
+                _ => {}
+            }
+            let counts = pod.tracked && !self.withdrawn.contains(&name);
+            if counts && pod.phase == "Succeeded" {
+                self.succeeded.insert(name.clone());
+            } else if counts && (pod.phase == "Failed" || pod.deleting) {
+                self.failed.insert(name.clone());
+            }
+            self.sweep();
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_end_counts_once(
+            completions in 1..5usize, parallelism in 1..4usize,
+            steps in prop::collection::vec((0..8usize, 0..6u8, 0..4u8), 1..80),
+        ) {
+            let spec = json!({"completions": completions, "parallelism": parallelism, "backoffLimit": 1_000});
+            let mut world = World { status: json!({}), ..World::default() };
+            for (which, what, order) in steps {
+                world.look(&spec, order);
+                world.happen(which, what);
+            }
+            // Left alone, it comes to its end.
+            for _ in 0..100 {
+                world.look(&spec, 3);
+                for i in 0..8 {
+                    world.happen(i, 0);
+                    world.happen(i, 2);
+                }
+                for name in world.pods.iter().filter(|(_, p)| p.deleting).map(|(n, _)| n.clone()).collect::<Vec<_>>() {
+                    let pod = world.pods.get_mut(&name).unwrap();
+                    if pod.phase == "Running" {
+                        pod.phase = "Failed";
+                        if pod.tracked {
+                            world.failed.insert(name);
+                        }
+                    }
+                }
+                world.sweep();
+            }
+            let count = |field: &str| world.status[field].as_u64().unwrap_or(0) as usize;
+            prop_assert!(job(spec, world.status.clone()).end().is_some(), "{}", world.status);
+            prop_assert_eq!(count("succeeded"), world.succeeded.len(), "{}", world.status);
+            prop_assert_eq!(count("succeeded"), completions);
+            prop_assert_eq!(count("failed"), world.failed.len(), "{}", world.status);
+            prop_assert!(world.pods.values().all(|p| !p.tracked));
+        }
+    }
+}

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::process::Command;
 
-const PROGRAMS: [&str; 2] = ["/usr/bin/kubectl", "/work/tools/kubectl-1.20/usr/bin/kubectl"];
+pub const PROGRAMS: [&str; 2] = ["/usr/bin/kubectl", "/work/tools/kubectl-1.20/usr/bin/kubectl"];
 /// How long one command may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -31,7 +31,7 @@ impl Drop for Agents {
 }
 
 /// Runs a command; whether it succeeded, and all it said.
-async fn run(program: &str, folder: &Path, args: &str) -> (bool, String) {
+pub async fn run(program: &str, folder: &Path, args: &str) -> (bool, String) {
     let mut command = Command::new(program);
     std::fs::write(folder.join("web.yaml"), MANIFEST).unwrap();
     command
@@ -56,7 +56,9 @@ spec:
     spec: {containers: [{name: i, image: 'i:1'}]}
 ";
 
-const STEPS: &[(&str, &str)] = &[
+pub type Step = (&'static str, &'static str);
+
+const STEPS: &[Step] = &[
     ("create -f web.yaml", "deployment.apps/web created"),
     ("rollout status deploy/web --timeout=30s", "successfully rolled out"),
     ("set image deploy/web i=i:2", "image updated"),

@@ -5,5 +5,6 @@
 mod collection;
 mod harness;
 mod kubectl;
+mod kubectl_sets;
 mod sets;
 mod workloads;

@@ -11,7 +11,7 @@ const REVISIONS: Gvr = Gvr::new("apps", "v1", "controllerrevisions");
 
 /// Plays the agents once: bound pods reach the phase that `fate` names and are ready when that is `Running`; those
 /// that are going end and are gone.
-async fn play(c: &Cluster, fate: fn(&Value) -> &'static str) {
+pub async fn play(c: &Cluster, fate: fn(&Value) -> &'static str) {
     for pod in c.list(&gvr::PODS).await {
         let value = pod.value().unwrap();
         if !value["spec"]["nodeName"].is_string() {
