@@ -7,6 +7,7 @@ mod escalation;
 mod namespace_lifecycle;
 pub mod node_restriction;
 mod priority;
+mod runtime_class;
 pub mod service_account;
 mod services;
 mod tolerations;
@@ -72,11 +73,12 @@ impl<'a> Attempt<'a> {
 type Plugin = fn(&Attempt<'_>, &mut Value) -> Result<(), ApiError>;
 
 /// The plug-ins, in order.
-const PLUGINS: [Plugin; 7] = [
+const PLUGINS: [Plugin; 8] = [
     namespace_lifecycle::admit,
     node_restriction::admit,
     service_account::admit,
     priority::admit,
+    runtime_class::admit,
     tolerations::admit,
     services::carry_allocated,
     escalation::admit,

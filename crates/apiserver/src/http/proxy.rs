@@ -26,6 +26,8 @@ use tokio::net::TcpStream;
 
 /// A backend that does not take a connection within this time is reported.
 const DIAL_MAX: Duration = Duration::from_secs(10);
+/// An agent's refusal is a sentence.
+const REFUSAL_MAX: usize = 16 << 10;
 /// Subresources answered elsewhere.
 const PROXIED: [&str; 5] = ["attach", "exec", "log", "portforward", "proxy"];
 /// Headers about one connection only, and credentials.
@@ -81,7 +83,31 @@ pub async fn answer(
         ("pods", _) => agent_route(api, &call, &inbound.query).await?,
         _ => return Err(no_such_resource()),
     };
-    forward(inbound.request, route).await
+    let answer = forward(inbound.request, route).await?;
+    if call.subresource == "log" { refused_log(answer).await } else { Ok(answer) }
+}
+
+/// Agents refuse in plain text; callers of `log` are promised a Status.
+async fn refused_log(answer: Response<Body>) -> Result<Response<Body>, ApiError> {
+    let status = answer.status();
+    if status.is_success() {
+        return Ok(answer);
+    }
+    let mut body = answer.into_body();
+    let mut bytes = Vec::new();
+    while let Some(Ok(frame)) = body.frame().await {
+        bytes.extend(frame.into_data().unwrap_or_default());
+        if bytes.len() > REFUSAL_MAX {
+            break;
+        }
+    }
+    let text = String::from_utf8_lossy(&bytes).trim().to_string();
+    Err(match status {
+        StatusCode::BAD_REQUEST => ApiError::bad_request(text),
+        StatusCode::NOT_FOUND => ApiError::new(404, "NotFound", text),
+        StatusCode::INTERNAL_SERVER_ERROR => ApiError::internal(text),
+        other => ApiError::new(other.as_u16(), "", text),
+    })
 }
 
 fn unreachable(host: impl Display, error: impl Display) -> ApiError {
