@@ -19,6 +19,7 @@ mod owner;
 mod pod_gc;
 mod queue;
 mod replica_set;
+mod role_aggregation;
 mod revision;
 mod scheduler;
 mod service_account;
@@ -26,6 +27,7 @@ mod service_lb;
 mod stateful_set;
 #[cfg(test)]
 mod testing;
+mod token_secrets;
 mod workload;
 
 pub use context::{Context, ControllersConfig, Informers, PortCheck};
@@ -58,7 +60,9 @@ const CONTROLLERS: &[Row] = &[
     ("replicaset", replica_set::start),
     ("replicationcontroller", replica_set::start_replication),
     ("statefulset", stateful_set::start),
+    ("clusterrole-aggregation", role_aggregation::start),
     ("serviceaccount", service_account::start),
+    ("token-secrets", token_secrets::start),
 ];
 
 /// The running controllers; they stop when this is dropped.

@@ -5,6 +5,7 @@
 mod bad_input;
 mod every_kind;
 mod harness;
+mod identity;
 mod kubectl;
 mod lists;
 mod negotiation;
