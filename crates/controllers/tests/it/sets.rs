@@ -285,3 +285,35 @@ async fn a_daemon_set_covers_the_nodes_and_follows_them() {
             .await;
     assert_eq!(idle["status"]["currentNumberScheduled"], 0);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_namespace_goes_with_all_that_runs_in_it() {
+    let c = cluster().await;
+    let _scheduler = c.scheduler();
+    c.node("one", "4").await;
+    let space = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}});
+    c.create(&gvr::NAMESPACES, space).await;
+    let mut running = job(json!({"parallelism": 2, "completions": 9}));
+    let spec =
+        json!({"selector": {"matchLabels": {"app": "a"}}, "template": template("i:1"), "serviceName": "s"});
+    let metadata = json!({"name": "s", "namespace": "shop"});
+    running["metadata"]["namespace"] = json!("shop");
+    c.create(&gvr::JOBS, running).await;
+    for (gvr, kind) in [(&gvr::STATEFUL_SETS, "StatefulSet"), (&gvr::DAEMON_SETS, "DaemonSet")] {
+        let mut spec = spec.clone();
+        if kind == "DaemonSet" {
+            spec.as_object_mut().unwrap().remove("serviceName");
+        }
+        c.create(gvr, json!({"apiVersion": "apps/v1", "kind": kind, "metadata": metadata, "spec": spec}))
+            .await;
+    }
+    let all_run = |pods: &[Value]| pods.len() == 4 && pods.iter().all(|p| p["spec"]["nodeName"].is_string());
+    c.until(&gvr::PODS, "four pods", all_run).await;
+    play(&c, |_| "Running").await;
+    c.delete(&gvr::NAMESPACES, &ObjectKey::cluster("shop"), None).await.unwrap();
+    gone(&c, &gvr::PODS).await;
+    c.until_gone(&gvr::NAMESPACES, &ObjectKey::cluster("shop")).await;
+    for gvr in [&gvr::JOBS, &gvr::STATEFUL_SETS, &gvr::DAEMON_SETS, &REVISIONS] {
+        assert!(c.list(gvr).await.is_empty(), "{gvr:?}");
+    }
+}
