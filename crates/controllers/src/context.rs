@@ -17,9 +17,11 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinHandle;
 
+type WhoListens = dyn Fn(&str, u16) -> Option<String> + Send + Sync;
+
 /// Says who listens on a port (protocol, number) of the node itself, if somebody does.
 #[derive(Clone)]
-pub struct PortCheck(pub Arc<dyn Fn(&str, u16) -> Option<String> + Send + Sync>);
+pub struct PortCheck(pub Arc<WhoListens>);
 
 impl std::fmt::Debug for PortCheck {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

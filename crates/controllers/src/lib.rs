@@ -43,8 +43,6 @@ use tokio::task::JoinHandle;
 type Row = (&'static str, fn(&Context) -> Vec<JoinHandle<()>>);
 
 /// All controllers.
-// TEAM NOTE, gone before landing: helper A = scheduler loop, replicaset(+RC), deployment; helper B = garbage collector,
-// namespace, job, cronjob, statefulset, daemonset; lead = the rest.
 const CONTROLLERS: &[Row] = &[
     ("cluster-dns", cluster_dns::start),
     ("cronjob", cron_job::start),
