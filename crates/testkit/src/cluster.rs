@@ -3,6 +3,8 @@
 //! Invariants: traffic stays in the namespace made here; dropping a [`Cluster`] runs `gantry down` and then fails
 //! the test if a process, cgroup, mount or run folder of the instance is left.
 
+use crate::debian::{RECIPES, archive};
+use crate::image::ImageBuilder;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use std::fs;
@@ -17,12 +19,19 @@ use std::time::{Duration, Instant};
 const READY_DEADLINE: Duration = Duration::from_secs(60);
 /// How long [`Cluster::eventually`] waits.
 const EVENTUALLY: Duration = Duration::from_secs(60);
+/// How long one command may take, in seconds.
+const COMMAND_MAX: &str = "90";
 /// Pause between two looks.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// The node's address in its namespace; the peer of its device has the next one.
 pub const NODE_IP: &str = "10.99.0.1";
 
+/// A small HTTP client: the `wget` of Debian's static busybox crashes at random.
+const GET: &str = "#!/bin/sh\nprintf 'GET / HTTP/1.0\\r\\nHost: x\\r\\n\\r\\n' | nc -w 3 \"$1\" \"${2:-80}\" > /tmp/get.$$ || exit 1\nsed '1,/^\\r$/d' /tmp/get.$$; rm /tmp/get.$$\n";
+
 static COUNT: AtomicU32 = AtomicU32::new(0);
+/// Tests run in parallel; an archive is made once.
+static ARCHIVES: Mutex<()> = Mutex::new(());
 
 /// Which kubectl to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,24 +159,31 @@ impl Cluster {
         command
     }
 
+    /// The same, ended after a while: a command that hangs must not hang the tests.
+    fn bounded(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = self.inside("timeout");
+        command.args(["--kill-after=1", COMMAND_MAX]).arg(program.as_ref());
+        command
+    }
+
     /// A shell script inside the namespace; its output, or an error with what it printed.
     pub fn sh(&self, script: &str) -> Result<String> {
-        run(self.inside("sh").args(["-c", script]))
+        run(self.bounded("sh").args(["-c", script]))
     }
 
     /// kubectl (the newest); its stdout, or an error with its stderr.
     pub fn kubectl(&self, args: &[&str]) -> Result<String> {
-        run(self.inside(Kubectl::Newest.path()).args(args))
+        run(self.bounded(Kubectl::Newest.path()).args(args))
     }
 
     /// A given kubectl.
     pub fn kubectl_of(&self, which: Kubectl, args: &[&str]) -> Result<String> {
-        run(self.inside(which.path()).args(args))
+        run(self.bounded(which.path()).args(args))
     }
 
     /// kubectl with something on its stdin.
     pub fn kubectl_stdin(&self, which: Kubectl, args: &[&str], stdin: &str) -> Result<String> {
-        let mut command = self.inside(which.path());
+        let mut command = self.bounded(which.path());
         command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn()?;
         child.stdin.take().context("stdin is piped")?.write_all(stdin.as_bytes())?;
@@ -196,16 +212,38 @@ impl Cluster {
 
     /// `gantry image load`.
     pub fn load_image(&self, archive: &Path) -> Result<String> {
-        let mut command = self.inside(&self.gantry);
+        let mut command = self.bounded(&self.gantry);
         run(command
             .args(["image", "load", "--name", &self.name, "--data-dir"])
             .arg(self.folder.path())
             .arg(archive))
     }
 
+    /// Loads a busybox image under the names `busybox`, `busybox:1.28` and `busybox:1.36`; it has a folder `/www`
+    /// and a command `get HOST [PORT]` that prints a page.
+    pub fn load_busybox(&self) -> Result<()> {
+        let image = ImageBuilder::busybox("busybox:latest")
+            .also_named("busybox:1.28")
+            .also_named("busybox:1.36")
+            .file("bin/get", GET.as_bytes(), 0o755)
+            .dir("www", 0o755);
+        self.load_image(&image.write_docker_archive(&self.folder().join("busybox.tar")))?;
+        Ok(())
+    }
+
+    /// Loads a real program's image, made from Debian packages once and kept under `target/images`.
+    pub fn load_debian(&self, name: &str) -> Result<()> {
+        let recipe = RECIPES.iter().find(|r| r.name == name).context("no such recipe")?;
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/images");
+        fs::create_dir_all(&folder)?;
+        let _one_at_a_time = ARCHIVES.lock();
+        self.load_image(&archive(recipe, &folder)?)?;
+        Ok(())
+    }
+
     /// Any gantry command on this instance.
     pub fn gantry(&self, args: &[&str]) -> Result<String> {
-        let mut command = self.inside(&self.gantry);
+        let mut command = self.bounded(&self.gantry);
         run(command.args(args).args(["--name", &self.name, "--data-dir"]).arg(self.folder.path()))
     }
 
