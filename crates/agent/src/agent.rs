@@ -47,6 +47,8 @@ pub struct AgentConfig {
     pub runtime: RuntimeConfig,
     /// Images on disk.
     pub images: Arc<Images>,
+    /// Brings images that are not on disk.
+    pub puller: image::Puller,
     /// The pod network; its `setup_node` is the caller's business.
     pub network: Arc<Network>,
     /// Pods' folders go to `<data_dir>/pods`.
@@ -150,6 +152,7 @@ impl Agent {
             facts: facts.clone(),
             runtime: runtime.clone(),
             images: config.images.clone(),
+            puller: config.puller.clone(),
             network: config.network,
             objects: ObjectCaches::new(config.client.clone(), move |kind, key| changed.object(kind, key)),
             services: Cache::start(config.client.clone(), SERVICES, ListOptions::default()),
@@ -178,6 +181,7 @@ impl Agent {
         let backend = Arc::new(Backend::new(node.clone()));
         let api = NodeApi { tls: config.tls, authorize: config.authorize, backend };
         let mut tasks = JoinSet::new();
+        spawn(&mut tasks, crate::images::collect(config.puller, node.recorder.clone(), config.node_name));
         let registered = move || {
             is_ready.send_replace(true);
         };

@@ -46,6 +46,14 @@ pub struct Config {
     pub max_pods: u32,
     /// OCI runtimes for RuntimeClass handlers, `name=path,name=path`.
     pub runtimes: String,
+    /// Port of the registry on the loopback; 0: none.
+    pub registry_port: u16,
+    /// Registries asked before others: `domain=url,domain=url`.
+    pub registry_mirrors: String,
+    /// Registries spoken to in the clear: `host:port,host`.
+    pub insecure_registries: String,
+    /// A Docker `config.json` with the node's own credentials for registries; "" for none.
+    pub registry_auth: String,
     /// Log filter, as in `info,apiserver=debug`.
     pub log: String,
 }
@@ -107,12 +115,21 @@ const SETTINGS: &[Setting] = &[
     ),
     setting!("max-pods", "250", "pods this node takes at most", max_pods = number),
     setting!("runtimes", "", "other OCI runtimes by handler: name=path,name=path", runtimes = text),
+    setting!("registry-port", "5000", "port of the registry on the loopback, 0 for none", registry_port = number),
+    setting!("registry-mirrors", "", "asked before a registry: domain=url,domain=url", registry_mirrors = text),
+    setting!("insecure-registries", "", "registries without TLS: host:port,host", insecure_registries = text),
+    setting!("registry-auth", "", "Docker config.json with the node's registry credentials", registry_auth = text),
     setting!("log", "warn", "log filter", log = text),
 ];
 
 impl Config {
     /// Reads defaults, then the file of `--config`, then flags; what is no flag is returned in order.
     pub fn from_args(args: &[String]) -> Result<(Config, Vec<String>)> {
+        Self::with_flags(args, |_| false)
+    }
+
+    /// The same where commands have flags of their own: those are returned among the rest, as `--name=value`.
+    pub fn with_flags(args: &[String], own: impl Fn(&str) -> bool) -> Result<(Config, Vec<String>)> {
         let mut config = Config::default();
         for setting in SETTINGS {
             (setting.set)(&mut config, setting.default)?;
@@ -131,6 +148,7 @@ impl Config {
             };
             match name {
                 "config" => config.read_file(Path::new(&value))?,
+                name if own(name) => rest.push(format!("--{name}={value}")),
                 _ => flags.push((name.to_string(), value)),
             }
         }
@@ -158,6 +176,12 @@ impl Config {
             self.set(name.trim(), value.trim().trim_matches('"')).with_context(place)?;
         }
         Ok(())
+    }
+
+    /// Where clients on this host reach the API.
+    pub fn server(&self) -> String {
+        let host = self.bind.filter(|ip| !ip.is_unspecified()).unwrap_or(Ipv4Addr::LOCALHOST);
+        format!("https://{host}:{}", self.port)
     }
 
     /// State that does not outlive a reboot.

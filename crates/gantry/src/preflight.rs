@@ -41,9 +41,14 @@ fn findings(config: &Config) -> Result<Vec<String>> {
     }
     let mut findings = Vec::new();
     let any = Ipv4Addr::UNSPECIFIED;
-    let wanted = [(config.bind.unwrap_or(any), config.port), (any, config.node_port)];
+    let mut wanted = vec![(config.bind.unwrap_or(any), config.port), (any, config.node_port)];
+    wanted.extend((config.registry_port != 0).then_some((Ipv4Addr::LOCALHOST, config.registry_port)));
     for taken in ports::taken(&wanted) {
-        let setting = if taken.port == config.port { "port" } else { "node-port" };
+        let setting = match taken.port {
+            port if port == config.port => "port",
+            port if port == config.registry_port => "registry-port",
+            _ => "node-port",
+        };
         findings
             .push(format!("port {} is held by {} (choose another by --{setting})", taken.port, taken.holder));
     }

@@ -85,6 +85,26 @@ pub(crate) fn write_durably(folder: &Path, name: &str, bytes: &[u8]) -> io::Resu
     written
 }
 
+/// Puts names that were given or taken in a folder on disk.
+pub(crate) fn sync_folder(path: &Path) -> Result<(), crate::ImageError> {
+    File::open(path).and_then(|folder| folder.sync_all()).map_err(crate::ImageError::io("sync", path))
+}
+
+/// Removes the files in a folder.
+pub(crate) fn empty(folder: &Path) -> Result<(), crate::ImageError> {
+    for entry in std::fs::read_dir(folder).map_err(crate::ImageError::io("list", folder))? {
+        let path = entry.map_err(crate::ImageError::io("list", folder))?.path();
+        std::fs::remove_file(&path).map_err(crate::ImageError::io("remove", &path))?;
+    }
+    Ok(())
+}
+
+/// An anonymous file below a folder: it goes with its last handle, whatever happens.
+pub(crate) fn anonymous(folder: &Path) -> io::Result<File> {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    Ok(File::from(rustix::fs::open(folder, flags, Mode::RUSR | Mode::WUSR)?))
+}
+
 /// Puts everything written to `path`'s file system on disk: one call for thousands of files of a layer.
 pub(crate) fn sync_file_system(path: &Path) -> io::Result<()> {
     let fd = rustix::fs::openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;

@@ -32,6 +32,9 @@ pub(crate) struct Record {
     pub(crate) manifests: BTreeSet<String>,
     /// `repository@digest`.
     pub(crate) digests: BTreeSet<String>,
+    /// Those names that a registry was asked for: policy `Always` asks it again.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub(crate) pulled: BTreeSet<String>,
     /// Lowest first.
     pub(crate) layers: Vec<LayerRecord>,
 }
@@ -81,6 +84,7 @@ impl Journal {
     /// A name means one image: it is taken from whoever had it.
     pub(crate) fn give_name(&mut self, id: &str, name: &str) {
         for (other, record) in &mut self.images {
+            record.pulled.remove(name);
             match other == id {
                 true => record.names.insert(name.into()),
                 false => record.names.remove(name),

@@ -9,26 +9,41 @@
 //! an enemy, so every read has a limit (see [`Limits`]) and every path is resolved inside its layer.
 //! Several processes may use one folder (`gantry image load` beside `gantry up`): file locks order them.
 //!
-//! Deliberately not here: pulling from registries, mounting (that is `runtime`), which images a node should drop.
+//! [`Depot`] holds what a registry holds (compressed blobs, manifests byte for byte, tags); [`Puller`] brings images
+//! from it, or from registries elsewhere, into the store when a container first needs them.
+//!
+//! Deliberately not here: HTTP towards clients (that is `registry`), mounting (that is `runtime`), pull policies.
 
+mod depot;
 mod digest;
 mod error;
 mod fs;
 mod journal;
 mod limits;
 mod load;
+mod net;
 mod oci;
+mod pull;
 mod reference;
+mod room;
 mod source;
+mod spool;
 mod store;
+mod taken;
 mod tarball;
 mod unpack;
 mod watch;
 
-pub use digest::Digest;
+pub use depot::{
+    Committed, Depot, DepotError, GcHow, Manifest, ManifestRef, Put, Referrer, Stored, Swept, Upload,
+};
+pub use digest::{Digest, Hasher};
 pub use error::ImageError;
 pub use limits::Limits;
 pub use load::{Loaded, Progress};
 pub use oci::{ImageConfig, Platform};
-pub use reference::{Reference, ReferenceError};
+pub use pull::{Keyring, PullConfig, PullError, Pulled, Puller};
+pub use reference::{Reference, ReferenceError, is_repository, is_tag};
+pub use room::DiskUse;
+pub use spool::{Pieces, PumpError, Writing, pump};
 pub use store::{Image, Images, Lease, Sweep};

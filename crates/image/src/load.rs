@@ -52,6 +52,8 @@ pub(crate) struct Found {
     pub(crate) id: Digest,
     pub(crate) config: Vec<u8>,
     pub(crate) manifest: Option<(Digest, Vec<u8>)>,
+    /// The index that it was chosen from, when that is what the names mean.
+    pub(crate) index: Option<(Digest, Vec<u8>)>,
     pub(crate) names: BTreeSet<String>,
     pub(crate) layers: Vec<FoundLayer>,
 }
@@ -85,6 +87,21 @@ pub(crate) fn find(source: &Source, host: &Platform, limits: &Limits) -> Result<
     }
     if found.is_empty() {
         return Err(ImageError::NotAnImage("it lists no image".into()));
+    }
+    Ok(found)
+}
+
+/// The image that the document `digest` of a source means on `host`.
+pub(crate) fn find_one(
+    source: &Source,
+    digest: &Digest,
+    host: &Platform,
+    limits: &Limits,
+) -> Result<Found, ImageError> {
+    let of = Descriptor { digest: digest.to_string(), ..Descriptor::default() };
+    let mut found = Finder { source, host, limits }.oci_image(&of, BTreeSet::new(), INDEX_DEPTH)?;
+    if found.manifest.as_ref().is_none_or(|(manifest, _)| manifest != digest) {
+        found.index = source.checked(digest, limits)?.map(|bytes| (digest.clone(), bytes));
     }
     Ok(found)
 }
@@ -160,7 +177,7 @@ impl Finder<'_> {
             let groups =
                 if several_images { list.into_iter().map(|d| vec![d]).collect() } else { vec![list] };
             for group in groups {
-                let chosen = self.choose(group)?;
+                let chosen = choose(group, self.host)?;
                 found.push(self.oci_image(&chosen, name.iter().cloned().collect(), INDEX_DEPTH)?);
             }
         }
@@ -177,7 +194,7 @@ impl Finder<'_> {
                     return Err(ImageError::too_big("the nesting of indexes", INDEX_DEPTH));
                 }
                 self.count("manifests in an index", list.len(), self.limits.images)?;
-                self.oci_image(&self.choose(list)?, names, depth - 1)
+                self.oci_image(&choose(list, self.host)?, names, depth - 1)
             }
             Parsed::Manifest { config, layers } => {
                 let id = config.digest()?;
@@ -190,29 +207,6 @@ impl Finder<'_> {
                 self.image((id, config), Some((digest, bytes)), names, blobs)
             }
         }
-    }
-
-    /// The best of several descriptors for this machine. A single one that names no platform is taken as it is.
-    fn choose(&self, list: Vec<Descriptor>) -> Result<Descriptor, ImageError> {
-        let is_image = |d: &Descriptor| !d.annotations.contains_key("vnd.docker.reference.type");
-        let rank = |d: &Descriptor| match &d.platform {
-            None => Some(0),
-            Some(platform) => platform.fits(self.host).map(|fit| fit + 1),
-        };
-        let have: BTreeSet<String> =
-            list.iter().filter_map(|d| d.platform.as_ref()).map(ToString::to_string).collect();
-        let mut best: Option<(u8, Descriptor)> = None;
-        for descriptor in list.into_iter().filter(is_image) {
-            if let Some(rank) = rank(&descriptor)
-                && best.as_ref().is_none_or(|(other, _)| rank > *other)
-            {
-                best = Some((rank, descriptor));
-            }
-        }
-        best.map(|(_, descriptor)| descriptor).ok_or_else(|| ImageError::Platform {
-            wanted: self.host.to_string(),
-            have: have.into_iter().collect::<Vec<_>>().join(", "),
-        })
     }
 
     fn image(
@@ -233,6 +227,7 @@ impl Finder<'_> {
             id,
             config,
             manifest,
+            index: None,
             names,
             layers: diff_ids.into_iter().zip(blobs).map(layer).collect(),
         })
@@ -241,6 +236,29 @@ impl Finder<'_> {
     fn count(&self, what: &str, count: usize, limit: usize) -> Result<(), ImageError> {
         if count > limit { Err(ImageError::too_big(format!("the number of {what}"), limit)) } else { Ok(()) }
     }
+}
+
+/// The best of several descriptors for this machine. A single one that names no platform is taken as it is.
+pub(crate) fn choose(list: Vec<Descriptor>, host: &Platform) -> Result<Descriptor, ImageError> {
+    let is_image = |d: &Descriptor| !d.annotations.contains_key("vnd.docker.reference.type");
+    let rank = |d: &Descriptor| match &d.platform {
+        None => Some(0),
+        Some(platform) => platform.fits(host).map(|fit| fit + 1),
+    };
+    let have: BTreeSet<String> =
+        list.iter().filter_map(|d| d.platform.as_ref()).map(ToString::to_string).collect();
+    let mut best: Option<(u8, Descriptor)> = None;
+    for descriptor in list.into_iter().filter(is_image) {
+        if let Some(rank) = rank(&descriptor)
+            && best.as_ref().is_none_or(|(other, _)| rank > *other)
+        {
+            best = Some((rank, descriptor));
+        }
+    }
+    best.map(|(_, descriptor)| descriptor).ok_or_else(|| ImageError::Platform {
+        wanted: host.to_string(),
+        have: have.into_iter().collect::<Vec<_>>().join(", "),
+    })
 }
 
 /// Unpacks one layer into the empty folder `into` and checks all its digests; the bytes unpacked.

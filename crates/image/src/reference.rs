@@ -129,6 +129,11 @@ fn is_domain(text: &str) -> bool {
     port_good && host_good
 }
 
+/// May a repository of a registry have this name?
+pub fn is_repository(text: &str) -> bool {
+    text.len() <= NAME_MAX && text.split('/').all(is_component)
+}
+
 /// Lower-case letters and digits, joined by `.`, `_`, `__` or any number of `-`.
 fn is_component(text: &str) -> bool {
     let word = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit();
@@ -141,7 +146,8 @@ fn is_component(text: &str) -> bool {
             .all(|gap| matches!(gap, b"" | b"." | b"_" | b"__") || gap.iter().all(|b| *b == b'-'))
 }
 
-fn is_tag(text: &str) -> bool {
+/// Is this a tag?
+pub fn is_tag(text: &str) -> bool {
     let inner = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
     !text.is_empty() && text.len() <= TAG_MAX && text.bytes().all(inner) && !text.starts_with(['.', '-'])
 }

@@ -5,7 +5,7 @@
 
 use crate::digest::Digest;
 use crate::error::ImageError;
-use crate::fs::free_bytes;
+use crate::fs::{anonymous, free_bytes};
 use crate::limits::{Limits, MEMBER_LINKS, MEMBER_NAME_BYTES, SPACE_CHECK_BYTES};
 use crate::tarball::{Kind, TarReader};
 use std::collections::BTreeMap;
@@ -16,8 +16,13 @@ use std::path::{Path, PathBuf};
 
 /// A set of named blobs.
 pub(crate) enum Source {
-    Tar { file: File, members: BTreeMap<String, Member> },
+    Tar {
+        file: File,
+        members: BTreeMap<String, Member>,
+    },
     Folder(PathBuf),
+    /// Open files by the names that they would have in an OCI layout.
+    Blobs(BTreeMap<String, File>),
 }
 
 /// A member of a tar file.
@@ -69,9 +74,7 @@ impl Source {
     /// Copies a stream, decompressed, to an anonymous file below `spool`, and opens that.
     pub(crate) fn spooled(reader: impl Read, spool: &Path, limits: &Limits) -> Result<Source, ImageError> {
         let error = || ImageError::io("spool the archive to", spool);
-        let flags = rustix::fs::OFlags::TMPFILE | rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC;
-        let fd = rustix::fs::open(spool, flags, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR);
-        let mut file = File::from(fd.map_err(|e| error()(e.into()))?);
+        let mut file = anonymous(spool).map_err(error())?;
         let mut reader = decompressed(reader).map_err(error())?;
         let (mut buffer, mut total, mut unchecked) = (vec![0; 128 << 10], 0u64, SPACE_CHECK_BYTES);
         loop {
@@ -156,6 +159,12 @@ impl Source {
                 let file = File::open(&path).map_err(ImageError::io("open", &path))?;
                 let end = (&file).seek(SeekFrom::End(0)).map_err(ImageError::io("read", &path))?;
                 Ok(Some(Range { file, at: 0, end }))
+            }
+            Source::Blobs(files) => {
+                let Some(file) = files.get(name) else { return Ok(None) };
+                let read = || ImageError::io("read", Path::new(name));
+                let end = file.metadata().map_err(read())?.len();
+                Ok(Some(Range { file: file.try_clone().map_err(read())?, at: 0, end }))
             }
             Source::Tar { file, members } => {
                 let mut name = name;

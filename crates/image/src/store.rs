@@ -23,6 +23,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 const STORE_LOCK: &str = "store.lock";
 const JOURNAL_LOCK: &str = "journal.lock";
@@ -64,10 +65,12 @@ impl Lease {
 struct Held {
     id: String,
     leases: Arc<Mutex<BTreeMap<String, usize>>>,
+    last_used: Arc<Mutex<BTreeMap<String, Instant>>>,
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
+        self.last_used.lock().insert(self.id.clone(), Instant::now());
         let mut leases = self.leases.lock();
         if let Some(count) = leases.get_mut(&self.id) {
             *count -= 1;
@@ -90,18 +93,20 @@ pub enum Sweep {
 /// The image store of a node.
 #[derive(Clone)]
 pub struct Images {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
-struct Inner {
-    folder: PathBuf,
-    limits: Limits,
-    platform: Platform,
+pub(crate) struct Inner {
+    pub(crate) folder: PathBuf,
+    pub(crate) limits: Limits,
+    pub(crate) platform: Platform,
     /// What `images.json` said when it was last read.
     view: Mutex<View>,
-    leases: Arc<Mutex<BTreeMap<String, usize>>>,
+    pub(crate) leases: Arc<Mutex<BTreeMap<String, usize>>>,
+    /// Since this process began; what is not in it was not used since.
+    pub(crate) last_used: Arc<Mutex<BTreeMap<String, Instant>>>,
     stages: AtomicUsize,
-    watch: Watch,
+    pub(crate) watch: Watch,
 }
 
 #[derive(Clone, Default)]
@@ -130,8 +135,8 @@ impl Images {
             made.map_err(ImageError::io("make", &path))?;
         }
         let watch = Watch::start(&folder)?;
-        let (view, leases) = Default::default();
-        let inner = Inner { folder, limits, platform, view, leases, stages: AtomicUsize::new(0), watch };
+        let (view, leases, last_used, stages) = Default::default();
+        let inner = Inner { folder, limits, platform, view, leases, last_used, stages, watch };
         let images = Images { inner: Arc::new(inner) };
         images.reload()?;
         if let Some(_lock) = images.store_lock(FlockOperation::NonBlockingLockExclusive)? {
@@ -224,7 +229,9 @@ impl Images {
         let image = self.get(name_or_id)?;
         *leases.entry(image.id.clone()).or_insert(0) += 1;
         drop(leases);
-        let held = Arc::new(Held { id: image.id.clone(), leases: self.inner.leases.clone() });
+        let (leases, last_used) = (self.inner.leases.clone(), self.inner.last_used.clone());
+        last_used.lock().insert(image.id.clone(), Instant::now());
+        let held = Arc::new(Held { id: image.id.clone(), leases, last_used });
         Some(Lease { image, _held: held })
     }
 
@@ -262,6 +269,16 @@ impl Images {
         progress: &(dyn Fn(Progress) + Sync),
     ) -> Result<Vec<Loaded>, ImageError> {
         let found = find(source, &self.inner.platform, &self.inner.limits)?;
+        self.take(source, &found, progress)
+    }
+
+    /// Unpacks what is missing of images and lists them.
+    pub(crate) fn take(
+        &self,
+        source: &Source,
+        found: &[Found],
+        progress: &(dyn Fn(Progress) + Sync),
+    ) -> Result<Vec<Loaded>, ImageError> {
         let _lock = self.store_lock(FlockOperation::LockShared)?;
         let (journal, _) = Journal::read(&self.inner.folder)?;
         let listed = journal.images.values().flat_map(|record| &record.layers);
@@ -278,15 +295,16 @@ impl Images {
         let missing: Vec<&FoundLayer> = wanted.into_values().collect();
         progress(Progress::Found { images: found.len(), layers: missing.len() });
         sizes.extend(self.unpack_all(source, &missing, progress)?);
-        for image in &found {
-            for (digest, bytes) in image.manifest.iter().chain([&(image.id.clone(), image.config.clone())]) {
+        for image in found {
+            let config = (image.id.clone(), image.config.clone());
+            for (digest, bytes) in image.manifest.iter().chain(&image.index).chain([&config]) {
                 let folder = self.inner.folder.join("blobs/sha256");
                 write_durably(&folder, digest.hex(), bytes)
                     .map_err(ImageError::io("write a blob to", &folder))?;
             }
         }
         sync_file_system(&self.inner.folder).map_err(ImageError::io("sync", &self.inner.folder))?;
-        self.commit(|journal| register(journal, &found, &sizes))?;
+        self.commit(|journal| register(journal, found, &sizes))?;
         let view = self.inner.view.lock();
         let loaded = |found: &Found| {
             let image = view.images.get(found.id.as_str());
@@ -348,7 +366,7 @@ impl Images {
     }
 
     /// Changes the journal under its lock, and reads it back.
-    fn commit<T>(&self, change: impl FnOnce(&mut Journal) -> T) -> Result<T, ImageError> {
+    pub(crate) fn commit<T>(&self, change: impl FnOnce(&mut Journal) -> T) -> Result<T, ImageError> {
         let folder = &self.inner.folder;
         let _lock = lock(folder, JOURNAL_LOCK, FlockOperation::LockExclusive)?;
         let (mut journal, _) = Journal::read(folder)?;
@@ -385,12 +403,12 @@ impl Images {
         Ok(())
     }
 
-    fn store_lock(&self, how: FlockOperation) -> Result<Option<crate::journal::Lock>, ImageError> {
+    pub(crate) fn store_lock(&self, how: FlockOperation) -> Result<Option<crate::journal::Lock>, ImageError> {
         lock(&self.inner.folder, STORE_LOCK, how)
     }
 
     /// Removes everything on disk that no listed image needs. The caller holds the store alone.
-    fn sweep_unlisted(&self) -> Result<(), ImageError> {
+    pub(crate) fn sweep_unlisted(&self) -> Result<(), ImageError> {
         let (journal, _) = Journal::read(&self.inner.folder)?;
         let hex = |id: &String| Digest::parse(id).map(|digest| digest.hex().to_string());
         let records = journal.images.values();
@@ -405,7 +423,7 @@ impl Images {
 }
 
 impl Inner {
-    fn layer_path(&self, diff_id: &Digest) -> PathBuf {
+    pub(crate) fn layer_path(&self, diff_id: &Digest) -> PathBuf {
         self.folder.join("layers").join(diff_id.hex())
     }
 
@@ -463,8 +481,10 @@ fn register(journal: &mut Journal, found: &[Found], sizes: &BTreeMap<String, u64
             LayerRecord { bytes: sizes.get(&diff_id).copied().unwrap_or(0), diff_id }
         };
         record.layers = image.layers.iter().map(layer).collect();
-        if let Some((manifest, _)) = &image.manifest {
-            record.manifests.insert(manifest.to_string());
+        for (document, _) in image.manifest.iter().chain(&image.index) {
+            record.manifests.insert(document.to_string());
+        }
+        if let Some((manifest, _)) = image.index.as_ref().or(image.manifest.as_ref()) {
             let repositories = image.names.iter().filter_map(|name| Reference::parse(name).ok());
             record.digests.extend(repositories.map(|r| format!("{}@{manifest}", r.repository())));
         }

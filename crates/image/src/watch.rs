@@ -32,6 +32,11 @@ impl Watch {
         Ok(Watch { changes, stop })
     }
 
+    /// Counts one more change.
+    pub(crate) fn poke(&self) {
+        self.changes.send_modify(|n| *n += 1);
+    }
+
     /// Counts changes; the value itself means nothing.
     pub(crate) fn subscribe(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()

@@ -51,6 +51,8 @@ pub struct Node {
     pub runtime: Runtime,
     /// Images on disk.
     pub images: Arc<Images>,
+    /// Brings images that are not there.
+    pub puller: image::Puller,
     /// The pod network.
     pub network: Arc<Network>,
     /// ConfigMaps and Secrets in use.
@@ -72,7 +74,7 @@ pub struct Node {
 }
 
 impl Node {
-    fn note(&self, pod: &PodView, reason: &'static str, container: &str, message: String) {
+    pub(crate) fn note(&self, pod: &PodView, reason: &'static str, container: &str, message: String) {
         let note = Note { warning: false, reason, message, container: container.into() };
         self.recorder.pod(pod, note);
     }

@@ -52,10 +52,7 @@ async fn try_start(
 ) -> Result<(Facts, Timestamp), StartFailure> {
     let Instance { pod, attempt, last, mounted, ips, .. } = instance;
     let name = container.name().to_string();
-    let found =
-        images::ensure(&node.images, container.image(), container.spec.image_pull_policy.as_deref()).await?;
-    let present = format!("Container image \"{}\" already present on machine", container.image());
-    node.note(&pod, "Pulled", &name, present);
+    let found = images::ensure(node, &pod, &container).await?;
     let objects = node.objects.snapshot(pod.namespace(), &references(&pod)).await;
     let objects = objects.map_err(|e| config_failure(ConfigError::Config(e)))?;
     node.services.wait_synced().await;

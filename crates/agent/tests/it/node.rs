@@ -94,6 +94,7 @@ impl Bench {
                 handlers: Default::default(),
             },
             images: self.images.clone(),
+            puller: image::Puller::new((*self.images).clone(), None, image::PullConfig::default()),
             network: self.network.clone(),
             data_dir: root.join("data"),
             log_dir: root.join("logs"),

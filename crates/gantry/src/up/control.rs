@@ -5,7 +5,7 @@ use super::{Instance, answer};
 use crate::{admin as socket, kubeconfig, ports};
 use anyhow::{Context, Result};
 use apiserver::{Api, ApiConfig};
-use auth::{Ca, Identity, Issued, SYSTEM_MASTERS};
+use auth::{Ca, Identity, Issued, SYSTEM_MASTERS, ServiceTokens};
 use client::ApiClient;
 use controllers::{Controllers, ControllersConfig, PortCheck, Scheduler};
 use std::net::{IpAddr, Ipv4Addr};
@@ -79,11 +79,7 @@ pub async fn certificates(instance: &mut Instance) -> Result<()> {
     let now = SystemTime::now();
     let ca = Arc::new(Ca::load_or_create(&folder, now)?);
     let admin = ca.issue_client("kubernetes-admin", Some(SYSTEM_MASTERS), now)?;
-    let host = match instance.config.bind {
-        Some(ip) if !ip.is_unspecified() => ip,
-        _ => Ipv4Addr::LOCALHOST,
-    };
-    let server = format!("https://{host}:{}", instance.config.port);
+    let server = instance.config.server();
     let text = kubeconfig::text(&server, ca.cert_pem(), "kubernetes-admin", &admin);
     kubeconfig::write(&instance.config.kubeconfig(), &text)?;
     instance.control.ca = Some(ca);
@@ -102,6 +98,14 @@ fn server_certificate(instance: &Instance, ca: &Ca) -> Result<Issued> {
     Ok(ca.issue_server("kube-apiserver", &names, &ips, SystemTime::now())?)
 }
 
+/// The key of service-account tokens. Their issuer names the realm: the first one has the name that every cluster
+/// has, others add theirs.
+fn service_tokens(instance: &Instance) -> Result<ServiceTokens> {
+    let host = format!("https://kubernetes.default.svc.{}", instance.config.cluster_domain);
+    let issuer = if REALM == "main" { host } else { format!("{host}/realms/{REALM}") };
+    Ok(ServiceTokens::load_or_create(&instance.config.data_dir.join("pki"), issuer)?)
+}
+
 /// The API server and its listener.
 pub async fn api(instance: &mut Instance) -> Result<()> {
     let ca = instance.control.ca()?;
@@ -113,10 +117,11 @@ pub async fn api(instance: &mut Instance) -> Result<()> {
         cluster_dns_ip: instance.facts.dns_ip,
         advertise: Some((instance.facts.node_ip, instance.config.port)),
         nodes: Some(dialer.clone()),
+        service_tokens: Some(Arc::new(service_tokens(instance)?)),
         ..ApiConfig::new(REALM, store)
     };
     let api = Api::open(config).await?;
-    dialer.set_client(api.client(Identity::component("system:apiserver-node-dialer")));
+    dialer.set_client(api.client(Identity::new("system:apiserver", [SYSTEM_MASTERS])));
     let certificate = server_certificate(instance, &ca)?;
     let tls = auth::server_config(&certificate, ca.cert_pem(), &["h2", "http/1.1"])?;
     let bind = instance.config.bind.unwrap_or(Ipv4Addr::UNSPECIFIED);
@@ -155,6 +160,8 @@ pub struct AdminView {
     pub stop: Arc<watch::Sender<bool>>,
     /// The node's images.
     pub images: image::Images,
+    /// What brings images, and our own registry's content.
+    pub puller: image::Puller,
     /// The node's agent.
     pub agent: Arc<agent::Agent>,
     facts: Vec<(&'static str, String)>,
@@ -179,6 +186,7 @@ pub async fn admin(instance: &mut Instance) -> Result<()> {
     let view = Arc::new(AdminView {
         stop: instance.stop.clone(),
         images: instance.node.images()?,
+        puller: instance.node.puller()?,
         agent: instance.node.agent()?,
         facts: vec![
             ("pid", std::process::id().to_string()),

@@ -7,6 +7,7 @@ mod control;
 mod dial;
 pub mod facts;
 pub mod node;
+mod registry;
 
 use crate::config::Config;
 use crate::{admin, env, preflight};
@@ -35,6 +36,7 @@ const COMPONENTS: &[Component] = &[
     ("API server", |i| Box::pin(control::api(i))),
     ("controllers", |i| Box::pin(control::controllers(i))),
     ("images", |i| Box::pin(node::images(i))),
+    ("registry", |i| Box::pin(registry::start(i))),
     ("network", |i| Box::pin(node::network(i))),
     ("node agent", |i| Box::pin(node::agent(i))),
     ("services", |i| Box::pin(node::services(i))),

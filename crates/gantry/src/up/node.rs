@@ -28,6 +28,8 @@ const WELL_KNOWN_HANDLERS: [(&str, &str); 2] = [("crun", "/usr/bin/crun"), ("run
 #[derive(Default)]
 pub struct Parts {
     images: Option<Images>,
+    /// Left by the registry.
+    pub puller: Option<image::Puller>,
     network: Option<Arc<Network>>,
     agent: Option<Arc<Agent>>,
     dns: Option<dns::Server>,
@@ -37,6 +39,11 @@ impl Parts {
     /// The node's images.
     pub fn images(&self) -> Result<Images> {
         self.images.clone().context("images start before what uses them")
+    }
+
+    /// What brings images.
+    pub fn puller(&self) -> Result<image::Puller> {
+        self.puller.clone().context("the registry starts before what uses it")
     }
 
     fn network(&self) -> Result<Arc<Network>> {
@@ -126,6 +133,7 @@ pub async fn agent(instance: &mut Instance) -> Result<()> {
         client: instance.control.client(identity)?,
         runtime: runtime_config(config)?,
         images: Arc::new(instance.node.images()?),
+        puller: instance.node.puller()?,
         network: instance.node.network()?,
         data_dir: config.data_dir.clone(),
         log_dir: config.data_dir.join("logs"),
@@ -202,9 +210,14 @@ pub async fn answer(view: &AdminView, question: Question) -> Result<Value> {
             Ok(Value::Null)
         }
         _ => {
-            let images = view.images.clone();
-            let removed =
-                tokio::task::spawn_blocking(move || images.gc(&BTreeSet::new(), Sweep::Unused)).await??;
+            let puller = view.puller.clone();
+            let collect = move || {
+                if let Some(depot) = puller.depot() {
+                    depot.gc(image::GcHow::Untagged)?;
+                }
+                puller.images().gc(&BTreeSet::new(), Sweep::Unused)
+            };
+            let removed = tokio::task::spawn_blocking(collect).await??;
             Ok(json!(removed.len()))
         }
     }

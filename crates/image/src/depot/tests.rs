@@ -1,0 +1,1 @@
+//! The registry's content as its callers use it.
