@@ -5,6 +5,7 @@
 
 use crate::context::Context;
 use crate::owner::{Claimant, Kind, OwnedIndex};
+use crate::workload::hash;
 use client::cache::Cache;
 use client::{DeleteOptions, Object, ObjectKey};
 use k8s_schema::Gvr;
@@ -59,14 +60,6 @@ fn data(template: &Value) -> Value {
     let mut template = template.clone();
     template["$patch"] = json!("replace");
     json!({"spec": {"template": template}})
-}
-
-/// A short name for a text: stable, without vowels, another with each collision.
-fn hash(text: &str, collisions: i64) -> String {
-    const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
-    let step = |hash: u32, byte: u8| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
-    let digits = format!("{text}{collisions}").bytes().fold(0x811c_9dc5, step).to_string();
-    digits.bytes().map(|d| char::from(ALPHABET[usize::from(d) % ALPHABET.len()])).collect()
 }
 
 /// What to do so that the newest revision holds a template.

@@ -297,6 +297,14 @@ pub fn list_or_null(list: Vec<Value>) -> Value {
     if list.is_empty() { Value::Null } else { Value::Array(list) }
 }
 
+/// The short text that marks a pod template: stable, in letters that spell no words.
+pub fn hash(text: &str, collisions: i64) -> String {
+    const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
+    let step = |hash: u32, byte: u8| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
+    let digits = format!("{text}{collisions}").bytes().fold(0x811c_9dc5, step).to_string();
+    digits.bytes().map(|d| char::from(ALPHABET[usize::from(d) % ALPHABET.len()])).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -240,11 +240,7 @@ pub fn without_hash(mut template: Value) -> Value {
 
 /// A short name for a template: stable, without vowels, another with each collision.
 pub fn hash(template: &Value, collisions: i64) -> String {
-    const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
-    let text = format!("{}{collisions}", without_hash(template.clone()));
-    let step = |hash: u32, byte: u8| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
-    let digits = text.bytes().fold(0x811c_9dc5, step).to_string();
-    digits.bytes().map(|d| char::from(ALPHABET[usize::from(d) % ALPHABET.len()])).collect()
+    crate::workload::hash(&without_hash(template.clone()).to_string(), collisions)
 }
 
 /// The set of the present template (the oldest, should there be several) and the others.
