@@ -106,6 +106,9 @@ impl Protocol {
     }
 }
 
+/// A MAC address.
+pub(crate) type Mac = [u8; 6];
+
 /// The MAC address of a pod's end: made from its address, so that both ends know it without asking.
 pub(crate) fn pod_mac(ip: Ipv4Addr) -> [u8; 6] {
     let [a, b, c, d] = ip.octets();

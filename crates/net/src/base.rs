@@ -11,6 +11,7 @@ use crate::nft::{Hook, Table, Verdict};
 use crate::node::NetConfig;
 use crate::services::View;
 use crate::services::render::{self, HAIRPIN_SET, REJECT_CHAIN, REMOTE_SET};
+use crate::tunnel;
 
 const PRIORITY_RAW: i32 = -300;
 const PRIORITY_DNAT: i32 = -100;
@@ -101,7 +102,8 @@ fn prerouting_rules(config: &NetConfig) -> Vec<Vec<Attrs>> {
 }
 
 /// Who gets another source address: a pod that reaches itself through a service, the node's 127.0.0.1 on its
-/// way to a pod, strangers whom we sent to another node, and pods on their way out of the cluster.
+/// way to a pod, strangers whom we sent to another node (by the tunnel or past it), and pods on their way out of the
+/// cluster.
 fn postrouting_rules(config: &NetConfig) -> Vec<Vec<Attrs>> {
     let to_pod = expr::goes_out_by(Test::Is, &config.prefix);
     let to_elsewhere = rule(&[
@@ -113,7 +115,13 @@ fn postrouting_rules(config: &NetConfig) -> Vec<Vec<Attrs>> {
     let hairpin = [expr::saddr(0), expr::daddr(1), expr::in_set(HAIRPIN_SET, 0)];
     let remote = [expr::daddr(0), expr::l4proto(1), expr::dport(2), expr::in_set(REMOTE_SET, 0)];
     let pods = config.pod_cidr;
+    // The far end knows the tunnel's own address and pods, and drops the rest as forged.
+    let by_tunnel = rule(&[
+        &expr::goes_out_by_exactly(Test::Is, &tunnel::link_name(&config.prefix)),
+        &expr::from_range(Test::IsNot, config.cluster_cidr),
+    ]);
     vec![
+        rule(&[&by_tunnel, &masquerade]),
         rule(&[&to_pod, &hairpin, &snat]),
         rule(&[&to_pod, &expr::from_range(Test::Is, loopback()), &snat]),
         rule(&[

@@ -146,6 +146,7 @@ mod tests {
             protocol,
             kind: rt::UNICAST,
             link: Some(3),
+            gateway: None,
             metric: None,
         };
         let links = [Link { index: 3, name: "docker0".into(), ..Link::default() }];

@@ -3,7 +3,7 @@
 //! Invariants: setup is idempotent and leaves a running node's services in place; the old value of
 //! `ip_forward` is kept in the table's comment and lives as long as the change it describes; an apply is one
 //! transaction, and the first after a start replaces the whole table in one.
-//! Deliberately not here: pods' links (module `pods`), removal (module `teardown`).
+//! Deliberately not here: pods' links (module `pods`), other nodes (`tunnel`), removal (`teardown`).
 
 use std::fs;
 use std::io;
@@ -18,7 +18,7 @@ use crate::nft::{self, Table};
 use crate::pods::Pods;
 use crate::rt::{self, Link, RouteSpec};
 use crate::services::{self, HostPort, Ruleset, ServicePort, render};
-use crate::{base, teardown};
+use crate::{base, teardown, tunnel};
 
 /// Longest prefix: with it and its hash, a link's name still fits the kernel's 15 characters.
 pub(crate) const PREFIX_MAX: usize = 8;
@@ -184,7 +184,7 @@ impl Network {
 
     /// Prepares the node: forwarding, loopback, the service route, the DNS address, the base table. A table
     /// that is there already keeps serving until the first [`Network::apply`]; routes and addresses of an
-    /// earlier configuration go.
+    /// earlier configuration go, those to other nodes' pods stay.
     ///
     /// # Errors
     /// The first step that failed; calling again is safe.
@@ -212,11 +212,20 @@ impl Network {
             link: Some(lo),
             gateway: None,
             metric,
+            source: None,
         };
-        let no_such_pod =
-            RouteSpec { to: self.config.pod_cidr, kind: rt::UNREACHABLE, link: None, gateway: None, metric };
+        let no_such_pod = RouteSpec {
+            to: self.config.pod_cidr,
+            kind: rt::UNREACHABLE,
+            link: None,
+            gateway: None,
+            metric,
+            source: None,
+        };
         let label = NetConfig::label(prefix);
-        teardown::routes(&mut route, prefix, &[service_route.to, no_such_pod.to])?;
+        let mut keep = tunnel::ranges(&mut route, &self.config)?;
+        keep.extend([service_route.to, no_such_pod.to]);
+        teardown::routes(&mut route, prefix, &keep)?;
         teardown::addresses(&mut route, prefix, Some(self.config.dns_ip))?;
         route
             .request(&[

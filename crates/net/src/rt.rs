@@ -1,14 +1,14 @@
 //! The routing family of netlink: the few messages that a pod network needs, and their parsers. Pure.
 //!
 //! Invariants: values here map one to one to `linux/rtnetlink.h`; nothing is sent from here.
-//! Deliberately not here: decisions (module `node`), bridges and tunnels (VXLAN comes with several nodes).
+//! Deliberately not here: decisions (modules `node`, `pods`, `tunnel`), bridges.
 
 use std::net::Ipv4Addr;
 
 use sys::netlink::flags::{CREATE, EXCL, REPLACE};
-use sys::netlink::{Attrs, Message, Reply, attrs, ne32};
+use sys::netlink::{Attrs, Message, Reply, attrs, ne16, ne32};
 
-use crate::addr::Ipv4Net;
+use crate::addr::{Ipv4Net, Mac};
 
 const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
@@ -21,8 +21,11 @@ const RTM_NEWROUTE: u16 = 24;
 const RTM_DELROUTE: u16 = 25;
 const RTM_GETROUTE: u16 = 26;
 const RTM_NEWNEIGH: u16 = 28;
+const RTM_DELNEIGH: u16 = 29;
+const RTM_GETNEIGH: u16 = 30;
 
 const AF_INET: u8 = 2;
+const AF_BRIDGE: u8 = 7;
 const AF_INET6: u8 = 10;
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
@@ -35,6 +38,10 @@ const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const VETH_INFO_PEER: u16 = 1;
+const VXLAN_ID: u16 = 1;
+const VXLAN_LOCAL: u16 = 4;
+const VXLAN_LEARNING: u16 = 7;
+const VXLAN_PORT: u16 = 15;
 const IFLA_INET_CONF: u16 = 1;
 const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
 const ADDR_GEN_NONE: u8 = 1;
@@ -45,6 +52,7 @@ const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 const RTA_PRIORITY: u16 = 6;
+const RTA_PREFSRC: u16 = 7;
 const RTA_TABLE: u16 = 15;
 const RTNH_F_ONLINK: u32 = 4;
 const IFA_ADDRESS: u16 = 1;
@@ -53,6 +61,7 @@ const IFA_LABEL: u16 = 3;
 const NDA_DST: u16 = 1;
 const NDA_LLADDR: u16 = 2;
 const NUD_PERMANENT: u16 = 0x80;
+const NTF_SELF: u8 = 2;
 
 /// The main routing table.
 pub(crate) const TABLE_MAIN: u32 = 254;
@@ -79,7 +88,7 @@ fn ifinfo(index: u32, flags: u32, change: u32) -> [u8; 16] {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct End<'a> {
     pub name: &'a str,
-    pub mac: [u8; 6],
+    pub mac: Mac,
 }
 
 /// Creates a veth pair whose far end is born in the namespace `ns_fd`.
@@ -93,6 +102,26 @@ pub(crate) fn new_veth(near: End<'_>, far: End<'_>, ns_fd: u32, mtu: u32) -> Mes
     let data = Attrs::new().bytes(VETH_INFO_PEER, &peer);
     let info = Attrs::new().str(IFLA_INFO_KIND, "veth").nest(IFLA_INFO_DATA, data);
     Message::new(RTM_NEWLINK, CREATE | EXCL, &ifinfo(0, 0, 0), end(near).nest(IFLA_LINKINFO, info))
+}
+
+/// How a VXLAN link carries packets.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Vxlan {
+    pub vni: u32,
+    pub local: Ipv4Addr,
+    pub port: u16,
+}
+
+/// Creates a VXLAN link that learns nothing.
+pub(crate) fn new_vxlan(name: &str, mac: Mac, mtu: u32, vxlan: &Vxlan) -> Message {
+    let data = Attrs::new()
+        .u32(VXLAN_ID, vxlan.vni)
+        .bytes(VXLAN_LOCAL, &vxlan.local.octets())
+        .u8(VXLAN_LEARNING, 0)
+        .bytes(VXLAN_PORT, &vxlan.port.to_be_bytes());
+    let info = Attrs::new().str(IFLA_INFO_KIND, "vxlan").nest(IFLA_INFO_DATA, data);
+    let link = Attrs::new().str(IFLA_IFNAME, name).bytes(IFLA_ADDRESS, &mac).u32(IFLA_MTU, mtu);
+    Message::new(RTM_NEWLINK, CREATE | EXCL, &ifinfo(0, 0, 0), link.nest(IFLA_LINKINFO, info))
 }
 
 /// Asks for one link by name.
@@ -110,7 +139,7 @@ pub(crate) fn set_up(index: u32) -> Message {
     Message::new(RTM_SETLINK, 0, &ifinfo(index, IFF_UP, IFF_UP), Attrs::new())
 }
 
-/// Names the owner of a host end and sets its knobs: reverse-path filter 2 (which on a link without address
+/// Names the owner of a host end (of a pod's link or the tunnel) and sets its knobs: reverse-path filter 2 (which on a link without address
 /// checks strictly; our own rule does so whatever the host says later) and `route_localnet`, for node ports on
 /// 127.0.0.1.
 pub(crate) fn set_host_end(index: u32, alias: &str) -> Message {
@@ -176,14 +205,50 @@ pub(crate) fn get_addresses() -> Message {
     Message::new(RTM_GETADDR, 0, &[AF_INET, 0, 0, 0, 0, 0, 0, 0], Attrs::new())
 }
 
-/// A permanent neighbour: exempt from the neighbour table's limit, and no ARP is ever sent.
-pub(crate) fn add_neighbour(index: u32, ip: Ipv4Addr, mac: [u8; 6]) -> Message {
+fn neighbour(kind: u16, flags: u16, (family, link, own): (u8, u32, u8), ip: Ipv4Addr, mac: Mac) -> Message {
     let mut header = [0; 12];
-    header[0] = AF_INET;
-    header[4..8].copy_from_slice(&index.to_ne_bytes());
+    header[0] = family;
+    header[4..8].copy_from_slice(&link.to_ne_bytes());
     header[8..10].copy_from_slice(&NUD_PERMANENT.to_ne_bytes());
+    header[10] = own;
     let attrs = Attrs::new().bytes(NDA_DST, &ip.octets()).bytes(NDA_LLADDR, &mac);
-    Message::new(RTM_NEWNEIGH, CREATE | REPLACE, &header, attrs)
+    Message::new(kind, flags, &header, attrs)
+}
+
+/// A permanent neighbour: exempt from the neighbour table's limit, and no ARP is ever sent.
+pub(crate) fn add_neighbour(index: u32, ip: Ipv4Addr, mac: Mac) -> Message {
+    neighbour(RTM_NEWNEIGH, CREATE | REPLACE, (AF_INET, index, 0), ip, mac)
+}
+
+/// Deletes a neighbour.
+pub(crate) fn del_neighbour(index: u32, ip: Ipv4Addr, mac: Mac) -> Message {
+    neighbour(RTM_DELNEIGH, 0, (AF_INET, index, 0), ip, mac)
+}
+
+/// Tells a VXLAN link at which host a MAC address is.
+pub(crate) fn add_forward(index: u32, mac: Mac, host: Ipv4Addr) -> Message {
+    neighbour(RTM_NEWNEIGH, CREATE | REPLACE, (AF_BRIDGE, index, NTF_SELF), host, mac)
+}
+
+/// Makes a VXLAN link forget it.
+pub(crate) fn del_forward(index: u32, mac: Mac, host: Ipv4Addr) -> Message {
+    neighbour(RTM_DELNEIGH, 0, (AF_BRIDGE, index, NTF_SELF), host, mac)
+}
+
+/// Asks for all IPv4 neighbours (a dump).
+pub(crate) fn get_neighbours() -> Message {
+    neighbours_of(AF_INET)
+}
+
+/// Asks for the tables of all links that forward by MAC address (a dump).
+pub(crate) fn get_forwards() -> Message {
+    neighbours_of(AF_BRIDGE)
+}
+
+fn neighbours_of(family: u8) -> Message {
+    let mut header = [0; 12];
+    header[0] = family;
+    Message::new(RTM_GETNEIGH, 0, &header, Attrs::new())
 }
 
 /// A route of ours in the main table.
@@ -197,12 +262,14 @@ pub(crate) struct RouteSpec {
     /// Next hop, reached on that link whatever the routing table says; none for a link-scope route.
     pub gateway: Option<Ipv4Addr>,
     pub metric: Option<u32>,
+    /// Source address of this host's own packets.
+    pub source: Option<Ipv4Addr>,
 }
 
 impl RouteSpec {
     /// `to` is directly behind `link`.
     pub(crate) fn link(to: Ipv4Net, link: u32) -> Self {
-        Self { to, kind: UNICAST, link: Some(link), gateway: None, metric: None }
+        Self { to, kind: UNICAST, link: Some(link), gateway: None, metric: None, source: None }
     }
 
     fn message(&self, kind: u16, flags: u16) -> Message {
@@ -222,6 +289,9 @@ impl RouteSpec {
         }
         if let Some(metric) = self.metric {
             attrs = attrs.u32(RTA_PRIORITY, metric);
+        }
+        if let Some(source) = self.source {
+            attrs = attrs.bytes(RTA_PREFSRC, &source.octets());
         }
         Message::new(kind, flags, &header, attrs)
     }
@@ -310,6 +380,7 @@ pub(crate) struct Route {
     pub protocol: u8,
     pub kind: u8,
     pub link: Option<u32>,
+    pub gateway: Option<Ipv4Addr>,
     pub metric: Option<u32>,
 }
 
@@ -317,17 +388,44 @@ impl Route {
     pub(crate) fn parse(reply: &Reply) -> Option<Self> {
         let header: &[u8] = reply.body.get(..12)?;
         let mut to = Ipv4Addr::UNSPECIFIED;
-        let (mut table, mut link, mut metric) = (u32::from(header[4]), None, None);
+        let (mut table, mut link, mut gateway, mut metric) = (u32::from(header[4]), None, None, None);
         for (kind, value) in reply.attrs(12) {
             match kind {
                 RTA_DST => to = ip(value),
                 RTA_TABLE => table = ne32(value),
                 RTA_OIF => link = Some(ne32(value)),
+                RTA_GATEWAY => gateway = Some(ip(value)),
                 RTA_PRIORITY => metric = Some(ne32(value)),
                 _ => {}
             }
         }
         let to = Ipv4Net::new(to, header[1]);
-        Some(Self { to, table, protocol: header[5], kind: header[7], link, metric })
+        Some(Self { to, table, protocol: header[5], kind: header[7], link, gateway, metric })
+    }
+}
+
+/// A neighbour, or an entry of a link that forwards by MAC address, as the kernel reports it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Neighbour {
+    pub link: u32,
+    pub permanent: bool,
+    pub ip: Ipv4Addr,
+    pub mac: Mac,
+}
+
+impl Neighbour {
+    /// `None`: without an IPv4 address or a MAC address.
+    pub(crate) fn parse(reply: &Reply) -> Option<Self> {
+        let header: &[u8] = reply.body.get(..12)?;
+        let (mut address, mut mac) = (None, None);
+        for (kind, value) in reply.attrs(12) {
+            match kind {
+                NDA_DST if value.len() == 4 => address = Some(ip(value)),
+                NDA_LLADDR => mac = Mac::try_from(value).ok(),
+                _ => {}
+            }
+        }
+        let permanent = ne16(header.get(8..)?) & NUD_PERMANENT != 0;
+        Some(Self { link: ne32(header.get(4..)?), permanent, ip: address?, mac: mac? })
     }
 }

@@ -14,6 +14,7 @@ use crate::nft::{self, Table};
 use crate::node::{NetConfig, NetError, Step, check_prefix, link_by_name, read_forwarding, write_forwarding};
 use crate::pods::{fnv1a, owner};
 use crate::rt::{self, Address, Link, Route, RouteSpec};
+use crate::tunnel;
 
 const COMMENT: &str = "gantry ip_forward=";
 const ENOENT: i32 = 2;
@@ -23,7 +24,7 @@ const ENODEV: i32 = 19;
 /// What was removed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Removed {
-    /// Pods' links.
+    /// Pods' links and the tunnel.
     pub links: usize,
     /// Routes.
     pub routes: usize,
@@ -86,8 +87,11 @@ pub fn teardown(prefix: &str) -> Result<Removed, NetError> {
 /// All links at once, by a group made for the purpose: one link takes ~30 ms, and so do a thousand in a group.
 fn links(route: &mut Socket, prefix: &str) -> Result<usize, NetError> {
     let links = route.dump(&rt::get_links()).step("listing links")?;
-    let links: Vec<Link> =
-        links.iter().map(Link::parse).filter(|link| owner(prefix, link).is_some()).collect();
+    let links: Vec<Link> = links
+        .iter()
+        .map(Link::parse)
+        .filter(|l| owner(prefix, l).is_some() || tunnel::is_ours(prefix, l))
+        .collect();
     if links.is_empty() {
         return Ok(0);
     }
@@ -121,7 +125,9 @@ pub(crate) fn routes(route: &mut Socket, prefix: &str, keep: &[Ipv4Net]) -> Resu
         .iter()
         .filter_map(Route::parse)
         .filter(ours)
-        .map(|Route { to, kind, link, metric, .. }| RouteSpec { to, kind, link, gateway: None, metric }.del())
+        .map(|Route { to, kind, link, gateway, metric, .. }| {
+            RouteSpec { to, kind, link, gateway, metric, source: None }.del()
+        })
         .collect();
     unless_gone(route.request(&removals)).step("removing our routes")?;
     Ok(removals.len())

@@ -6,3 +6,4 @@
 mod lab;
 mod links;
 mod service;
+mod tunnel;
