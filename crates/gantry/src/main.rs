@@ -12,6 +12,7 @@ mod ports;
 mod preflight;
 mod status;
 mod up;
+mod user;
 
 use anyhow::{Result, bail};
 use config::Config;
@@ -57,6 +58,12 @@ const COMMANDS: &[Command] = &[
         help: "load archives (docker, oci), list images, remove unused ones",
         run: image::run,
     },
+    Command {
+        name: "kubeconfig",
+        arguments: "--user U [--group G]",
+        help: "print a kubeconfig for a user, with a certificate of this cluster",
+        run: user::run,
+    },
     Command { name: "help", arguments: "", help: "this text", run: |_, _| help() },
     Command { name: "version", arguments: "", help: "print the version", run: |_, _| version() },
 ];
@@ -81,11 +88,23 @@ fn run(args: &[String]) -> Result<()> {
     if args.iter().any(|a| a == "--help" || a == "-h") {
         return help();
     }
-    let (config, words) = Config::from_args(args)?;
-    let Some(word) = words.first() else { return help() };
-    match COMMANDS.iter().find(|c| c.name == word) {
-        Some(command) => (command.run)(config, &words[1..]),
-        None => bail!("no such command: {word} (gantry help lists them)"),
+    let (config, words) = Config::with_flags(args, |flag| COMMANDS.iter().any(|c| c.takes(flag)))?;
+    let (flags, words): (Vec<String>, Vec<String>) = words.into_iter().partition(|w| w.starts_with("--"));
+    let Some((word, rest)) = words.split_first() else { return help() };
+    let Some(command) = COMMANDS.iter().find(|c| c.name == word) else {
+        bail!("no such command: {word} (gantry help lists them)")
+    };
+    let name = |flag: &str| flag.trim_start_matches("--").split('=').next().unwrap_or_default().to_string();
+    if let Some(stray) = flags.iter().map(|f| name(f)).find(|f| !command.takes(f)) {
+        bail!("gantry {word} takes no --{stray}");
+    }
+    (command.run)(config, &[rest, &flags].concat())
+}
+
+impl Command {
+    /// Is that flag one of its own?
+    fn takes(&self, flag: &str) -> bool {
+        self.arguments.contains(&format!("--{flag} "))
     }
 }
 
