@@ -35,6 +35,9 @@ pub enum CaError {
     /// Making, parsing or signing failed.
     #[error("certificate authority: {0}")]
     Crypto(#[from] rcgen::Error),
+    /// A request for more than this authority signs.
+    #[error("the request names something that this authority does not sign")]
+    Unsupported,
 }
 
 /// A certificate with its key, in PEM.
@@ -50,6 +53,12 @@ pub struct Issued {
 pub struct Ca {
     cert_pem: String,
     issuer: Issuer<'static, KeyPair>,
+}
+
+impl std::fmt::Debug for Ca {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Ca")
+    }
 }
 
 impl Ca {
@@ -85,15 +94,19 @@ impl Ca {
             params.subject_alt_names.push(SanType::DnsName(name.as_str().try_into()?));
         }
         params.subject_alt_names.extend(ips.iter().copied().map(SanType::IpAddress));
-        self.sign(&params)
+        self.issue(&params)
     }
 
     /// Issues a client certificate for a user and its group, if it has one. (`rcgen` writes one O at most.)
     pub fn issue_client(&self, user: &str, group: Option<&str>, now: SystemTime) -> Result<Issued, CaError> {
-        self.sign(&leaf_params(user, group, ExtendedKeyUsagePurpose::ClientAuth, now)?)
+        self.issue(&leaf_params(user, group, ExtendedKeyUsagePurpose::ClientAuth, now)?)
     }
 
-    fn sign(&self, params: &CertificateParams) -> Result<Issued, CaError> {
+    pub(crate) fn issuer(&self) -> &Issuer<'static, KeyPair> {
+        &self.issuer
+    }
+
+    fn issue(&self, params: &CertificateParams) -> Result<Issued, CaError> {
         let key = KeyPair::generate()?;
         let certificate = params.signed_by(&key, &self.issuer)?;
         Ok(Issued { cert_pem: certificate.pem(), key_pem: key.serialize_pem() })
@@ -112,7 +125,7 @@ fn ca_params(now: SystemTime) -> Result<CertificateParams, rcgen::Error> {
     Ok(params)
 }
 
-fn leaf_params(
+pub(crate) fn leaf_params(
     cn: &str,
     group: Option<&str>,
     usage: ExtendedKeyUsagePurpose,

@@ -5,11 +5,12 @@
 //! Deliberately not here: what a caller may do (`apiserver`'s authorizer), AWS access keys (later work).
 
 mod ca;
+pub mod csr;
 mod identity;
 mod tls;
 pub mod tokens;
 
 pub use ca::{Ca, CaError, Issued, SYSTEM_MASTERS};
 pub use identity::{Identity, identity_of};
-pub use tls::{TlsError, client_config, server_config};
+pub use tls::{Serving, TlsError, client_config, server_config, serving};
 pub use tokens::ServiceTokens;

@@ -1,10 +1,11 @@
 //! rustls configurations from PEM: servers that take (but do not demand) client certificates, and clients.
 
 use rustls::RootCertStore;
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::ca::Issued;
 
@@ -39,22 +40,58 @@ fn provider() -> Arc<rustls::crypto::CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
+/// A server's certificate, which can be renewed while it serves.
+#[derive(Debug)]
+pub struct Serving(RwLock<Arc<CertifiedKey>>);
+
+impl Serving {
+    /// From the next handshake on this certificate is shown.
+    ///
+    /// # Errors
+    /// The material is no certificate with its key; the old one stays.
+    pub fn renew(&self, issued: &Issued) -> Result<(), TlsError> {
+        let key = certified(issued)?;
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = key;
+        Ok(())
+    }
+}
+
+impl ResolvesServerCert for Serving {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.read().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+}
+
+fn certified(issued: &Issued) -> Result<Arc<CertifiedKey>, TlsError> {
+    let (chain, key) = material(issued)?;
+    Ok(Arc::new(CertifiedKey::from_der(chain, key, &provider())?))
+}
+
 /// A server that verifies client certificates of `ca_pem` where one is shown. `alpn` in order of preference.
 pub fn server_config(
     issued: &Issued,
     ca_pem: &str,
     alpn: &[&str],
 ) -> Result<Arc<rustls::ServerConfig>, TlsError> {
+    serving(issued, ca_pem, alpn).map(|(config, _)| config)
+}
+
+/// The same, with what renews its certificate.
+pub fn serving(
+    issued: &Issued,
+    ca_pem: &str,
+    alpn: &[&str],
+) -> Result<(Arc<rustls::ServerConfig>, Arc<Serving>), TlsError> {
     let verifier = WebPkiClientVerifier::builder_with_provider(roots(ca_pem)?, provider())
         .allow_unauthenticated()
         .build()?;
-    let (chain, key) = material(issued)?;
+    let serving = Arc::new(Serving(RwLock::new(certified(issued)?)));
     let mut config = rustls::ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(chain, key)?;
+        .with_cert_resolver(serving.clone());
     config.alpn_protocols = alpn.iter().map(|p| p.as_bytes().to_vec()).collect();
-    Ok(Arc::new(config))
+    Ok((Arc::new(config), serving))
 }
 
 /// A client that trusts `ca_pem` and shows `issued`.
