@@ -49,7 +49,7 @@ fn inside_a_pod(cluster: &Cluster) -> Result<()> {
     ensure!(exec(&["cat", &format!("{folder}/namespace")])? == "inside");
     has(&exec(&["cat", &format!("{folder}/ca.crt")])?, &["BEGIN CERTIFICATE"])?;
     let kubectl = |args: &[&str]| {
-        exec(&[&["kubectl", "--cache-dir=/tmp/k", "--server=https://kubernetes.default.svc"], args].concat())
+        exec(&[&["env", "KUBERNETES_SERVICE_HOST=kubernetes.default.svc", "kubectl", "--cache-dir=/tmp/k"], args].concat())
     };
     has(&kubectl(&["auth", "whoami"])?, &["system:serviceaccount:inside:reader", "pod-name", "node-1"])?;
     cluster.eventually("the view role is filled", || has(&kubectl(&["get", "pods"])?, &["reader", "Running"]))?;

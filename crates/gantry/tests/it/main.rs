@@ -7,6 +7,7 @@ mod api;
 mod clients;
 mod configs;
 mod crash;
+mod examples;
 mod identity;
 mod lifecycle;
 mod registry;
@@ -102,4 +103,9 @@ fn ready(cluster: &Cluster, name: &str) -> Result<()> {
             cluster.kubectl(&["wait", "pod", "-l", &selector, "--for=condition=Ready", "--timeout=30s"])
         })
         .map(drop)
+}
+
+/// Waits until a pod's log contains these words: a pod is Ready before its first line is written.
+fn logged(cluster: &Cluster, name: &str, words: &[&str]) -> Result<()> {
+    cluster.eventually(&format!("{name} logs"), || has(&cluster.kubectl(&["logs", name])?, words))
 }
