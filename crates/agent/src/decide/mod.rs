@@ -38,6 +38,12 @@ pub const PULL_ERROR_SHOWN: SignedDuration = SignedDuration::from_secs(1);
 /// Between attempts after a configuration error (a missing ConfigMap …); objects that appear shorten it.
 pub const CONFIG_RETRY: SignedDuration = SignedDuration::from_secs(10);
 
+/// Seconds of grace for a pod whose object vanished: only a forced deletion does that, and its last known grace may
+/// be any number.
+pub const FORCED_GRACE: i64 = 1;
+/// Longest grace in seconds when the node is emptied: `gantry down` waits for it.
+pub const NODE_DOWN_GRACE_MAX: i64 = 20;
+
 /// What a decision is made from, besides the state.
 pub struct Input<'a> {
     /// The pod.
@@ -191,12 +197,11 @@ fn note_ending(state: &mut PodState, input: &Input, plan: &mut Plan) {
     let begin = |why, grace: i64| Ending { why, at: input.now, grace: grace.max(0) };
     let asked = pod.object.meta().deletion_grace_period_seconds.unwrap_or_else(|| pod.spec_grace());
     let wanted = if !input.present {
-        // A forced deletion leaves the object with no grace: still one second, as upstream gives.
-        Some(begin(Why::Removed, asked.max(1)))
+        Some(begin(Why::Removed, FORCED_GRACE))
     } else if pod.deleting() {
         Some(begin(Why::Deleted, asked))
     } else if input.node_down {
-        Some(begin(Why::NodeDown, pod.spec_grace()))
+        Some(begin(Why::NodeDown, pod.spec_grace().min(NODE_DOWN_GRACE_MAX)))
     } else if state.ending.is_some() {
         None
     } else if pod.stored_phase_is_terminal() {
