@@ -64,7 +64,7 @@ fn findings(config: &Config) -> Result<Vec<String>> {
     {
         findings.push(format!("the pod range {pods} and the service range {services} overlap"));
     }
-    for conflict in net::overlaps(&ranges)?.into_iter().filter(|c| !c.link.starts_with(&config.name)) {
+    for conflict in net::overlaps(&config.name, &ranges)? {
         findings.push(format!("{conflict} (choose another by --pod-cidr or --service-cidr)"));
     }
     Ok(findings)

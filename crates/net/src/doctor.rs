@@ -79,30 +79,31 @@ impl fmt::Display for Finding {
     }
 }
 
-/// The routes of the host that overlap `ranges`; default routes and our own do not count.
+/// The routes of the host that overlap `ranges`; default routes and those of instance `prefix` do not count.
 ///
 /// # Errors
 /// Netlink does not answer.
-pub fn overlaps(ranges: &[Ipv4Net]) -> Result<Vec<Conflict>, NetError> {
+pub fn overlaps(prefix: &str, ranges: &[Ipv4Net]) -> Result<Vec<Conflict>, NetError> {
     let mut socket = Socket::open(Protocol::Route).step("opening netlink")?;
     let routes: Vec<Route> =
         socket.dump(&rt::get_routes()).step("listing routes")?.iter().filter_map(Route::parse).collect();
     let links: Vec<Link> =
         socket.dump(&rt::get_links()).step("listing links")?.iter().map(Link::parse).collect();
-    Ok(conflicts(ranges, &routes, &links))
+    Ok(conflicts(prefix, ranges, &routes, &links))
 }
 
-fn conflicts(ranges: &[Ipv4Net], routes: &[Route], links: &[Link]) -> Vec<Conflict> {
+fn conflicts(prefix: &str, ranges: &[Ipv4Net], routes: &[Route], links: &[Link]) -> Vec<Conflict> {
     let mut found: Vec<Conflict> = Vec::new();
     for route in routes {
+        let link = links.iter().find(|link| Some(link.index) == route.link);
+        let link = link.map(|link| link.name.clone()).unwrap_or_default();
+        // Another instance's routes have the same protocol, but not our metric or link.
+        let own = route.protocol == rt::ROUTE_PROTOCOL
+            && (route.metric == Some(NetConfig::metric(prefix)) || link.starts_with(prefix));
         // Local and broadcast routes repeat what the main table says, except for addresses such as our own.
-        let counts = route.table == rt::TABLE_MAIN
-            && route.protocol != rt::ROUTE_PROTOCOL
-            && route.to.prefix_len() > 0;
+        let counts = route.table == rt::TABLE_MAIN && !own && route.to.prefix_len() > 0;
         for range in ranges.iter().filter(|range| counts && range.overlaps(route.to)) {
-            let link = links.iter().find(|link| Some(link.index) == route.link);
-            let link = link.map(|link| link.name.clone()).unwrap_or_default();
-            found.push(Conflict { range: *range, route: route.to, link });
+            found.push(Conflict { range: *range, route: route.to, link: link.clone() });
         }
     }
     found
@@ -130,7 +131,7 @@ pub fn doctor(config: &NetConfig) -> Result<Vec<Finding>, NetError> {
         findings.push(Finding::LegacyIptables);
     }
     let ranges = [config.cluster_cidr, config.service_cidr];
-    findings.extend(overlaps(&ranges)?.into_iter().map(Finding::Overlap));
+    findings.extend(overlaps(&config.prefix, &ranges)?.into_iter().map(Finding::Overlap));
     Ok(findings)
 }
 
@@ -147,7 +148,7 @@ mod tests {
             kind: rt::UNICAST,
             link: Some(3),
             gateway: None,
-            metric: None,
+            metric: Some(NetConfig::metric("gt")).filter(|_| protocol == rt::ROUTE_PROTOCOL),
         };
         let links = [Link { index: 3, name: "docker0".into(), ..Link::default() }];
         let routes = [
@@ -157,8 +158,10 @@ mod tests {
             route("10.244.9.1/32", 255, 2),
             route("192.168.0.0/16", rt::TABLE_MAIN, 2),
         ];
-        let found = conflicts(&["10.244.0.0/16".parse().unwrap()], &routes, &links);
+        let found = conflicts("gt", &["10.244.0.0/16".parse().unwrap()], &routes, &links);
         let shown: Vec<String> = found.iter().map(ToString::to_string).collect();
         assert_eq!(shown, ["range 10.244.0.0/16 overlaps the host's route 10.244.7.0/24 on docker0"]);
+        let other = conflicts("other", &["10.244.8.0/22".parse().unwrap()], &routes, &links);
+        assert_eq!(other.len(), 1, "another instance's routes count: {other:?}");
     }
 }

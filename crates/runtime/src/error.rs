@@ -34,7 +34,7 @@ pub enum RuntimeError {
     #[error("bad name {0:?}")]
     BadName(String),
     /// A RuntimeClass handler that is not configured.
-    #[error("no runtime handler {0:?} is configured")]
+    #[error("no runtime for {0:?} is configured")]
     NoHandler(String),
     /// A step in the shim or in the container's first process failed.
     #[error("{step}: {error}")]

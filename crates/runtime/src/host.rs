@@ -147,6 +147,9 @@ impl Runtime {
     /// [`RuntimeError::Exists`]; else the step that failed.
     pub async fn create_pod(&self, spec: PodSpec) -> Result<PodInfo, RuntimeError> {
         checked(&spec.uid)?;
+        if let Some(handler) = spec.handler.as_ref().filter(|h| !self.inner.config.handlers.contains_key(*h)) {
+            return Err(RuntimeError::NoHandler(handler.clone()));
+        }
         let runtime = self.clone();
         detached(async move { runtime.create_pod_now(spec).await }).await
     }

@@ -169,7 +169,7 @@ fn findings_name_the_firewall_and_clashing_routes() {
     on_node(|lab| {
         assert_eq!(net::doctor(&config()).unwrap(), []);
         assert_eq!(
-            net::overlaps(&[config().cluster_cidr, "192.168.0.0/16".parse().unwrap()]).unwrap().len(),
+            net::overlaps("gtt", &[config().cluster_cidr, "192.168.0.0/16".parse().unwrap()]).unwrap().len(),
             1
         );
         sh(
