@@ -142,7 +142,7 @@ fn crash_loop(cluster: &Cluster) -> Result<()> {
         Ok(())
     })?;
     has(&cluster.kubectl(&["get", "pod", "crash"])?, &["CrashLoopBackOff"])?;
-    has(&cluster.kubectl(&["logs", "crash"])?, &["crashed"])?;
+    crate::logged(cluster, "crash", &["crashed"])?;
     cluster.eventually("the event", || {
         let events = cluster.kubectl(&["get", "events", "--field-selector=involvedObject.name=crash"])?;
         has(&events, &["BackOff", "Back-off restarting failed container c in pod crash_default("])
@@ -157,8 +157,8 @@ fn delete(cluster: &Cluster, name: &str, more: &[&str]) -> Result<Duration> {
 }
 
 fn grace(cluster: &Cluster) -> Result<()> {
-    let polite = "trap 'echo term > /h/$N; exit 0' TERM; while :; do sleep 0.1; done";
-    let deaf = "trap '' TERM; echo deaf > /h/$N; while :; do sleep 0.1; done";
+    let polite = "trap 'echo term > /h/$WHO; exit 0' TERM; while :; do sleep 0.1; done";
+    let deaf = "trap '' TERM; echo deaf > /h/$WHO; while :; do sleep 0.1; done";
     let host = tempfile::tempdir()?;
     let more = format!(
         "terminationGracePeriodSeconds: 20\nvolumes: [{{name: h, hostPath: {{path: {}}}}}]",
@@ -166,7 +166,7 @@ fn grace(cluster: &Cluster) -> Result<()> {
     );
     for (name, script) in [("polite", polite), ("deaf", deaf)] {
         let container =
-            format!("volumeMounts: [{{name: h, mountPath: /h}}]\nenv: [{{name: N, value: {name}}}]");
+            format!("volumeMounts: [{{name: h, mountPath: /h}}]\nenv: [{{name: WHO, value: {name}}}]");
         let text = pod(name, script, &container, &more).replace("  terminationGracePeriodSeconds: 1\n", "");
         cluster.apply(&text)?;
     }
@@ -190,7 +190,7 @@ fn force(cluster: &Cluster) -> Result<()> {
     ensure!(took < Duration::from_secs(10), "{took:?}");
     cluster.apply(&pod("forced", "echo second; exec sleep 1000", "", ""))?;
     ready(cluster, "forced")?;
-    has(&cluster.kubectl(&["logs", "forced"])?, &["second"])
+    crate::logged(cluster, "forced", &["second"])
 }
 
 fn hooks(cluster: &Cluster) -> Result<()> {

@@ -5,6 +5,20 @@ use anyhow::{Result, ensure};
 use std::path::Path;
 use testkit::cluster::Cluster;
 
+/// Ports and ranges that a second instance can have.
+const FREE: [&str; 10] = [
+    "--port",
+    "7443",
+    "--node-port",
+    "20250",
+    "--registry-port",
+    "7500",
+    "--pod-cidr",
+    "10.8.0.0/16",
+    "--service-cidr",
+    "10.9.0.0/16",
+];
+
 /// `gantry up` in the cluster's namespace with these flags must fail; what it said.
 fn refused(cluster: &Cluster, name: &str, data: &Path, flags: &[&str]) -> Result<String> {
     let mut command = cluster.inside("timeout");
@@ -27,7 +41,7 @@ fn a_start_that_cannot_work_says_why() -> Result<()> {
         (&["--node-port", "20250"], &["port 6443 is held by gantry (pid ", "choose another by --port"]),
         (&["--port", "7443"], &["port 10250 is held by gantry (pid ", "choose another by --node-port"]),
         (
-            &["--port", "7443", "--node-port", "20250"],
+            &["--port", "7443", "--node-port", "20250", "--registry-port", "7500"],
             &["10.244.0.0", "overlap", "choose another by --pod-cidr or --service-cidr"],
         ),
         (&["--port", "seven"], &["--port", "not a number in range"]),
@@ -52,17 +66,7 @@ fn a_start_that_cannot_work_says_why() -> Result<()> {
     let same = refused(&cluster, cluster.name(), cluster.folder(), &[])?;
     has(&same, &["runs already", "gantry status"])?;
     // The same folder under another name: one store, one owner.
-    let free = [
-        "--port",
-        "7443",
-        "--node-port",
-        "20250",
-        "--pod-cidr",
-        "10.8.0.0/16",
-        "--service-cidr",
-        "10.9.0.0/16",
-    ];
-    let same = refused(&cluster, "nope", cluster.folder(), &free)?;
+    let same = refused(&cluster, "nope", cluster.folder(), &FREE)?;
     has(&same, &[&cluster.folder().display().to_string(), "another"])?;
     ensure!(!Path::new("/run/nope").exists(), "a run folder");
     ensure!(cluster.sh("nft list ruleset; ip route; ip -o link")? == rules, "the network was touched");
@@ -74,17 +78,7 @@ fn a_start_that_cannot_work_says_why() -> Result<()> {
 fn a_bad_folder_is_named() -> Result<()> {
     let cluster = cluster();
     let file = tempfile::NamedTempFile::new()?;
-    let free = [
-        "--port",
-        "7443",
-        "--node-port",
-        "20250",
-        "--pod-cidr",
-        "10.8.0.0/16",
-        "--service-cidr",
-        "10.9.0.0/16",
-    ];
-    let said = refused(&cluster, "nope", &file.path().join("below"), &free)?;
+    let said = refused(&cluster, "nope", &file.path().join("below"), &FREE)?;
     has(&said, &[&file.path().display().to_string(), "Not a directory"])?;
     Ok(())
 }

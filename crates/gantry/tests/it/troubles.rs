@@ -81,7 +81,7 @@ fn config_map(cluster: &Cluster) -> Result<()> {
     )?;
     cluster.kubectl(&["patch", "cm", "later", "-p", r#"{"data":{"a":"now"}}"#])?;
     ready(cluster, "noconfig")?;
-    has(&cluster.kubectl(&["logs", "noconfig"])?, &["now"])
+    crate::logged(cluster, "noconfig", &["now"])
 }
 
 fn command(cluster: &Cluster) -> Result<()> {
@@ -105,7 +105,7 @@ fn command(cluster: &Cluster) -> Result<()> {
 fn volume(cluster: &Cluster) -> Result<()> {
     let more = "volumes: [{name: v, configMap: {name: volume-later}}, {name: s, secret: {secretName: here}}]";
     let mounts = "volumeMounts: [{name: v, mountPath: /v}, {name: s, mountPath: /s}]";
-    cluster.apply(&pod("novolume", "cat /v/*; exec sleep 1000", mounts, more))?;
+    cluster.apply(&pod("novolume", "cat /v/*; echo; exec sleep 1000", mounts, more))?;
     cluster.kubectl(&["create", "secret", "generic", "here", "--from-literal=a=b"])?;
     cluster.eventually("a FailedMount event", || {
         let words = "MountVolume.SetUp failed for volume \"v\" : configmap \"volume-later\" not found";
@@ -113,7 +113,7 @@ fn volume(cluster: &Cluster) -> Result<()> {
     })?;
     cluster.kubectl(&["create", "cm", "volume-later", "--from-literal=a=mounted"])?;
     ready(cluster, "novolume")?;
-    has(&cluster.kubectl(&["logs", "novolume"])?, &["mounted"])
+    crate::logged(cluster, "novolume", &["mounted"])
 }
 
 fn unschedulable(cluster: &Cluster) -> Result<()> {
@@ -179,7 +179,7 @@ fn runtime_class(cluster: &Cluster) -> Result<()> {
     let script = "echo by crun; exec sleep 1000";
     cluster.apply(&pod("crun", script, "", "runtimeClassName: by-crun"))?;
     ready(cluster, "crun")?;
-    has(&cluster.kubectl(&["logs", "crun"])?, &["by crun"])?;
+    crate::logged(cluster, "crun", &["by crun"])?;
     ensure!(cluster.kubectl(&["exec", "crun", "--", "echo", "inside"])? == "inside\n", "exec");
     has(
         &refusal(cluster.apply(&pod("unclass", "true", "", "runtimeClassName: unknown")))?,
