@@ -5,6 +5,7 @@
 
 #![deny(missing_docs)]
 
+pub mod apply;
 pub mod body;
 pub mod convert;
 pub mod field_errors;
