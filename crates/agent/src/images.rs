@@ -42,7 +42,9 @@ impl Found {
         let name = wanted.as_ref().map(ToString::to_string).filter(|w| found.names.contains(w));
         let name = name.or_else(|| found.names.first().cloned()).unwrap_or_else(|| found.id.clone());
         let of_repository = |digest: &&String| {
-            wanted.as_ref().is_some_and(|w| digest.strip_prefix(&w.repository()).is_some_and(|d| d.starts_with('@')))
+            wanted
+                .as_ref()
+                .is_some_and(|w| digest.strip_prefix(&w.repository()).is_some_and(|d| d.starts_with('@')))
         };
         let id = found.digests.iter().find(of_repository).or(found.digests.first()).cloned();
         Found { id: id.unwrap_or_else(|| found.id.clone()), name, lease }
@@ -87,7 +89,8 @@ fn plan(puller: &Puller, image: &str, policy: Option<&str>) -> Result<Plan, Star
 /// Finds or pulls a container's image, with the events that this is worth.
 pub async fn ensure(node: &Node, pod: &PodView, container: &ContainerView) -> Result<Found, StartFailure> {
     let (image, name) = (container.image(), container.name());
-    let (puller, text, policy) = (node.puller.clone(), image.to_string(), container.spec.image_pull_policy.clone());
+    let (puller, text, policy) =
+        (node.puller.clone(), image.to_string(), container.spec.image_pull_policy.clone());
     let planned = crate::ops::blocking(move || plan(&puller, &text, policy.as_deref())).await;
     let reference = match planned.map_err(|e| failure("ErrImagePull", e))?? {
         Plan::Use(lease) => {
@@ -129,13 +132,18 @@ async fn deleted(node: &Node, pod: &PodView) {
 fn told(reference: &Reference, error: &PullError) -> String {
     let resolving = matches!(
         error,
-        PullError::NotFound | PullError::Denied(_) | PullError::Auth(_) | PullError::Net(_) | PullError::Status { .. }
+        PullError::NotFound
+            | PullError::Denied(_)
+            | PullError::Auth(_)
+            | PullError::Net(_)
+            | PullError::Status { .. }
     );
     let about = match error {
         PullError::NotFound => format!("{reference}: "),
         _ => String::new(),
     };
-    let step = if resolving { format!("failed to resolve reference \"{reference}\": ") } else { String::new() };
+    let step =
+        if resolving { format!("failed to resolve reference \"{reference}\": ") } else { String::new() };
     format!("failed to pull and unpack image \"{reference}\": {step}{about}{error}")
 }
 
@@ -157,12 +165,15 @@ async fn keys(node: &Node, pod: &PodView) -> Keyring {
                 "Unable to retrieve some image pull secrets ({}); attempting to pull the image may not succeed.",
                 reference.name
             );
-            node.recorder.pod(pod, crate::decide::Note {
-                warning: true,
-                reason: "FailedToRetrieveImagePullSecret",
-                message: text,
-                container: String::new(),
-            });
+            node.recorder.pod(
+                pod,
+                crate::decide::Note {
+                    warning: true,
+                    reason: "FailedToRetrieveImagePullSecret",
+                    message: text,
+                    container: String::new(),
+                },
+            );
         }
     }
     keys
@@ -206,9 +217,13 @@ pub async fn collect(puller: Puller, recorder: Recorder, node_name: String) {
         let done = crate::ops::blocking(move || collect_once(&shared).map_err(|e| e.to_string())).await;
         match done.and_then(|result| result) {
             Ok(None) => {}
-            Ok(Some((freed, wanted))) if freed >= wanted => tracing::info!(freed, "images removed to free space"),
+            Ok(Some((freed, wanted))) if freed >= wanted => {
+                tracing::info!(freed, "images removed to free space")
+            }
             Ok(Some((freed, wanted))) => {
-                let text = format!("Failed to garbage collect required amount of images. Attempted to free {wanted} bytes, but only found {freed} bytes eligible to free.");
+                let text = format!(
+                    "Failed to garbage collect required amount of images. Attempted to free {wanted} bytes, but only found {freed} bytes eligible to free."
+                );
                 recorder.node(&node_name, "FreeDiskSpaceFailed", text);
             }
             Err(error) => tracing::error!(error, "image garbage collection"),
@@ -258,7 +273,9 @@ mod tests {
         images.load_reader(&archive[..], &|_| {}).unwrap();
         let puller = Puller::new(images, None, PullConfig::default());
         for policy in [None, Some("Never"), Some("IfNotPresent"), Some("Always")] {
-            let Ok(Plan::Use(lease)) = plan(&puller, "web:1", policy) else { panic!("{policy:?}: it is here") };
+            let Ok(Plan::Use(lease)) = plan(&puller, "web:1", policy) else {
+                panic!("{policy:?}: it is here")
+            };
             assert_eq!(Found::new("web:1", lease).name, "docker.io/library/web:1");
         }
     }
@@ -269,7 +286,9 @@ mod tests {
         let name = "docker.io/library/web:1";
         assert_eq!(
             told(&reference, &PullError::NotFound),
-            format!("failed to pull and unpack image \"{name}\": failed to resolve reference \"{name}\": {name}: not found")
+            format!(
+                "failed to pull and unpack image \"{name}\": failed to resolve reference \"{name}\": {name}: not found"
+            )
         );
         let of = |ms| go_duration(Duration::from_millis(ms));
         assert_eq!((of(153), of(1200), of(2000)), ("153ms".into(), "1.2s".into(), "2s".into()));

@@ -58,8 +58,11 @@ fn pushed(cluster: &Cluster) -> Result<()> {
     ensure!(status["image"] == "localhost:5000/team/web:1", "{status}");
     has(status["imageID"].as_str().unwrap_or_default(), &["localhost:5000/team/web@sha256:"])?;
     let told = cluster.kubectl(&["get", "events", "--field-selector=involvedObject.name=pushed"])?;
-    let words =
-        ["Pulling image \"localhost:5000/team/web:1\"", "Successfully pulled image", "including waiting). Image size:"];
+    let words = [
+        "Pulling image \"localhost:5000/team/web:1\"",
+        "Successfully pulled image",
+        "including waiting). Image size:",
+    ];
     has(&told, &words)?;
     run(cluster, "never", "localhost:5000/team/web:1", "Never")?;
     let told = cluster.kubectl(&["get", "events", "--field-selector=involvedObject.name=never"])?;
@@ -108,14 +111,21 @@ fn there_and_back(cluster: &Cluster) -> Result<()> {
     builder.write_oci_layout(&folder);
     let skopeo = |args: &str| cluster.sh(&format!("skopeo --insecure-policy {args}"));
     let layout = format!("oci:{}:back:1", folder.display());
-    skopeo(&format!("copy --preserve-digests --dest-tls-verify=false {layout} docker://localhost:5000/back:1"))?;
+    skopeo(&format!(
+        "copy --preserve-digests --dest-tls-verify=false {layout} docker://localhost:5000/back:1"
+    ))?;
     let raw = skopeo("inspect --raw --tls-verify=false docker://localhost:5000/back:1")?;
     let index: serde_json::Value = serde_json::from_slice(&std::fs::read(folder.join("index.json"))?)?;
     let digest = index["manifests"][0]["digest"].as_str().unwrap_or_default();
     ensure!(testkit::image::digest(raw.trim_end_matches('\n').as_bytes()) == digest, "{raw}");
-    skopeo("copy --src-tls-verify=false --dest-tls-verify=false --format v2s2 docker://localhost:5000/back:1 docker://localhost:5000/other/back:2")?;
+    skopeo(
+        "copy --src-tls-verify=false --dest-tls-verify=false --format v2s2 docker://localhost:5000/back:1 docker://localhost:5000/other/back:2",
+    )?;
     let out = cluster.folder().join("out");
-    skopeo(&format!("copy --src-tls-verify=false docker://localhost:5000/other/back:2 oci:{}:x", out.display()))?;
+    skopeo(&format!(
+        "copy --src-tls-verify=false docker://localhost:5000/other/back:2 oci:{}:x",
+        out.display()
+    ))?;
     has(&skopeo("list-tags --tls-verify=false docker://localhost:5000/other/back")?, &["\"2\""])?;
     run(cluster, "back", "localhost:5000/other/back:2", "Always")
 }
@@ -125,6 +135,9 @@ fn deleted(cluster: &Cluster) -> Result<()> {
     push(cluster, "gone", &image("gone:1", "gone"), "localhost:5000/gone:1")?;
     run(cluster, "gone", "localhost:5000/gone:1", "Always")?;
     cluster.sh("skopeo delete --tls-verify=false docker://localhost:5000/gone:1")?;
-    has(&refusal(cluster.sh("skopeo inspect --tls-verify=false docker://localhost:5000/gone:1"))?, &["unknown"])?;
+    has(
+        &refusal(cluster.sh("skopeo inspect --tls-verify=false docker://localhost:5000/gone:1"))?,
+        &["unknown"],
+    )?;
     cluster.kubectl(&["exec", "gone", "--", "cat", "/word"]).map(drop)
 }

@@ -237,6 +237,3 @@ fn remove_file(path: &Path) -> Result<(), ImageError> {
         _ => Ok(()),
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,6 +1,6 @@
 //! A registry's challenge (`WWW-Authenticate`), and the token that answers it.
 
-use super::http::{Ask, NetError, Patience, Trust, get};
+use super::http::{Ask, Manners, NetError, Trust, get};
 use super::keyring::Credentials;
 use super::url::Url;
 use http::header::AUTHORIZATION;
@@ -68,7 +68,7 @@ pub(crate) async fn authorize(
     registry: &Url,
     repository: &str,
     credentials: Option<&Credentials>,
-    patience: Patience,
+    manners: &Manners,
 ) -> Result<String, AuthError> {
     let Challenge::Bearer { realm, service, scope } = challenge else {
         return credentials.map(Credentials::basic).ok_or(AuthError::NoCredentials);
@@ -86,7 +86,7 @@ pub(crate) async fn authorize(
         credentials.map(|c| (AUTHORIZATION.as_str(), c.basic())).into_iter().collect();
     let near = url.host == registry.host || !registry.tls;
     let trust = if near { Trust::Named } else { Trust::Told };
-    let reply = get(Ask { url: &url, trust, headers: &headers }, patience).await?;
+    let reply = get(Ask { url: &url, trust, headers: &headers }, manners).await?;
     if !reply.status.is_success() {
         let kind = if credentials.is_some() { "oauth" } else { "anonymous" };
         return Err(AuthError::Refused { kind, realm: realm.clone(), status: reply.status });

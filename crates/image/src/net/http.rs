@@ -60,17 +60,20 @@ pub(crate) enum NetError {
     Timeout(&'static str),
 }
 
-/// How long one waits; shorter in tests.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Patience {
+/// How long one waits, and whom one believes.
+#[derive(Clone, Debug)]
+pub(crate) struct Manners {
     pub(crate) connect: Duration,
     pub(crate) answer: Duration,
     pub(crate) window: Duration,
+    /// Folder with further authorities: `<host>/*.crt`.
+    pub(crate) authorities: Arc<Path>,
 }
 
-impl Default for Patience {
+impl Default for Manners {
     fn default() -> Self {
-        Patience { connect: CONNECT_MAX, answer: ANSWER_MAX, window: WINDOW }
+        let authorities = Path::new(HOST_AUTHORITIES).into();
+        Manners { connect: CONNECT_MAX, answer: ANSWER_MAX, window: WINDOW, authorities }
     }
 }
 
@@ -79,7 +82,7 @@ pub(crate) struct Reply {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
     body: Incoming,
-    patience: Patience,
+    manners: Manners,
     window: (Instant, u64),
     /// Drives the connection; ends with the reply.
     _connection: JoinSet<()>,
@@ -109,12 +112,12 @@ impl Pieces for Reply {
 
     async fn next(&mut self) -> Result<Option<Bytes>, NetError> {
         loop {
-            let frame = tokio::time::timeout(self.patience.answer, self.body.frame()).await;
+            let frame = tokio::time::timeout(self.manners.answer, self.body.frame()).await;
             let frame = frame.map_err(|_| NetError::Timeout("reading the body"))?;
             let Some(frame) = frame else { return Ok(None) };
             let Ok(data) = frame.map_err(|e| NetError::Http(told(&e)))?.into_data() else { continue };
             self.window.1 += data.len() as u64;
-            if self.window.0.elapsed() > self.patience.window {
+            if self.window.0.elapsed() > self.manners.window {
                 if self.window.1 < WINDOW_BYTES {
                     return Err(NetError::Timeout("the body only drips"));
                 }
@@ -156,8 +159,8 @@ pub(crate) struct Ask<'a> {
 }
 
 /// Sends a GET and waits for the head of the answer.
-pub(crate) async fn get(ask: Ask<'_>, patience: Patience) -> Result<Reply, NetError> {
-    let stream = connect(ask.url, ask.trust, patience).await?;
+pub(crate) async fn get(ask: Ask<'_>, manners: &Manners) -> Result<Reply, NetError> {
+    let stream = connect(ask.url, ask.trust, manners).await?;
     let handshake = hyper::client::conn::http1::Builder::new()
         .max_buf_size(HEAD_BYTES.max(512 << 10))
         .handshake::<_, Empty<Bytes>>(TokioIo::new(stream));
@@ -175,15 +178,22 @@ pub(crate) async fn get(ask: Ask<'_>, patience: Patience) -> Result<Reply, NetEr
         request = request.header(*name, value);
     }
     let request = request.body(Empty::new()).map_err(|e| NetError::Http(e.to_string()))?;
-    let answer = tokio::time::timeout(patience.answer, sender.send_request(request)).await;
+    let answer = tokio::time::timeout(manners.answer, sender.send_request(request)).await;
     let answer = answer.map_err(|_| NetError::Timeout("awaiting headers"))?;
     let (head, body) = answer.map_err(|e| NetError::Http(told(&e)))?.into_parts();
     let window = (Instant::now(), 0);
-    Ok(Reply { status: head.status, headers: head.headers, body, patience, window, _connection: tasks })
+    Ok(Reply {
+        status: head.status,
+        headers: head.headers,
+        body,
+        manners: manners.clone(),
+        window,
+        _connection: tasks,
+    })
 }
 
-async fn connect(url: &Url, trust: Trust, patience: Patience) -> Result<Box<dyn Stream>, NetError> {
-    let found = tokio::time::timeout(patience.connect, resolve(&url.host)).await;
+async fn connect(url: &Url, trust: Trust, manners: &Manners) -> Result<Box<dyn Stream>, NetError> {
+    let found = tokio::time::timeout(manners.connect, resolve(&url.host)).await;
     let found = found.unwrap_or_else(|_| Err("i/o timeout".into()));
     let addresses = found.map_err(|why| NetError::Resolve { host: url.host.clone(), why })?;
     let mut failed = NetError::Resolve { host: url.host.clone(), why: "no such host".into() };
@@ -191,14 +201,14 @@ async fn connect(url: &Url, trust: Trust, patience: Patience) -> Result<Box<dyn 
         if trust == Trust::Told && is_near(ip) {
             return Err(NetError::Forbidden(url.authority()));
         }
-        let connected = tokio::time::timeout(patience.connect, TcpStream::connect((ip, url.port))).await;
+        let connected = tokio::time::timeout(manners.connect, TcpStream::connect((ip, url.port))).await;
         let connected = connected.unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut)));
         match connected {
             Ok(stream) => {
                 let _ = stream.set_nodelay(true);
                 return match url.tls {
                     false => Ok(Box::new(stream)),
-                    true => encrypted(stream, url, patience).await,
+                    true => encrypted(stream, url, manners).await,
                 };
             }
             Err(source) => failed = NetError::Connect { at: format!("tcp {ip}:{}", url.port), source },
@@ -215,20 +225,21 @@ fn is_near(ip: IpAddr) -> bool {
     }
 }
 
-async fn encrypted(stream: TcpStream, url: &Url, patience: Patience) -> Result<Box<dyn Stream>, NetError> {
+async fn encrypted(stream: TcpStream, url: &Url, manners: &Manners) -> Result<Box<dyn Stream>, NetError> {
     let told = |e: &dyn std::fmt::Display| NetError::Tls(e.to_string());
     let host = url.authority();
-    let config = tokio::task::spawn_blocking(move || tls_config(&host)).await;
+    let own = manners.authorities.join(host);
+    let config = tokio::task::spawn_blocking(move || tls_config(&own)).await;
     let config = config.map_err(|e| told(&e))??;
     let name = ServerName::try_from(url.host.clone()).map_err(|e| told(&e))?;
     let connecting = tokio_rustls::TlsConnector::from(config).connect(name, stream);
-    let connected = tokio::time::timeout(patience.answer, connecting).await;
+    let connected = tokio::time::timeout(manners.answer, connecting).await;
     let connected = connected.map_err(|_| NetError::Timeout("TLS handshake"))?;
     Ok(Box::new(connected.map_err(|e| told(&e))?))
 }
 
 /// Read anew for each connection (2 ms): a pull is rare, and kept authorities would cost memory for ever.
-fn tls_config(host: &str) -> Result<Arc<rustls::ClientConfig>, NetError> {
+fn tls_config(own: &Path) -> Result<Arc<rustls::ClientConfig>, NetError> {
     let mut roots = rustls::RootCertStore::empty();
     let mut add = |path: &Path| {
         let pem = std::fs::read(path).unwrap_or_default();
@@ -238,7 +249,7 @@ fn tls_config(host: &str) -> Result<Arc<rustls::ClientConfig>, NetError> {
         }
     };
     AUTHORITIES.iter().map(Path::new).find(|path| path.exists()).into_iter().for_each(&mut add);
-    let own = std::fs::read_dir(Path::new(HOST_AUTHORITIES).join(host)).into_iter().flatten().flatten();
+    let own = std::fs::read_dir(own).into_iter().flatten().flatten();
     own.map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "crt")).for_each(|p| add(&p));
     if roots.is_empty() {
         return Err(NetError::Tls(

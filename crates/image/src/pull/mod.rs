@@ -14,7 +14,7 @@ use crate::depot::{Depot, DepotError, ManifestRef};
 use crate::digest::Digest;
 use crate::error::ImageError;
 use crate::net::auth::AuthError;
-use crate::net::http::{NetError, Patience};
+use crate::net::http::{Manners, NetError};
 use crate::net::keyring::Credentials;
 use crate::net::url::Url;
 use crate::reference::Reference;
@@ -23,6 +23,7 @@ use fetch::{Fetch, Origin};
 use parking_lot::Mutex;
 use remote::Remote;
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 use stdx::backoff::Backoff;
@@ -49,7 +50,7 @@ pub struct PullConfig {
     pub keys: Keyring,
     /// Between attempts at one document.
     pub retry: Backoff,
-    patience: Patience,
+    manners: Manners,
 }
 
 impl Default for PullConfig {
@@ -60,15 +61,22 @@ impl Default for PullConfig {
             insecure: BTreeSet::new(),
             keys: Keyring::default(),
             retry: RETRY,
-            patience: Patience::default(),
+            manners: Manners::default(),
         }
     }
 }
 
 impl PullConfig {
     /// The same with other deadlines: for a connection, for an answer, and for a slow body to speed up.
-    pub fn with_patience(mut self, connect: Duration, answer: Duration, window: Duration) -> PullConfig {
-        self.patience = Patience { connect, answer, window };
+    pub fn with_deadlines(mut self, connect: Duration, answer: Duration, window: Duration) -> PullConfig {
+        (self.manners.connect, self.manners.answer, self.manners.window) = (connect, answer, window);
+        self
+    }
+
+    /// The same with authorities of single registries at `<folder>/<host[:port]>/*.crt`, beside the system's
+    /// (`/etc/docker/certs.d` when not said).
+    pub fn with_authorities(mut self, folder: &Path) -> PullConfig {
+        self.manners.authorities = folder.into();
         self
     }
 }
@@ -298,7 +306,7 @@ impl Puller {
             repository: reference.path.clone(),
             stands_for: None,
             credentials,
-            patience: self.inner.config.patience,
+            manners: self.inner.config.manners.clone(),
             retry: self.inner.config.retry,
             pass: Mutex::default(),
         }

@@ -7,7 +7,7 @@ use super::PullError;
 use crate::digest::Digest;
 use crate::error::ImageError;
 use crate::net::auth::{AuthError, Challenge, authorize};
-use crate::net::http::{Ask, NetError, Patience, Reply, Trust, get};
+use crate::net::http::{Ask, Manners, NetError, Reply, Trust, get};
 use crate::net::keyring::Credentials;
 use crate::net::url::Url;
 use crate::spool::{PumpError, Writing, pump};
@@ -36,7 +36,7 @@ pub(super) struct Remote {
     /// The domain that a mirror stands for.
     pub(super) stands_for: Option<String>,
     pub(super) credentials: Option<Credentials>,
-    pub(super) patience: Patience,
+    pub(super) manners: Manners,
     pub(super) retry: Backoff,
     /// The `Authorization` header that worked last.
     pub(super) pass: Mutex<Option<String>>,
@@ -184,7 +184,7 @@ impl Remote {
 
     async fn authorize(&self, challenge: &Challenge) -> Result<String, Failed> {
         let authorized =
-            authorize(challenge, &self.base, &self.repository, self.credentials.as_ref(), self.patience)
+            authorize(challenge, &self.base, &self.repository, self.credentials.as_ref(), &self.manners)
                 .await;
         authorized.map_err(|error| match error {
             AuthError::Net(error) => error.into(),
@@ -208,7 +208,7 @@ impl Remote {
             let mut all = headers.to_vec();
             all.extend(pass.iter().filter(|_| own).map(|p| (AUTHORIZATION.as_str(), p.clone())));
             let trust = if url.host == start.host || !start.tls { Trust::Named } else { Trust::Told };
-            let reply = get(Ask { url: &url, trust, headers: &all }, self.patience).await?;
+            let reply = get(Ask { url: &url, trust, headers: &all }, &self.manners).await?;
             let moves = reply.status.is_redirection() && reply.status != StatusCode::NOT_MODIFIED;
             if !moves {
                 return Ok(reply);

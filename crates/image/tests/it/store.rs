@@ -1,5 +1,4 @@
 //! The image store as its callers use it: good images in every format, hostile ones, crashes, sharing.
-#![expect(clippy::unwrap_used, reason = "a test stops at whatever it did not expect")]
 
 use image::{ImageError, Images, Limits, Platform, Sweep};
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,1 +1,0 @@
-//! The registry's content as its callers use it.
