@@ -8,12 +8,14 @@ use crate::resources::Resource;
 use crate::rules;
 use crate::select::Selection;
 use crate::verbs::list::{Freshness, Paging};
+use crate::storage::unstored;
 use crate::verbs::{Call, WriteOptions, no_such_resource, verb_name};
 use crate::watch::{Start, Watcher};
 use async_trait::async_trait;
 use auth::Identity;
 use client::{
-    Client, Event, EventKind, EventStream, ListOptions, Object, ObjectKey, ObjectList, WatchOptions, Write,
+    Client, Event, EventKind, EventStream, ListOptions, Object, ObjectKey, ObjectList, Verb, WatchOptions,
+    Write,
 };
 use futures_util::stream;
 use k8s_schema::Gvr;
@@ -113,6 +115,11 @@ impl Client for InProcess {
     }
 }
 
+        if let Verb::Create(body) = &write.verb
+            && let Some(answer) = self.api.review(&call, body).await?
+        {
+            return Ok(unstored(&call.key, 0, answer));
+        }
 struct Feed {
     watcher: Watcher,
     resource: Arc<Resource>,

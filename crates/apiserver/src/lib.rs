@@ -12,6 +12,7 @@ pub mod openapi;
 mod admission;
 mod api;
 mod bootstrap;
+mod bootstrap_tokens;
 mod cache;
 mod config;
 mod expiry;

@@ -1,4 +1,4 @@
-//! Service-account tokens against the cluster: whom a token speaks for now, and what a TokenRequest asks for.
+//! Bearer tokens against the cluster: whom a token speaks for now, and what a TokenRequest asks for.
 //!
 //! Invariant: a token is worth nothing once its account, or the pod, secret or node that it is bound to, has gone
 //! or has another UID. Deliberately not here: keys, signatures, claims (`auth::tokens`).
@@ -90,6 +90,9 @@ impl Api {
             && let Some(identity) = other.authenticate(token).await
         {
             return Ok(Some(Bearer { identity, audiences: audiences.to_vec() }));
+        }
+        if let Some(identity) = self.bootstrapper(token).await {
+            return Ok(Some(Bearer { identity: identity?, audiences: audiences.to_vec() }));
         }
         let Some(tokens) = &self.config.service_tokens else { return Ok(None) };
         let now = (self.config.clock)().as_second();

@@ -21,6 +21,8 @@ gvrs! {
     SECRETS = "" / "v1" / "secrets";
     SERVICES = "" / "v1" / "services";
     SERVICE_ACCOUNTS = "" / "v1" / "serviceaccounts";
+    SUBJECT_ACCESS_REVIEWS = "authorization.k8s.io" / "v1" / "subjectaccessreviews";
+    CERTIFICATE_SIGNING_REQUESTS = "certificates.k8s.io" / "v1" / "certificatesigningrequests";
     DAEMON_SETS = "apps" / "v1" / "daemonsets";
     DEPLOYMENTS = "apps" / "v1" / "deployments";
     REPLICA_SETS = "apps" / "v1" / "replicasets";

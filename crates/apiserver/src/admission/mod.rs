@@ -3,6 +3,7 @@
 //! One file a plug-in, one row a plug-in in [`PLUGINS`], run in order. They read the cache (the caller has waited
 //! until it is fresh) and never wait. [`allocate`] runs last, after validation, because it takes things.
 
+mod certificates;
 mod escalation;
 mod namespace_lifecycle;
 pub mod node_restriction;
@@ -73,7 +74,7 @@ impl<'a> Attempt<'a> {
 type Plugin = fn(&Attempt<'_>, &mut Value) -> Result<(), ApiError>;
 
 /// The plug-ins, in order.
-const PLUGINS: [Plugin; 8] = [
+const PLUGINS: [Plugin; 9] = [
     namespace_lifecycle::admit,
     node_restriction::admit,
     service_account::admit,
@@ -82,6 +83,7 @@ const PLUGINS: [Plugin; 8] = [
     tolerations::admit,
     services::carry_allocated,
     escalation::admit,
+    certificates::admit,
 ];
 
 /// Runs the plug-ins.

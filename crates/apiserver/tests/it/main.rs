@@ -6,6 +6,7 @@ mod bad_input;
 mod every_kind;
 mod harness;
 mod identity;
+mod joining;
 mod kubectl;
 mod lists;
 mod negotiation;
