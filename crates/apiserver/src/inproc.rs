@@ -7,8 +7,8 @@ use crate::authz::Attributes;
 use crate::resources::Resource;
 use crate::rules;
 use crate::select::Selection;
-use crate::verbs::list::{Freshness, Paging};
 use crate::storage::unstored;
+use crate::verbs::list::{Freshness, Paging};
 use crate::verbs::{Call, WriteOptions, no_such_resource, verb_name};
 use crate::watch::{Start, Watcher};
 use async_trait::async_trait;
@@ -111,15 +111,15 @@ impl Client for InProcess {
     async fn write(&self, write: Write) -> Result<Arc<Object>, ApiError> {
         let call = self.call(&write.gvr, write.key, write.subresource)?;
         self.authorized(verb_name(&write.verb), &call).await?;
-        Ok(self.api.write(call, write.verb).await?.object)
-    }
-}
-
         if let Verb::Create(body) = &write.verb
             && let Some(answer) = self.api.review(&call, body).await?
         {
             return Ok(unstored(&call.key, 0, answer));
         }
+        Ok(self.api.write(call, write.verb).await?.object)
+    }
+}
+
 struct Feed {
     watcher: Watcher,
     resource: Arc<Resource>,
