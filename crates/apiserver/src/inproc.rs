@@ -4,6 +4,7 @@
 
 use crate::Api;
 use crate::authz::Attributes;
+use crate::owners;
 use crate::resources::Resource;
 use crate::rules;
 use crate::select::Selection;
@@ -28,12 +29,15 @@ use tokio::sync::watch;
 pub struct InProcess {
     api: Arc<Api>,
     identity: Arc<Identity>,
+    /// Its name as a field manager.
+    manager: String,
 }
 
 impl InProcess {
     /// A door for `identity`.
     pub fn new(api: Arc<Api>, identity: Identity) -> Self {
-        InProcess { api, identity: Arc::new(identity) }
+        let manager = owners::of_component(&identity.user);
+        InProcess { api, identity: Arc::new(identity), manager }
     }
 
     fn call(&self, gvr: &Gvr, key: ObjectKey, subresource: &str) -> Result<Call, ApiError> {
@@ -43,7 +47,7 @@ impl InProcess {
             resource,
             key,
             subresource: subresource.to_string(),
-            options: WriteOptions::default(),
+            options: WriteOptions { manager: self.manager.clone(), ..WriteOptions::default() },
         })
     }
 

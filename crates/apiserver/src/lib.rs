@@ -20,6 +20,7 @@ mod http;
 mod inproc;
 mod metrics;
 mod node_access;
+mod owners;
 mod path;
 mod rbac;
 mod resources;

@@ -66,6 +66,9 @@ fn parse(format: Format, bytes: &[u8]) -> Result<Body, ApiError> {
     }
 }
 
+/// What an applied configuration is sent as: YAML, which JSON is too.
+pub const APPLY: &str = "application/apply-patch+yaml";
+
 const PATCH_TYPES: &str = "application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json, application/apply-patch+yaml";
 
 /// Reads and parses a patch.
@@ -75,7 +78,7 @@ pub async fn patch(request: Request<Incoming>) -> Result<(PatchKind, Body), ApiE
         "application/json-patch+json" => PatchKind::Json,
         "application/merge-patch+json" => PatchKind::Merge,
         "application/strategic-merge-patch+json" => PatchKind::Strategic,
-        "application/apply-patch+yaml" => PatchKind::Apply,
+        APPLY => PatchKind::Apply,
         _ => return Err(negotiate::unsupported(PATCH_TYPES)),
     };
     let bytes = read(request).await?;

@@ -4,6 +4,7 @@ use super::negotiate::{self, Form};
 use super::respond::{self, Body, ListFrame, Wishes};
 use super::{Inbound, body, proxy, watch};
 use crate::Api;
+use crate::owners;
 use crate::path::{Query, ResourcePath};
 use crate::resources::Resource;
 use crate::rules::{self, TableStyle};
@@ -16,6 +17,7 @@ use crate::verbs::{
 use ::http::{Response, header};
 use client::{Object, ObjectKey, Verb};
 use k8s_schema::Gvr;
+use machinery::apply::MANAGER_MAX;
 use machinery::field_errors::FieldErrors;
 use machinery::status::ApiError;
 use serde_json::{Value, json};
@@ -203,9 +205,31 @@ fn many(api: &Api, call: &Call, page: Page, shape: &Shape) -> Result<Response<Bo
     Ok(respond::json_value(200, &shape.form.content_type(true), &value, shape.wishes))
 }
 
-/// dryRun and fieldValidation.
-fn write_options(query: &Query) -> Result<WriteOptions, ApiError> {
+/// dryRun, fieldValidation, fieldManager and force.
+fn write_options(inbound: &Inbound, verb: &str) -> Result<WriteOptions, ApiError> {
+    let query = &inbound.query;
     let mut errors = FieldErrors::new();
+    let kind = match verb {
+        "create" => "CreateOptions",
+        "update" => "UpdateOptions",
+        "patch" => "PatchOptions",
+        _ => "DeleteOptions",
+    };
+    let manager = query.get("fieldManager");
+    if verb == "patch" {
+        let applies = negotiate::media_type(inbound.header(header::CONTENT_TYPE)) == body::APPLY;
+        if applies && manager.is_empty() {
+            errors.required("fieldManager", "is required for apply patch");
+        } else if !applies && query.find("force").is_some() {
+            errors.forbidden("force", "may not be specified for non-apply patch");
+        }
+    }
+    if manager.len() > MANAGER_MAX {
+        errors.too_long("fieldManager", MANAGER_MAX);
+    }
+    if manager.chars().any(char::is_control) {
+        errors.invalid("fieldManager", manager, "should only contain printable characters");
+    }
     let dry_run = query.find("dryRun").is_some();
     for value in query.all("dryRun").filter(|v| *v != "All") {
         errors.not_supported("dryRun", value, &["All"]);
@@ -219,8 +243,12 @@ fn write_options(query: &Query) -> Result<WriteOptions, ApiError> {
             FieldValidation::Warn
         }
     };
-    errors.into_result("meta.k8s.io", "WriteOptions", "")?;
-    Ok(WriteOptions { dry_run, validation, duplicates: Vec::new() })
+    errors.into_result("meta.k8s.io", kind, "")?;
+    let manager = match manager {
+        "" => owners::of_agent(inbound.header(header::USER_AGENT)),
+        given => given.to_string(),
+    };
+    Ok(WriteOptions { dry_run, validation, duplicates: Vec::new(), manager, force: query.flag("force") })
 }
 
 async fn write(
@@ -230,7 +258,7 @@ async fn write(
     verb: &str,
     shape: &Shape,
 ) -> Result<Response<Body>, ApiError> {
-    call.options = write_options(&inbound.query)?;
+    call.options = write_options(&inbound, verb)?;
     let verb = match verb {
         "create" | "update" => {
             let body = body::object(inbound.request).await?;
@@ -308,7 +336,7 @@ async fn delete_collection(
     shape: &Shape,
 ) -> Result<Response<Body>, ApiError> {
     let selection = selection(&call, &inbound.query)?;
-    call.options = write_options(&inbound.query)?;
+    call.options = write_options(&inbound, "delete")?;
     let body = body::optional(inbound.request).await?;
     let options = delete::parse_options(&body, &inbound.query)?;
     let items = api.delete_collection(&call, &selection, &options).await?;

@@ -3,7 +3,7 @@
 use super::create_body;
 use crate::Api;
 use crate::rules;
-use crate::verbs::modify::Part;
+use crate::verbs::modify::{Change, Owners, Part};
 use crate::verbs::{Call, WriteOptions, Written};
 use client::Verb;
 use machinery::field_errors::FieldErrors;
@@ -18,11 +18,11 @@ impl Api {
         let now = self.now_text();
         let inner =
             Call { options: WriteOptions { duplicates: Vec::new(), ..call.options.clone() }, ..call.clone() };
-        self.modify(&inner, Part::Binding, &|mut pod| {
+        let edit = |mut pod| {
             bind(call, &mut pod, &body, &node, &now)?;
             Ok(pod)
-        })
-        .await
+        };
+        self.modify(&inner, Change { part: Part::Binding, owners: Owners::Kept, edit: &edit }).await
     }
 }
 

@@ -1,12 +1,13 @@
 //! `scale`: the replicas of a workload as an `autoscaling/v1` Scale.
 
 use crate::Api;
+use crate::owners;
 use crate::resources::Resource;
 use crate::rules;
 use crate::storage::unstored;
-use crate::verbs::modify::Part;
+use crate::verbs::modify::{Change, Owners, Part};
 use crate::verbs::{Call, WriteOptions, Written, not_allowed};
-use client::{Object, Verb};
+use client::{Object, PatchKind, Verb};
 use machinery::field_errors::FieldErrors;
 use machinery::selector::LabelSelector;
 use machinery::status::ApiError;
@@ -46,6 +47,9 @@ pub fn read(resource: &Resource, object: &Object) -> Result<Arc<Object>, ApiErro
 impl Api {
     /// Update or patch of a Scale.
     pub(crate) async fn write_scale(&self, call: &Call, verb: Verb) -> Result<Written, ApiError> {
+        if let Verb::Patch(PatchKind::Apply, config) = &verb {
+            return self.apply_scale(call, config).await;
+        }
         let wish: Box<dyn Fn(Value) -> Result<Value, ApiError> + Send + Sync> = match verb {
             Verb::Update(body) => Box::new(move |_| Ok(body.clone())),
             Verb::Patch(kind, patch) => Box::new(move |mut scale| {
@@ -54,25 +58,45 @@ impl Api {
             }),
             Verb::Create(_) | Verb::Delete(_) => return Err(not_allowed()),
         };
-        let inner = Call {
-            options: WriteOptions { duplicates: Vec::new(), ..call.options.clone() },
-            subresource: String::new(),
-            ..call.clone()
+        let edit = |mut workload| {
+            let scale = wish(scale_of(&workload))?;
+            rules::check_names(call, &scale)?;
+            let replicas = check(call, &scale)?;
+            workload["spec"]["replicas"] = json!(replicas);
+            // A Scale without a revision is an unconditional wish; one with must be current.
+            workload["metadata"]["resourceVersion"] = match &scale["metadata"]["resourceVersion"] {
+                Value::String(text) if !text.is_empty() => json!(text),
+                _ => workload["metadata"]["resourceVersion"].clone(),
+            };
+            Ok(workload)
         };
-        let written = self
-            .modify(&inner, Part::Whole, &|mut workload| {
-                let scale = wish(scale_of(&workload))?;
-                rules::check_names(call, &scale)?;
-                let replicas = check(call, &scale)?;
-                workload["spec"]["replicas"] = json!(replicas);
-                // A Scale without a revision is an unconditional wish; one with must be current.
-                workload["metadata"]["resourceVersion"] = match &scale["metadata"]["resourceVersion"] {
-                    Value::String(text) if !text.is_empty() => json!(text),
-                    _ => workload["metadata"]["resourceVersion"].clone(),
-                };
-                Ok(workload)
-            })
-            .await?;
+        self.change_scaled(call, Change { part: Part::Whole, owners: Owners::Writer, edit: &edit }).await
+    }
+
+    /// Applies a Scale: as the workload with nothing but its replicas.
+    async fn apply_scale(&self, call: &Call, scale: &Value) -> Result<Written, ApiError> {
+        if scale["apiVersion"] != "autoscaling/v1" || scale["kind"] != "Scale" {
+            return Err(ApiError::bad_request(
+                "invalid object type: the object must be a Scale of autoscaling/v1",
+            ));
+        }
+        rules::check_names(call, scale)?;
+        let row = call.resource.row;
+        let mut config =
+            json!({"apiVersion": row.api_version(), "kind": &*row.kind, "metadata": scale["metadata"]});
+        if !scale["spec"]["replicas"].is_null() {
+            config["spec"] = json!({"replicas": check(call, scale)?});
+        }
+        let now = self.now_text();
+        let edit = |workload| owners::applied(call, &now, Some(workload), &config);
+        self.change_scaled(call, Change { part: Part::Whole, owners: Owners::Told, edit: &edit }).await
+    }
+
+    /// Changes the workload; the answer is its Scale.
+    async fn change_scaled(&self, call: &Call, change: Change<'_>) -> Result<Written, ApiError> {
+        let inner =
+            Call { options: WriteOptions { duplicates: Vec::new(), ..call.options.clone() }, ..call.clone() };
+        let written = self.modify(&inner, change).await?;
         let value = written.object.value().map_err(ApiError::internal)?;
         let object = unstored(&call.key, written.object.revision, scale_of(&value));
         Ok(Written { object, ..written })

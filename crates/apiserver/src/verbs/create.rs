@@ -3,9 +3,10 @@
 use super::{Call, Effect, Written};
 use crate::Api;
 use crate::admission::{self, Attempt, Operation};
+use crate::owners;
 use crate::rules;
 use crate::storage::{Swap, unstored};
-use crate::verbs::modify::Part;
+use crate::verbs::modify::{Owners, Part};
 use client::ObjectKey;
 use machinery::status::ApiError;
 use serde_json::{Value, json};
@@ -21,6 +22,11 @@ const GENERATE_TRIES: usize = 8;
 impl Api {
     /// Creates the object.
     pub async fn create(&self, call: &Call, body: Value) -> Result<Written, ApiError> {
+        self.create_owned(call, body, Owners::Writer).await
+    }
+
+    /// Creates the object, whose owners are told.
+    pub async fn create_owned(&self, call: &Call, body: Value, owners: Owners) -> Result<Written, ApiError> {
         let (mut value, mut warnings) = rules::decode(&call.resource, body, &call.options)?;
         let base = settle_names(call, &mut value)?;
         let given_name = text(&value, "name").to_string();
@@ -29,6 +35,10 @@ impl Api {
                 "the name of the object ({given_name}) does not match the name on the URL ({})",
                 call.key.name
             )));
+        }
+        if owners == Owners::Writer {
+            let managers = owners::updated(call, &self.now_text(), None, &mut value);
+            owners::put(&mut value, managers, None);
         }
         self.stamp(&mut value);
         for draw in 1.. {
@@ -83,7 +93,6 @@ impl Api {
     /// What the server alone decides about a new object.
     fn stamp(&self, value: &mut Value) {
         let Some(metadata) = value["metadata"].as_object_mut() else { return };
-        metadata.remove("managedFields");
         let uid = uuid::Builder::from_random_bytes((self.config.random)().to_be_bytes()).into_uuid();
         metadata.insert("uid".into(), json!(uid.to_string()));
         metadata.insert("creationTimestamp".into(), json!(self.now_text()));

@@ -38,6 +38,10 @@ pub struct WriteOptions {
     pub validation: FieldValidation,
     /// Paths that the body named twice.
     pub duplicates: Vec<String>,
+    /// The field manager; "" is an unknown one.
+    pub manager: String,
+    /// May an apply take over what others own?
+    pub force: bool,
 }
 
 /// Who writes what.
@@ -163,11 +167,7 @@ impl Api {
         match verb {
             Verb::Create(body) if part == Part::Whole => self.create(&call, body).await,
             Verb::Update(body) => self.update(&call, part, body).await,
-            Verb::Patch(PatchKind::Apply, _) => Err(ApiError::new(
-                415,
-                "UnsupportedMediaType",
-                "server-side apply is not supported by this server yet; use a merge or strategic merge patch",
-            )),
+            Verb::Patch(PatchKind::Apply, config) => self.apply(&call, part, &config).await,
             Verb::Patch(kind, patch) => self.patch(&call, part, kind, &patch).await,
             Verb::Delete(options) if part == Part::Whole => self.delete(&call, options).await,
             Verb::Create(_) | Verb::Delete(_) => Err(not_allowed()),

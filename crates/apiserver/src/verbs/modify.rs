@@ -3,6 +3,7 @@
 use super::{Call, Effect, Written, delete};
 use crate::Api;
 use crate::admission::{self, Attempt, Operation};
+use crate::owners;
 use crate::resources::Resource;
 use crate::rules;
 use crate::storage::{Swap, unstored};
@@ -45,6 +46,28 @@ impl Part {
     }
 }
 
+/// Who owns the fields of an object after a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owners {
+    /// The writer owns what it changes.
+    Writer,
+    /// As before: the write is the server's own doing.
+    Kept,
+    /// The wished object's list says it.
+    Told,
+}
+
+/// A change of a present object.
+#[derive(Clone, Copy)]
+pub struct Change<'a> {
+    /// What it is about.
+    pub part: Part,
+    /// Who owns what it changes.
+    pub owners: Owners,
+    /// The change itself.
+    pub edit: Edit<'a>,
+}
+
 /// Makes the wished object (in the caller's version) of the present one.
 pub type Edit<'a> = &'a (dyn Fn(Value) -> Result<Value, ApiError> + Send + Sync);
 
@@ -61,9 +84,10 @@ impl Api {
             if let Some(metadata) = body["metadata"].as_object_mut() {
                 metadata.remove("resourceVersion");
             }
+            self.authorize(&call.identity, &call.attributes("create")).await?;
             return self.create(call, body).await;
         }
-        self.modify(call, part, &|_| Ok(body.clone())).await
+        self.modify(call, Change { part, owners: Owners::Writer, edit: &|_| Ok(body.clone()) }).await
     }
 
     /// Applies a patch.
@@ -74,20 +98,48 @@ impl Api {
         kind: PatchKind,
         patch: &Value,
     ) -> Result<Written, ApiError> {
-        self.modify(call, part, &|mut present| {
+        let edit = |mut present| {
             rules::apply_patch(&call.resource, kind, &mut present, patch)?;
             rules::check_patched(call, &present)?;
             Ok(present)
-        })
-        .await
+        };
+        self.modify(call, Change { part, owners: Owners::Writer, edit: &edit }).await
+    }
+
+    /// Applies a configuration (server-side apply); creates the object when there is none.
+    pub async fn apply(&self, call: &Call, part: Part, config: &Value) -> Result<Written, ApiError> {
+        let now = self.now_text();
+        let edit = |present| {
+            let object = owners::applied(call, &now, Some(present), config)?;
+            rules::check_patched(call, &object)?;
+            Ok(object)
+        };
+        let change = Change { part, owners: Owners::Told, edit: &edit };
+        for _ in 0..SWAP_TRIES_MAX {
+            if part != Part::Whole || self.storage.get(&call.resource, &call.key).await?.is_some() {
+                match self.modify(call, change).await {
+                    Err(error) if error.is_not_found() && part == Part::Whole => continue,
+                    done => return done,
+                }
+            }
+            self.authorize(&call.identity, &call.attributes("create")).await?;
+            let object = owners::applied(call, &now, None, config)?;
+            rules::check_patched(call, &object)?;
+            check_absent(call, &object)?;
+            match self.create_owned(call, object, Owners::Told).await {
+                Err(error) if error.is_already_exists() => {}
+                done => return done,
+            }
+        }
+        Err(ApiError::conflict(call.resource.gvr(), &call.key.name, ApiError::MODIFIED))
     }
 
     /// Edits the present object until the edit lands.
-    pub async fn modify(&self, call: &Call, part: Part, edit: Edit<'_>) -> Result<Written, ApiError> {
+    pub async fn modify(&self, call: &Call, change: Change<'_>) -> Result<Written, ApiError> {
         let mut current =
             self.storage.get(&call.resource, &call.key).await?.ok_or_else(|| call.not_found())?;
         for _ in 0..SWAP_TRIES_MAX {
-            match self.modify_once(call, part, &current, edit).await? {
+            match self.modify_once(call, change, &current).await? {
                 Tried::Written(written) => return Ok(written),
                 Tried::Lost(Some(now)) => current = now,
                 Tried::Lost(None) => return Err(call.not_found()),
@@ -99,19 +151,24 @@ impl Api {
     async fn modify_once(
         &self,
         call: &Call,
-        part: Part,
+        Change { part, owners, edit }: Change<'_>,
         current: &Arc<Object>,
-        edit: Edit<'_>,
     ) -> Result<Tried, ApiError> {
         let old = current.value().map_err(ApiError::internal)?;
         let wished = edit(rules::to_served(&call.resource, old.clone()))?;
         let (mut new, warnings) = rules::decode(&call.resource, wished, &call.options)?;
         rules::settle_namespace(call, &mut new)?;
         carry_metadata(call, &mut new, &old)?;
+        let managers = match owners {
+            Owners::Writer => owners::updated(call, &self.now_text(), Some(&old), &mut new),
+            Owners::Told => owners::take(&mut new),
+            Owners::Kept => old["metadata"].get("managedFields").cloned(),
+        };
         rules::prepare_update(&call.resource, part, &mut new, &old);
         let operation = if part == Part::Whole { Operation::Update } else { Operation::UpdatePart };
         let mut attempt = Attempt::new(self, call, operation, &call.key, Some(&old));
         admission::mutate(&mut attempt, &mut new)?;
+        owners::put(&mut new, managers, Some(&old));
         if new != old {
             rules::validate(&call.resource, part, &new, Some(&old))?;
         }
@@ -154,6 +211,21 @@ enum Tried {
     Lost(Option<Arc<Object>>),
 }
 
+/// An object that is not there has no uid and no revision to insist on.
+fn check_absent(call: &Call, object: &Value) -> Result<(), ApiError> {
+    let uid = object["metadata"]["uid"].as_str().unwrap_or_default();
+    if !uid.is_empty() {
+        let why = format!(
+            "uid mismatch: the provided object specified uid {uid}, and no existing object was found"
+        );
+        return Err(ApiError::conflict(call.resource.gvr(), &call.key.name, &why));
+    }
+    if matches!(object["metadata"]["resourceVersion"].as_str(), Some(r) if !matches!(r, "" | "0")) {
+        return Err(call.not_found());
+    }
+    Ok(())
+}
+
 fn precondition(call: &Call, what: &str, asked: &Value, present: &str) -> ApiError {
     let why = format!(
         "Precondition failed: {what}{}, UID in object meta: {present}",
@@ -181,7 +253,6 @@ fn carry_metadata(call: &Call, new: &mut Value, old: &Value) -> Result<(), ApiEr
         return Err(precondition(call, "UID in precondition: ", uid, present));
     }
     let Some(metadata) = new["metadata"].as_object_mut() else { return Ok(()) };
-    metadata.remove("managedFields");
     metadata.remove("selfLink");
     metadata.insert("resourceVersion".into(), json!(present));
     Ok(())

@@ -10,6 +10,7 @@ mod joining;
 mod kubectl;
 mod lists;
 mod negotiation;
+mod owners;
 mod protobuf;
 mod proxying;
 mod running;
