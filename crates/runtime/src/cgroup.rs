@@ -100,6 +100,12 @@ impl Cgroups {
         self
     }
 
+    /// Whether v2 is in charge: one tree holds the controllers.
+    #[must_use]
+    pub fn is_v2(&self) -> bool {
+        matches!(self.layout, Layout::V2 { .. })
+    }
+
     fn below_root(&self, path: &str) -> Result<PathBuf, CgroupError> {
         Ok(self.root.join(checked(path)?))
     }
@@ -161,7 +167,7 @@ impl Cgroups {
             return Ok(());
         };
         let folder = tree.join(relative);
-        if write.controller == "cpuset" {
+        if write.controller == "cpuset" && !self.is_v2() {
             layout::inherit_cpuset(tree, &folder)?;
         }
         let file = folder.join(&write.file);

@@ -295,8 +295,10 @@ impl Cluster {
                 left.push(format!("mount {line}"));
             }
         }
-        for hierarchy in fs::read_dir("/sys/fs/cgroup")?.flatten() {
-            let path = hierarchy.path().join(&self.name);
+        let trees = fs::read_dir("/sys/fs/cgroup")?.flatten().map(|e| e.path());
+        // On v2 there is one tree, and that is the mount itself.
+        for tree in trees.chain(["/sys/fs/cgroup".into()]) {
+            let path = tree.join(&self.name);
             if path.exists() {
                 left.push(format!("cgroup {}", path.display()));
             }

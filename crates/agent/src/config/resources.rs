@@ -53,7 +53,8 @@ pub fn container(container: &ContainerView, facts: &NodeFacts) -> oci::Resources
             period: limit.map(|_| PERIOD_US.unsigned_abs()),
             ..oci::Cpu::default()
         },
-        memory: oci::Memory { limit: memory, ..oci::Memory::default() },
+        // Memory and swap together: swap is no way around the limit.
+        memory: oci::Memory { limit: memory, swap: memory, ..oci::Memory::default() },
         pids: (facts.pids_max > 0).then_some(oci::Pids { limit: facts.pids_max }),
         ..oci::Resources::default()
     }

@@ -89,10 +89,26 @@ fn max_or(value: i64) -> String {
     if value <= 0 { "max".to_owned() } else { value.to_string() }
 }
 
-/// v1 shares (2 to 262,144) as a v2 weight (1 to 10,000), by Kubernetes' formula.
+/// v1 shares (2 to 262,144) as a v2 weight (1 to 10,000). Quadratic in the logarithm, through both ends and through
+/// the kernel's two defaults (1,024 shares, weight 100), so that one CPU requested weighs as much as a slice of
+/// systemd's; Kubernetes has moved to the same curve.
 fn weight(shares: u64) -> u64 {
-    let shares = shares.clamp(2, 262_144);
-    1 + ((shares - 2) * 9_999) / 262_142
+    match shares {
+        0..=2 => 1,
+        262_144.. => 10_000,
+        _ => {
+            #[expect(clippy::cast_precision_loss, reason = "shares are below 2^18 here")]
+            let log = (shares as f64).log2();
+            let weight = 10_f64.powf((log * log + 125.0 * log) / 612.0 - 7.0 / 34.0).ceil();
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "between 1 and 10,000"
+            )]
+            let weight = weight as u64;
+            weight.clamp(1, 10_000)
+        }
+    }
 }
 
 fn field(text: &str, name: &str) -> u64 {
@@ -160,7 +176,7 @@ mod tests {
             [
                 "memory.max=67108864",
                 "memory.swap.max=0",
-                "cpu.weight=39",
+                "cpu.weight=100",
                 "cpu.max=50000 100000",
                 "pids.max=max"
             ]
@@ -170,6 +186,8 @@ mod tests {
     #[test]
     fn weights_span_the_range() {
         assert_eq!((weight(0), weight(2), weight(262_144), weight(u64::MAX)), (1, 1, 10_000, 10_000));
+        let all: Vec<u64> = (0..18).map(|bit| weight(1 << bit)).collect();
+        assert!(all.is_sorted() && all[10] == 100, "{all:?}");
     }
 
     #[test]

@@ -59,6 +59,11 @@ impl Runtime {
         if !spec.rootfs.lowers.is_empty() {
             spec.config.root.path = dir.join("rootfs");
         }
+        if self.inner.cgroups.is_v2() {
+            // Out of memory, a container dies as a whole, unless its configuration says otherwise.
+            let unified = &mut spec.config.linux.resources.unified;
+            unified.entry("memory.oom.group".to_owned()).or_insert_with(|| "1".to_owned());
+        }
         {
             let mut mirror = pod.mirror.lock();
             if mirror.contains_key(&id) {

@@ -5,9 +5,8 @@ use super::paths::{self, Make};
 use super::{Failure, Init};
 use crate::api::Rootfs;
 use crate::oci;
-use std::ffi::OsStr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::ffi::{CString, OsStr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use sys::rustix::fs::{self, CWD, FileType, Mode, OFlags, fchown, fstat, mknodat, openat, symlinkat};
 use sys::rustix::io::Errno;
@@ -16,6 +15,7 @@ use sys::rustix::mount::{
     fsconfig_set_string, fsmount, fsopen, unmount,
 };
 use sys::rustix::process::{chdir, fchdir, pivot_root};
+use sys::rustix::system::uname;
 
 fn folder(path: &Path) -> Result<OwnedFd, Failure> {
     openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
@@ -50,28 +50,49 @@ pub(super) fn mount_root(init: &mut Init) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Mounts the overlay at `at`. Layers are given one by one, so there is no limit on their number; kernels
-/// before 6.8 cannot do that and get one long option instead.
+/// Mounts the overlay at `at`. Layers are given one by one, so there is no limit on their number; kernels before
+/// 6.8 cannot do that and get one option string.
 pub(crate) fn overlay(rootfs: &Rootfs, at: &Path) -> Result<(), Failure> {
     let (upper, work) = (rootfs.scratch.join("upper"), rootfs.scratch.join("work"));
     for path in [&upper, &work] {
         std::fs::create_dir_all(path).map_err(|e| Failure::at(path, e))?;
     }
-    match overlay_by_layer(rootfs, &upper, &work) {
+    // Only tried where it can work: each refusal is a line in the kernel's log.
+    let tried = if takes_layers(&uname().release().to_string_lossy()) {
+        overlay_by_layer(rootfs, &upper, &work)
+    } else {
+        Err(Errno::INVAL)
+    };
+    match tried {
         Ok(mount) => attach(mount.as_fd(), folder(at)?.as_fd()).map_err(|e| Failure::at(at, e)),
-        Err(Errno::INVAL) => {
-            let join = |paths: &[PathBuf]| {
-                paths.iter().map(|p| p.as_os_str().as_bytes()).collect::<Vec<_>>().join(&b':')
-            };
-            let (upper, work) = (upper.as_os_str().as_bytes(), work.as_os_str().as_bytes());
-            let lowers = join(&rootfs.lowers);
-            let data = [b"lowerdir=", &lowers[..], b",upperdir=", upper, b",workdir=", work].concat();
-            let data = std::ffi::CString::new(data).map_err(|_| Failure::at(at, Errno::INVAL))?;
-            sys::rustix::mount::mount("overlay", at, "overlay", MountFlags::empty(), Some(data.as_c_str()))
-                .map_err(|e| Failure::new("overlay", e))
-        }
+        Err(Errno::INVAL) => overlay_by_string(rootfs, &upper, &work, at),
         Err(errno) => Err(Failure::new("overlay", errno)),
     }
+}
+
+/// Whether a kernel of this release takes layers one by one.
+fn takes_layers(release: &str) -> bool {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse::<u32>().unwrap_or(0));
+    (numbers.next(), numbers.next()) >= (Some(6), Some(8))
+}
+
+/// Longest option string: a page with its final zero. The kernel would cut a longer one without a word.
+const OPTIONS_MAX: usize = 4095;
+
+/// Names folders by descriptor: that keeps 200 layers within the page, and a comma or colon in a path harmless.
+fn overlay_by_string(rootfs: &Rootfs, upper: &Path, work: &Path, at: &Path) -> Result<(), Failure> {
+    let open = |paths: &[PathBuf]| paths.iter().map(|p| folder(p)).collect::<Result<Vec<_>, _>>();
+    let (lowers, own) = (open(&rootfs.lowers)?, open(&[upper.to_owned(), work.to_owned()])?);
+    let name = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let names: Vec<String> = lowers.iter().map(name).collect();
+    let data =
+        format!("volatile,lowerdir={},upperdir={},workdir={}", names.join(":"), name(&own[0]), name(&own[1]));
+    if data.len() > OPTIONS_MAX {
+        return Err(Failure::new("overlay: too many layers for this kernel", Errno::TOOBIG));
+    }
+    let data = CString::new(data).map_err(|e| Failure::new("overlay", e))?;
+    sys::rustix::mount::mount("overlay", at, "overlay", MountFlags::empty(), Some(data.as_c_str()))
+        .map_err(|e| Failure::new("overlay", e))
 }
 
 fn overlay_by_layer(rootfs: &Rootfs, upper: &Path, work: &Path) -> Result<OwnedFd, Errno> {
@@ -229,4 +250,22 @@ pub(super) fn enter(init: &mut Init) -> Result<(), Failure> {
 pub(super) fn has_own_dev(spec: &oci::Spec) -> bool {
     let dev = |m: &oci::Mount| m.destination.as_os_str() == OsStr::new("/dev") && m.kind != "bind";
     spec.mounts.iter().any(dev)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_that_take_layers() {
+        for (release, takes) in [
+            ("6.1.0-56-cloud-amd64", false),
+            ("6.8.0", true),
+            ("6.18.1+", true),
+            ("7.0-rc1", true),
+            ("5.14", false),
+        ] {
+            assert_eq!(takes_layers(release), takes, "{release}");
+        }
+    }
 }

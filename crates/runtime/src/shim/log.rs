@@ -83,6 +83,7 @@ pub(super) struct Log {
     max_files: u32,
     out: Vec<u8>,
     broken: bool,
+    rotated_ns: i64,
 }
 
 impl Log {
@@ -93,7 +94,8 @@ impl Log {
         }
         let file = append(path)?;
         let size = file.metadata()?.len();
-        Ok(Self { path: path.to_owned(), file, size, max_bytes, max_files, out: Vec::new(), broken: false })
+        let (out, broken, rotated_ns) = (Vec::new(), false, 0);
+        Ok(Self { path: path.to_owned(), file, size, max_bytes, max_files, out, broken, rotated_ns })
     }
 
     /// Logs what a stream said at `now_ns`. Errors (a full disk) lose output, never block the container; the
@@ -141,7 +143,9 @@ impl Log {
 
     fn rotate(&mut self, now_ns: i64) -> io::Result<()> {
         self.size = 0;
-        let date: String = stamp(now_ns).chars().filter(char::is_ascii_digit).collect();
+        // One push may rotate more than once: names must differ, or the newer file replaces the older.
+        self.rotated_ns = now_ns.max(self.rotated_ns + 1);
+        let date: String = stamp(self.rotated_ns).chars().filter(char::is_ascii_digit).collect();
         let old = format!("{}.{}-{}", self.path.display(), &date[..8], &date[8..]);
         std::fs::rename(&self.path, old)?;
         self.file = append(&self.path)?;
@@ -216,6 +220,16 @@ mod tests {
             }
             prop_assert_eq!(joined, text);
         }
+    }
+
+    /// One push of many files' worth loses none of the newest.
+    #[test]
+    fn rotations_at_once_have_files_of_their_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("0.log");
+        let mut log = Log::open(&path, 2_000, 4).unwrap();
+        log.push(&mut Framer::default(), "stdout", &b"0123456789\n".repeat(2_000), 7);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 4);
     }
 
     #[test]

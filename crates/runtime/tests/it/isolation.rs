@@ -361,3 +361,19 @@ pub async fn links_that_change(node: &mut Node) {
     let swaps = swapper.join().unwrap();
     assert!(made > 0 && swaps > 40, "made {made}, swapped {swaps} times");
 }
+
+/// As many layers as an image may have, on long and awkward paths; the first one is on top.
+pub async fn many_layers(node: &mut Node) {
+    let folder = node.root.join(format!("layers:{}", "x,".repeat(60)));
+    let layers: Vec<_> = (0..127).map(|i| folder.join(format!("{i:03}"))).collect();
+    for (i, layer) in layers.iter().enumerate() {
+        fs::create_dir_all(layer.join("work")).unwrap();
+        fs::write(layer.join("work/top"), format!("{i}\n")).unwrap();
+        fs::write(layer.join(format!("work/only{i}")), "").unwrap();
+    }
+    node.pod("p").await;
+    let mut spec = node.sh("c", "cat /work/top; ls /work | wc -l; echo own > /work/top; cat /work/top");
+    spec.rootfs.lowers.splice(0..0, layers);
+    let (_, log) = node.run_to_end("p", spec).await;
+    assert_eq!(log, "0\n128\nown\n");
+}

@@ -5,6 +5,7 @@ use runtime::RuntimeError;
 use runtime::api::ContainerState;
 use runtime::oci::{Pids, Resources};
 use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 pub async fn run_log_exit_remove(node: &mut Node) {
@@ -113,6 +114,11 @@ fn limited(memory: Option<i64>, pids: Option<i64>) -> Resources {
     resources
 }
 
+/// Whether the machine has cgroup v2 only.
+fn is_v2() -> bool {
+    Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
+}
+
 pub async fn out_of_memory(node: &mut Node) {
     node.pod("p").await;
     let mut spec = node.sh("c", "dd if=/dev/zero of=/dev/shm/big bs=1M count=200; tail /dev/zero");
@@ -120,11 +126,15 @@ pub async fn out_of_memory(node: &mut Node) {
     spec.config.process.args = ["tail", "/dev/zero"].map(str::to_owned).to_vec();
     let (exit, _) = node.run_to_end("p", spec).await;
     assert_eq!((exit.code, exit.signal, exit.oom_killed), (137, 9, true));
-    // A child's end by memory is told as well.
-    let mut spec = node.sh("d", "tail /dev/zero; exit 4");
-    spec.config.linux.resources = limited(Some(32 << 20), None);
-    let (exit, _) = node.run_to_end("p", spec).await;
-    assert_eq!((exit.code, exit.oom_killed), (4, true));
+    // A child's end by memory is told as well; on v2 the whole container ends, unless it asks not to.
+    for (id, group, code) in [("d", None, if is_v2() { 137 } else { 4 }), ("e", Some("0"), 4)] {
+        let mut spec = node.sh(id, "tail /dev/zero; exit 4");
+        spec.config.linux.resources = limited(Some(32 << 20), None);
+        let unified = &mut spec.config.linux.resources.unified;
+        unified.extend(group.map(|value| ("memory.oom.group".to_owned(), value.to_owned())));
+        let (exit, _) = node.run_to_end("p", spec).await;
+        assert_eq!((exit.code, exit.oom_killed), (code, true), "{id}");
+    }
 }
 
 pub async fn fork_bomb(node: &mut Node) {
@@ -168,7 +178,7 @@ pub async fn kill_stubborn(node: &mut Node) {
 pub async fn stuck_is_reported(node: &mut Node) {
     node.pod("p").await;
     node.start("p", node.container("c", &["sleep", "1000"])).await;
-    let freezer = std::path::Path::new("/sys/fs/cgroup/freezer").join(&node.cgroup_root);
+    let freezer = Path::new("/sys/fs/cgroup/freezer").join(&node.cgroup_root);
     if !freezer.parent().unwrap().exists() {
         return;
     }
@@ -198,28 +208,42 @@ pub async fn limits_and_updates(node: &mut Node) {
     let mut pod = node.pod_spec("p");
     pod.resources = limited(Some(128 << 20), Some(200));
     node.runtime.create_pod(pod).await.unwrap();
-    let mut spec = node.sh("c", "cat /sys/fs/cgroup/memory/memory.limit_in_bytes; echo up; sleep 1000");
+    let look = "cd /sys/fs/cgroup; cat memory/memory.limit_in_bytes || cat memory.max; echo up; sleep 1000";
+    let mut spec = node.sh("c", look);
     spec.config.linux.resources = limited(Some(64 << 20), Some(20));
     spec.config.linux.resources.cpu.shares = Some(512);
     spec.config.linux.resources.cpu.quota = Some(50_000);
     spec.config.linux.resources.cpu.cpus = Some("0".into());
     node.start("p", spec).await;
     node.wait_log("c", "up").await;
+    assert!(node.log("c").contains("67108864\n"), "{}", node.log("c"));
+    // v1: file and tree; v2: file and value, where it differs.
+    let both: &[(&str, &str, &str, &str)] = &[
+        ("cpu", "cpu.shares", "512", "cpu.weight=59"),
+        ("cpu", "cpu.cfs_quota_us", "50000", "cpu.max=50000 100000"),
+        ("cpuset", "cpuset.cpus", "0", "cpuset.cpus=0"),
+        ("pids", "pids.max", "20", "pids.max=20"),
+        ("memory", "memory.memsw.limit_in_bytes", "67108864", "memory.swap.max=0"),
+    ];
     let read = |tree: &str, file: &str| {
-        let path = format!("/sys/fs/cgroup/{tree}/{}/burstable/podp/c/{file}", node.cgroup_root);
-        fs::read_to_string(path).unwrap().trim().to_owned()
+        let tree = if is_v2() { "" } else { tree };
+        let path = Path::new("/sys/fs/cgroup").join(tree).join(&node.cgroup_root).join("burstable/podp/c");
+        // Swap may not be counted on this machine.
+        fs::read_to_string(path.join(file)).ok().map(|text| text.trim().to_owned())
     };
-    if std::path::Path::new("/sys/fs/cgroup/memory").exists() {
-        assert!(node.log("c").starts_with("67108864\n"), "{}", node.log("c"));
-        assert_eq!(read("cpu", "cpu.shares"), "512");
-        assert_eq!(read("cpu", "cpu.cfs_quota_us"), "50000");
-        assert_eq!(read("pids", "pids.max"), "20");
-        assert_eq!(read("cpuset", "cpuset.cpus"), "0");
-        // Up, then down again: memory and memory+swap depend on each other's order.
-        for bytes in [100 << 20, 40 << 20] {
-            node.runtime.update_resources("p", Some("c"), limited(Some(bytes), Some(30))).await.unwrap();
-            assert_eq!(read("memory", "memory.limit_in_bytes"), bytes.to_string());
-        }
-        assert_eq!(read("pids", "pids.max"), "30");
+    for (tree, file, value, unified) in both {
+        let (file, value) = if is_v2() { unified.split_once('=').unwrap() } else { (*file, *value) };
+        let found = read(tree, file);
+        assert!(
+            found.as_deref() == Some(value) || found.is_none() && file.contains("sw"),
+            "{file}: {found:?}"
+        );
     }
+    // Up, then down again: memory and memory+swap depend on each other's order.
+    let file = if is_v2() { "memory.max" } else { "memory.limit_in_bytes" };
+    for bytes in [100 << 20, 40 << 20] {
+        node.runtime.update_resources("p", Some("c"), limited(Some(bytes), Some(30))).await.unwrap();
+        assert_eq!(read("memory", file).unwrap(), bytes.to_string());
+    }
+    assert_eq!(read("pids", "pids.max").unwrap(), "30");
 }

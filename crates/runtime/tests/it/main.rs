@@ -35,7 +35,8 @@ const TESTS: &[(&str, Test)] = tests! {
         terminal_container, attach_several, attach_again, attach_slow;
     recovery: owner_killed, readopt, shim_killed, all_killed, half_made_container, many_at_once, pods_at_once, impatient_callers;
     isolation: identity, processes, shared_pids, host_namespaces, read_only, volumes, links_in_the_image, links_that_change,
-        seccomp_and_devices, devices_on_v2, host_binary, working_folder, pod_memory_volume, propagation;
+        seccomp_and_devices, devices_on_v2, host_binary, working_folder, pod_memory_volume, propagation,
+        many_layers;
     oracle: crun_lifecycle, crun_subpath, crun_agrees;
 };
 

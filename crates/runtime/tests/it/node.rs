@@ -186,7 +186,12 @@ impl Node {
     /// Where this node's cgroups would be.
     pub fn cgroup_folders(&self) -> Vec<PathBuf> {
         let trees = fs::read_dir("/sys/fs/cgroup").unwrap().flatten().map(|e| e.path());
-        trees.map(|t| t.join(&self.cgroup_root)).filter(|p| p.exists()).collect()
+        // On v2 there is one tree, and that is the mount itself.
+        trees
+            .chain(["/sys/fs/cgroup".into()])
+            .map(|t| t.join(&self.cgroup_root))
+            .filter(|p| p.exists())
+            .collect()
     }
 
     /// Removes all pods and fails when anything is left.
