@@ -123,6 +123,12 @@ fn kubectls() -> Vec<PathBuf> {
 }
 
 async fn kubectl(program: &Path, folder: &Path, input: &str, args: &str) -> String {
+    let (success, text) = kubectl_tries(program, folder, input, args).await;
+    assert!(success, "kubectl {args}: {text}");
+    text
+}
+
+async fn kubectl_tries(program: &Path, folder: &Path, input: &str, args: &str) -> (bool, String) {
     let mut child = Command::new(program)
         .args(args.split(' '))
         .env("KUBECONFIG", folder.join("kubeconfig"))
@@ -140,8 +146,7 @@ async fn kubectl(program: &Path, folder: &Path, input: &str, args: &str) -> Stri
         tokio::time::timeout(PATIENCE * 3, child.wait_with_output()).await.expect("kubectl in time").unwrap();
     let text =
         format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "kubectl {args}: {text}");
-    text
+    (output.status.success(), text)
 }
 
 const DEPLOYMENT: &str = "apiVersion: apps/v1
@@ -263,4 +268,68 @@ async fn kubectls_typed_clients_work_with_it() {
         tls.stop.send_replace(true);
         tokio::time::timeout(PATIENCE, tls.served).await.unwrap().unwrap();
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kubectl_applies_on_the_server_side() {
+    let program = PathBuf::from("/usr/bin/kubectl");
+    if !program.exists() {
+        return;
+    }
+    let s = server().await;
+    let tls = tls(&s).await;
+    let deployment = |replicas: &str| DEPLOYMENT.replace("REPLICAS", replicas);
+    let map =
+        |data: &str| format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: m}}\ndata: {{{data}}}\n");
+    let replicas = "get deploy web -o jsonpath={.spec.replicas}";
+    let owners = "get deploy web -o jsonpath={.metadata.managedFields[*].manager}{.metadata.managedFields[*].operation}";
+    let steps: Vec<(String, &str, bool, &str)> = vec![
+        (
+            deployment("1"),
+            "apply --server-side -f -",
+            true,
+            "deployment.apps/web serverside-applied\nservice/web serverside-applied\n",
+        ),
+        (deployment("1"), "apply --server-side -f -", true, "serverside-applied"),
+        (
+            String::new(),
+            "get deploy web -o yaml --show-managed-fields",
+            true,
+            "manager: kubectl\n    operation: Apply",
+        ),
+        (String::new(), "scale deploy web --replicas=5", true, "scaled"),
+        (
+            deployment("1"),
+            "apply --server-side -f -",
+            false,
+            "Apply failed with 1 conflict: conflict with \"kubectl\" with subresource \"scale\" using apps/v1: .spec.replicas",
+        ),
+        (String::new(), replicas, true, "5"),
+        (deployment("2"), "apply --server-side --force-conflicts -f -", true, "serverside-applied"),
+        (String::new(), replicas, true, "2"),
+        (deployment("3"), "diff --server-side -f -", false, "+  replicas: 3"),
+        (String::new(), "delete deploy,svc web", true, "deleted"),
+        // From the client side to the server side: kubectl moves what it owned.
+        (deployment("1"), "apply -f -", true, "created"),
+        (deployment("4"), "apply --server-side -f -", true, "serverside-applied"),
+        (String::new(), replicas, true, "4"),
+        (String::new(), owners, true, "kubectl kubectl-last-appliedApply Apply"),
+        // And back again.
+        (deployment("1"), "apply -f -", true, "configured"),
+        (String::new(), replicas, true, "1"),
+        (map("a: '1', b: '2'"), "apply --server-side --field-manager=x -f -", true, "applied"),
+        (map("b: '2'"), "apply --server-side --field-manager=x -f -", true, "applied"),
+        (String::new(), "get cm m -o jsonpath={.data}", true, "{\"b\":\"2\"}"),
+        (map("b: '3'"), "apply --server-side --field-manager=y -f -", false, "conflict with \"x\": .data.b"),
+        (map("b: [1]"), "apply --server-side --field-manager=y -f -", false, ".data.b: expected string, got"),
+    ];
+    for (input, args, succeeds, want) in steps {
+        let (success, output) = kubectl_tries(&program, tls.folder.path(), &input, args).await;
+        assert_eq!(success, succeeds, "kubectl {args}: {output}");
+        assert!(output.contains(want), "kubectl {args}: {output}");
+    }
+    let shown = kubectl(&program, tls.folder.path(), "", "get deploy web -o yaml").await;
+    assert!(!shown.contains("managedFields"), "{shown}");
+    tls.stop.send_replace(true);
+    tokio::time::timeout(PATIENCE, tls.served).await.unwrap().unwrap();
 }

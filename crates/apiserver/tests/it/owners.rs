@@ -203,3 +203,25 @@ async fn racing_appliers_all_land() {
     assert_eq!(object["data"].as_object().unwrap().len(), 8);
     assert_eq!(managers(&object).len(), 8);
 }
+
+#[tokio::test]
+async fn components_are_managers_and_bindings_are_not_recorded() {
+    let s = server().await;
+    let component = |name: &str| s.api.client(auth::Identity::new(name, ["system:masters"]));
+    let key = client::ObjectKey::new("default", "p");
+    let pods = &k8s_schema::gvr::PODS;
+    let mut body = pod("p");
+    body["metadata"]["namespace"] = json!("default");
+    component("system:kube-controller-manager").create(pods, body).await.unwrap();
+    let binding = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": "p"}, "target": {"kind": "Node", "name": "n"}});
+    s.post(&format!("{PODS}/p/binding"), &binding).await.expect(201);
+    let status = json!({"status": {"phase": "Running", "podIP": "10.0.0.1"}});
+    component("system:node:n").merge_patch_status(pods, &key, status).await.unwrap();
+    let object = s.get(&format!("{PODS}/p")).await.expect(200);
+    assert_eq!(object["spec"]["nodeName"], "n");
+    assert_eq!(managers(&object), ["kube-controller-manager Update -", "kubelet Update status"]);
+    let fields = &object["metadata"]["managedFields"][1]["fieldsV1"];
+    assert_eq!(*fields, json!({"f:status": {"f:phase": {}, "f:podIP": {}}}));
+    assert!(!object["metadata"]["managedFields"][0]["fieldsV1"].to_string().contains("nodeName"));
+    println!("{}", object["metadata"]["managedFields"]);
+}
