@@ -75,7 +75,11 @@ fn plan(puller: &Puller, image: &str, policy: Option<&str>) -> Result<Plan, Star
     };
     let here = puller.unpacked(&reference);
     match (policy, here) {
-        (Some("Always"), Some(lease)) if !puller.images().was_pulled(&reference) => Ok(Plan::Use(lease)),
+        (Some("Always"), Some(lease))
+            if !puller.images().was_pulled(&reference) && !puller.is_pushed(&reference) =>
+        {
+            Ok(Plan::Use(lease))
+        }
         (Some("Always"), _) => Ok(Plan::Pull(reference)),
         (_, Some(lease)) => Ok(Plan::Use(lease)),
         (Some("Never"), None) if !puller.is_pushed(&reference) => {
@@ -311,7 +315,7 @@ mod tests {
         let auths = r#"{"r.io": {"username": "u", "password": "p"}}"#;
         add_secret(&mut keys, &secret(".dockercfg", auths)).unwrap();
         add_secret(&mut keys, &secret(".dockerconfigjson", &format!(r#"{{"auths": {auths}}}"#))).unwrap();
-        assert!(add_secret(&mut keys, &secret(".dockerconfigjson", "[]")).is_err());
+        assert!(add_secret(&mut keys, &secret(".dockerconfigjson", "7")).is_err());
         assert!(add_secret(&mut keys, &secret("password", "p")).is_err());
     }
 }

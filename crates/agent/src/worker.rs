@@ -30,6 +30,8 @@ use tokio::task::JoinSet;
 
 /// A pod that starts faster than this is spared the "creating" status.
 const FIRST_STATUS_AFTER: SignedDuration = SignedDuration::from_millis(60);
+/// Why a container waits for an image.
+const IMAGE_REASONS: [&str; 3] = ["ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull"];
 /// Between attempts to write a status.
 const STATUS_RETRY: Backoff =
     Backoff { base: Duration::from_millis(200), factor: 2, max: Duration::from_secs(30) };
@@ -220,7 +222,14 @@ impl Worker {
 
     /// Images changed: whatever waits for one tries again.
     fn images_changed(&mut self) {
-        let waits = |e: &Entry| e.state.containers.values().any(|c| matches!(c.phase, Phase::Waiting { .. }));
+        // Only for what came: another pod's pull is no reason to ask a failing registry again.
+        let puller = &self.node.puller;
+        let came = |e: &Entry, name: &str| e.view.container(name).is_some_and(|c| puller.is_here(c.image()));
+        let lacks = |phase: &Phase| match phase {
+            Phase::Waiting { why, .. } => IMAGE_REASONS.contains(&&*why.reason),
+            _ => false,
+        };
+        let waits = |e: &Entry| e.state.containers.iter().any(|(name, c)| lacks(&c.phase) && came(e, name));
         let waiting: Vec<String> =
             self.entries.iter().filter(|(_, e)| waits(e)).map(|(uid, _)| uid.clone()).collect();
         for uid in waiting {

@@ -122,6 +122,10 @@ pub(crate) enum Parsed {
 impl Parsed {
     /// Reads a manifest or index; one that could be read as either is refused (CVE-2021-41190).
     pub(crate) fn from_json(bytes: &[u8], what: &str) -> Result<Parsed, ImageError> {
+        // serde would take a list of the fields' values for the object.
+        if bytes.iter().find(|b| !b.is_ascii_whitespace()) != Some(&b'{') {
+            return Err(ImageError::document(what, "not a JSON object"));
+        }
         let document: Document = from_json(bytes, what)?;
         let claims =
             |kind: &str| document.media_type.as_deref().is_none_or(|t| t.is_empty() || t.contains(kind));
@@ -260,6 +264,7 @@ mod tests {
             br#"{"mediaType":"application/vnd.docker.distribution.manifest.list.v2+json","manifests":[]}"#;
         assert!(matches!(Parsed::from_json(list, "m"), Ok(Parsed::Index(_))));
         assert!(Parsed::from_json(b"[[[[", "m").is_err());
+        assert!(Parsed::from_json(br#"[null,null,{"digest":"x"},[]]"#, "m").is_err());
     }
 
     #[test]

@@ -29,6 +29,8 @@ use tokio::task::JoinSet;
 pub const CONNECTIONS_MAX: usize = 128;
 /// For the head of a request; also how long an idle connection is kept.
 const HEAD_MAX: Duration = Duration::from_secs(30);
+/// A client that takes nothing for so long is cut off by the kernel.
+const SEND_MAX_MS: u32 = 60_000;
 /// After a failed `accept` (out of files, mostly).
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 /// Memory for reading from one client. Large uploads come in pieces of this size at most.
@@ -57,6 +59,7 @@ pub async fn serve(listener: TcpListener, depot: Depot, mut stop: watch::Receive
             }
         };
         let _ = stream.set_nodelay(true);
+        let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, SEND_MAX_MS);
         let depot = depot.clone();
         clients.spawn(async move {
             let service = hyper::service::service_fn(move |request| handle(depot.clone(), request));

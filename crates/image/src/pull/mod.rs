@@ -204,6 +204,14 @@ impl Puller {
         lease.image().digests.contains(&means).then_some(lease)
     }
 
+    /// Can the image be had without asking anybody elsewhere?
+    pub fn is_here(&self, name: &str) -> bool {
+        match Reference::parse(name) {
+            Ok(reference) => self.unpacked(&reference).is_some() || self.is_pushed(&reference),
+            Err(_) => self.inner.images.get(name).is_some(),
+        }
+    }
+
     /// Does our own registry have the image, under whichever name?
     pub fn is_pushed(&self, reference: &Reference) -> bool {
         self.pushed_as(reference).is_some()
@@ -245,7 +253,11 @@ impl Puller {
             })
         };
         let _alone = flight.lock().await;
-        let _slot = self.inner.slots.acquire().await;
+        // What is on this node waits for no registry elsewhere, which may hang.
+        let _slot = match self.is_pushed(reference) {
+            true => None,
+            false => self.inner.slots.acquire().await.ok(),
+        };
         let started = Instant::now();
         let lease = self.pull_now(reference, keys).await?;
         Ok(Pulled { lease, took: started.elapsed(), waited: begun.elapsed() })

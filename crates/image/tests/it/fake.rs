@@ -77,14 +77,16 @@ impl Answer {
         }
         stream.write_all((head + "\r\n").as_bytes())?;
         stream.write_all(&bytes[..sent])?;
-        while matches!(self.body, Body::Drip) {
-            stream.write_all(b"x")?;
-            std::thread::sleep(Duration::from_millis(20));
+        loop {
+            match self.body {
+                Body::Drip => {
+                    stream.write_all(b"x")?;
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                Body::Endless => stream.write_all(&[0; 1 << 16])?,
+                _ => return Ok(()),
+            }
         }
-        while matches!(self.body, Body::Endless) {
-            stream.write_all(&[0; 1 << 16])?;
-        }
-        Ok(())
     }
 }
 
