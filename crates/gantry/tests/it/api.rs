@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use testkit::cluster::{Cluster, Kubectl};
 
 /// Kinds that kubectl 1.20 describes through beta versions which v1.25 removed.
-const DESCRIBED_BY_BETA: [&str; 2] = ["cronjobs", "poddisruptionbudgets"];
+const DESCRIBED_BY_BETA: [&str; 3] = ["cronjobs", "endpointslices", "poddisruptionbudgets"];
 
 /// Create, apply, get in two forms, label, patch, replace and delete one object of every kind.
 fn walk(cluster: &Cluster, kubectl: Kubectl) -> Result<()> {

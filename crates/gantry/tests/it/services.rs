@@ -152,8 +152,7 @@ fn outside(cluster: &Cluster) -> Result<()> {
             Ok(())
         })?;
     }
-    let from_pod =
-        client(cluster, "get 10.99.0.1 30080; get 10.99.0.1 8090")?;
+    let from_pod = client(cluster, "get 10.99.0.1 30080; get 10.99.0.1 8090")?;
     ensure!(from_pod.lines().count() == 2, "from a pod: {from_pod}");
     has(&cluster.kubectl(&["get", "svc", "web-lb"])?, &["LoadBalancer", "10.99.0.1", "8090:"])
 }
