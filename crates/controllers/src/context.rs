@@ -44,6 +44,8 @@ pub struct ControllersConfig {
     pub port_check: PortCheck,
     /// The cluster DNS service's address.
     pub dns_ip: std::net::Ipv4Addr,
+    /// What certificate requests are signed with; `None`: they are left alone.
+    pub authority: Option<Arc<auth::Ca>>,
 }
 
 /// The shared caches of the process, one a resource, started when first asked for.

@@ -8,6 +8,7 @@
 mod cluster_dns;
 pub mod context;
 mod cron_job;
+mod csr;
 mod daemon_set;
 mod deployment;
 mod endpoints;
@@ -61,6 +62,7 @@ const CONTROLLERS: &[Row] = &[
     ("clusterrole-aggregation", role_aggregation::start),
     ("serviceaccount", service_account::start),
     ("token-secrets", token_secrets::start),
+    ("csr", csr::start),
 ];
 
 /// The running controllers; they stop when this is dropped.

@@ -77,7 +77,9 @@ impl Reconcile for Controller {
         }
         if spec != json!({}) {
             let patch = json!({"metadata": {"resourceVersion": object.revision.to_string()}, "spec": spec});
-            self.context.client.merge_patch(&gvr::NODES, key, patch).await?;
+            let written = self.context.client.merge_patch(&gvr::NODES, key, patch).await?;
+            // The next node must not be given the same range.
+            self.nodes.observe(written);
         }
         let evicted = self.evict(key, &node).await?;
         Ok([plan.look_again, evicted].into_iter().flatten().min())

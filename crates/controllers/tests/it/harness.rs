@@ -39,6 +39,7 @@ pub async fn cluster() -> Cluster {
         lb_pool: None,
         port_check: controllers::PortCheck(Arc::new(|_, _| None)),
         dns_ip: "10.96.0.10".parse().unwrap(),
+        authority: None,
     };
     let identity = Identity::component("system:kube-controller-manager");
     let controllers = Controllers::start(api.client(identity), config, Arc::new(jiff::Timestamp::now));
