@@ -4,6 +4,7 @@
 //! each check uses names of its own.
 
 mod api;
+mod batch;
 mod clients;
 mod configs;
 mod crash;
