@@ -89,7 +89,9 @@ impl Authorizer for Standard {
         };
         match self.rbac.authorize(identity, attributes) {
             Decision::Allow => Decision::Allow,
-            Decision::Deny(reason) if of_node.is_empty() || reason.is_empty() => Decision::Deny(of_node + &reason),
+            Decision::Deny(reason) if of_node.is_empty() || reason.is_empty() => {
+                Decision::Deny(of_node + &reason)
+            }
             Decision::Deny(reason) => Decision::Deny(format!("{of_node}\n{reason}")),
         }
     }

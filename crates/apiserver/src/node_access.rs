@@ -111,7 +111,9 @@ impl NodeAccess {
         };
         match (&*a.verb, &*a.subresource) {
             ("list" | "watch", "") if here(&a.field_selector) => Ok(()),
-            ("list" | "watch", "") => Err("can only list/watch pods with spec.nodeName field selector".into()),
+            ("list" | "watch", "") => {
+                Err("can only list/watch pods with spec.nodeName field selector".into())
+            }
             ("get", _) => {
                 let object = self.cache.get(&self.pods, &format!("{}/{}", a.namespace, a.name));
                 let bound = object.as_ref().and_then(|o| scan::string_at(&o.raw, &["spec", "nodeName"]));
@@ -133,7 +135,11 @@ impl NodeAccess {
             .take_while(|(suffix, _)| suffix.starts_with(&*start))
             .filter(|(_, pod)| scan::string_at(&pod.raw, &["spec", "nodeName"]) == Some(node))
             .filter_map(|(_, pod)| pod.value().ok());
-        if own.any(|pod| names(&pod["spec"], &a.resource, &a.name)) { Ok(()) } else { Err(no_relationship(node)) }
+        if own.any(|pod| names(&pod["spec"], &a.resource, &a.name)) {
+            Ok(())
+        } else {
+            Err(no_relationship(node))
+        }
     }
 }
 

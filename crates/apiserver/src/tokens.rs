@@ -85,7 +85,11 @@ impl Api {
     }
 
     /// Whom a bearer token speaks for. `None`: this server knows no such tokens.
-    pub(crate) async fn bearer(&self, token: &str, audiences: &[String]) -> Result<Option<Bearer>, TokenError> {
+    pub(crate) async fn bearer(
+        &self,
+        token: &str,
+        audiences: &[String],
+    ) -> Result<Option<Bearer>, TokenError> {
         if let Some(other) = &self.config.authenticator
             && let Some(identity) = other.authenticate(token).await
         {
@@ -116,22 +120,31 @@ impl Api {
         }
         let gone = |text: String| Err(TokenError::Gone(text));
         let alive = |object: &Arc<Object>| {
-            let due = object.meta().deletion_timestamp.as_deref().and_then(|t| machinery::time::parse(t).ok());
+            let due =
+                object.meta().deletion_timestamp.as_deref().and_then(|t| machinery::time::parse(t).ok());
             due.is_none_or(|t| now < t.as_second().saturating_add(DELETION_GRACE_SECONDS))
         };
         match self.cached(&gvr::SERVICE_ACCOUNTS, &bound.namespace, &account.name) {
             None => return gone(format!("serviceaccounts {:?} not found", account.name)),
             Some(o) if !alive(&o) => {
-                return gone(format!("service account {}/{} has been deleted", bound.namespace, account.name));
+                return gone(format!(
+                    "service account {}/{} has been deleted",
+                    bound.namespace, account.name
+                ));
             }
             Some(o) if o.uid() != account.uid => {
-                return gone(format!("service account UID ({}) does not match claim ({})", o.uid(), account.uid));
+                return gone(format!(
+                    "service account UID ({}) does not match claim ({})",
+                    o.uid(),
+                    account.uid
+                ));
             }
             Some(_) => {}
         }
         // A pod's token names the node for information only.
         let node = bound.node.as_ref().filter(|_| bound.pod.is_none());
-        let all = [(Kind::Pod, bound.pod.as_ref()), (Kind::Secret, bound.secret.as_ref()), (Kind::Node, node)];
+        let all =
+            [(Kind::Pod, bound.pod.as_ref()), (Kind::Secret, bound.secret.as_ref()), (Kind::Node, node)];
         for (kind, reference) in all.into_iter().filter_map(|(k, r)| Some((k, r?))) {
             let namespace = if kind == Kind::Node { "" } else { &bound.namespace };
             match self.cached(&kind.gvr(), namespace, &reference.name) {
@@ -250,7 +263,11 @@ fn asked(request: &Value, issuer: &str) -> Result<Asked, ApiError> {
         errors.invalid("spec.expirationSeconds", seconds, "may not specify a duration less than 10 minutes");
     }
     if seconds > LIFE_SECONDS_MAX {
-        errors.invalid("spec.expirationSeconds", seconds, "may not specify a duration larger than 2^32 seconds");
+        errors.invalid(
+            "spec.expirationSeconds",
+            seconds,
+            "may not specify a duration larger than 2^32 seconds",
+        );
     }
     errors.into_result("authentication.k8s.io", "TokenRequest", "")?;
     let texts = spec["audiences"].as_array().into_iter().flatten().filter_map(Value::as_str);
@@ -264,7 +281,10 @@ fn asked(request: &Value, issuer: &str) -> Result<Asked, ApiError> {
         Value::Object(_) => {
             let kind = Kind::of(text("apiVersion"), text("kind")).ok_or_else(|| {
                 let version = text("apiVersion");
-                ApiError::bad_request(format!("cannot bind token to object of type {version}, Kind={}", text("kind")))
+                ApiError::bad_request(format!(
+                    "cannot bind token to object of type {version}, Kind={}",
+                    text("kind")
+                ))
             })?;
             Some((kind, Reference { name: text("name").into(), uid: text("uid").into() }))
         }
@@ -284,7 +304,9 @@ fn identity_of(claims: &Claims) -> Identity {
     if !claims.jti.is_empty() {
         add("credential-id", &format!("JTI={}", claims.jti));
     }
-    for (name, uid, reference) in [("node-name", "node-uid", &bound.node), ("pod-name", "pod-uid", &bound.pod)] {
+    for (name, uid, reference) in
+        [("node-name", "node-uid", &bound.node), ("pod-name", "pod-uid", &bound.pod)]
+    {
         if let Some(reference) = reference {
             add(name, &reference.name);
             add(uid, &reference.uid);

@@ -26,8 +26,8 @@ pub const TOKEN_MAX_BYTES: usize = 16 << 10;
 const LEEWAY_SECONDS: i64 = 60;
 /// What precedes the 65-byte point in a P-256 SubjectPublicKeyInfo.
 const SPKI_PREFIX: [u8; 26] = [
-    0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48,
-    0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
+    0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86,
+    0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
 ];
 /// Where discovery finds the public key, below the issuer.
 pub const JWKS_PATH: &str = "/openid/v1/jwks";
@@ -186,7 +186,10 @@ impl ServiceTokens {
         if !path.exists() {
             let document = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random)?;
             let body = BASE64_STANDARD.encode(document.as_ref());
-            write_private(&path, &format!("-----BEGIN PRIVATE KEY-----\n{body}\n-----END PRIVATE KEY-----\n"))?;
+            write_private(
+                &path,
+                &format!("-----BEGIN PRIVATE KEY-----\n{body}\n-----END PRIVATE KEY-----\n"),
+            )?;
         }
         let pem = PrivatePkcs8KeyDer::from_pem_slice(read(&path)?.as_bytes())?;
         let key =

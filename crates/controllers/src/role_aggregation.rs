@@ -55,8 +55,10 @@ impl Reconcile for Controller {
             self.roles.list().into_iter().filter_map(|o| Some((o.clone(), o.value().ok()?))).collect();
         for (object, role) in &all {
             if let Some(rules) = wanted(role, &all) {
-                let patch = json!({"rules": rules, "metadata": {"resourceVersion": object.revision.to_string()}});
-                let written = self.context.client.merge_patch(&gvr::CLUSTER_ROLES, &object.key, patch).await?;
+                let patch =
+                    json!({"rules": rules, "metadata": {"resourceVersion": object.revision.to_string()}});
+                let written =
+                    self.context.client.merge_patch(&gvr::CLUSTER_ROLES, &object.key, patch).await?;
                 self.roles.observe(written);
             }
         }
@@ -70,7 +72,8 @@ mod tests {
     use crate::testing::object;
 
     fn role(name: &str, label: &str, verb: &str) -> (Arc<Object>, Value) {
-        let value = json!({"metadata": {"name": name, "labels": {label: "true"}}, "rules": [{"verbs": [verb]}]});
+        let value =
+            json!({"metadata": {"name": name, "labels": {label: "true"}}, "rules": [{"verbs": [verb]}]});
         (object(value.clone()), value)
     }
 
@@ -78,7 +81,13 @@ mod tests {
     fn an_aggregate_holds_what_it_selects() {
         let mut view = json!({"metadata": {"name": "view", "labels": {"v": "true"}}, "rules": [],
             "aggregationRule": {"clusterRoleSelectors": [{"matchLabels": {"v": "true"}}]}});
-        let all = [role("a", "v", "get"), role("b", "v", "list"), role("c", "v", "get"), role("d", "w", "x"), (object(view.clone()), view.clone())];
+        let all = [
+            role("a", "v", "get"),
+            role("b", "v", "list"),
+            role("c", "v", "get"),
+            role("d", "w", "x"),
+            (object(view.clone()), view.clone()),
+        ];
         let rules = wanted(&view, &all).unwrap();
         assert_eq!(rules, json!([{"verbs": ["get"]}, {"verbs": ["list"]}]));
         view["rules"] = rules;

@@ -35,7 +35,9 @@ enum Plan {
     /// Its account is gone.
     Delete,
     /// It lacks a token, or something beside it.
-    Fill { token: bool },
+    Fill {
+        token: bool,
+    },
 }
 
 /// Starts it.
@@ -43,15 +45,14 @@ pub fn start(context: &Context) -> Vec<JoinHandle<()>> {
     let queue = Arc::new(Queue::default());
     let secrets = context.informers.of(&gvr::SECRETS);
     let accounts = context.informers.of(&gvr::SERVICE_ACCOUNTS);
-    enqueue(&secrets, &queue, |secret| {
-        account_of(secret).map(|_| secret.key.clone()).into_iter().collect()
-    });
+    enqueue(&secrets, &queue, |secret| account_of(secret).map(|_| secret.key.clone()).into_iter().collect());
     let all = secrets.clone();
     enqueue(&accounts, &queue, move |account| {
         let own = all.list_in(&account.key.namespace).into_iter();
         own.filter(|s| account_of(s) == Some(&*account.key.name)).map(|s| s.key.clone()).collect()
     });
-    let controller = Controller { context: context.clone(), secrets: secrets.clone(), accounts: accounts.clone() };
+    let controller =
+        Controller { context: context.clone(), secrets: secrets.clone(), accounts: accounts.clone() };
     run("token-secrets", vec![secrets, accounts], queue, 1, Arc::new(controller))
 }
 
@@ -130,7 +131,9 @@ mod tests {
         if let Some(uid) = uid {
             annotations[ACCOUNT_UID] = json!(uid);
         }
-        object(json!({"metadata": {"name": "s", "namespace": "n", "annotations": annotations}, "type": TYPE, "data": data}))
+        object(
+            json!({"metadata": {"name": "s", "namespace": "n", "annotations": annotations}, "type": TYPE, "data": data}),
+        )
     }
 
     #[test]
@@ -143,7 +146,9 @@ mod tests {
         assert_eq!(of(&secret(None, full.clone()), Some(&account)), Plan::Fill { token: false });
         assert_eq!(of(&secret(Some("old"), full.clone()), Some(&account)), Plan::Delete);
         assert_eq!(of(&secret(Some("u"), full), None), Plan::Delete);
-        let other = object(json!({"metadata": {"name": "s", "namespace": "n", "annotations": {ACCOUNT_NAME: "a"}}, "type": "Opaque"}));
+        let other = object(
+            json!({"metadata": {"name": "s", "namespace": "n", "annotations": {ACCOUNT_NAME: "a"}}, "type": "Opaque"}),
+        );
         assert_eq!(of(&other, None), Plan::Nothing);
     }
 }

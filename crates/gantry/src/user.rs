@@ -19,7 +19,9 @@ fn text(config: &Config, words: &[String]) -> Result<String> {
     for word in words {
         match word.strip_prefix("--").and_then(|w| w.split_once('=')) {
             Some(("user", name)) => user = Some(name),
-            Some(("group", _)) if group.is_some() => bail!("a certificate names one group: give --group once"),
+            Some(("group", _)) if group.is_some() => {
+                bail!("a certificate names one group: give --group once")
+            }
             Some(("group", name)) => group = Some(name),
             _ => bail!("{word:?} is not understood: gantry kubeconfig --user U [--group G]"),
         }

@@ -47,8 +47,12 @@ fn pod(attempt: &Attempt<'_>, node: &str, pod: &Value) -> Result<(), String> {
     let itself = "with spec.nodeName set to itself";
     match (attempt.operation, attempt.call.subresource.as_str()) {
         (Operation::Create, _) => mirror(node, pod),
-        (Operation::Delete, "eviction") if !bound_here(pod) => Err(format!("node {node} can only evict pods {itself}")),
-        (Operation::Delete, _) if !bound_here(pod) => Err(format!("node {node:?} can only delete pods {itself}")),
+        (Operation::Delete, "eviction") if !bound_here(pod) => {
+            Err(format!("node {node} can only evict pods {itself}"))
+        }
+        (Operation::Delete, _) if !bound_here(pod) => {
+            Err(format!("node {node:?} can only delete pods {itself}"))
+        }
         (Operation::Delete, _) => Ok(()),
         (_, "status") => {
             let old = attempt.old.unwrap_or(pod);
@@ -60,13 +64,17 @@ fn pod(attempt: &Attempt<'_>, node: &str, pod: &Value) -> Result<(), String> {
             }
             Ok(())
         }
-        _ => Err(format!("unexpected operation \"UPDATE\", node {node:?} can only create and delete mirror pods")),
+        _ => Err(format!(
+            "unexpected operation \"UPDATE\", node {node:?} can only create and delete mirror pods"
+        )),
     }
 }
 
 fn mirror(node: &str, pod: &Value) -> Result<(), String> {
     if !pod["metadata"]["annotations"][MIRROR].is_string() {
-        return Err(format!("pod does not have {MIRROR:?} annotation, node {node:?} can only create mirror pods"));
+        return Err(format!(
+            "pod does not have {MIRROR:?} annotation, node {node:?} can only create mirror pods"
+        ));
     }
     if pod["spec"]["nodeName"] != node {
         return Err(format!("node {node:?} can only create pods with spec.nodeName set to itself"));

@@ -27,7 +27,8 @@ fn account_name(pod: &Value) -> &str {
 
 /// Waits a moment when the pod's account is the one that every namespace is about to have.
 pub async fn settle(api: &Api, call: &Call, pod: &Value) {
-    let concerned = api.config.service_tokens.is_some() && call.resource.is("", "pods") && call.subresource.is_empty();
+    let concerned =
+        api.config.service_tokens.is_some() && call.resource.is("", "pods") && call.subresource.is_empty();
     let namespace = &*call.key.namespace;
     if !concerned || account_name(pod) != DEFAULT || api.cached(&gvr::NAMESPACES, "", namespace).is_none() {
         return;
@@ -50,7 +51,8 @@ pub(super) fn admit(attempt: &Attempt<'_>, pod: &mut Value) -> Result<(), ApiErr
     }
     let namespace = &*attempt.key.namespace;
     let Some(account) = attempt.api.cached(&gvr::SERVICE_ACCOUNTS, namespace, &name) else {
-        let why = format!("error looking up service account {namespace}/{name}: serviceaccount {name:?} not found");
+        let why =
+            format!("error looking up service account {namespace}/{name}: serviceaccount {name:?} not found");
         return Err(ApiError::forbidden(&gvr::PODS, &attempt.key.name, &why));
     };
     apply(pod, &account, (attempt.api.config.random)())
@@ -76,7 +78,8 @@ fn apply(pod: &mut Value, account: &Arc<Object>, random: u128) -> Result<(), Api
 fn mount_token(spec: &mut Value, random: u128) {
     let volumes = spec["volumes"].as_array().cloned().unwrap_or_default();
     let taken = |name: &str| volumes.iter().any(|v| v["name"] == name);
-    let drawn = (0..u128::MAX).map(|n| crate::verbs::create::generated_name("kube-api-access-", random.wrapping_add(n)));
+    let drawn = (0..u128::MAX)
+        .map(|n| crate::verbs::create::generated_name("kube-api-access-", random.wrapping_add(n)));
     let Some(name) = drawn.into_iter().find(|n| !taken(n)) else { return };
     let mut mounted = false;
     for list in ["initContainers", "containers"] {

@@ -131,7 +131,11 @@ impl Index {
     }
 
     /// What an identity has been given for a namespace ("" for the cluster scope alone), cluster-wide grants first.
-    pub fn grants<'a>(&'a self, identity: &'a Identity, namespace: &'a str) -> impl Iterator<Item = &'a Grant> {
+    pub fn grants<'a>(
+        &'a self,
+        identity: &'a Identity,
+        namespace: &'a str,
+    ) -> impl Iterator<Item = &'a Grant> {
         let scopes = [Some(""), Some(namespace).filter(|n| !n.is_empty())];
         scopes.into_iter().flatten().filter_map(|n| self.scopes.get(n)).flat_map(|scope| {
             let groups = identity.groups.iter().filter_map(|g| scope.groups.get(g));

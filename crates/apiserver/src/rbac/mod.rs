@@ -69,8 +69,7 @@ impl Rbac {
         }
         let objects = self.prefixes.each_ref().map(|p| self.cache.snapshot(p).objects);
         let same_bindings = same(&held.objects[2], &objects[2]) && same(&held.objects[3], &objects[3]);
-        let index =
-            if same_bindings { held.index } else { Arc::new(Index::build(&objects[2], &objects[3])) };
+        let index = if same_bindings { held.index } else { Arc::new(Index::build(&objects[2], &objects[3])) };
         let view = View { revision, objects, index };
         let mut kept = self.view.write();
         if kept.revision < revision {

@@ -63,7 +63,8 @@ fn head(words: &[&str]) -> Vec<Entry> {
     match words {
         ["clusterrole", name, options @ ..] => vec![(cluster_roles, cluster_role(name, options))],
         ["controller", name] => {
-            let (full, account) = (format!("system:controller:{name}"), format!("ServiceAccount:kube-system/{name}"));
+            let (full, account) =
+                (format!("system:controller:{name}"), format!("ServiceAccount:kube-system/{name}"));
             let bound = binding("", &full, ("ClusterRole", &full), &[&account]);
             vec![(cluster_bindings, bound), (cluster_roles, cluster_role(&full, &[]))]
         }
@@ -100,7 +101,8 @@ fn cluster_role(name: &str, options: &[&str]) -> Value {
 }
 
 fn binding(namespace: &str, name: &str, (kind, role): (&str, &str), subjects: &[&str]) -> Value {
-    let mut body = object(if namespace.is_empty() { "ClusterRoleBinding" } else { "RoleBinding" }, namespace, name);
+    let mut body =
+        object(if namespace.is_empty() { "ClusterRoleBinding" } else { "RoleBinding" }, namespace, name);
     body["roleRef"] = json!({"apiGroup": GROUP, "kind": kind, "name": role});
     let subject = |text: &&str| match text.split_once(':') {
         Some(("ServiceAccount", account)) => {
@@ -125,7 +127,8 @@ fn rules_of_line(words: &[&str]) -> Value {
         [verbs, groups, things @ ..] => {
             let mut verbs = list(&verbs.replace("READ", READ).replace("WRITE", WRITE));
             verbs.sort();
-            let (names, resources): (Vec<&str>, Vec<&str>) = things.iter().partition(|t| t.starts_with("names="));
+            let (names, resources): (Vec<&str>, Vec<&str>) =
+                things.iter().partition(|t| t.starts_with("names="));
             let mut rule = json!({"apiGroups": list(&groups.replace("core", "")), "resources": resources,
                 "verbs": verbs});
             if let Some(names) = names.first().and_then(|n| n.strip_prefix("names=")) {
@@ -140,7 +143,8 @@ fn rules_of_line(words: &[&str]) -> Value {
 /// Gantry's one controller identity has the rules of every controller.
 fn join_controllers(all: &mut [Entry]) {
     let is_controllers = |name: &Value| name.as_str().is_some_and(|n| n.starts_with("system:controller:"));
-    let of_controllers = all.iter().filter(|(g, b)| *g == RESOURCES[0] && is_controllers(&b["metadata"]["name"]));
+    let of_controllers =
+        all.iter().filter(|(g, b)| *g == RESOURCES[0] && is_controllers(&b["metadata"]["name"]));
     let mut joined: Vec<Value> = Vec::new();
     for rule in of_controllers.flat_map(|(_, b)| b["rules"].as_array().into_iter().flatten()) {
         if !joined.contains(rule) {
@@ -210,8 +214,10 @@ mod tests {
         let own = TEXT.split("clusterrole gantry:controller-manager").nth(1).unwrap();
         let own = own.lines().skip(1).take_while(|l| l.starts_with("  ")).count();
         assert_eq!(rules + own, lines);
-        let mut names: Vec<String> =
-            all.iter().map(|(g, b)| format!("{}/{}/{}", g.resource, b["metadata"]["namespace"], b["metadata"]["name"])).collect();
+        let mut names: Vec<String> = all
+            .iter()
+            .map(|(g, b)| format!("{}/{}/{}", g.resource, b["metadata"]["namespace"], b["metadata"]["name"]))
+            .collect();
         names.sort();
         names.dedup();
         assert_eq!(names.len(), all.len(), "no name twice");
@@ -222,23 +228,49 @@ mod tests {
         let may = |role: &str, verb: &str, group: &str, resource: &str, name: &str| {
             let (resource, sub) = resource.split_once('/').unwrap_or((resource, ""));
             let text = |t: &str| t.to_string();
-            let a = Attributes { verb: text(verb), group: text(group), resource: text(resource), subresource: text(sub), name: text(name), ..Attributes::default() };
+            let a = Attributes {
+                verb: text(verb),
+                group: text(group),
+                resource: text(resource),
+                subresource: text(sub),
+                name: text(name),
+                ..Attributes::default()
+            };
             rules_of(role).iter().any(|r| r.allows(&a))
         };
-        assert!(may("system:aggregate-to-view", "list", "", "pods", "") && !may("system:aggregate-to-view", "list", "", "secrets", ""));
+        assert!(
+            may("system:aggregate-to-view", "list", "", "pods", "")
+                && !may("system:aggregate-to-view", "list", "", "secrets", "")
+        );
         assert!(may("system:aggregate-to-edit", "deletecollection", "apps", "deployments", ""));
         assert!(!may("system:aggregate-to-edit", "create", GROUP, "roles", ""));
         assert!(may("system:aggregate-to-admin", "create", GROUP, "roles", ""));
-        assert!(may("system:kube-controller-manager", "update", "coordination.k8s.io", "leases", "kube-controller-manager"));
-        assert!(!may("system:kube-controller-manager", "update", "coordination.k8s.io", "leases", "kube-scheduler"));
-        assert!(may("system:node", "create", "events.k8s.io", "events", "") && may("system:node", "create", "", "pods", ""));
+        assert!(may(
+            "system:kube-controller-manager",
+            "update",
+            "coordination.k8s.io",
+            "leases",
+            "kube-controller-manager"
+        ));
+        assert!(!may(
+            "system:kube-controller-manager",
+            "update",
+            "coordination.k8s.io",
+            "leases",
+            "kube-scheduler"
+        ));
+        assert!(
+            may("system:node", "create", "events.k8s.io", "events", "")
+                && may("system:node", "create", "", "pods", "")
+        );
         assert!(may("gantry:controller-manager", "escalate", GROUP, "clusterroles", "view"));
         assert!(may("gantry:controller-manager", "create", "", "services", ""));
     }
 
     #[test]
     fn what_lacks_something_gets_it_and_keeps_its_own() {
-        let (_, wanted) = objects().into_iter().find(|(_, b)| b["metadata"]["name"] == "system:basic-user").unwrap();
+        let (_, wanted) =
+            objects().into_iter().find(|(_, b)| b["metadata"]["name"] == "system:basic-user").unwrap();
         assert_eq!(reconciled(&wanted, &wanted), None);
         let mut present = wanted.clone();
         present["rules"] = json!([{"apiGroups": ["x"], "resources": ["y"], "verbs": ["get"]}]);
@@ -247,7 +279,10 @@ mod tests {
         assert_eq!(new["rules"][0]["apiGroups"][0], "x");
         present["metadata"]["annotations"][AUTOUPDATE] = json!("false");
         assert_eq!(reconciled(&present, &wanted), None);
-        let (_, bound) = objects().into_iter().find(|(_, b)| b["metadata"]["name"] == "system:discovery" && b["roleRef"].is_object()).unwrap();
+        let (_, bound) = objects()
+            .into_iter()
+            .find(|(_, b)| b["metadata"]["name"] == "system:discovery" && b["roleRef"].is_object())
+            .unwrap();
         let mut present = bound.clone();
         present["subjects"] = json!([{"kind": "User", "name": "me"}]);
         assert_eq!(reconciled(&present, &bound).unwrap()["subjects"].as_array().unwrap().len(), 2);

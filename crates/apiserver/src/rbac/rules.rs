@@ -210,7 +210,11 @@ mod tests {
         assert!(!named.allows(&wish("delete", "secrets", "", "b")));
         assert!(!named.allows(&wish("list", "secrets", "", "")), "no name, no match");
         assert!(rule(&["*"], &["*"], &[], &["*"]).allows(&wish("x", "y", "z", "")));
-        let urls = Rule { non_resource_urls: vec!["/api/*".into(), "/v".into()], verbs: vec!["get".into()], ..Rule::default() };
+        let urls = Rule {
+            non_resource_urls: vec!["/api/*".into(), "/v".into()],
+            verbs: vec!["get".into()],
+            ..Rule::default()
+        };
         let path = |p: &str| Attributes { verb: "get".into(), path: p.into(), ..Attributes::default() };
         assert!(urls.allows(&path("/api/v1")) && urls.allows(&path("/v")));
         assert!(!urls.allows(&path("/api")) && !urls.allows(&path("/vv")));
@@ -266,12 +270,8 @@ mod tests {
     }
 
     fn arb_rule() -> impl Strategy<Value = Rule> {
-        (some(&GROUPS, 1), some(&RESOURCES, 1), some(&NAMES, 0), some(&VERBS, 1)).prop_map(|(g, r, n, v)| Rule {
-            api_groups: g,
-            resources: r,
-            resource_names: n,
-            verbs: v,
-            ..Rule::default()
+        (some(&GROUPS, 1), some(&RESOURCES, 1), some(&NAMES, 0), some(&VERBS, 1)).prop_map(|(g, r, n, v)| {
+            Rule { api_groups: g, resources: r, resource_names: n, verbs: v, ..Rule::default() }
         })
     }
 
@@ -279,7 +279,9 @@ mod tests {
     fn world() -> Vec<Attributes> {
         let mut all = Vec::new();
         for group in ["", "apps", "batch"] {
-            for (resource, sub) in [("pods", ""), ("pods", "log"), ("secrets", ""), ("secrets", "x"), ("jobs", "log")] {
+            for (resource, sub) in
+                [("pods", ""), ("pods", "log"), ("secrets", ""), ("secrets", "x"), ("jobs", "log")]
+            {
                 for name in ["", "a", "b", "c"] {
                     for verb in ["get", "list", "delete"] {
                         all.push(Attributes { group: group.into(), ..wish(verb, resource, sub, name) });
@@ -292,16 +294,23 @@ mod tests {
 
     /// The dumb twin: every word of every list, compared as upstream's documentation puts it.
     fn twin(rule: &Rule, a: &Attributes) -> bool {
-        let full = if a.subresource.is_empty() { a.resource.clone() } else { format!("{}/{}", a.resource, a.subresource) };
+        let full = if a.subresource.is_empty() {
+            a.resource.clone()
+        } else {
+            format!("{}/{}", a.resource, a.subresource)
+        };
         let any_sub = format!("*/{}", a.subresource);
         let mut allowed = false;
         for group in &rule.api_groups {
             for resource in &rule.resources {
                 for verb in &rule.verbs {
                     let fits = (group == "*" || *group == a.group)
-                        && (resource == "*" || *resource == full || (!a.subresource.is_empty() && *resource == any_sub))
+                        && (resource == "*"
+                            || *resource == full
+                            || (!a.subresource.is_empty() && *resource == any_sub))
                         && (verb == "*" || *verb == a.verb);
-                    allowed |= fits && (rule.resource_names.is_empty() || rule.resource_names.contains(&a.name));
+                    allowed |=
+                        fits && (rule.resource_names.is_empty() || rule.resource_names.contains(&a.name));
                 }
             }
         }

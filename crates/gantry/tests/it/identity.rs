@@ -23,16 +23,21 @@ fn everybody_has_his_own_rights() {
         ],
     );
     let refused = cluster.output();
-    let refused: Vec<&str> = refused.lines().filter(|l| l.contains("a component of this process was refused")).collect();
+    let refused: Vec<&str> =
+        refused.lines().filter(|l| l.contains("a component of this process was refused")).collect();
     // What fails because a namespace goes or an account comes late is admission's; these are gaps in roles.
     assert!(refused.is_empty(), "{refused:#?}");
 }
+
+/// A program that ends when it is told to.
+const UNTIL_TERM: &str = "trap exit TERM; while :; do sleep 1; done";
 
 /// The kubectl of this machine, mounted into a pod: its in-cluster client reads the token and checks the certificate.
 fn with_kubectl(name: &str, more: &str) -> String {
     let container = "volumeMounts: [{name: k, mountPath: /bin/kubectl}]";
     let path = fs::canonicalize("/usr/bin/kubectl").unwrap_or_else(|_| "/usr/bin/kubectl".into());
-    let volumes = format!("volumes: [{{name: k, hostPath: {{path: {}, type: File}}}}]\n{more}", path.display());
+    let volumes =
+        format!("volumes: [{{name: k, hostPath: {{path: {}, type: File}}}}]\n{more}", path.display());
     pod(name, "sleep 1000", container, &volumes)
 }
 
@@ -49,18 +54,34 @@ fn inside_a_pod(cluster: &Cluster) -> Result<()> {
     ensure!(exec(&["cat", &format!("{folder}/namespace")])? == "inside");
     has(&exec(&["cat", &format!("{folder}/ca.crt")])?, &["BEGIN CERTIFICATE"])?;
     let kubectl = |args: &[&str]| {
-        exec(&[&["env", "KUBERNETES_SERVICE_HOST=kubernetes.default.svc", "kubectl", "--cache-dir=/tmp/k"], args].concat())
+        exec(
+            &[
+                &["env", "KUBERNETES_SERVICE_HOST=kubernetes.default.svc", "kubectl", "--cache-dir=/tmp/k"],
+                args,
+            ]
+            .concat(),
+        )
     };
     has(&kubectl(&["auth", "whoami"])?, &["system:serviceaccount:inside:reader", "pod-name", "node-1"])?;
-    cluster.eventually("the view role is filled", || has(&kubectl(&["get", "pods"])?, &["reader", "Running"]))?;
-    has(&refusal(kubectl(&["delete", "pod", "reader"]))?, &[
-        "pods \"reader\" is forbidden: User \"system:serviceaccount:inside:reader\" cannot delete resource \"pods\" in API group \"\" in the namespace \"inside\"",
-    ])?;
+    cluster
+        .eventually("the view role is filled", || has(&kubectl(&["get", "pods"])?, &["reader", "Running"]))?;
+    has(
+        &refusal(kubectl(&["delete", "pod", "reader"]))?,
+        &[
+            "pods \"reader\" is forbidden: User \"system:serviceaccount:inside:reader\" cannot delete resource \"pods\" in API group \"\" in the namespace \"inside\"",
+        ],
+    )?;
     has(&refusal(kubectl(&["get", "secrets"]))?, &["cannot list resource \"secrets\""])?;
     has(&refusal(kubectl(&["get", "pods", "-n", "default"]))?, &["in the namespace \"default\""])?;
     let claims = claims(&exec(&["cat", &format!("{folder}/token")])?)?;
-    ensure!(claims["kubernetes.io"]["pod"]["name"] == "reader" && claims["kubernetes.io"]["node"]["name"] == "node-1");
-    ensure!(claims["iss"] == "https://kubernetes.default.svc.cluster.local" && claims["kubernetes.io"]["warnafter"].is_i64());
+    ensure!(
+        claims["kubernetes.io"]["pod"]["name"] == "reader"
+            && claims["kubernetes.io"]["node"]["name"] == "node-1"
+    );
+    ensure!(
+        claims["iss"] == "https://kubernetes.default.svc.cluster.local"
+            && claims["kubernetes.io"]["warnafter"].is_i64()
+    );
     // A token of a pod that is gone is worth nothing.
     let token = exec(&["cat", &format!("{folder}/token")])?;
     ensure!(code(cluster, &token, "/api/v1/namespaces/inside/pods")? == "200");
@@ -95,10 +116,11 @@ fn pods_without(cluster: &Cluster) -> Result<()> {
 
 fn missing_account(cluster: &Cluster) -> Result<()> {
     let manifest = pod("orphaned", "sleep 1", "", "serviceAccountName: late");
-    has(&refusal(cluster.apply(&manifest))?, &[
-        "error looking up service account default/late: serviceaccount \"late\" not found",
-    ])?;
-    cluster.kubectl(&["create", "deployment", "late", "--image=busybox", "--", "sleep", "1000"])?;
+    has(
+        &refusal(cluster.apply(&manifest))?,
+        &["error looking up service account default/late: serviceaccount \"late\" not found"],
+    )?;
+    cluster.kubectl(&["create", "deployment", "late", "--image=busybox", "--", "sh", "-c", UNTIL_TERM])?;
     let patch = r#"{"spec":{"template":{"spec":{"serviceAccountName":"late"}}}}"#;
     cluster.kubectl(&["patch", "deployment", "late", "-p", patch])?;
     cluster.eventually("the event says why", || {
@@ -112,7 +134,11 @@ fn missing_account(cluster: &Cluster) -> Result<()> {
 }
 
 /// kubectl as a user whose kubeconfig `gantry kubeconfig` prints.
-fn as_user<'a>(cluster: &'a Cluster, user: &str, group: &str) -> Result<impl Fn(&[&str]) -> Result<String> + use<'a>> {
+fn as_user<'a>(
+    cluster: &'a Cluster,
+    user: &str,
+    group: &str,
+) -> Result<impl Fn(&[&str]) -> Result<String> + use<'a>> {
     let text = cluster.gantry(&["kubeconfig", "--user", user, "--group", group])?;
     let path = cluster.folder().join(format!("{}.kubeconfig", user.replace(':', "-")));
     fs::write(&path, text)?;
@@ -131,11 +157,27 @@ fn users(cluster: &Cluster) -> Result<()> {
     has(&alice(&["auth", "can-i", "--list", "-n", "shop"])?, &["deployments.apps", "selfsubjectreviews"])?;
     let create = ["create", "configmap", "a", "-n", "shop"];
     has(&refusal(alice(&create))?, &["User \"alice\" cannot create resource \"configmaps\""])?;
-    cluster.kubectl(&["create", "rolebinding", "edit", "-n", "shop", "--clusterrole=edit", "--user=alice"])?;
+    cluster.kubectl(&[
+        "create",
+        "rolebinding",
+        "edit",
+        "-n",
+        "shop",
+        "--clusterrole=edit",
+        "--user=alice",
+    ])?;
     cluster.eventually("alice edits", || alice(&create))?;
     let own = ["create", "rolebinding", "own", "-n", "shop", "--clusterrole=cluster-admin", "--user=alice"];
     has(&refusal(alice(&own))?, &["cannot create resource \"rolebindings\""])?;
-    cluster.kubectl(&["create", "rolebinding", "admin", "-n", "shop", "--clusterrole=admin", "--user=alice"])?;
+    cluster.kubectl(&[
+        "create",
+        "rolebinding",
+        "admin",
+        "-n",
+        "shop",
+        "--clusterrole=admin",
+        "--user=alice",
+    ])?;
     cluster.eventually("alice may bind, but no more than she has", || {
         has(&refusal(alice(&own))?, &["is attempting to grant RBAC permissions not currently held"])
     })?;
@@ -150,7 +192,9 @@ fn users(cluster: &Cluster) -> Result<()> {
 fn reviews(cluster: &Cluster) -> Result<()> {
     let token = cluster.kubectl(&["create", "token", "default", "--duration=10m"])?;
     let review = serde_json::json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": {"token": token.trim()}});
-    let ask = |body: &Value| cluster.kubectl_stdin(Kubectl::Newest, &["create", "-o", "json", "-f", "-"], &body.to_string());
+    let ask = |body: &Value| {
+        cluster.kubectl_stdin(Kubectl::Newest, &["create", "-o", "json", "-f", "-"], &body.to_string())
+    };
     has(&ask(&review)?, &["system:serviceaccount:default:default", "\"authenticated\": true"])?;
     let short = cluster.kubectl(&["create", "token", "default", "--duration=1m"]);
     has(&refusal(short)?, &["may not specify a duration less than 10 minutes"])?;
@@ -160,7 +204,13 @@ fn reviews(cluster: &Cluster) -> Result<()> {
 
 fn token_secrets(cluster: &Cluster) -> Result<()> {
     cluster.kubectl(&["create", "serviceaccount", "robot"])?;
-    cluster.kubectl(&["create", "clusterrolebinding", "robot", "--clusterrole=view", "--serviceaccount=default:robot"])?;
+    cluster.kubectl(&[
+        "create",
+        "clusterrolebinding",
+        "robot",
+        "--clusterrole=view",
+        "--serviceaccount=default:robot",
+    ])?;
     cluster.apply(
         "apiVersion: v1\nkind: Secret\nmetadata:\n  name: robot\n  annotations: {kubernetes.io/service-account.name: robot}\n\
          type: kubernetes.io/service-account-token\n",
@@ -186,11 +236,17 @@ fn nodes(cluster: &Cluster) -> Result<()> {
     let node = as_user(cluster, "system:node:node-1", "system:nodes")?;
     node(&["get", "node", "node-1"])?;
     node(&["get", "pods", "-A", "--field-selector=spec.nodeName=node-1"])?;
-    has(&refusal(node(&["get", "pods", "-A"]))?, &["can only list/watch pods with spec.nodeName field selector"])?;
-    has(&refusal(node(&["get", "secret", "apart"]))?, &["no relationship found between node 'node-1' and this object"])?;
+    has(
+        &refusal(node(&["get", "pods", "-A"]))?,
+        &["can only list/watch pods with spec.nodeName field selector"],
+    )?;
+    has(
+        &refusal(node(&["get", "secret", "apart"]))?,
+        &["no relationship found between node 'node-1' and this object"],
+    )?;
     has(&refusal(node(&["run", "x", "--image=busybox"]))?, &["can only create mirror pods"])?;
     let other = as_user(cluster, "system:node:node-2", "system:nodes")?;
-    has(&refusal(other(&["get", "node", "node-1"]))?, &["only its own Node object"])?;
+    has(&refusal(other(&["label", "node", "node-1", "a=b"]))?, &["node \"node-2\" is not allowed to modify node"])?;
     has(&refusal(other(&["cordon", "node-1"]))?, &["forbidden"])
 }
 
@@ -198,7 +254,7 @@ fn nodes(cluster: &Cluster) -> Result<()> {
 fn components(cluster: &Cluster) -> Result<()> {
     cluster.kubectl(&["create", "namespace", "parts"])?;
     let in_it = |args: &[&str]| cluster.kubectl(&[&["-n", "parts"], args].concat());
-    in_it(&["create", "deployment", "web", "--image=busybox", "--replicas=2", "--", "sleep", "1000"])?;
+    in_it(&["create", "deployment", "web", "--image=busybox", "--replicas=2", "--", "sh", "-c", UNTIL_TERM])?;
     in_it(&["expose", "deployment", "web", "--port=80", "--type=LoadBalancer"])?;
     in_it(&["create", "job", "once", "--image=busybox", "--", "true"])?;
     in_it(&["rollout", "status", "deployment/web", "--timeout=60s"])?;
