@@ -158,7 +158,7 @@ impl Cache {
                 tracing::warn!(reason = %ended, "the store ended the feed; listing again");
                 tokio::time::sleep(REFEED_PAUSE).await;
                 match self.fill(&*store).await {
-                    Ok(()) | Err(store::StoreError::Engine(_)) => {}
+                    Ok(()) | Err(store::StoreError::Engine(_) | store::StoreError::Unavailable(_)) => {}
                     Err(error) => {
                         tracing::debug!(%error, "feed ends");
                         return;

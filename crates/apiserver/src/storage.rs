@@ -121,6 +121,9 @@ pub fn store_error(error: &StoreError) -> ApiError {
             error
         }
         StoreError::Closed => ApiError::new(503, "ServiceUnavailable", "the server is shutting down"),
+        // Both without a wish to be tried again: clients that heed it would seem to hang.
+        StoreError::Unavailable(_) => ApiError::new(503, "ServiceUnavailable", error.to_string()),
+        StoreError::UnknownOutcome(_) => ApiError::new(504, "Timeout", error.to_string()),
         StoreError::Engine(text) if text.contains("request is too large") => ApiError::new(
             413,
             "RequestEntityTooLarge",

@@ -10,9 +10,10 @@
 //! Deliberately not here: retries (the caller's), leases (Kubernetes Lease objects are plain records).
 
 use crate::disk::{Disk, log_path};
-use crate::hub::{Hub, QueueLimits};
+use crate::hub::Hub;
 use crate::index::{HistoryLimits, Index};
 use crate::lock::Lock;
+use crate::queue::QueueLimits;
 use crate::stats::Counters;
 use crate::{
     Event, Range, RangeOptions, Record, Revision, Stats, Store, StoreError, Txn, TxnOp, TxnOutcome, Watch,

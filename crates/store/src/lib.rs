@@ -2,8 +2,8 @@
 //!
 //! Keys are `/<realm>/…` text; every write makes one new [`Revision`], counted over the whole store.
 //! Two real implementations stand behind [`Store`]: [`Embedded`] (SQLite under an in-memory MVCC index)
-//! and etcd (later). Everything above, caches included, is fed by [`Store::watch`] and so runs the same
-//! code on both.
+//! and [`Etcd`] (a cluster somewhere else). Everything above, caches included, is fed by [`Store::watch`] and so
+//! runs the same code on both.
 //!
 //! Invariants: an acknowledged write is on disk (S1); a watch delivers every event after its start
 //! revision once, in revision order, or ends with [`WatchError::Compacted`] or [`WatchError::TooSlow`] (S2);
@@ -12,9 +12,11 @@
 
 mod disk;
 mod embedded;
+mod etcd;
 mod hub;
 mod index;
 mod lock;
+mod queue;
 mod reserve;
 mod seam;
 mod stats;
@@ -24,6 +26,7 @@ pub use embedded::{
     Clock, Embedded, EmbeddedOptions, HISTORY_AGE_MAX, HISTORY_BYTES_MAX, HISTORY_COUNT_MAX, KEY_BYTES_MAX,
     VALUE_BYTES_MAX, WATCH_BATCHES_MAX, WATCH_BYTES_MAX,
 };
+pub use etcd::{Endpoint, Etcd, EtcdOptions, EtcdStats};
 pub use stats::{COMMIT_SECONDS_BOUNDS, CommitTimes, Stats};
 
 pub use seam::{

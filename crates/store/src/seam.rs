@@ -132,6 +132,13 @@ pub enum StoreError {
     /// The disk is full: reads go on, writes are refused until there is room.
     #[error("no space left for the store: {0}")]
     Full(String),
+    /// The store cannot be reached. A write was not made.
+    #[error("the store cannot be reached: {0}")]
+    Unavailable(String),
+    /// The connection to the store broke before it answered, and whether the write was (or will yet be) made cannot
+    /// be found out.
+    #[error("unknown outcome: the store did not answer whether it made the write: {0}")]
+    UnknownOutcome(String),
     /// The engine failed; the write is not acknowledged.
     #[error("store: {0}")]
     Engine(String),
@@ -166,7 +173,8 @@ pub trait Store: Send + Sync + 'static {
     /// Applies one compare-and-swap. `Done` means durable. Deleting an absent key, where the expectation
     /// allows it, is `Done` at the newest revision and makes no new one and no event.
     async fn txn(&self, txn: Txn) -> Result<TxnOutcome, StoreError>;
-    /// Every event on keys that start with `prefix`, from the first one after `after`.
+    /// Every event on keys that start with `prefix`, from the first one after `after`. While the store cannot be
+    /// reached a watch waits.
     async fn watch(&self, prefix: &str, after: Revision) -> Result<Watch, WatchError>;
     /// Forgets history before `revision` (current values stay): it becomes the oldest revision that can be
     /// read or watched from. What is forgotten already stays forgotten, without error.

@@ -10,6 +10,8 @@ mod crash;
 #[cfg(test)]
 mod embedded;
 #[cfg(test)]
+mod etcd;
+#[cfg(test)]
 mod full;
 #[cfg(test)]
 mod suite;

@@ -30,6 +30,9 @@ async fn compare_and_swap(store: &dyn Store) {
         TxnOutcome::Conflict(found) => found,
         TxnOutcome::Done { .. } => panic!("went through"),
     };
+    // A key that sorts behind, and one that this one is a prefix of: neither is it.
+    set(store, "/cas/aa", "not this one").await;
+    set(store, "/cas/b", "not this one").await;
     let start = store.revision().await.unwrap();
     for expect in [Expect::Present, Expect::Modified(Revision(1)), Expect::Modified(Revision(0))] {
         assert_eq!(conflict(store.txn(put(key, expect, "x")).await.unwrap()), None);
