@@ -1,6 +1,6 @@
 //! What two objects differ in, and what one object holds, as field sets.
 
-use super::set::{Node, make};
+use super::set::{self, Node, make};
 use super::shape::{EMPTY, Items, Shape, Spot};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,6 +14,13 @@ pub struct Comparison {
     pub modified: Node,
     /// Paths that are gone.
     pub removed: Node,
+}
+
+impl Comparison {
+    /// Is there no difference?
+    pub fn is_empty(&self) -> bool {
+        self.added.is_empty() && self.modified.is_empty() && self.removed.is_empty()
+    }
 }
 
 const ADDED: usize = 0;
@@ -98,7 +105,7 @@ fn entries<'a>(spot: &Spot<'a>, shape: &Shape<'a>, values: [Option<&Value>; 2]) 
         let [o, n] = [(old, values[0]), (new, values[1])].map(|(map, parent)| {
             map.and_then(|m| m.get(name)).or_else(|| inner.missing().filter(|_| parent.is_some()))
         });
-        hang(&mut below, || format!("f:{name}"), walk(inner, o, n));
+        hang(&mut below, || set::field(name), walk(inner, o, n));
     }
     below
 }
@@ -150,7 +157,7 @@ fn held(spot: Spot<'_>, value: &Value) -> (Node, bool) {
                 let (node, counts) = held(inner, value);
                 let empty = value.is_null() || value.as_object().is_some_and(Node::is_empty);
                 if let Some(node) = make(node, counts || empty || matches!(shape, Shape::Map(_))) {
-                    below.insert(format!("f:{name}"), node.into());
+                    below.insert(set::field(name), node.into());
                 }
             }
         }
@@ -176,11 +183,11 @@ fn held(spot: Spot<'_>, value: &Value) -> (Node, bool) {
 pub fn with_structures(spot: Spot<'_>, set: &mut Node) {
     let shape = spot.shape([Some(&EMPTY), None]);
     let elements: Vec<String> =
-        super::set::children(set).filter(|(_, n)| !n.is_empty()).map(|(e, _)| e.clone()).collect();
+        set::children(set).filter(|(_, n)| !n.is_empty()).map(|(e, _)| e.clone()).collect();
     for element in elements {
         let Some(inner) = shape.behind(&spot, &element) else { continue };
         let named = matches!(shape, Shape::Struct(_));
-        super::set::change(set, &element, |below, was| {
+        set::change(set, &element, |below, was| {
             with_structures(inner, below);
             was || named
         });

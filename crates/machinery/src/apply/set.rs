@@ -28,6 +28,11 @@ pub fn make(mut children: Node, member: bool) -> Option<Node> {
     Some(children)
 }
 
+/// The element of a field or map key.
+pub fn field(name: &str) -> String {
+    ["f:", name].concat()
+}
+
 /// Elements and nodes below.
 pub fn children(node: &Node) -> impl Iterator<Item = (&String, &Node)> {
     node.iter().filter(|(key, _)| *key != SELF).filter_map(|(key, node)| Some((key, node.as_object()?)))
@@ -103,7 +108,7 @@ pub fn of_fields(pointers: &[&str]) -> Node {
     for pointer in pointers {
         let mut path = Node::new();
         for name in pointer.split('/').skip(1).collect::<Vec<_>>().into_iter().rev() {
-            path = Node::from_iter([(format!("f:{name}"), path.into())]);
+            path = Node::from_iter([(field(name), path.into())]);
         }
         unite(&mut set, &path);
     }

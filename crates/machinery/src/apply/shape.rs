@@ -3,9 +3,10 @@
 //! Reads the schema table; [`Spot`] is a place in it. Fields of any type are leaves in built-in kinds; where the
 //! schema is made at run time they are *deduced*: objects are maps, everything else is a leaf.
 
-use super::set::Node;
 use k8s_schema::{Def, DefRef, Field, ListType, Type};
 use serde_json::{Map, Value};
+use std::borrow::Cow;
+use std::fmt::Write;
 use std::sync::LazyLock;
 
 static ANY: Type = Type::Any;
@@ -139,17 +140,25 @@ impl Items<'_> {
                 scalar => Ok(format!("v:{scalar}")),
             };
         }
-        let mut named = Node::new();
+        let mut named = Vec::with_capacity(self.keys.len());
         for key in self.keys {
             let value = match item.get(key).filter(|v| !v.is_null()) {
-                Some(value) => value.clone(),
-                None => self.default_of(key).ok_or_else(|| {
+                Some(value) => Cow::Borrowed(value),
+                None => self.default_of(key).map(Cow::Owned).ok_or_else(|| {
                     format!("associative list with keys has an element that omits key field {key:?} (and doesn't have default value)")
                 })?,
             };
-            named.insert((*key).into(), value);
+            named.push((*key, value));
         }
-        Ok(format!("k:{}", Value::Object(named)))
+        named.sort_by_key(|(key, _)| *key);
+        let mut element = String::from("k:{");
+        for (nth, (key, value)) in named.into_iter().enumerate() {
+            let comma = if nth > 0 { "," } else { "" };
+            // Names of fields need no escape.
+            let _ = write!(element, "{comma}\"{key}\":{value}");
+        }
+        element.push('}');
+        Ok(element)
     }
 
     fn default_of(&self, key: &str) -> Option<Value> {

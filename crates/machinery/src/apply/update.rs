@@ -11,6 +11,7 @@ use k8s_schema::{ResourceRow, Type};
 use serde_json::{Value, json};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 /// The updater that owns what was there before the first apply to an object without managers.
 const BEFORE_FIRST: &str = "before-first-apply";
@@ -29,6 +30,8 @@ const UNOWNED: [&str; 11] = [
     "/metadata/managedFields",
     "/metadata/resourceVersion",
 ];
+
+static UNOWNED_SET: LazyLock<Node> = LazyLock::new(|| set::of_fields(&UNOWNED));
 
 /// Fields that a write through this door cannot set, so that it does not come to own them.
 fn ignored(row: &ResourceRow, subresource: &str) -> Node {
@@ -55,6 +58,24 @@ fn converted<'v>(value: &'v Value, from: &ResourceRow, to: &ResourceRow) -> Cow<
     convert::to_storage(from, &mut value);
     convert::from_storage(to, &mut value);
     Cow::Owned(value)
+}
+
+/// What two objects differ in, in every version that somebody asks about.
+struct Differences<'v> {
+    old: &'v Value,
+    new: &'v Value,
+    found: BTreeMap<String, Option<Comparison>>,
+}
+
+impl Differences<'_> {
+    /// `None`: that version is not served.
+    fn in_version(&mut self, writer: &Writer<'_>, api_version: &str) -> Option<&Comparison> {
+        if !self.found.contains_key(api_version) {
+            let compared = writer.row_of(api_version).map(|row| writer.compare(row, self.old, self.new));
+            self.found.insert(api_version.into(), compared);
+        }
+        self.found.get(api_version)?.as_ref()
+    }
 }
 
 impl<'a> Writer<'a> {
@@ -86,26 +107,26 @@ impl<'a> Writer<'a> {
 
     /// Takes from all managers but `me` what differs. What they lose to an applier are the conflicts; an updater
     /// (no `me`) is not told.
-    fn take(&self, entries: &mut Vec<Entry>, me: Option<&Entry>, old: &Value, new: &Value) -> Vec<Conflict> {
-        let mut found: BTreeMap<String, Option<Comparison>> = BTreeMap::new();
+    fn take(
+        &self,
+        entries: &mut Vec<Entry>,
+        me: Option<&Entry>,
+        differences: &mut Differences<'_>,
+    ) -> Vec<Conflict> {
         let mut conflicts = Vec::new();
         entries.retain_mut(|entry| {
             if me.is_some_and(|me| me.is_same(entry)) {
                 return true;
             }
-            if !found.contains_key(&entry.api_version) {
-                let row = self.row_of(&entry.api_version);
-                found.insert(entry.api_version.clone(), row.map(|row| self.compare(row, old, new)));
-            }
             // Nobody can say any more what a version meant that is not served.
-            let Some(Some(found)) = found.get(&entry.api_version) else { return false };
-            let mut wanted = set::intersection(&entry.fields, &found.modified);
-            set::unite(&mut wanted, &set::intersection(&entry.fields, &found.added));
+            let Some(found) = differences.in_version(self, &entry.api_version) else { return false };
             if me.is_some() {
+                let mut wanted = set::intersection(&entry.fields, &found.modified);
+                set::unite(&mut wanted, &set::intersection(&entry.fields, &found.added));
                 let conflict = |path| Conflict { owner: entry.title(), path };
                 conflicts.extend(set::paths(&wanted).into_iter().map(conflict));
             }
-            for gone in [&wanted, &found.removed] {
+            for gone in [&found.added, &found.modified, &found.removed] {
                 set::subtract(&mut entry.fields, gone);
             }
             !entry.fields.is_empty()
@@ -115,16 +136,18 @@ impl<'a> Writer<'a> {
     }
 
     /// Records what changed from `old` to `new` as the writer's.
-    fn record(&self, entries: &mut Vec<Entry>, old: &Value, new: &Value) {
-        let mut changed = self.compare(self.row, old, new);
-        let nothing = [&changed.added, &changed.modified, &changed.removed].iter().all(|s| s.is_empty());
-        if nothing {
+    fn record(&self, entries: &mut Vec<Entry>, (old, new): (&Value, &Value), changed: Comparison) {
+        if changed.is_empty() {
             return;
         }
-        self.take(entries, None, old, new);
+        let version = self.row.api_version();
+        let mut differences =
+            Differences { old, new, found: BTreeMap::from([(version.clone(), Some(changed))]) };
+        self.take(entries, None, &mut differences);
+        let mut changed = differences.found.remove(&version).flatten().unwrap_or_default();
         let mut taken = std::mem::take(&mut changed.added);
         set::unite(&mut taken, &changed.modified);
-        set::subtract(&mut taken, &set::of_fields(&UNOWNED));
+        set::subtract(&mut taken, &UNOWNED_SET);
         if !taken.is_empty() {
             let own = self.entry(false);
             match entries.iter_mut().find(|e| e.is_same(&own)) {
@@ -159,8 +182,14 @@ pub fn update(writer: &Writer<'_>, old: Option<&Value>, new: &mut Value) -> Opti
     let sent = take_list(new);
     let unchanged = old.is_some_and(|o| o["metadata"]["managedFields"] == sent);
     let is_main = writer.subresource.is_empty();
-    if is_main && managers::is_reset(&sent) {
+    let nobody = unchanged && sent.is_null();
+    if nobody || (is_main && managers::is_reset(&sent)) {
         return None;
+    }
+    let before = old.unwrap_or(&EMPTY);
+    let changed = writer.compare(writer.row, before, new);
+    if unchanged && changed.is_empty() {
+        return Some(sent);
     }
     let sent = match (unchanged, is_main) {
         (true, _) => managers::read(sent),
@@ -173,7 +202,7 @@ pub fn update(writer: &Writer<'_>, old: Option<&Value>, new: &mut Value) -> Opti
     };
     // An object without managers goes without until somebody applies to it.
     if old.is_none() || !entries.is_empty() {
-        writer.record(&mut entries, old.unwrap_or(&EMPTY), new);
+        writer.record(&mut entries, (before, new), changed);
     }
     managers::write(entries)
 }
@@ -196,7 +225,8 @@ pub fn apply(
     let given = take_list(&mut live);
     let mut entries = managers::read(given).unwrap_or_default();
     if exists && entries.is_empty() {
-        Writer { manager: BEFORE_FIRST, ..*writer }.record(&mut entries, &EMPTY, &live);
+        let all = writer.compare(writer.row, &EMPTY, &live);
+        Writer { manager: BEFORE_FIRST, ..*writer }.record(&mut entries, (&EMPTY, &live), all);
     }
     let settled = match settle(writer, root, &live, (entries.clone(), config), force) {
         Err(conflicts) if writer.manager == last_applied::KUBECTL => {
@@ -248,13 +278,13 @@ fn settle(
     entries.push(own.clone());
     let merged = merge::merge(root, live.clone(), config);
     let object = prune(writer, merged, &entries, last.as_ref());
-    let conflicts = writer.take(&mut entries, Some(&own), live, &object);
+    let mut differences = Differences { old: live, new: &object, found: BTreeMap::new() };
+    let conflicts = writer.take(&mut entries, Some(&own), &mut differences);
     if !force && !conflicts.is_empty() {
         return Err(conflicts);
     }
-    let unowned = set::of_fields(&UNOWNED);
     for entry in entries.iter_mut().filter(|e| e.is_same(&own)) {
-        set::subtract(&mut entry.fields, &unowned);
+        set::subtract(&mut entry.fields, &UNOWNED_SET);
         // A repeated apply that changes nothing is no event.
         if let Some(last) = last.as_ref().filter(|l| *live == object && l.fields == entry.fields) {
             entry.time = last.time.clone();
