@@ -2,6 +2,8 @@
 
 use crate::{all, cluster, has, pod, ready, refusal};
 use anyhow::{Result, ensure};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use testkit::cluster::Cluster;
 use testkit::image::ImageBuilder;
 
@@ -17,6 +19,8 @@ fn what_is_pushed_runs() {
             ("moved_tag", moved_tag),
             ("there_and_back", there_and_back),
             ("survives", deleted),
+            ("buildah", buildah),
+            ("private", private),
         ],
     );
 }
@@ -128,6 +132,93 @@ fn there_and_back(cluster: &Cluster) -> Result<()> {
     ))?;
     has(&skopeo("list-tags --tls-verify=false docker://localhost:5000/other/back")?, &["\"2\""])?;
     run(cluster, "back", "localhost:5000/other/back:2", "Always")
+}
+
+/// buildah, from its Debian packages, kept under `target/tools`.
+fn buildah_tool() -> Result<PathBuf> {
+    let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/tools");
+    let home = tools.join("buildah");
+    if !home.exists() {
+        std::fs::create_dir_all(&tools)?;
+        let work = tempfile::tempdir_in(&tools)?;
+        let script = "apt-get download -qq buildah libsubid4 && for p in *.deb; do dpkg -x $p root; done";
+        testkit::cluster::run(Command::new("sh").args(["-c", script]).current_dir(work.path()))?;
+        std::fs::rename(work.path().join("root"), &home)?;
+    }
+    Ok(home)
+}
+
+/// A push by buildah, layers compressed by zstd.
+fn buildah(cluster: &Cluster) -> Result<()> {
+    let home = buildah_tool()?;
+    let archive = image("bu:1", "buildah").write_docker_archive(&cluster.folder().join("bu.tar"));
+    let policy = cluster.folder().join("policy.json");
+    std::fs::write(&policy, r#"{"default": [{"type": "insecureAcceptAnything"}]}"#)?;
+    let (folder, home) = (cluster.folder().display(), home.display());
+    let flags = format!("--storage-driver vfs --root {folder}/bu/root --runroot {folder}/bu/run");
+    let tool = format!("LD_LIBRARY_PATH={home}/usr/lib/x86_64-linux-gnu {home}/usr/bin/buildah {flags}");
+    let policy = format!("--signature-policy {}", policy.display());
+    let id = cluster.sh(&format!("{tool} pull -q {policy} docker-archive:{}", archive.display()))?;
+    let to = "docker://localhost:5000/bu:1";
+    cluster.sh(&format!(
+        "{tool} push -q {policy} --tls-verify=false --compression-format zstd --format oci {} {to}",
+        id.trim()
+    ))?;
+    has(&cluster.sh(&format!("skopeo inspect --raw --tls-verify=false {to}"))?, &["tar+zstd"])?;
+    run(cluster, "bu", "localhost:5000/bu:1", "IfNotPresent")?;
+    has(&cluster.kubectl(&["logs", "bu"])?, &["buildah"])
+}
+
+/// A registry that wants a name and a password gets those of the pod's secret; without them the pod says so.
+fn private(cluster: &Cluster) -> Result<()> {
+    push(cluster, "private", &image("private:1", "private"), "localhost:5000/private:1")?;
+    let script = r#"
+import base64, http.server, urllib.request, urllib.error
+class Guard(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.0"
+    def do_GET(self):
+        if self.headers.get("Authorization") != "Basic " + base64.b64encode(b"user:pass").decode():
+            self.send_response(401)
+            self.send_header("WWW-Authenticate", 'Basic realm="x"')
+            self.end_headers()
+            return
+        try:
+            answer = urllib.request.urlopen("http://127.0.0.1:5000" + self.path.replace("/v2/guarded", "/v2/private"))
+        except urllib.error.HTTPError as e:
+            answer = e
+        body = answer.read()
+        self.send_response(answer.status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+http.server.ThreadingHTTPServer(("127.0.0.1", 5443), Guard).serve_forever()
+"#;
+    let mut guard = cluster.inside("python3").args(["-c", script]).stderr(Stdio::null()).spawn()?;
+    let checked = pull_guarded(cluster);
+    guard.kill()?;
+    guard.wait()?;
+    checked
+}
+
+fn pull_guarded(cluster: &Cluster) -> Result<()> {
+    let text = pod("guarded", "cat /word; exec sleep 1000", "", "");
+    let text = text.replace("image: busybox", "image: 127.0.0.1:5443/guarded:1");
+    cluster.apply(&text)?;
+    let told = || cluster.kubectl(&["get", "events", "--field-selector=involvedObject.name=guarded"]);
+    cluster.eventually("the refusal", || has(&told()?, &["no basic auth credentials", "ErrImagePull"]))?;
+    cluster.kubectl(&["delete", "pod", "guarded", "--now"])?;
+    cluster.kubectl(&[
+        "create",
+        "secret",
+        "docker-registry",
+        "key",
+        "--docker-server=127.0.0.1:5443",
+        "--docker-username=user",
+        "--docker-password=pass",
+    ])?;
+    cluster.apply(&text.replace("spec:\n", "spec:\n  imagePullSecrets: [{name: key}]\n"))?;
+    ready(cluster, "guarded")?;
+    has(&cluster.kubectl(&["logs", "guarded"])?, &["private"])
 }
 
 /// A deleted image is gone from the registry, and runs on where it runs.
