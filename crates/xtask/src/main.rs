@@ -1,8 +1,10 @@
-//! Developer tasks: `cargo xtask tidy`, `cargo xtask bench quick`, `cargo xtask image NAME`, `cargo xtask specs k8s|k8s-protobuf`.
+//! Developer tasks: `cargo xtask tidy`, `cargo xtask bench quick|refs`, `cargo xtask image NAME`,
+//! `cargo xtask vm test [PART]`, `cargo xtask specs k8s|k8s-protobuf`.
 
 mod bench;
 mod specs;
 mod tidy;
+mod vm;
 
 use anyhow::{Context, Result};
 use std::path::Path;
@@ -16,10 +18,17 @@ fn main() -> Result<()> {
         ["image", name] => image(&root, name),
         ["bench", "quick"] => bench::quick(&root, None),
         ["bench", "quick", binary] => bench::quick(&root, Some(binary)),
+        ["bench", "refs"] => bench::refs(&root, None, None),
+        ["bench", "refs", suite] => bench::refs(&root, Some(suite), None),
+        ["bench", "refs", suite, binary] => bench::refs(&root, Some(suite), Some(binary)),
+        ["bench-refs", suite, binary] => bench::run_suites(suite, binary),
+        ["bench-worker", kind, ref args @ ..] => bench::work(kind, args),
         ["bench-load", what, pid, image] => bench::run_load(what, pid, image),
+        ["vm", "test"] => vm::test(&root, None),
+        ["vm", "test", part] => vm::test(&root, Some(part)),
         ["specs", which] => specs::run(&root, which),
         _ => anyhow::bail!(
-            "usage: cargo xtask tidy | image NAME | bench quick [BINARY] | specs k8s|k8s-protobuf"
+            "usage: cargo xtask tidy | image NAME | bench quick [BINARY] | bench refs [SUITE [BINARY]] | vm test [PART] | specs k8s|k8s-protobuf"
         ),
     }
 }

@@ -35,7 +35,8 @@ pub fn run(what: &str, pid: &str, image: &str) -> Result<()> {
     })
 }
 
-async fn connect() -> Result<ApiClient> {
+/// A client by the kubeconfig in the environment.
+pub async fn connect() -> Result<ApiClient> {
     let text = std::fs::read_to_string(std::env::var("KUBECONFIG")?)?;
     Ok(Arc::new(Remote::from_kubeconfig(&text).await?))
 }
@@ -72,7 +73,8 @@ async fn watch_pods(client: &ApiClient) -> Result<mpsc::UnboundedReceiver<(Strin
     Ok(receive)
 }
 
-fn percentile(sorted: &[f64], share: f64) -> f64 {
+/// The value below which this share of the sorted values lies; 0 of none.
+pub fn percentile(sorted: &[f64], share: f64) -> f64 {
     let place = ((sorted.len() as f64 - 1.0) * share).round() as usize;
     sorted.get(place).copied().unwrap_or(0.0)
 }

@@ -1,10 +1,11 @@
 //! `cargo xtask bench quick`: the headline figures of one machine, beside the goals of the design.
 //!
 //! Starts the release binary in a namespace of its own; the load runs in a second process inside it. Figures are
-//! medians and CPU time an operation, because machines are noisy. Deliberately not here: references (they come with
-//! `bench` proper) and any pass or fail: a figure is read, not tested.
+//! medians and CPU time an operation, because machines are noisy. References stand in `refs`. Deliberately not here:
+//! any pass or fail: a figure is read, not tested.
 
 mod load;
+mod refs;
 
 use anyhow::{Context, Result};
 use std::fs;
@@ -15,6 +16,7 @@ use testkit::cluster::{Cluster, run};
 use testkit::image::ImageBuilder;
 
 pub use load::run as run_load;
+pub use refs::{refs, run_suites, work};
 
 /// The image of the measured pods.
 const IMAGE: &str = "bench:1";
@@ -65,12 +67,22 @@ pub fn row(measure: &str, value: &str, goal: &str) {
 
 /// CPU time of a process (without its children) in seconds.
 pub fn cpu_seconds(pid: u32) -> Result<f64> {
+    cpu_fields(pid, 11..13)
+}
+
+/// The same with all descendants that have ended and were waited for.
+pub fn cpu_seconds_with_descendants(pid: u32) -> Result<f64> {
+    cpu_fields(pid, 11..15)
+}
+
+/// The sum of some of the CPU times in `/proc/<pid>/stat`, counted after the name.
+fn cpu_fields(pid: u32, which: std::ops::Range<usize>) -> Result<f64> {
     const TICKS_PER_SECOND: f64 = 100.0;
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let fields: Vec<&str> =
         stat.rsplit_once(')').context("a stat line has a name")?.1.split_whitespace().collect();
-    let tick = |i: usize| fields.get(i).and_then(|f| f.parse::<f64>().ok()).unwrap_or(0.0);
-    Ok((tick(11) + tick(12)) / TICKS_PER_SECOND)
+    let ticks = fields.get(which).context("a stat line has the times")?;
+    Ok(ticks.iter().filter_map(|f| f.parse::<f64>().ok()).sum::<f64>() / TICKS_PER_SECOND)
 }
 
 /// A `Name:  12 kB` line of a `/proc` file, in KiB.
