@@ -247,7 +247,7 @@ fn nodes(cluster: &Cluster) -> Result<()> {
     has(&refusal(node(&["run", "x", "--image=busybox"]))?, &["can only create mirror pods"])?;
     let other = as_user(cluster, "system:node:node-2", "system:nodes")?;
     has(&refusal(other(&["label", "node", "node-1", "a=b"]))?, &["node \"node-2\" is not allowed to modify node"])?;
-    has(&refusal(other(&["cordon", "node-1"]))?, &["forbidden"])
+    has(&refusal(other(&["delete", "node", "node-1"]))?, &["forbidden"])
 }
 
 /// What the roles of Gantry's own parts must allow is shown by everything above and here; see the end of the test.
