@@ -26,3 +26,4 @@ pub mod volumes;
 mod worker;
 
 pub use agent::{Agent, AgentConfig, AgentError, Capacity};
+pub use node::register;

@@ -4,7 +4,8 @@
 
 use crate::events::Recorder;
 use crate::facts::NodeFacts;
-use client::{ApiClient, Object, ObjectKey};
+use client::{ApiClient, ListOptions, Object, ObjectKey, WatchOptions};
+use futures_util::StreamExt;
 use image::Images;
 use jiff::Timestamp;
 use k8s_schema::gvr::{LEASES, NODES};
@@ -13,6 +14,7 @@ use machinery::status::ApiError;
 use machinery::time::{format, format_micro};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 use stdx::backoff::Backoff;
@@ -67,6 +69,53 @@ fn os_image() -> String {
     let text = read("/etc/os-release");
     let line = text.lines().find_map(|l| l.strip_prefix("PRETTY_NAME="));
     line.map_or_else(|| "Linux".into(), |name| name.trim_matches('"').to_string())
+}
+
+/// The labels that every node gives itself.
+fn known_labels(node: &str) -> impl Iterator<Item = (String, String)> {
+    let arch = architecture();
+    let labels = [
+        ("kubernetes.io/hostname", node),
+        ("kubernetes.io/os", "linux"),
+        ("kubernetes.io/arch", arch),
+        ("beta.kubernetes.io/os", "linux"),
+        ("beta.kubernetes.io/arch", arch),
+    ];
+    labels.map(|(key, value)| (key.to_string(), value.to_string())).into_iter()
+}
+
+/// Makes the Node be there with its address, and returns its part of the pod range once it has one. What the node
+/// starts with comes from these two; the rest is [`NodeTask`]'s.
+///
+/// # Errors
+/// The API refused, or ended the watch; calling again is safe.
+pub async fn register(client: &ApiClient, name: &str, ip: Ipv4Addr) -> Result<String, ApiError> {
+    let key = ObjectKey::cluster(name);
+    let node = match client.get(&NODES, &key).await {
+        Err(error) if error.is_not_found() => {
+            let labels: BTreeMap<_, _> = known_labels(name).collect();
+            let body = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels},
+                "spec": {}});
+            client.create(&NODES, body).await?
+        }
+        found => found?,
+    };
+    let value = node.value().map_err(ApiError::internal)?;
+    let addresses =
+        json!([{"type": "InternalIP", "address": ip}, {"type": "Hostname", "address": name}]);
+    if value["status"]["addresses"] != addresses {
+        client.merge_patch_status(&NODES, &key, json!({"status": {"addresses": addresses}})).await?;
+    }
+    let options = ListOptions { field_selector: format!("metadata.name={name}"), ..ListOptions::default() };
+    let mut events = client.watch(&NODES, &WatchOptions { list: options, after: None }).await?;
+    while let Some(event) = events.next().await {
+        let node = event?.object;
+        let node = node.value().map_err(ApiError::internal)?;
+        if let Some(range) = node["spec"]["podCIDR"].as_str().filter(|r| !r.is_empty()) {
+            return Ok(range.to_string());
+        }
+    }
+    Err(ApiError::new(503, "ServiceUnavailable", "the API server ended the watch of the node"))
 }
 
 impl NodeTask {
@@ -143,16 +192,7 @@ impl NodeTask {
 
     fn all_labels(&self) -> BTreeMap<String, String> {
         let mut labels = self.labels.clone();
-        let arch = architecture();
-        for (key, value) in [
-            ("kubernetes.io/hostname", self.facts.node_name.as_str()),
-            ("kubernetes.io/os", "linux"),
-            ("kubernetes.io/arch", arch),
-            ("beta.kubernetes.io/os", "linux"),
-            ("beta.kubernetes.io/arch", arch),
-        ] {
-            labels.insert(key.into(), value.into());
-        }
+        labels.extend(known_labels(&self.facts.node_name));
         labels
     }
 

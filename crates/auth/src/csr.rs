@@ -139,6 +139,16 @@ pub fn key_hash(cert_pem: &str) -> Option<String> {
     Some(text)
 }
 
+/// Is a certificate for that name and that address?
+pub fn serves(cert_pem: &str, name: &str, ip: IpAddr) -> bool {
+    let Ok(der) = CertificateDer::from_pem_slice(cert_pem.as_bytes()) else { return false };
+    let Ok((_, certificate)) = X509Certificate::from_der(&der) else { return false };
+    let Ok(Some(list)) = certificate.subject_alternative_name() else { return false };
+    let mut held = Request::default();
+    list.value.general_names.iter().for_each(|general| held.take(general));
+    held.ips.contains(&ip) && held.names.iter().any(|n| n == name)
+}
+
 /// From when to when a certificate is valid, in seconds of the epoch.
 pub fn validity(cert_pem: &str) -> Option<(i64, i64)> {
     let der = CertificateDer::from_pem_slice(cert_pem.as_bytes()).ok()?;

@@ -16,10 +16,12 @@ use http_body_util::{BodyExt, BodyStream};
 use k8s_schema::Gvr;
 use kube::client::Body;
 use machinery::status::{ApiError, Cause};
+use parking_lot::RwLock;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Longest watch line: an object is 3 MiB at most, its event little more.
 const LINE_MAX_BYTES: usize = 8 << 20;
@@ -44,19 +46,49 @@ const REASONS: [&str; 17] = [
     "Unauthorized",
 ];
 
+/// A connection that is silent for so long is dead: on every watch the server sends a bookmark a minute.
+const SILENCE_MAX: Duration = Duration::from_secs(150);
+/// Longest wait for a server to accept.
+const CONNECT_MAX: Duration = Duration::from_secs(10);
+
 /// A client of an API server elsewhere.
 pub struct Remote {
-    client: kube::Client,
+    client: RwLock<kube::Client>,
+}
+
+async fn connect(kubeconfig: &str) -> Result<kube::Client, ApiError> {
+    let kubeconfig = kube::config::Kubeconfig::from_yaml(kubeconfig).map_err(ApiError::internal)?;
+    let options = kube::config::KubeConfigOptions::default();
+    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await;
+    bounded(config.map_err(ApiError::internal)?)
+}
+
+fn bounded(mut config: kube::Config) -> Result<kube::Client, ApiError> {
+    config.connect_timeout = Some(CONNECT_MAX);
+    config.read_timeout = Some(SILENCE_MAX);
+    kube::Client::try_from(config).map_err(ApiError::internal)
 }
 
 impl Remote {
     /// Connects by a kubeconfig's current context. Nothing is sent before the first call.
     pub async fn from_kubeconfig(text: &str) -> Result<Remote, ApiError> {
-        let kubeconfig = kube::config::Kubeconfig::from_yaml(text).map_err(ApiError::internal)?;
-        let options = kube::config::KubeConfigOptions::default();
-        let config =
-            kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(ApiError::internal)?;
-        Ok(Remote { client: kube::Client::try_from(config).map_err(ApiError::internal)? })
+        Ok(Remote { client: RwLock::new(connect(text).await?) })
+    }
+
+    /// A client without credentials of a server whose certificate nobody checks: for what is public and is checked
+    /// by other means.
+    pub fn unverified(server: &str) -> Result<Remote, ApiError> {
+        let uri = server.parse::<http::Uri>().map_err(|e| ApiError::bad_request(format!("{server:?}: {e}")))?;
+        let mut config = kube::Config::new(uri);
+        config.accept_invalid_certs = true;
+        Ok(Remote { client: RwLock::new(bounded(config)?) })
+    }
+
+    /// Goes on by another kubeconfig (new credentials, mostly); watches that stand go on as they are.
+    pub async fn renew(&self, kubeconfig: &str) -> Result<(), ApiError> {
+        let client = connect(kubeconfig).await?;
+        *self.client.write() = client;
+        Ok(())
     }
 
     async fn send(
@@ -72,7 +104,8 @@ impl Remote {
             bytes = serde_json::to_vec(&body).map_err(ApiError::internal)?;
         }
         let request = request.body(Body::from(bytes)).map_err(ApiError::internal)?;
-        let response = self.client.send(request).await.map_err(unreachable_server)?;
+        let client = self.client.read().clone();
+        let response = client.send(request).await.map_err(unreachable_server)?;
         if response.status().is_success() {
             return Ok(response);
         }

@@ -96,9 +96,17 @@ fn instance_name(value: &str) -> Result<String> {
     Ok(value.to_string())
 }
 
+/// Settings that all nodes of a cluster share: a node that joins takes them from the cluster.
+const SHARED: [&str; 3] = ["pod-cidr", "service-cidr", "cluster-domain"];
+/// Flags of commands that need no value.
+const SWITCHES: [&str; 1] = ["insecure-trust-first"];
+
 const SETTINGS: &[Setting] = &[
     setting!("name", "gantry", "instance: prefix of every cgroup, device and table", name = instance_name),
     setting!("data-dir", "/var/lib/gantry", "durable data", data_dir = |v| Ok(PathBuf::from(v))),
+    setting!(
+        "",
+    ),
     setting!("bind", "0.0.0.0", "address the Kubernetes API listens on", bind = address),
     setting!("port", "6443", "port of the Kubernetes API", port = number),
     setting!("node-port", "10250", "port of the node agent's API", node_port = number),
@@ -144,6 +152,7 @@ impl Config {
             };
             let (name, value) = match flag.split_once('=') {
                 Some((name, value)) => (name, value.to_string()),
+                None if SWITCHES.contains(&flag) => (flag, "yes".into()),
                 None => (flag, args.next().with_context(|| format!("--{flag} needs a value"))?.clone()),
             };
             match name {
@@ -174,6 +183,21 @@ impl Config {
             let place = || format!("{}, line {}", path.display(), number + 1);
             let (name, value) = line.split_once('=').with_context(place)?;
             self.set(name.trim(), value.trim().trim_matches('"')).with_context(place)?;
+        }
+        Ok(())
+    }
+
+    /// The settings that all nodes share, by name.
+    pub fn shared(&self) -> serde_json::Value {
+        let values = [&self.pod_cidr, &self.service_cidr, &self.cluster_domain].map(|v| serde_json::Value::from(v.as_str()));
+        SHARED.into_iter().zip(values).map(|(name, value)| (name.to_string(), value)).collect()
+    }
+
+    /// Takes the shared settings of a cluster.
+    pub fn adopt(&mut self, shared: &serde_json::Value) -> Result<()> {
+        for name in SHARED {
+            let value = shared[name].as_str().with_context(|| format!("the cluster does not say its {name}"))?;
+            self.set(name, value)?;
         }
         Ok(())
     }
@@ -226,6 +250,22 @@ mod tests {
         let (config, rest) = parse(&["image", "--port=7001", "--config", path, "load"]).unwrap();
         assert_eq!((config.port, config.node_name.as_str(), config.node_port), (7001, "n1", 10250));
         assert_eq!(rest, ["image", "load"]);
+    }
+
+    #[test]
+    fn a_joining_node_takes_the_clusters_settings() {
+        let (cluster, _) = parse(&["--pod-cidr=10.1.0.0/16", "--service-cidr=10.2.0.0/16"]).unwrap();
+        let (mut node, _) = parse(&["--max-pods=9"]).unwrap();
+        node.adopt(&cluster.shared()).unwrap();
+        assert_eq!((node.pod_cidr.as_str(), node.service_cidr.as_str(), node.max_pods), ("10.1.0.0/16", "10.2.0.0/16", 9));
+        assert!(node.adopt(&serde_json::json!({})).is_err());
+    }
+
+    #[test]
+    fn a_switch_takes_no_value() {
+        let args = ["agent", "--insecure-trust-first", "--port=1"].map(String::from);
+        let (config, rest) = Config::with_flags(&args, |flag| flag == "insecure-trust-first").unwrap();
+        assert_eq!((config.port, rest.as_slice()), (1, &["agent".to_string(), "--insecure-trust-first=yes".into()][..]));
     }
 
     #[test]

@@ -22,6 +22,16 @@ pub fn text(server: &str, ca_pem: &str, user: &str, issued: &Issued) -> String {
     )
 }
 
+/// The text of a kubeconfig whose user shows a token.
+pub fn with_token(server: &str, ca_pem: &str, token: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Config\nclusters:\n- name: gantry\n  cluster:\n    server: {server}\n    \
+         certificate-authority-data: {}\nusers:\n- name: bootstrap\n  user:\n    token: {token}\ncontexts:\n\
+         - name: gantry\n  context:\n    cluster: gantry\n    user: bootstrap\ncurrent-context: gantry\n",
+        BASE64_STANDARD.encode(ca_pem)
+    )
+}
+
 /// Writes a file that only its owner reads; the owner is the user behind `sudo`, where there is one.
 pub fn write(path: &Path, text: &str) -> Result<()> {
     let temporary = path.with_extension("new");

@@ -7,6 +7,7 @@ mod config;
 mod down;
 mod env;
 mod image;
+mod join;
 mod kubeconfig;
 mod ports;
 mod preflight;
@@ -32,6 +33,18 @@ const COMMANDS: &[Command] = &[
         arguments: "",
         help: "control plane and node in one process, in the foreground",
         run: up::run,
+    },
+    Command {
+        name: "agent",
+        arguments: "--server URL --token T --ca-hash H",
+        help: "a node alone, of the cluster at URL (--insecure-trust-first in place of the hash)",
+        run: join::run,
+    },
+    Command {
+        name: "token",
+        arguments: "create [--ttl T]",
+        help: "print the command by which another node joins, with a fresh token",
+        run: join::token::run,
     },
     Command {
         name: "env",
@@ -104,7 +117,7 @@ fn run(args: &[String]) -> Result<()> {
 impl Command {
     /// Is that flag one of its own?
     fn takes(&self, flag: &str) -> bool {
-        self.arguments.contains(&format!("--{flag} "))
+        [self.arguments, self.help].iter().any(|text| text.contains(&format!("--{flag} ")))
     }
 }
 

@@ -28,30 +28,62 @@ pub fn run(config: Config, _: &[String]) -> Result<()> {
 
 /// Fails with every reason against starting, before anything is created.
 pub fn check(config: &Config) -> Result<()> {
-    let findings = findings(config)?;
+    none(findings(config)?)
+}
+
+/// The same for a node without a control plane, before it knows the cluster's ranges.
+pub fn check_node(config: &Config) -> Result<()> {
+    match blocked(config) {
+        Some(finding) => none(vec![finding]),
+        None => none(ports_taken(config, &[(Ipv4Addr::UNSPECIFIED, config.node_port)])),
+    }
+}
+
+/// Fails where the ranges cannot be used on this host.
+pub fn check_ranges(config: &Config) -> Result<()> {
+    none(ranges_unusable(config)?)
+}
+
+fn none(findings: Vec<String>) -> Result<()> {
     if findings.is_empty() { Ok(()) } else { bail!("cannot start:\n  {}", findings.join("\n  ")) }
 }
 
 fn findings(config: &Config) -> Result<Vec<String>> {
-    if !is_root() {
-        return Ok(vec!["not root: containers need it (run with sudo)".into()]);
+    if let Some(finding) = blocked(config) {
+        return Ok(vec![finding]);
     }
-    if admin::answers(&config.socket()) {
-        return Ok(vec![format!("instance {:?} runs already (gantry status)", config.name)]);
-    }
-    let mut findings = Vec::new();
     let any = Ipv4Addr::UNSPECIFIED;
-    let mut wanted = vec![(config.bind.unwrap_or(any), config.port), (any, config.node_port)];
-    wanted.extend((config.registry_port != 0).then_some((Ipv4Addr::LOCALHOST, config.registry_port)));
-    for taken in ports::taken(&wanted) {
-        let setting = match taken.port {
-            port if port == config.port => "port",
-            port if port == config.registry_port => "registry-port",
-            _ => "node-port",
-        };
-        findings
-            .push(format!("port {} is held by {} (choose another by --{setting})", taken.port, taken.holder));
+    let mut findings = ports_taken(config, &[(config.bind.unwrap_or(any), config.port), (any, config.node_port)]);
+    findings.extend(ranges_unusable(config)?);
+    Ok(findings)
+}
+
+/// What makes looking further useless.
+fn blocked(config: &Config) -> Option<String> {
+    if !is_root() {
+        return Some("not root: containers need it (run with sudo)".into());
     }
+    let runs = admin::answers(&config.socket());
+    runs.then(|| format!("instance {:?} runs already (gantry status)", config.name))
+}
+
+/// Ports that others hold; the registry's is wanted everywhere.
+fn ports_taken(config: &Config, wanted: &[(Ipv4Addr, u16)]) -> Vec<String> {
+    let registry = (config.registry_port != 0).then_some((Ipv4Addr::LOCALHOST, config.registry_port));
+    let wanted: Vec<_> = wanted.iter().copied().chain(registry).collect();
+    let finding = |taken: ports::Taken| {
+        let setting = match taken.port {
+            port if port == config.registry_port => "registry-port",
+            port if port == config.node_port => "node-port",
+            _ => "port",
+        };
+        format!("port {} is held by {} (choose another by --{setting})", taken.port, taken.holder)
+    };
+    ports::taken(&wanted).into_iter().map(finding).collect()
+}
+
+fn ranges_unusable(config: &Config) -> Result<Vec<String>> {
+    let mut findings = Vec::new();
     let mut ranges: Vec<Ipv4Net> = Vec::new();
     for (name, text) in [("pod-cidr", &config.pod_cidr), ("service-cidr", &config.service_cidr)] {
         match text.parse() {

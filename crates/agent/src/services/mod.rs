@@ -5,8 +5,10 @@
 //! applied state goes on working.
 
 mod dns_zone;
+mod peers;
 
 pub use dns_zone::feed as feed_dns;
+pub use peers::start as feed_peers;
 
 use client::ApiClient;
 use client::cache::Cache;

@@ -1,7 +1,9 @@
 //! The control plane's components: store, certificates, API server, controllers, admin socket.
 
 use super::dial::KubeletDialer;
+use super::facts::Facts;
 use super::{Instance, answer};
+use crate::join::Joined;
 use crate::{admin as socket, kubeconfig, ports};
 use anyhow::{Context, Result};
 use apiserver::{Api, ApiConfig};
@@ -29,6 +31,8 @@ pub struct Parts {
     ca: Option<Arc<Ca>>,
     api: Option<Arc<Api>>,
     controllers: Option<(Controllers, Scheduler)>,
+    /// Instead of all that: the cluster elsewhere that this node is of.
+    pub joined: Option<Joined>,
 }
 
 impl Parts {
@@ -37,9 +41,23 @@ impl Parts {
         self.ca.clone().context("certificates start before what uses them")
     }
 
-    /// A door to the API.
+    /// A door to the API. (One to a server elsewhere has this node's identity, whoever asks.)
     pub fn client(&self, identity: Identity) -> Result<ApiClient> {
+        if let Some(joined) = &self.joined {
+            return Ok(joined.client.clone());
+        }
         Ok(self.api.as_ref().context("the API server starts before what uses it")?.client(identity))
+    }
+
+    /// What the node API serves with.
+    pub fn node_tls(&self, facts: &Facts) -> Result<Arc<rustls::ServerConfig>> {
+        if let Some(joined) = &self.joined {
+            return joined.tls.clone().context("the serving certificate comes before what serves");
+        }
+        let ca = self.ca()?;
+        let (user, names) = (format!("system:node:{}", facts.node_name), [facts.node_name.clone()]);
+        let certificate = ca.issue_server(&user, &names, &[facts.node_ip.into()], SystemTime::now())?;
+        Ok(auth::server_config(&certificate, ca.cert_pem(), &["http/1.1"])?)
     }
 
     /// Stops in reverse order.
@@ -145,6 +163,7 @@ pub async fn controllers(instance: &mut Instance) -> Result<()> {
             taken?.pop().map(|t| t.holder)
         })),
         dns_ip: facts.dns_ip,
+        authority: Some(instance.control.ca()?),
     };
     let clock = Arc::new(jiff::Timestamp::now);
     let manager = instance.control.client(Identity::component("system:kube-controller-manager"))?;
@@ -183,6 +202,7 @@ pub async fn admin(instance: &mut Instance) -> Result<()> {
     let run_dir = instance.config.run_dir();
     std::fs::create_dir_all(&run_dir).with_context(|| run_dir.display().to_string())?;
     let listener = socket::listen(&instance.config.socket())?;
+    let own = format!("https://{}:{}", instance.facts.node_ip, instance.config.port);
     let view = Arc::new(AdminView {
         stop: instance.stop.clone(),
         images: instance.node.images()?,
@@ -192,7 +212,7 @@ pub async fn admin(instance: &mut Instance) -> Result<()> {
             ("pid", std::process::id().to_string()),
             ("node", instance.facts.node_name.clone()),
             ("address", instance.facts.node_ip.to_string()),
-            ("api", format!("https://{}:{}", instance.facts.node_ip, instance.config.port)),
+            ("api", instance.control.joined.as_ref().map_or(own, |j| j.server.clone())),
             ("data", instance.config.data_dir.display().to_string()),
         ],
         started: instance.started,

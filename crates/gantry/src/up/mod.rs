@@ -7,11 +7,13 @@ mod control;
 mod dial;
 pub mod facts;
 pub mod node;
-mod registry;
+pub mod registry;
 
 use crate::config::Config;
-use crate::{admin, env, preflight};
+use crate::join::{Asked, publish};
+use crate::{admin as socket, env, preflight};
 use anyhow::{Context, Result};
+pub use control::{admin, private_folder};
 use facts::Facts;
 use std::future::Future;
 use std::pin::Pin;
@@ -27,7 +29,8 @@ const BLOCKING_THREADS_MAX: usize = 64;
 const WORKERS_MAX: usize = 8;
 
 type Started<'a> = Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>>;
-type Component = (&'static str, for<'a> fn(&'a mut Instance) -> Started<'a>);
+/// A component: what it is called, and how it starts.
+pub type Component = (&'static str, for<'a> fn(&'a mut Instance) -> Started<'a>);
 
 /// All components, in the order they start.
 const COMPONENTS: &[Component] = &[
@@ -35,10 +38,13 @@ const COMPONENTS: &[Component] = &[
     ("certificates", |i| Box::pin(control::certificates(i))),
     ("API server", |i| Box::pin(control::api(i))),
     ("controllers", |i| Box::pin(control::controllers(i))),
+    ("joining information", |i| Box::pin(publish::start(i))),
+    ("node's pod range", |i| Box::pin(node::range(i))),
     ("images", |i| Box::pin(node::images(i))),
     ("registry", |i| Box::pin(registry::start(i))),
     ("network", |i| Box::pin(node::network(i))),
     ("node agent", |i| Box::pin(node::agent(i))),
+    ("peers", |i| Box::pin(node::peers(i))),
     ("services", |i| Box::pin(node::services(i))),
     ("DNS", |i| Box::pin(node::dns(i))),
     ("admin socket", |i| Box::pin(control::admin(i))),
@@ -46,34 +52,44 @@ const COMPONENTS: &[Component] = &[
 
 /// A running (or starting) instance.
 pub struct Instance {
-    config: Config,
-    facts: Facts,
+    /// Settings.
+    pub config: Config,
+    /// What was found out from them.
+    pub facts: Facts,
+    /// Where a node without a control plane belongs.
+    pub asked: Option<Asked>,
     started: Instant,
-    control: control::Parts,
+    /// The control plane, here or elsewhere.
+    pub control: control::Parts,
     node: node::Parts,
     /// Aborted at the end.
-    tasks: Vec<JoinHandle<()>>,
+    pub tasks: Vec<JoinHandle<()>>,
     /// Turns true when the process is to end.
     stop: Arc<watch::Sender<bool>>,
 }
 
 /// Runs until told to stop.
 pub fn run(config: Config, _: &[String]) -> Result<()> {
+    preflight::check(&config)?;
+    serve(config, COMPONENTS, None)
+}
+
+/// Starts components and runs until told to stop.
+pub fn serve(config: Config, components: &[Component], asked: Option<Asked>) -> Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_new(&config.log).context("--log")?;
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    preflight::check(&config)?;
     let workers = std::thread::available_parallelism().map_or(1, usize::from).clamp(1, WORKERS_MAX);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .worker_threads(workers)
         .max_blocking_threads(BLOCKING_THREADS_MAX)
         .build()?;
-    let result = runtime.block_on(up(config));
+    let result = runtime.block_on(up(config, components, asked));
     runtime.shutdown_background();
     result
 }
 
-async fn up(config: Config) -> Result<()> {
+async fn up(config: Config, components: &[Component], asked: Option<Asked>) -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let facts = Facts::find(&config)?;
@@ -81,6 +97,7 @@ async fn up(config: Config) -> Result<()> {
     let mut instance = Instance {
         config,
         facts,
+        asked,
         started: Instant::now(),
         control: control::Parts::default(),
         node: node::Parts::default(),
@@ -88,7 +105,7 @@ async fn up(config: Config) -> Result<()> {
         stop: stop.clone(),
     };
     let begun = async {
-        for (name, start) in COMPONENTS {
+        for (name, start) in components {
             start(&mut instance).await.with_context(|| format!("starting the {name}"))?;
             tracing::info!(component = name, ms = instance.started.elapsed().as_millis() as u64, "started");
         }
@@ -106,9 +123,8 @@ async fn up(config: Config) -> Result<()> {
             _ = terminate.recv() => {}
             _ = stopped.wait_for(|s| *s) => {}
         }
-        println!(
-            "stopping the control plane; pods run on (`gantry up` adopts them, `gantry down` stops them)"
-        );
+        let what = if instance.asked.is_some() { "agent" } else { "control plane" };
+        println!("stopping the {what}; pods run on (the next start adopts them, `gantry down` stops them)");
     }
     instance.stop().await;
     started
@@ -121,6 +137,9 @@ fn announce(instance: &Instance) -> Result<()> {
         instance.facts.node_name,
         instance.facts.node_ip
     );
+    if instance.asked.is_some() {
+        return Ok(());
+    }
     println!("\nto use it, in another shell:\n");
     let program = std::env::args().next().unwrap_or("gantry".into());
     let defaults = Config::from_args(&[])?.0;
@@ -143,13 +162,13 @@ impl Instance {
 }
 
 /// Answers of the admin socket.
-async fn answer(view: Arc<control::AdminView>, question: admin::Question) -> Result<serde_json::Value> {
+async fn answer(view: Arc<control::AdminView>, question: socket::Question) -> Result<serde_json::Value> {
     match question {
-        admin::Question::Stop => {
+        socket::Question::Stop => {
             view.stop.send_replace(true);
             Ok(serde_json::Value::Null)
         }
-        admin::Question::Status => Ok(view.status()),
+        socket::Question::Status => Ok(view.status()),
         other => node::answer(&view, other).await,
     }
 }

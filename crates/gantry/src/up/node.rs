@@ -6,20 +6,24 @@ use super::facts::Facts;
 use crate::admin::Question;
 use crate::config::Config;
 use agent::{Agent, AgentConfig, Capacity};
-use anyhow::{Context, Result};
+use crate::join;
+use anyhow::{Context, Result, ensure};
 use auth::Identity;
 use image::{Images, Sweep};
-use net::{NetConfig, Network};
+use machinery::status::ApiError;
+use net::{Ipv4Net, NetConfig, Network};
 use runtime::api::RuntimeConfig;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::Duration;
 
-/// Largest packet of a pod: the usual device's.
-const MTU: u32 = 1_500;
+/// Largest packet of a pod: the usual device's, less what the tunnel to other nodes adds.
+const MTU: u32 = 1_450;
+/// How long the control plane may take to give a node its pod range.
+const RANGE_MAX: Duration = Duration::from_secs(30);
 const DNS_PORT: u16 = 53;
 /// Handlers that need no setting where their binary is installed.
 const WELL_KNOWN_HANDLERS: [(&str, &str); 2] = [("crun", "/usr/bin/crun"), ("runc", "/usr/sbin/runc")];
@@ -86,6 +90,32 @@ pub fn net_config(config: &Config, facts: &Facts) -> NetConfig {
     }
 }
 
+/// Who a node is.
+fn identity(facts: &Facts) -> Identity {
+    let user = format!("system:node:{}", facts.node_name);
+    Identity::new(&user, ["system:nodes", "system:authenticated"])
+}
+
+/// Registers the node and waits for its part of the pod range: the control plane gives each node one, once.
+pub async fn range(instance: &mut Instance) -> Result<()> {
+    let facts = &instance.facts;
+    let client = instance.control.client(identity(facts))?;
+    let (name, ip) = (facts.node_name.as_str(), facts.node_ip);
+    let register = || async {
+        let given = tokio::time::timeout(RANGE_MAX, ::agent::register(&client, name, ip)).await;
+        given.unwrap_or_else(|_| Err(ApiError::new(409, "Conflict", "the cluster has no free pod range for this node")))
+    };
+    let range = join::patiently("registering the node", register).await?;
+    let range: Ipv4Net = range.parse().context("the node's pod range")?;
+    let all = facts.cluster_cidr;
+    ensure!(
+        all.contains(range.base()) && range.prefix_len() >= all.prefix_len(),
+        "node {name} has the pod range {range}, which is not in {all}: give --pod-cidr as before, or delete the node"
+    );
+    instance.facts.pod_cidr = range;
+    Ok(())
+}
+
 /// Links, routes and tables of the node.
 pub async fn network(instance: &mut Instance) -> Result<()> {
     let config = net_config(&instance.config, &instance.facts);
@@ -122,15 +152,10 @@ pub fn runtime_config(config: &Config) -> Result<RuntimeConfig> {
 pub async fn agent(instance: &mut Instance) -> Result<()> {
     let (config, facts) = (&instance.config, &instance.facts);
     std::fs::create_dir_all(config.run_dir())?;
-    let ca = instance.control.ca()?;
-    let user = format!("system:node:{}", facts.node_name);
-    let names = [facts.node_name.clone()];
-    let certificate = ca.issue_server(&user, &names, &[facts.node_ip.into()], SystemTime::now())?;
-    let identity = Identity::new(&user, ["system:nodes", "system:authenticated"]);
     let agent = Agent::start(AgentConfig {
         node_name: facts.node_name.clone(),
         node_ip: facts.node_ip,
-        client: instance.control.client(identity)?,
+        client: instance.control.client(identity(facts))?,
         runtime: runtime_config(config)?,
         images: Arc::new(instance.node.images()?),
         puller: instance.node.puller()?,
@@ -139,18 +164,26 @@ pub async fn agent(instance: &mut Instance) -> Result<()> {
         log_dir: config.data_dir.join("logs"),
         cluster_dns: Some(facts.dns_ip.into()),
         cluster_domain: config.cluster_domain.clone(),
-        pod_cidr: facts.pod_cidr.to_string(),
+        pod_cidr: String::new(),
         max_pods: config.max_pods,
         pids_max: 0,
         labels: BTreeMap::new(),
         capacity: Capacity::default(),
-        tls: auth::server_config(&certificate, ca.cert_pem(), &["http/1.1"])?,
+        tls: instance.control.node_tls(facts)?,
         authorize: Arc::new(|certificate| {
             auth::identity_of(std::slice::from_ref(certificate)).is_some_and(|i| i.user == KUBELET_CLIENT)
         }),
         listen: (Ipv4Addr::UNSPECIFIED, config.node_port).into(),
     });
     instance.node.agent = Some(Arc::new(agent.await?));
+    Ok(())
+}
+
+/// The way to other nodes' pods.
+pub async fn peers(instance: &mut Instance) -> Result<()> {
+    let client = instance.control.client(Identity::component("system:kube-proxy"))?;
+    let node = instance.facts.node_name.clone();
+    instance.tasks.push(agent::services::feed_peers(client, instance.node.network()?, node));
     Ok(())
 }
 

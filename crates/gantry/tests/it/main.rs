@@ -18,6 +18,7 @@ mod startup;
 mod streams;
 mod survival;
 mod troubles;
+mod two_nodes;
 mod workloads;
 
 use anyhow::{Context, Result, ensure};

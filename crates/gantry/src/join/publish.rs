@@ -1,0 +1,55 @@
+//! What a cluster tells those who join: its authority, to anybody (`kube-public/cluster-info`, in kubeadm's form), and
+//! the settings that all nodes share, to nodes.
+
+use crate::up::Instance;
+use anyhow::Result;
+use auth::{Identity, SYSTEM_MASTERS};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use client::ApiClient;
+use client::ObjectKey;
+use k8s_schema::gvr;
+use machinery::status::ApiError;
+use serde_json::{Value, json};
+
+/// Namespace and name of the public ConfigMap.
+pub const CLUSTER_INFO: (&str, &str) = ("kube-public", "cluster-info");
+/// Namespace and name of the ConfigMap with settings by their names.
+pub const SETTINGS: (&str, &str) = ("kube-system", "gantry-settings");
+
+/// Publishes both, beside whatever starts next.
+pub async fn start(instance: &mut Instance) -> Result<()> {
+    let client = instance.control.client(Identity::new("system:apiserver", [SYSTEM_MASTERS]))?;
+    let server = format!("https://{}:{}", instance.facts.node_ip, instance.config.port);
+    let info = json!({"kubeconfig": cluster_info(&server, instance.control.ca()?.cert_pem())});
+    let settings = instance.config.shared();
+    instance.tasks.push(tokio::spawn(async move {
+        for (at, data) in [(CLUSTER_INFO, info), (SETTINGS, settings)] {
+            if let Err(error) = put(&client, at, data).await {
+                tracing::warn!(%error, "other nodes cannot join: {} was not written", at.1);
+            }
+        }
+    }));
+    Ok(())
+}
+
+async fn put(client: &ApiClient, (namespace, name): (&str, &str), data: Value) -> Result<(), ApiError> {
+    let key = ObjectKey::new(namespace, name);
+    let body = json!({"apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"namespace": namespace, "name": name}, "data": data});
+    match client.create(&gvr::CONFIG_MAPS, body).await {
+        Err(error) if error.is_already_exists() => {
+            client.merge_patch(&gvr::CONFIG_MAPS, &key, json!({"data": data})).await.map(|_| ())
+        }
+        done => done.map(|_| ()),
+    }
+}
+
+/// A kubeconfig without users: where the cluster is, and its authority.
+pub fn cluster_info(server: &str, ca_pem: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Config\nclusters:\n- name: \"\"\n  cluster:\n    certificate-authority-data: {}\n    \
+         server: {server}\ncontexts: []\nusers: []\n",
+        BASE64_STANDARD.encode(ca_pem)
+    )
+}
