@@ -104,9 +104,6 @@ const SWITCHES: [&str; 1] = ["insecure-trust-first"];
 const SETTINGS: &[Setting] = &[
     setting!("name", "gantry", "instance: prefix of every cgroup, device and table", name = instance_name),
     setting!("data-dir", "/var/lib/gantry", "durable data", data_dir = |v| Ok(PathBuf::from(v))),
-    setting!(
-        "",
-    ),
     setting!("bind", "0.0.0.0", "address the Kubernetes API listens on", bind = address),
     setting!("port", "6443", "port of the Kubernetes API", port = number),
     setting!("node-port", "10250", "port of the node agent's API", node_port = number),
