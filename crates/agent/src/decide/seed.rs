@@ -34,7 +34,9 @@ pub fn seed(pod: &PodView, live: Option<&PodInfo>, now: Timestamp, wall: Timesta
     let stored_ips = status.and_then(|s| s.pod_ips.as_ref());
     state.sandbox.ips = stored_ips.into_iter().flatten().filter_map(|ip| ip.ip.parse().ok()).collect();
     if let Some(live) = live {
-        state.sandbox.setup.ready = true;
+        // Without any container the former agent may have died before network and files were there; making a
+        // sandbox completes one that is half made.
+        state.sandbox.setup.ready = !live.containers.is_empty();
         state.sandbox.exists = true;
         if let Some(ips) = live.spec.annotations.get(IPS) {
             state.sandbox.ips = ips.split(',').filter_map(|ip| ip.parse().ok()).collect();
