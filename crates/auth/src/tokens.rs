@@ -7,6 +7,7 @@
 
 use base64::Engine;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
+use parking_lot::RwLock;
 use ring::digest::{SHA256, digest};
 use ring::rand::SystemRandom;
 use ring::signature::{
@@ -16,12 +17,16 @@ use rustls_pki_types::PrivatePkcs8KeyDer;
 use rustls_pki_types::pem::PemObject;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
+use std::collections::HashMap;
 use std::path::Path;
 
 use crate::ca::{read, write_private};
 
 /// A longer text is no token of ours: claims hold names, which are bounded, and few audiences.
 pub const TOKEN_MAX_BYTES: usize = 16 << 10;
+/// Signed tokens that are remembered, so that a program's next request costs no signature check. When there are
+/// more they are all forgotten: a cluster has some hundred pods a node, and each shows one token.
+const REMEMBERED_MAX: usize = 1_024;
 /// Clocks may differ by that much before a token counts as not yet valid.
 const LEEWAY_SECONDS: i64 = 60;
 /// What precedes the 65-byte point in a P-256 SubjectPublicKeyInfo.
@@ -176,6 +181,8 @@ pub struct ServiceTokens {
     kid: String,
     issuer: String,
     random: SystemRandom,
+    /// What tokens say whose signature was found right.
+    remembered: RwLock<HashMap<Box<str>, Claims>>,
 }
 
 impl ServiceTokens {
@@ -196,7 +203,7 @@ impl ServiceTokens {
             EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, pem.secret_pkcs8_der(), &random)?;
         let spki = [&SPKI_PREFIX, key.public_key().as_ref()].concat();
         let kid = BASE64_URL_SAFE_NO_PAD.encode(digest(&SHA256, &spki));
-        Ok(ServiceTokens { key, kid, issuer: issuer.into(), random })
+        Ok(ServiceTokens { key, kid, issuer: issuer.into(), random, remembered: RwLock::default() })
     }
 
     /// Whose tokens these are.
@@ -215,6 +222,30 @@ impl ServiceTokens {
 
     /// What a token of this realm says, if it is one and its time is now. `now` in seconds of the epoch.
     pub fn verify(&self, token: &str, now: i64) -> Result<Claims, TokenError> {
+        let known = self.remembered.read().get(token).cloned();
+        let claims = match known {
+            Some(claims) => claims,
+            None => {
+                let claims = self.signed(token)?;
+                let mut remembered = self.remembered.write();
+                if remembered.len() >= REMEMBERED_MAX {
+                    remembered.clear();
+                }
+                remembered.insert(token.into(), claims.clone());
+                claims
+            }
+        };
+        if claims.exp <= now {
+            return Err(TokenError::Expired);
+        }
+        if claims.nbf > now.saturating_add(LEEWAY_SECONDS) {
+            return Err(TokenError::NotYetValid);
+        }
+        Ok(claims)
+    }
+
+    /// What a token says that this realm signed, whenever that was.
+    fn signed(&self, token: &str) -> Result<Claims, TokenError> {
         if token.len() > TOKEN_MAX_BYTES {
             return Err(TokenError::Malformed);
         }
@@ -234,12 +265,6 @@ impl ServiceTokens {
         let claims: Claims = decode(body)?;
         if claims.iss != self.issuer {
             return Err(TokenError::ForeignIssuer(claims.iss));
-        }
-        if claims.exp <= now {
-            return Err(TokenError::Expired);
-        }
-        if claims.nbf > now.saturating_add(LEEWAY_SECONDS) {
-            return Err(TokenError::NotYetValid);
         }
         Ok(claims)
     }
@@ -350,6 +375,24 @@ mod tests {
         let none = BASE64_URL_SAFE_NO_PAD.encode(json!({"alg": "none"}).to_string());
         assert_eq!(TOKENS.verify(&format!("{none}.{}.", parts[1]), 1_500), Err(TokenError::UnknownKey));
         assert_eq!(TOKENS.verify(&"x".repeat(TOKEN_MAX_BYTES + 1), 0), Err(TokenError::Malformed));
+    }
+
+    #[test]
+    fn a_remembered_token_still_expires_and_memory_is_bounded() {
+        let tokens = tokens(ISSUER);
+        let token = tokens.sign(&claims()).unwrap();
+        for now in [1_500, 1_600] {
+            assert_eq!(tokens.verify(&token, now), Ok(claims()));
+        }
+        assert_eq!(tokens.remembered.read().len(), 1);
+        assert_eq!(tokens.verify(&token, 2_000), Err(TokenError::Expired));
+        let texts: Vec<Box<str>> = (0..REMEMBERED_MAX).map(|n| n.to_string().into()).collect();
+        tokens.remembered.write().extend(texts.into_iter().map(|t| (t, claims())));
+        let other = tokens.sign(&Claims { jti: "k".into(), ..claims() }).unwrap();
+        tokens.verify(&other, 1_500).unwrap();
+        assert_eq!(tokens.remembered.read().len(), 1);
+        assert!(tokens.verify("a.b.c", 1_500).is_err());
+        assert_eq!(tokens.remembered.read().len(), 1, "what is refused is not remembered");
     }
 
     #[test]
