@@ -1,7 +1,8 @@
 //! [`Puller`]: from an image's name to the image in the store, from wherever the name may be had.
 //!
 //! The order: our own registry (under the names that a push may have used), the mirrors of the name's domain, the
-//! domain itself. A name of our own registry is never looked for elsewhere. One pull of a name at a time; a tag that
+//! domain itself. A name of our own registry is looked for elsewhere only where a mirror is set for it (a node that
+//! has no control plane). One pull of a name at a time; a tag that
 //! moves meanwhile does no harm, since everything after the first document is asked for by digest.
 //! Deliberately not here: when to pull (policies), how often to try again (the pod's back-off).
 
@@ -267,9 +268,6 @@ impl Puller {
         if let Some((depot, repository)) = self.pushed_as(reference) {
             return self.pull_from(reference, &Origin::Own { depot, repository }).await;
         }
-        if self.inner.config.own.contains(&reference.domain) && self.inner.depot.is_some() {
-            return Err(PullError::NotFound);
-        }
         let mut all = keys.clone();
         all.extend(&self.inner.config.keys);
         let mut candidates: Vec<Option<Credentials>> = all
@@ -289,6 +287,9 @@ impl Puller {
                 Ok(lease) => return Ok(lease),
                 Err(error) => tracing::info!(%error, mirror, image = %reference, "not from the mirror"),
             }
+        }
+        if self.inner.config.own.contains(&reference.domain) && self.inner.depot.is_some() {
+            return Err(PullError::NotFound);
         }
         let base = self.base(&reference.domain).ok_or_else(|| PullError::Net("not an address".into()))?;
         let mut refused = PullError::NotFound;

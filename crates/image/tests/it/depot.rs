@@ -239,6 +239,44 @@ async fn pulls_from_itself() {
     assert_eq!(error.to_string(), "not found", "own names are not looked for elsewhere");
 }
 
+/// A registry takes any bytes for a layer; what is hostile in them is refused when a container needs them.
+#[tokio::test]
+async fn hostile_layers_that_were_pushed() {
+    let folder = tempfile::tempdir().unwrap();
+    let depot = open(&folder.path().join("registry"));
+    let store = folder.path().join("images");
+    let mut config = PullConfig::default();
+    config.own.insert("localhost:5000".into());
+    let puller = Puller::new(Images::open(&store).unwrap(), Some(depot.clone()), config);
+    let escape = |kind: tar::EntryType, path: &str, link: &str| {
+        let mut header = tar::Header::new_gnu();
+        header.as_mut_bytes()[..path.len()].copy_from_slice(path.as_bytes());
+        header.as_mut_bytes()[157..157 + link.len()].copy_from_slice(link.as_bytes());
+        header.set_entry_type(kind);
+        header.set_size(0);
+        header.set_cksum();
+        let mut builder = tar::Builder::new(Vec::new());
+        builder.append(&header, &b""[..]).unwrap();
+        builder.into_inner().unwrap()
+    };
+    let rows = [
+        ("up", escape(tar::EntryType::Regular, "../../up", ""), "`..` in its path"),
+        ("hard", escape(tar::EntryType::Link, "x", "../../../etc/passwd"), "`..` in its path"),
+        ("out", escape(tar::EntryType::Link, "x", "/etc/passwd"), "layer entry \"x\" refused"),
+        ("cut", vec![7; 700], "bad tar stream"),
+    ];
+    for (tag, layer, words) in rows {
+        push(&depot, "evil", tag, &ImageBuilder::new("x").raw(layer)).await;
+        let reference = Reference::parse(&format!("localhost:5000/evil:{tag}")).unwrap();
+        let error = puller.pull(&reference, &Keyring::default()).await.err().unwrap().to_string();
+        assert!(error.contains(words), "{tag}: {error}");
+        for part in ["layers", "tmp", "blobs/sha256"] {
+            assert_eq!(std::fs::read_dir(store.join(part)).unwrap().count(), 0, "{tag}: {part}");
+        }
+    }
+    assert!(!folder.path().join("up").exists() && puller.images().list().is_empty());
+}
+
 #[tokio::test]
 async fn room_is_made_by_the_longest_unused() {
     let folder = tempfile::tempdir().unwrap();
