@@ -24,6 +24,8 @@ pub struct Config {
     pub name: String,
     /// Durable data.
     pub data_dir: PathBuf,
+    /// Where objects are kept: "" = in the data folder, or the address of an etcd.
+    pub store: String,
     /// Address the API server listens on.
     pub bind: Option<Ipv4Addr>,
     /// Port of the Kubernetes API.
@@ -104,6 +106,12 @@ const SWITCHES: [&str; 1] = ["insecure-trust-first"];
 const SETTINGS: &[Setting] = &[
     setting!("name", "gantry", "instance: prefix of every cgroup, device and table", name = instance_name),
     setting!("data-dir", "/var/lib/gantry", "durable data", data_dir = |v| Ok(PathBuf::from(v))),
+    setting!(
+        "store",
+        "",
+        "etcd://host:port[,host:port…] or etcd+tls://…?ca=&cert=&key= (default: in data-dir)",
+        store = text
+    ),
     setting!("bind", "0.0.0.0", "address the Kubernetes API listens on", bind = address),
     setting!("port", "6443", "port of the Kubernetes API", port = number),
     setting!("node-port", "10250", "port of the node agent's API", node_port = number),

@@ -68,9 +68,16 @@ pub struct Cluster {
 impl Cluster {
     /// `gantry up` with extra flags, waited for until it is ready.
     pub fn start(gantry: impl Into<PathBuf>, flags: &[&str]) -> Result<Cluster> {
+        let mut cluster = Cluster::prepare(gantry, flags)?;
+        cluster.up()?;
+        Ok(cluster)
+    }
+
+    /// All but the process: [`Cluster::up`] starts that, in the namespace that is there already.
+    pub fn prepare(gantry: impl Into<PathBuf>, flags: &[&str]) -> Result<Cluster> {
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("g{:x}{count:x}", std::process::id() & 0xf_ffff);
-        let mut cluster = Cluster {
+        let cluster = Cluster {
             gantry: gantry.into(),
             name,
             folder: tempfile::tempdir()?,
@@ -79,7 +86,6 @@ impl Cluster {
             output: Arc::default(),
             flags: flags.iter().map(|f| f.to_string()).collect(),
         };
-        cluster.up()?;
         Ok(cluster)
     }
 

@@ -2,6 +2,7 @@
 
 use super::dial::KubeletDialer;
 use super::facts::Facts;
+use super::place::Place;
 use super::{Instance, answer};
 use crate::join::Joined;
 use crate::{admin as socket, kubeconfig, ports};
@@ -15,7 +16,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
-use store::{Embedded, EmbeddedOptions};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
@@ -27,7 +27,7 @@ pub const KUBELET_CLIENT: &str = "kube-apiserver-kubelet-client";
 /// What the control plane leaves for others.
 #[derive(Default)]
 pub struct Parts {
-    store: Option<Arc<Embedded>>,
+    store: Option<Place>,
     ca: Option<Arc<Ca>>,
     api: Option<Arc<Api>>,
     controllers: Option<(Controllers, Scheduler)>,
@@ -79,14 +79,13 @@ pub fn private_folder(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The embedded store.
+/// The store.
 pub async fn store(instance: &mut Instance) -> Result<()> {
     let data = &instance.config.data_dir;
     std::fs::create_dir_all(data).with_context(|| data.display().to_string())?;
     let folder = data.join("state");
     private_folder(&folder)?;
-    let open = move || Embedded::open(&folder.join("store.db"), EmbeddedOptions::default());
-    instance.control.store = Some(Arc::new(tokio::task::spawn_blocking(open).await??));
+    instance.control.store = Some(Place::open(&instance.config.store, &folder).await?);
     Ok(())
 }
 
@@ -127,7 +126,7 @@ fn service_tokens(instance: &Instance) -> Result<ServiceTokens> {
 /// The API server and its listener.
 pub async fn api(instance: &mut Instance) -> Result<()> {
     let ca = instance.control.ca()?;
-    let store = instance.control.store.clone().context("the store starts first")?;
+    let store = instance.control.store.as_ref().context("the store starts first")?.store();
     let kubelet_client = ca.issue_client(KUBELET_CLIENT, Some(SYSTEM_MASTERS), SystemTime::now())?;
     let dialer = KubeletDialer::new(&kubelet_client, ca.cert_pem())?;
     let config = ApiConfig {

@@ -7,6 +7,7 @@ mod control;
 mod dial;
 pub mod facts;
 pub mod node;
+mod place;
 pub mod registry;
 
 use crate::config::Config;
