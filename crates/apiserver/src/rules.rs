@@ -195,8 +195,9 @@ pub fn validate(resource: &Resource, part: Part, new: &Value, old: Option<&Value
     match part {
         Part::Whole => strategy::validate_update(resource.stored, new, old, strategy::Part::Main),
         Part::Status => strategy::validate_update(resource.stored, new, old, strategy::Part::Status),
-        // These take one field over from a checked body; the rest is what was stored.
-        Part::Finalize | Part::Approval | Part::EphemeralContainers | Part::Binding => Ok(()),
+        // The others take one field over from a checked body; the rest is what was stored.
+        Part::EphemeralContainers => kinds::pod::ephemeral::validate_update(new, old),
+        Part::Finalize | Part::Approval | Part::Binding => Ok(()),
     }
 }
 

@@ -225,3 +225,62 @@ async fn components_are_managers_and_bindings_are_not_recorded() {
     assert!(!object["metadata"]["managedFields"][0]["fieldsV1"].to_string().contains("nodeName"));
     println!("{}", object["metadata"]["managedFields"]);
 }
+
+#[tokio::test]
+async fn quantities_written_otherwise_are_no_change() {
+    let s = server().await;
+    let config = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {"containers":
+        [{"name": "c", "image": "i", "resources": {"limits": {"cpu": "1000m", "memory": "1024Mi"}}}]}});
+    let path = format!("{PODS}/p");
+    let made = s.apply(&path, "a", &config).await.expect(201);
+    assert_eq!(made["spec"]["containers"][0]["resources"]["limits"], json!({"cpu": "1", "memory": "1Gi"}));
+    assert_eq!(s.apply(&path, "a", &config).await.expect(200), made);
+}
+
+#[tokio::test]
+async fn ephemeral_containers_only_come() {
+    let s = server().await;
+    s.post(PODS, &pod("p")).await.expect(201);
+    let path = format!("{PODS}/p/ephemeralcontainers?fieldManager=debug");
+    let patch = |list: Value| json!({"spec": {"ephemeralContainers": list}});
+    let good =
+        json!([{"name": "d", "image": "busybox", "targetContainerName": "c", "stdin": true, "tty": true}]);
+    let object = s.patch(&path, "strategic-merge-patch", &patch(good)).await.expect(200);
+    assert_eq!(object["spec"]["ephemeralContainers"][0]["imagePullPolicy"], "Always");
+    assert!(managers(&object).contains(&"debug Update ephemeralcontainers".to_string()));
+    for (kind, list, words) in [
+        (
+            "merge-patch",
+            json!([]),
+            "spec.ephemeralContainers: Forbidden: existing ephemeral containers \"d\" may not be removed",
+        ),
+        (
+            "strategic-merge-patch",
+            json!([{"name": "d", "image": "x"}]),
+            "existing ephemeral containers \"d\" may not be changed",
+        ),
+        (
+            "strategic-merge-patch",
+            json!([{"name": "c", "image": "x"}]),
+            "spec.ephemeralContainers[0].name: Duplicate value: \"c\"",
+        ),
+        (
+            "strategic-merge-patch",
+            json!([{"name": "e"}]),
+            "spec.ephemeralContainers[0].image: Required value",
+        ),
+        (
+            "strategic-merge-patch",
+            json!([{"name": "e", "image": "x", "ports": [{"containerPort": 1}]}]),
+            "spec.ephemeralContainers[0].ports: Forbidden: cannot be set for an Ephemeral Container",
+        ),
+        (
+            "strategic-merge-patch",
+            json!([{"name": "e", "image": "x", "targetContainerName": "z"}]),
+            "spec.ephemeralContainers[0].targetContainerName: Not found: \"z\"",
+        ),
+    ] {
+        let message = s.patch(&path, kind, &patch(list)).await.fails(422, "Invalid");
+        assert!(message.contains(words), "{message}");
+    }
+}

@@ -48,14 +48,20 @@ pub fn validate(spec: &Value, volumes: &BTreeSet<&str>, path: &str, errors: &mut
     }
 }
 
-fn unique_name<'a>(c: &'a Value, names: &mut BTreeSet<&'a str>, path: &str, errors: &mut FieldErrors) {
+pub(super) fn unique_name<'a>(
+    c: &'a Value,
+    names: &mut BTreeSet<&'a str>,
+    path: &str,
+    errors: &mut FieldErrors,
+) {
     let own = text(c, "/name");
     if !names.insert(own) && !own.is_empty() {
         errors.duplicate(&format!("{path}.name"), own);
     }
 }
 
-fn one(c: &Value, volumes: &BTreeSet<&str>, path: &str, errors: &mut FieldErrors) {
+/// What holds for containers of every sort.
+pub(super) fn one(c: &Value, volumes: &BTreeSet<&str>, path: &str, errors: &mut FieldErrors) {
     if let Some(own) = required(c, path, "name", errors) {
         errors.invalid_all(&format!("{path}.name"), own, name::dns1123_label(own));
     }

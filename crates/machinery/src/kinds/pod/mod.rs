@@ -3,6 +3,7 @@
 mod cells;
 pub mod containers;
 pub mod defaults;
+pub mod ephemeral;
 pub mod scheduling;
 pub mod volumes;
 
