@@ -32,6 +32,10 @@ const EDGES_MEAN_MAX: usize = 6;
 const DUPLICATES: &[(&str, &str)] = &[
     ("base64", "k8s-openapi and tower-http use 0.22, kube 0.23"),
     ("getrandom", "ring still uses 0.2"),
+    ("hashbrown", "kube-runtime, which only tests use"),
+    ("lock_api", "kube-runtime, which only tests use"),
+    ("parking_lot", "kube-runtime, which only tests use"),
+    ("parking_lot_core", "kube-runtime, which only tests use"),
     ("rand_core", "imbl still uses 0.9"),
     ("syn", "proc macros, not linked: derive crates move at their own pace"),
 ];
