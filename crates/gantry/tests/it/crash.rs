@@ -5,9 +5,10 @@ use anyhow::Result;
 use std::collections::BTreeSet;
 use std::process::Stdio;
 use std::time::Duration;
+use testkit::cluster::Cluster;
 
 /// Writers in a row of shells; each prints a name only after the API acknowledged it.
-const WRITER: &str = r#"
+pub const WRITER: &str = r#"
 for i in $(seq 1 100000); do
   printf '{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"w%s-%s"}}' "$W" "$i" |
     curl -sf --max-time 5 --cacert "$D/ca.pem" --cert "$D/cert.pem" --key "$D/key.pem" -H 'content-type: application/json' \
@@ -16,10 +17,9 @@ for i in $(seq 1 100000); do
 done
 "#;
 
-#[test]
-fn an_acknowledged_write_survives_kill_9() -> Result<()> {
-    let mut cluster = cluster();
-    let folder = cluster.folder().to_path_buf();
+/// Puts what curl needs into the cluster's folder.
+pub fn certificates(cluster: &Cluster) -> Result<()> {
+    let folder = cluster.folder();
     for (file, path) in [
         ("ca.pem", "{.clusters[0].cluster.certificate-authority-data}"),
         ("cert.pem", "{.users[0].user.client-certificate-data}"),
@@ -31,6 +31,14 @@ fn an_acknowledged_write_survives_kill_9() -> Result<()> {
         );
         cluster.sh(&script)?;
     }
+    Ok(())
+}
+
+#[test]
+fn an_acknowledged_write_survives_kill_9() -> Result<()> {
+    let mut cluster = cluster();
+    let folder = cluster.folder().to_path_buf();
+    certificates(&cluster)?;
     let mut acknowledged = BTreeSet::new();
     for round in 0..3 {
         let writers: Vec<_> = (0..4)

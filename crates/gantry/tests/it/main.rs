@@ -8,6 +8,7 @@ mod batch;
 mod clients;
 mod configs;
 mod crash;
+mod etcd;
 mod examples;
 mod identity;
 mod lifecycle;
