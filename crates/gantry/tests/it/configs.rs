@@ -17,6 +17,9 @@ fn containers_get_what_their_spec_says() {
             ("limits", limits),
             ("oom", oom),
             ("names", names),
+            ("namespaces", namespaces),
+            ("last_words", last_words),
+            ("debug", debug),
         ],
     );
 }
@@ -467,4 +470,58 @@ spec:
     let escape = "volumes: [{name: e, emptyDir: {}}]";
     let bad = pod("climb", "true", "volumeMounts: [{name: e, mountPath: /a, subPath: ../up}]", escape);
     has(&refusal(cluster.apply(&bad))?, &["must not contain '..'"])
+}
+
+/// Which namespaces are shared, sysctls, and the host's process and IPC namespaces.
+fn namespaces(cluster: &Cluster) -> Result<()> {
+    let never = "restartPolicy: Never";
+    let script =
+        "ps | grep -c '[s]leep 77'; cat /proc/sys/net/ipv4/ip_unprivileged_port_start; echo pid $$$$";
+    let side = format!(
+        "{never}\nshareProcessNamespace: true\nsecurityContext: {{sysctls: [{{name: net.ipv4.ip_unprivileged_port_start, value: '80'}}]}}\n\
+         initContainers: [{{name: s, image: 'busybox:1.36', restartPolicy: Always, command: [sleep, '77']}}]"
+    );
+    cluster.apply(&pod("share", script, "", &side))?;
+    cluster.apply(&pod("own", script, "", never))?;
+    cluster.apply(&pod(
+        "host",
+        "readlink /proc/self/ns/ipc; ps | grep -c [k]threadd",
+        "",
+        &format!("{never}\nhostPID: true\nhostIPC: true"),
+    ))?;
+    let wait = |name: &str| cluster.wait_field(&["pod", name], "/status/phase", "Succeeded");
+    wait("share")?;
+    let said = cluster.kubectl(&["logs", "share", "-c", "c"])?;
+    ensure!(said.starts_with("1\n80\n") && !said.ends_with("pid 1\n"), "{said}");
+    let said = output(cluster, "own")?;
+    ensure!(said.starts_with("0\n") && said.ends_with("pid 1\n"), "{said}");
+    let said = output(cluster, "host")?;
+    let ipc = std::fs::read_link("/proc/self/ns/ipc")?.display().to_string();
+    ensure!(said == format!("{ipc}\n1\n"), "{said}");
+    Ok(())
+}
+
+fn last_words(cluster: &Cluster) -> Result<()> {
+    let container = "terminationMessagePolicy: FallbackToLogsOnError";
+    cluster.apply(&pod("words", "echo one; echo the reason; exit 1", container, "restartPolicy: Never"))?;
+    cluster.wait_field(&["pod", "words"], "/status/phase", "Failed")?;
+    let message = cluster.field(&["pod", "words"], "/status/containerStatuses/0/state/terminated/message")?;
+    ensure!(message == "one\nthe reason\n", "{message:?}");
+    Ok(())
+}
+
+/// `kubectl debug` adds an ephemeral container to a running pod.
+fn debug(cluster: &Cluster) -> Result<()> {
+    cluster.apply(&pod("patient", "exec sleep 1000", "", ""))?;
+    ready(cluster, "patient")?;
+    let args = ["debug", "patient", "--image=busybox:1.36", "--target=c", "-c", "doctor", "--", "sh", "-c"];
+    cluster.kubectl(&[&args[..], &["ps; echo examined; exec sleep 1000"]].concat())?;
+    cluster.eventually("the doctor looks", || {
+        let said = cluster.kubectl(&["logs", "patient", "-c", "doctor"])?;
+        has(&said, &["examined", "sleep 1000"])
+    })?;
+    let status = cluster.get(&["pod", "patient"])?["status"].clone();
+    ensure!(status["ephemeralContainerStatuses"][0]["state"]["running"].is_object(), "{status}");
+    ensure!(status["containerStatuses"][0]["restartCount"] == 0, "{status}");
+    Ok(())
 }

@@ -5,6 +5,7 @@
 
 mod api;
 mod batch;
+mod chaos;
 mod clients;
 mod configs;
 mod crash;
