@@ -101,8 +101,7 @@ pub async fn register(client: &ApiClient, name: &str, ip: Ipv4Addr) -> Result<St
         found => found?,
     };
     let value = node.value().map_err(ApiError::internal)?;
-    let addresses =
-        json!([{"type": "InternalIP", "address": ip}, {"type": "Hostname", "address": name}]);
+    let addresses = json!([{"type": "InternalIP", "address": ip}, {"type": "Hostname", "address": name}]);
     if value["status"]["addresses"] != addresses {
         client.merge_patch_status(&NODES, &key, json!({"status": {"addresses": addresses}})).await?;
     }

@@ -78,7 +78,8 @@ impl Remote {
     /// A client without credentials of a server whose certificate nobody checks: for what is public and is checked
     /// by other means.
     pub fn unverified(server: &str) -> Result<Remote, ApiError> {
-        let uri = server.parse::<http::Uri>().map_err(|e| ApiError::bad_request(format!("{server:?}: {e}")))?;
+        let uri =
+            server.parse::<http::Uri>().map_err(|e| ApiError::bad_request(format!("{server:?}: {e}")))?;
         let mut config = kube::Config::new(uri);
         config.accept_invalid_certs = true;
         Ok(Remote { client: RwLock::new(bounded(config)?) })

@@ -256,7 +256,8 @@ mod tests {
     }
 
     fn request(user: &str, names: &[&str]) -> Request {
-        let (ips, names): (Vec<&str>, Vec<&str>) = names.iter().copied().partition(|n| n.parse::<IpAddr>().is_ok());
+        let (ips, names): (Vec<&str>, Vec<&str>) =
+            names.iter().copied().partition(|n| n.parse::<IpAddr>().is_ok());
         Request {
             user: user.into(),
             groups: vec![NODES.into()],

@@ -128,10 +128,25 @@ const SETTINGS: &[Setting] = &[
     ),
     setting!("max-pods", "250", "pods this node takes at most", max_pods = number),
     setting!("runtimes", "", "other OCI runtimes by handler: name=path,name=path", runtimes = text),
-    setting!("registry-port", "5000", "port of the registry on the loopback, 0 for none", registry_port = number),
-    setting!("registry-mirrors", "", "asked before a registry: domain=url,domain=url", registry_mirrors = text),
+    setting!(
+        "registry-port",
+        "5000",
+        "port of the registry on the loopback, 0 for none",
+        registry_port = number
+    ),
+    setting!(
+        "registry-mirrors",
+        "",
+        "asked before a registry: domain=url,domain=url",
+        registry_mirrors = text
+    ),
     setting!("insecure-registries", "", "registries without TLS: host:port,host", insecure_registries = text),
-    setting!("registry-auth", "", "Docker config.json with the node's registry credentials", registry_auth = text),
+    setting!(
+        "registry-auth",
+        "",
+        "Docker config.json with the node's registry credentials",
+        registry_auth = text
+    ),
     setting!("log", "warn", "log filter", log = text),
 ];
 
@@ -194,14 +209,16 @@ impl Config {
 
     /// The settings that all nodes share, by name.
     pub fn shared(&self) -> serde_json::Value {
-        let values = [&self.pod_cidr, &self.service_cidr, &self.cluster_domain].map(|v| serde_json::Value::from(v.as_str()));
+        let values = [&self.pod_cidr, &self.service_cidr, &self.cluster_domain]
+            .map(|v| serde_json::Value::from(v.as_str()));
         SHARED.into_iter().zip(values).map(|(name, value)| (name.to_string(), value)).collect()
     }
 
     /// Takes the shared settings of a cluster.
     pub fn adopt(&mut self, shared: &serde_json::Value) -> Result<()> {
         for name in SHARED {
-            let value = shared[name].as_str().with_context(|| format!("the cluster does not say its {name}"))?;
+            let value =
+                shared[name].as_str().with_context(|| format!("the cluster does not say its {name}"))?;
             self.set(name, value)?;
         }
         Ok(())
@@ -262,7 +279,10 @@ mod tests {
         let (cluster, _) = parse(&["--pod-cidr=10.1.0.0/16", "--service-cidr=10.2.0.0/16"]).unwrap();
         let (mut node, _) = parse(&["--max-pods=9"]).unwrap();
         node.adopt(&cluster.shared()).unwrap();
-        assert_eq!((node.pod_cidr.as_str(), node.service_cidr.as_str(), node.max_pods), ("10.1.0.0/16", "10.2.0.0/16", 9));
+        assert_eq!(
+            (node.pod_cidr.as_str(), node.service_cidr.as_str(), node.max_pods),
+            ("10.1.0.0/16", "10.2.0.0/16", 9)
+        );
         assert!(node.adopt(&serde_json::json!({})).is_err());
     }
 
@@ -270,7 +290,10 @@ mod tests {
     fn a_switch_takes_no_value() {
         let args = ["agent", "--insecure-trust-first", "--port=1"].map(String::from);
         let (config, rest) = Config::with_flags(&args, |flag| flag == "insecure-trust-first").unwrap();
-        assert_eq!((config.port, rest.as_slice()), (1, &["agent".to_string(), "--insecure-trust-first=yes".into()][..]));
+        assert_eq!(
+            (config.port, rest.as_slice()),
+            (1, &["agent".to_string(), "--insecure-trust-first=yes".into()][..])
+        );
     }
 
     #[test]

@@ -20,7 +20,12 @@ pub fn run(config: Config, _: &[String]) -> Result<()> {
     let socket = config.socket();
     if answers(&socket) {
         println!("stopping all pods, then the control plane");
-        ask(&socket, &Question::Down)?;
+        // It may end before its answer is out; what counts is that it ended.
+        if let Err(error) = ask(&socket, &Question::Down)
+            && answers(&socket)
+        {
+            return Err(error);
+        }
         let deadline = Instant::now() + END_MAX;
         while answers(&socket) {
             if Instant::now() > deadline {

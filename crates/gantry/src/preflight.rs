@@ -53,7 +53,8 @@ fn findings(config: &Config) -> Result<Vec<String>> {
         return Ok(vec![finding]);
     }
     let any = Ipv4Addr::UNSPECIFIED;
-    let mut findings = ports_taken(config, &[(config.bind.unwrap_or(any), config.port), (any, config.node_port)]);
+    let mut findings =
+        ports_taken(config, &[(config.bind.unwrap_or(any), config.port), (any, config.node_port)]);
     findings.extend(ranges_unusable(config)?);
     Ok(findings)
 }
@@ -109,9 +110,9 @@ fn warnings() -> Vec<String> {
     if !filesystems.contains("overlay") {
         warnings.push("the kernel has no overlay file system: modprobe overlay".into());
     }
-    match std::fs::read_to_string("/proc/sys/kernel/unprivileged_userns_clone").as_deref().map(str::trim) {
-        Ok("0") => warnings.push("user namespaces are off for pods with hostUsers: false".into()),
-        _ => {}
+    let user_namespaces = std::fs::read_to_string("/proc/sys/kernel/unprivileged_userns_clone");
+    if user_namespaces.is_ok_and(|v| v.trim() == "0") {
+        warnings.push("user namespaces are off for pods with hostUsers: false".into());
     }
     warnings
 }

@@ -97,7 +97,11 @@ pub async fn respond(
         Ok(watcher) => watcher,
         // A watch that cannot start says so in the stream, where clients look for it.
         Err(error) => {
-            return Ok(respond::raw(200, form.watch_content_type(), respond::full(error_frame(form, &error))));
+            return Ok(respond::raw(
+                200,
+                form.watch_content_type(),
+                respond::full(error_frame(form, &error)),
+            ));
         }
     };
     let now = Instant::now();

@@ -5,8 +5,8 @@ use super::control::{AdminView, KUBELET_CLIENT};
 use super::facts::Facts;
 use crate::admin::Question;
 use crate::config::Config;
-use agent::{Agent, AgentConfig, Capacity};
 use crate::join;
+use agent::{Agent, AgentConfig, Capacity};
 use anyhow::{Context, Result, ensure};
 use auth::Identity;
 use image::{Images, Sweep};
@@ -103,7 +103,9 @@ pub async fn range(instance: &mut Instance) -> Result<()> {
     let (name, ip) = (facts.node_name.as_str(), facts.node_ip);
     let register = || async {
         let given = tokio::time::timeout(RANGE_MAX, ::agent::register(&client, name, ip)).await;
-        given.unwrap_or_else(|_| Err(ApiError::new(409, "Conflict", "the cluster has no free pod range for this node")))
+        given.unwrap_or_else(|_| {
+            Err(ApiError::new(409, "Conflict", "the cluster has no free pod range for this node"))
+        })
     };
     let range = join::patiently("registering the node", register).await?;
     let range: Ipv4Net = range.parse().context("the node's pod range")?;

@@ -199,7 +199,7 @@ fn pods(cluster: &Cluster) -> Result<()> {
         );
         // Through its own service a pod may meet itself.
         let itself = "for i in $(seq 8); do get web; done | sort -u | wc -l";
-        ensure!(cluster.kubectl(&["exec", name, "--", "sh", "-c", &itself])?.trim() == "2", "hairpin");
+        ensure!(cluster.kubectl(&["exec", name, "--", "sh", "-c", itself])?.trim() == "2", "hairpin");
         ensure!(client(cluster, &format!("ping -c 1 -W 3 {ip}"))?.contains("1 packets received"), "ping");
     }
     Ok(())

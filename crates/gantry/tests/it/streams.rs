@@ -136,7 +136,7 @@ fn exec(cluster: &Cluster) -> Result<()> {
         let output = exec(&["--", "sh", "-c", "echo out; echo err >&2; exit 3"], b"")?;
         ensure!(output.stdout == b"out\n" && output.status.code() == Some(3), "{kubectl:?}: {output:?}");
         has(&String::from_utf8_lossy(&output.stderr), &["err\n", "command terminated with exit code 3"])?;
-        let big: Vec<u8> = (0..3_000_000u32).map(|i| (i * 7 >> 3) as u8).collect();
+        let big: Vec<u8> = (0..3_000_000u32).map(|i| ((i * 7) >> 3) as u8).collect();
         let output = exec(&["-i", "--", "cat"], &big)?;
         ensure!(
             output.stdout == big,
