@@ -215,9 +215,9 @@ fn strangers_are_refused(machine: &Machine, words: &[&str]) -> Result<()> {
     has(&join(&["--server", server, "--token", wrong, "--ca-hash", hash])?, &["does not accept the token"])
 }
 
-/// Who answers 16 requests made by `ask` of a URL.
-fn who(ask: impl Fn(&str) -> Result<String>, url: &str) -> Result<BTreeSet<String>> {
-    let script = format!("for i in $(seq 16); do wget -T 5 -qO- {url} || echo failed; done");
+/// Who answers 16 requests to a host that `ask` makes.
+fn who(ask: impl Fn(&str) -> Result<String>, host: &str) -> Result<BTreeSet<String>> {
+    let script = format!("for i in $(seq 16); do get {host} || echo failed; done");
     Ok(ask(&script)?.lines().map(str::to_string).collect())
 }
 
@@ -226,20 +226,21 @@ fn pods_and_services(cluster: &Cluster, machine: &Machine, pods: &[Web; 2]) -> R
     let both: BTreeSet<String> = pods.iter().map(|p| p.name.clone()).collect();
     for (from, to) in [(&pods[0], &pods[1]), (&pods[1], &pods[0])] {
         cluster.eventually("pod to pod", || {
-            let said = from.sh(cluster, &format!("wget -T 3 -qO- http://{}:8080/", to.ip))?;
+            let said = from.sh(cluster, &format!("get {} 8080", to.ip))?;
             ensure!(said.trim() == to.name, "{said}");
             Ok(())
         })?;
         cluster.eventually("the service by its name", || {
-            let who = who(|script| from.sh(cluster, script), "http://web/")?;
+            let who = who(|script| from.sh(cluster, script), "web")?;
             ensure!(who == both, "from {}: {who:?}", from.name);
             Ok(())
         })?;
         // As large as it gets: a packet that does not fit would be lost.
         let large = "head -c 300000 /dev/zero > /tmp/large; mv /tmp/large /www/large";
         to.sh(cluster, large)?;
-        let size = from.sh(cluster, &format!("wget -T 5 -qO- http://{}:8080/large | wc -c", to.ip))?;
-        ensure!(size.trim() == "300000", "{size}");
+        let fetch = format!("printf 'GET /large HTTP/1.0\\r\\n\\r\\n' | nc -w 5 {} 8080 | wc -c", to.ip);
+        let size: usize = from.sh(cluster, &fetch)?.trim().parse()?;
+        ensure!(size > 300_000, "{size}");
         has(&cluster.kubectl(&["logs", &to.name])?, &["up"])?;
     }
     // From both nodes, to both pods: by the service's address and by either's node port.
@@ -280,7 +281,7 @@ fn a_name_is_taken_once(machine: &Machine, words: &[&str]) -> Result<()> {
 /// Killed, the agent leaves its pods alone; it comes back without a token, and renews a certificate that is due.
 fn an_agent_dies(cluster: &Cluster, machine: &mut Machine, pods: &[Web; 2]) -> Result<()> {
     machine.signal("-KILL")?;
-    let said = pods[0].sh(cluster, &format!("wget -T 3 -qO- http://{}:8080/", pods[1].ip))?;
+    let said = pods[0].sh(cluster, &format!("get {} 8080", pods[1].ip))?;
     ensure!(said.trim() == pods[1].name, "{said}");
     let file = machine.folder.path().join("pki/node-client.pem");
     let ca = auth::Ca::load_or_create(&cluster.folder().join("pki"), SystemTime::now())?;
@@ -315,7 +316,7 @@ fn the_server_dies(cluster: &mut Cluster, machine: &Machine, pods: &[Web; 2]) ->
     cluster.kubectl(&["create", "service", "clusterip", "later", "--tcp=80:8080"])?;
     cluster.kubectl(&["patch", "service", "later", "-p", r#"{"spec":{"selector":{"app":"web"}}}"#])?;
     cluster.eventually("a service that came later", || {
-        let who = who(|script| pods[1].sh(cluster, script), "http://later/")?;
+        let who = who(|script| pods[1].sh(cluster, script), "later")?;
         ensure!(who == both, "{who:?}");
         Ok(())
     })
