@@ -16,7 +16,7 @@ use crate::oci::{DeviceRule, Resources};
 use convert::Write;
 use layout::Layout;
 use std::collections::BTreeSet;
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::AsFd;
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -40,6 +40,16 @@ pub enum CgroupError {
         /// Why not.
         source: io::Error,
     },
+    /// A v2 controller that a limit needs cannot be switched on.
+    #[error("cgroup controller {controller} cannot be enabled in {}: {source}{}", path.display(), hint(source))]
+    Off {
+        /// Which one.
+        controller: &'static str,
+        /// Where the kernel refused.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// Processes remain although they were killed.
     #[error("cgroup {} still has processes after {seconds} s", path.display())]
     Stuck {
@@ -52,6 +62,16 @@ pub enum CgroupError {
 
 fn io_error<'a>(step: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> CgroupError + 'a {
     move |source| CgroupError::Io { step, path: path.to_owned(), source }
+}
+
+/// What to do about a refused controller. Only the real root may hold processes and pass controllers on; a
+/// container's root is not one.
+fn hint(source: &io::Error) -> &'static str {
+    if source.kind() == io::ErrorKind::ResourceBusy {
+        " (processes sit in it: move them to a cgroup below)"
+    } else {
+        ""
+    }
 }
 
 /// The cgroups below one root.
@@ -171,15 +191,29 @@ impl Cgroups {
             layout::inherit_cpuset(tree, &folder)?;
         }
         let file = folder.join(&write.file);
-        match std::fs::write(&file, &write.value) {
+        match put(&file, &write.value) {
             Err(e) if write.optional && e.kind() == io::ErrorKind::NotFound => Ok(()),
             // A memory+swap limit below the new memory limit refuses it; the later write sets both right.
             Err(_) if write.retry_last => {
                 let swap = folder.join("memory.memsw.limit_in_bytes");
-                let _ = std::fs::write(&swap, &write.value);
-                std::fs::write(&file, &write.value).map_err(io_error("write", &file))
+                let _ = put(&swap, &write.value);
+                put(&file, &write.value).map_err(io_error("write", &file))
             }
-            other => other.map_err(io_error("write", &file)),
+            Err(e) => Err(self.refusal(relative, write.controller, &file, e)),
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// Why a limit could not be written: on v2, its file is missing where its controller is off.
+    fn refusal(&self, relative: &Path, controller: &'static str, file: &Path, e: io::Error) -> CgroupError {
+        match &self.layout {
+            Layout::V2 { mount } if e.kind() == io::ErrorKind::NotFound => {
+                match layout::why_off(mount, relative, controller) {
+                    Some((path, source)) => CgroupError::Off { controller, path, source },
+                    None => io_error("write", file)(e),
+                }
+            }
+            _ => io_error("write", file)(e),
         }
     }
 
@@ -198,7 +232,7 @@ impl Cgroups {
     pub fn kill(&self, path: &str) -> Result<(), CgroupError> {
         let relative = self.below_root(path)?;
         match self.layout.killer(&relative) {
-            Some(file) => match std::fs::write(&file, "1") {
+            Some(file) => match put(&file, "1") {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
                 other => other.map_err(io_error("write", &file)),
             },
@@ -246,6 +280,11 @@ impl Cgroups {
             Layout::V2 { .. } => convert::usage_v2(read),
         })
     }
+}
+
+/// Writes a file of the kernel's. Never makes one: for a missing one, that would be refused in other words.
+fn put(file: &Path, value: &str) -> io::Result<()> {
+    std::fs::OpenOptions::new().write(true).open(file)?.write_all(value.as_bytes())
 }
 
 /// Removes a cgroup and those below it; `false` when something in it is still alive.

@@ -11,7 +11,7 @@ mod session;
 
 pub use session::{AttachSession, ExecSession};
 
-use crate::api::{ContainerInfo, PodInfo, PodSpec, RuntimeConfig, RuntimeEvent};
+use crate::api::{ContainerInfo, ContainerState, PodInfo, PodSpec, RuntimeConfig, RuntimeEvent};
 use crate::cgroup::Cgroups;
 use crate::error::{RuntimeError, io_error};
 use crate::oci::Resources;
@@ -147,7 +147,8 @@ impl Runtime {
     /// [`RuntimeError::Exists`]; else the step that failed.
     pub async fn create_pod(&self, spec: PodSpec) -> Result<PodInfo, RuntimeError> {
         checked(&spec.uid)?;
-        if let Some(handler) = spec.handler.as_ref().filter(|h| !self.inner.config.handlers.contains_key(*h)) {
+        if let Some(handler) = spec.handler.as_ref().filter(|h| !self.inner.config.handlers.contains_key(*h))
+        {
             return Err(RuntimeError::NoHandler(handler.clone()));
         }
         let runtime = self.clone();
@@ -350,6 +351,12 @@ impl Inner {
 
     async fn revive(self: Arc<Self>, spec: PodSpec, dir: PathBuf) -> Result<(), RuntimeError> {
         let pod = self.greet(spec, dir, None, None).await?;
+        let files = container_files(&pod.dir);
+        // Listed before the shim is listened to: an end that it tells of meanwhile must find its container.
+        let listed = |(id, file): (&String, &ContainerFile)| {
+            (id.clone(), ContainerInfo { spec: file.spec.clone(), state: ContainerState::Created })
+        };
+        *pod.mirror.lock() = files.iter().map(listed).collect();
         // The reader must run before the question is asked.
         let pod = self.adopt(pod);
         let timeout = RuntimeError::Timeout { step: "ask the shim", seconds: SHIM_DEADLINE.as_secs() };
@@ -364,14 +371,13 @@ impl Inner {
             }
         };
         let mut half_made = Vec::new();
-        for (id, file) in container_files(&pod.dir) {
+        for (id, file) in files {
             match states.get(&id) {
-                Some(state) => {
-                    let info = ContainerInfo { spec: file.spec, state: state.clone() };
-                    // An event that came in between is newer than the list.
-                    pod.mirror.lock().entry(id).or_insert(info);
+                Some(state) => _ = pod.set_state(&id, state),
+                None => {
+                    pod.mirror.lock().remove(&id);
+                    half_made.push(file);
                 }
-                None => half_made.push(file),
             }
         }
         let inner = self.clone();

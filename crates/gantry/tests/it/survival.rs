@@ -22,6 +22,9 @@ fn pids(cluster: &Cluster) -> Result<BTreeMap<String, Vec<u32>>> {
     Ok(found)
 }
 
+/// Waits until the test says go.
+const TOLD: &str = "until test -e /go; do sleep 0.1; done";
+
 const PODS: [&str; 3] = ["steady", "twin", "leaving"];
 
 #[test]
@@ -31,8 +34,8 @@ fn containers_outlive_the_agent() -> Result<()> {
     for name in PODS {
         cluster.apply(&pod(name, script, "", ""))?;
     }
-    cluster.apply(&pod("ends", "sleep 4; echo over; exit 3", "", "restartPolicy: Never"))?;
-    cluster.apply(&pod("restarts", "sleep 4; exit 1", "", ""))?;
+    cluster.apply(&pod("ends", &format!("{TOLD}; echo over; exit 3"), "", "restartPolicy: Never"))?;
+    cluster.apply(&pod("restarts", &format!("{TOLD}; exit 1"), "", ""))?;
     for name in PODS.iter().chain(&["ends", "restarts"]) {
         ready(&cluster, name)?;
     }
@@ -41,8 +44,14 @@ fn containers_outlive_the_agent() -> Result<()> {
     ensure!(before.len() == PODS.len(), "{before:?} is not a group of processes a pod");
     let ip = cluster.field(&["pod", "steady"], "/status/podIP")?;
 
+    let told: Vec<u32> =
+        pids(&cluster)?.iter().filter(|(path, _)| !before.contains_key(*path)).map(|(_, p)| p[0]).collect();
     cluster.kill9()?;
     // While nobody manages them, two pods end.
+    ensure!(told.len() == 2, "{told:?}");
+    for pid in told {
+        std::fs::write(format!("/proc/{pid}/root/go"), "")?;
+    }
     wait_for("the short pods have ended", || {
         let left = pids(&cluster)?;
         ensure!(left.len() == PODS.len(), "{left:?}");

@@ -3,6 +3,7 @@
 use super::{CgroupError, io_error};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
 
 /// v1 hierarchies that hold every container; the others are touched only where a limit asks for it.
@@ -152,18 +153,51 @@ impl Layout {
     }
 }
 
-/// Switches controllers on in every ancestor of `relative`. A controller that the kernel refuses stays off; the
-/// limit that needs it then fails with a clear error.
+/// Switches the controllers on that are missing in the ancestors of `relative`, from the top. One that the kernel
+/// refuses stays off; [`why_off`] tells a limit that needs it why.
 pub(super) fn enable_controllers(mount: &Path, relative: &Path) {
-    let mut ancestors: Vec<&Path> = relative.ancestors().skip(1).collect();
-    ancestors.reverse();
-    for ancestor in ancestors {
-        let folder = mount.join(ancestor);
-        let available = std::fs::read_to_string(folder.join("cgroup.controllers")).unwrap_or_default();
-        for controller in V2_WANTED.iter().filter(|c| available.split_whitespace().any(|a| a == **c)) {
-            let _ = std::fs::write(folder.join("cgroup.subtree_control"), format!("+{controller}"));
-        }
+    for folder in ancestors(mount, relative) {
+        let _ = enable(&folder);
     }
+}
+
+/// Where and why a controller cannot be had for `relative`.
+pub(super) fn why_off(mount: &Path, relative: &Path, controller: &str) -> Option<(PathBuf, io::Error)> {
+    let off = ancestors(mount, relative).into_iter().filter(|folder| is_off(folder, controller));
+    off.map(|folder| (enable(&folder), folder)).find_map(|(done, folder)| Some((folder, done.err()?)))
+}
+
+fn enable(folder: &Path) -> io::Result<()> {
+    let missing: Vec<String> =
+        V2_WANTED.iter().filter(|c| is_off(folder, c)).map(|c| format!("+{c}")).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let file = folder.join("cgroup.subtree_control");
+    match std::fs::write(&file, missing.join(" ")) {
+        // Processes sit in it. Some controllers alone would be let through, at the price of a threaded tree.
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Err(error),
+        // One that is refused takes the others with it: then one by one.
+        Err(_) => missing.iter().map(|one| std::fs::write(&file, one)).fold(Ok(()), Result::and),
+        Ok(()) => Ok(()),
+    }
+}
+
+/// The folders above `relative`, the mount first.
+fn ancestors(mount: &Path, relative: &Path) -> Vec<PathBuf> {
+    let mut all: Vec<PathBuf> =
+        relative.ancestors().skip(1).map(|a| mount.join(a).components().collect()).collect();
+    all.reverse();
+    all
+}
+
+/// Whether a folder has a controller and does not pass it on.
+fn is_off(folder: &Path, controller: &str) -> bool {
+    let lists = |file: &str| {
+        let text = std::fs::read_to_string(folder.join(file)).unwrap_or_default();
+        text.split_whitespace().any(|c| c == controller)
+    };
+    lists("cgroup.controllers") && !lists("cgroup.subtree_control")
 }
 
 /// A new v1 cpuset is empty and admits nobody: fill it, and its ancestors, from the parent.

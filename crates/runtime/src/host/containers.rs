@@ -258,8 +258,19 @@ impl Runtime {
         let spec = ExecSpec { args, stdout: true, stderr: true, ..ExecSpec::default() };
         let end = tokio::time::Instant::now() + timeout;
         let late = || RuntimeError::Timeout { step: "command", seconds: timeout.as_secs() };
-        let mut session =
-            tokio::time::timeout_at(end, self.exec(uid, id, spec)).await.map_err(|_| late())??;
+        let (runtime, at) = (self.clone(), (uid.to_owned(), id.to_owned()));
+        let mut starting = tokio::spawn(async move { runtime.exec(&at.0, &at.1, spec).await });
+        let Ok(started) = tokio::time::timeout_at(end, &mut starting).await else {
+            // It may yet start; it must not outlive its deadline.
+            let (runtime, uid) = (self.clone(), uid.to_owned());
+            super::spawn(async move {
+                if let Ok(Ok(session)) = starting.await {
+                    runtime.signal_exec(&uid, &session, SIGKILL).await;
+                }
+            });
+            return Err(late());
+        };
+        let mut session = started.map_err(|_| RuntimeError::Gone)??;
         let (out, err) = (Mutex::default(), Mutex::default());
         let (stdout, stderr) = (session.stdout.take(), session.stderr.take());
         let readers = async { tokio::join!(collect(stdout, &out), collect(stderr, &err)) };

@@ -89,15 +89,19 @@ impl Pod {
         self.mirror.lock().get(id).map(|c| c.state.clone())
     }
 
-    /// Records a state; `false` when it was known.
-    fn set_state(&self, id: &str, state: &ContainerState) -> bool {
+    /// Records a state; `false` when it was known. A container never goes back: what a list says may be older than
+    /// an event that came right behind it.
+    pub(super) fn set_state(&self, id: &str, state: &ContainerState) -> bool {
         let mut mirror = self.mirror.lock();
         let Some(info) = mirror.get_mut(id) else { return false };
-        let news = info.state != *state;
+        let news = info.state != *state && age(&info.state) <= age(state);
+        if !news {
+            return false;
+        }
         info.state = state.clone();
         drop(mirror);
         self.changes.send_modify(|n| *n += 1);
-        news
+        true
     }
 
     /// Waits until a container has ended; `false` at the deadline.
@@ -180,6 +184,15 @@ impl Pod {
             tokio::time::sleep(RECONNECT_PAUSE).await;
         }
         false
+    }
+}
+
+/// The order of a container's states.
+fn age(state: &ContainerState) -> u8 {
+    match state {
+        ContainerState::Created => 0,
+        ContainerState::Running { .. } => 1,
+        ContainerState::Exited { .. } => 2,
     }
 }
 

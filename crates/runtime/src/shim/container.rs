@@ -159,7 +159,8 @@ impl Container {
         // Another runtime joins a v2 cgroup by itself, and kills all that is in it when it fails: it must not be
         // there. A tree beside v1 it does not see.
         let outside = head.handler.is_some() && head.join.procs.is_empty();
-        let cgroup = if outside { None } else { cgroup_fd(&head.join).map_err(|f| ("open the cgroup", f))? };
+        let cgroup =
+            if outside { None } else { cgroup_fd(&head.join).map_err(|f| ("open the cgroup", f))? };
         let mut console = None;
         if head.handler.is_some() && spec.config.process.terminal {
             console = Some(super::handler::console_socket(dir).map_err(|f| ("make the console", f))?);

@@ -247,3 +247,29 @@ pub async fn limits_and_updates(node: &mut Node) {
     }
     assert_eq!(read("pids", "pids.max").unwrap(), "30");
 }
+
+/// A v2 tree whose root is not the real one, as in a container: it cannot both hold processes and pass controllers on.
+pub async fn nested_v2(node: &mut Node) {
+    if !is_v2() {
+        return;
+    }
+    let outer = runtime::cgroup::Cgroups::at_v2(Path::new("/sys/fs/cgroup"), &node.cgroup_root).unwrap();
+    outer.create("container/x").unwrap();
+    let tree = Path::new("/sys/fs/cgroup").join(&node.cgroup_root).join("container");
+    fs::remove_dir(tree.join("x")).unwrap();
+    for controller in fs::read_to_string(tree.join("cgroup.subtree_control")).unwrap().split_whitespace() {
+        fs::write(tree.join("cgroup.subtree_control"), format!("-{controller}")).unwrap();
+    }
+    let mut sleeper = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+    fs::write(tree.join("cgroup.procs"), sleeper.id().to_string()).unwrap();
+    let inner = runtime::cgroup::Cgroups::at_v2(&tree, "gantry").unwrap();
+    inner.create("pod").unwrap();
+    let error = inner.apply("pod", &limited(None, Some(7))).unwrap_err().to_string();
+    sleeper.kill().unwrap();
+    sleeper.wait().unwrap();
+    let want = format!("cgroup controller pids cannot be enabled in {}: ", tree.display());
+    assert!(error.starts_with(&want) && error.contains("processes sit in it"), "{error}");
+    inner.create("pod").unwrap();
+    inner.apply("pod", &limited(None, Some(7))).unwrap();
+    assert_eq!(fs::read_to_string(tree.join("gantry/pod/pids.max")).unwrap(), "7\n");
+}

@@ -30,7 +30,7 @@ macro_rules! tests {
 
 const TESTS: &[(&str, Test)] = tests! {
     lifecycle: run_log_exit_remove, exit_codes_and_signals, start_errors, create_errors, out_of_memory,
-        fork_bomb, two_containers, kill_stubborn, stuck_is_reported, v1_freezer_kill, limits_and_updates;
+        fork_bomb, two_containers, kill_stubborn, stuck_is_reported, v1_freezer_kill, limits_and_updates, nested_v2;
     streams: log_rotation, log_volume, exec_output_and_code, exec_sync, exec_terminal, exec_client_leaves,
         terminal_container, attach_several, attach_again, attach_slow;
     recovery: owner_killed, readopt, shim_killed, all_killed, half_made_container, many_at_once, pods_at_once, impatient_callers;
