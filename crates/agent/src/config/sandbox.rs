@@ -21,6 +21,11 @@ const SAFE_SYSCTLS: &[&str] = &[
     "net.ipv4.tcp_rmem",
     "net.ipv4.tcp_wmem",
 ];
+/// What a pod with a network of its own gets unasked, as containerd gives it: any user may listen at low ports and
+/// send pings, since neither reaches beyond the pod.
+const OWN_NETWORK_SYSCTLS: [(&str, &str); 2] =
+    [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")];
+
 /// Memory volumes: names and sizes in bytes (0: the kernel's default).
 pub fn memory_volumes(pod: &PodView) -> Vec<(String, u64)> {
     let volumes = pod.spec().volumes.iter().flatten();
@@ -36,6 +41,9 @@ pub fn memory_volumes(pod: &PodView) -> Vec<(String, u64)> {
 pub fn pod_spec(pod: &PodView, facts: &NodeFacts, handler: Option<String>) -> Result<PodSpec, String> {
     let spec = pod.spec();
     let mut sysctls = std::collections::BTreeMap::new();
+    if !pod.host_network() {
+        sysctls.extend(OWN_NETWORK_SYSCTLS.map(|(name, value)| (name.to_string(), value.to_string())));
+    }
     for sysctl in spec.security_context.iter().flat_map(|s| s.sysctls.iter().flatten()) {
         let name = sysctl.name.replace('/', ".");
         if !SAFE_SYSCTLS.contains(&name.as_str()) {

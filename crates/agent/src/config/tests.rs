@@ -313,6 +313,8 @@ fn sandboxes() {
         "volumes": [{"name": "m", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}, {"name": "d", "emptyDir": {}}]}));
     let spec = sandbox::pod_spec(&view, &facts, None).unwrap();
     assert_eq!(spec.cgroup, "besteffort/podu");
+    assert_eq!(spec.sysctls["net.ipv4.ip_unprivileged_port_start"], "0");
+    assert_eq!(spec.sysctls["net.ipv4.tcp_syncookies"], "1");
     let tmpfs: Vec<(String, u64)> =
         spec.tmpfs.iter().map(|t| (t.path.display().to_string(), t.size_bytes)).collect();
     assert_eq!(tmpfs, [("/x/data/pods/u/volumes/m".to_string(), 1 << 20)]);
