@@ -33,9 +33,10 @@ impl Images {
         self.inner.folder.join("tmp")
     }
 
-    /// Is the layer unpacked already?
+    /// Is the layer a listed image's? One that merely lies there belongs to a load that may yet fail.
     pub(crate) fn has_layer(&self, diff_id: &Digest) -> bool {
-        self.inner.layer_path(diff_id).is_dir()
+        let path = self.inner.layer_path(diff_id);
+        self.list().iter().any(|image| image.layers.contains(&path))
     }
 
     /// Takes in the image that the document `top` of `source` means, under the name that it was asked for by.

@@ -326,6 +326,14 @@ impl Puller {
     }
 
     async fn pull_from(&self, reference: &Reference, origin: &Origin) -> Result<Lease, PullError> {
+        match self.pull_once(reference, origin).await {
+            // A layer that was here when it was looked for was swept before it was taken: once more, with all of them.
+            Err(PullError::Image(ImageError::Missing(_))) => self.pull_once(reference, origin).await,
+            other => other,
+        }
+    }
+
+    async fn pull_once(&self, reference: &Reference, origin: &Origin) -> Result<Lease, PullError> {
         let fetched = Fetch { images: &self.inner.images, origin }.run(reference).await?;
         let (images, name) = (self.inner.images.clone(), reference.clone());
         let work = move || {

@@ -239,6 +239,38 @@ async fn pulls_from_itself() {
     assert_eq!(error.to_string(), "not found", "own names are not looked for elsewhere");
 }
 
+/// Pulls at the same time share layers that none of them has listed yet.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pulls_that_share_a_layer() {
+    for _ in 0..5 {
+        let folder = tempfile::tempdir().unwrap();
+        let depot = open(&folder.path().join("registry"));
+        let mut config = PullConfig::default();
+        config.own.insert("localhost:5000".into());
+        let puller =
+            Puller::new(Images::open(folder.path().join("images")).unwrap(), Some(depot.clone()), config);
+        let mut base = ImageBuilder::new("x");
+        for n in 0..300 {
+            base = base.file(&format!("f{n}"), b"shared", 0o644);
+        }
+        let mut pulls = tokio::task::JoinSet::new();
+        for n in 0..8 {
+            let image = base.clone().layer().file("own", &[n], 0o644);
+            push(&depot, &format!("i{n}"), "1", &image).await;
+        }
+        for n in 0..8 {
+            let (puller, name) = (puller.clone(), format!("localhost:5000/i{n}:1"));
+            pulls.spawn(async move {
+                tokio::time::sleep(Duration::from_millis(n * 3)).await;
+                puller.pull(&Reference::parse(&name).unwrap(), &Keyring::default()).await.map(drop)
+            });
+        }
+        while let Some(pulled) = pulls.join_next().await {
+            pulled.unwrap().unwrap();
+        }
+    }
+}
+
 /// A registry takes any bytes for a layer; what is hostile in them is refused when a container needs them.
 #[tokio::test]
 async fn hostile_layers_that_were_pushed() {
