@@ -285,8 +285,8 @@ impl Worker {
                 let Some(entry) = self.entries.get(&uid) else { return };
                 let Some((name, attempt)) = id.rsplit_once('-') else { return };
                 let Ok(attempt) = attempt.parse::<u32>() else { return };
-                if !exit.start_error.is_empty() {
-                    // The start itself reports it.
+                if !exit.start_error.is_empty() || started_at_ns == 0 {
+                    // The start itself reports it; or what a dead agent had created and not started was removed.
                     return;
                 }
                 let container = name.to_string();

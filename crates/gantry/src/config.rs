@@ -105,7 +105,7 @@ const SWITCHES: [&str; 1] = ["insecure-trust-first"];
 
 const SETTINGS: &[Setting] = &[
     setting!("name", "gantry", "instance: prefix of every cgroup, device and table", name = instance_name),
-    setting!("data-dir", "/var/lib/gantry", "durable data", data_dir = |v| Ok(PathBuf::from(v))),
+    setting!("data-dir", "/var/lib/gantry", "durable data", data_dir = |v| Ok(std::path::absolute(v)?)),
     setting!(
         "store",
         "",

@@ -19,7 +19,10 @@ fn walk(cluster: &Cluster, kubectl: Kubectl) -> Result<()> {
         let body = manifest(text).to_string();
         step(&["create", "-f", "-"], &body)?;
         let again = step(&["create", "-f", "-"], &body);
-        ensure!(format!("{:#}", again.expect_err("made twice")).contains("already exists"), "{resource}: created twice");
+        ensure!(
+            format!("{:#}", again.expect_err("made twice")).contains("already exists"),
+            "{resource}: created twice"
+        );
         step(&["apply", "-f", "-"], &body)?;
         let table = step(&["get", resource, "sample", "-o", "wide"], "")?;
         ensure!(table.contains("sample"), "{resource}: {table}");

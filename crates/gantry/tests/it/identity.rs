@@ -246,7 +246,10 @@ fn nodes(cluster: &Cluster) -> Result<()> {
     )?;
     has(&refusal(node(&["run", "x", "--image=busybox"]))?, &["can only create mirror pods"])?;
     let other = as_user(cluster, "system:node:node-2", "system:nodes")?;
-    has(&refusal(other(&["label", "node", "node-1", "a=b"]))?, &["node \"node-2\" is not allowed to modify node"])?;
+    has(
+        &refusal(other(&["label", "node", "node-1", "a=b"]))?,
+        &["node \"node-2\" is not allowed to modify node"],
+    )?;
     has(&refusal(other(&["delete", "node", "node-1"]))?, &["forbidden"])
 }
 
