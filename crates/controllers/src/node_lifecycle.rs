@@ -226,17 +226,9 @@ fn stays_for(pod: &core::Pod, taints: &[core::Taint], now: Timestamp) -> Option<
         pod.spec.as_ref().and_then(|s| s.tolerations.as_deref()).unwrap_or_default();
     let mut shortest: Option<Duration> = None;
     for taint in taints {
-        let tolerates = |t: &&core::Toleration| {
-            let (key, effect) =
-                (t.key.as_deref().unwrap_or_default(), t.effect.as_deref().unwrap_or_default());
-            let exists = t.operator.as_deref() == Some("Exists");
-            (effect.is_empty() || effect == taint.effect)
-                && (key == taint.key || (key.is_empty() && exists))
-                && (exists
-                    || t.value.as_deref().unwrap_or_default() == taint.value.as_deref().unwrap_or_default())
-        };
+        let plain = sched::Taint::read(taint);
         let since = taint.time_added.as_ref().map_or(Duration::ZERO, |t| machinery::time::since(now, t.0));
-        let left = match tolerations.iter().find(tolerates) {
+        let left = match tolerations.iter().find(|t| sched::covers(t, &plain)) {
             None => Duration::ZERO,
             Some(toleration) => match toleration.toleration_seconds {
                 None => continue,

@@ -15,6 +15,6 @@ mod schedule;
 mod score;
 mod terms;
 
-pub use model::{NodeInfo, NodeSpec, PodId, PodInfo, Snapshot, Taint};
+pub use model::{NodeInfo, NodeSpec, PodId, PodInfo, Snapshot, Taint, covers};
 pub use resources::Resources;
 pub use schedule::{Diagnosis, Plan, schedule};

@@ -20,6 +20,17 @@ pub struct Taint {
     pub effect: String,
 }
 
+impl Taint {
+    /// Reads a taint.
+    pub fn read(taint: &core::Taint) -> Taint {
+        Taint {
+            key: taint.key.clone(),
+            value: taint.value.clone().unwrap_or_default(),
+            effect: taint.effect.clone(),
+        }
+    }
+}
+
 /// A host port that a pod wants: protocol, address ("0.0.0.0" is every one), port.
 pub type HostPort = (String, String, i32);
 
@@ -140,14 +151,7 @@ impl PodInfo {
 
     /// Does some toleration of the pod cover this taint?
     pub fn tolerates(&self, taint: &Taint) -> bool {
-        self.tolerations.iter().any(|t| {
-            let effect = t.effect.as_deref().unwrap_or_default();
-            let key = t.key.as_deref().unwrap_or_default();
-            let exists = t.operator.as_deref() == Some("Exists");
-            (effect.is_empty() || effect == taint.effect)
-                && (key == taint.key || (key.is_empty() && exists))
-                && (exists || t.value.as_deref().unwrap_or_default() == taint.value)
-        })
+        self.tolerations.iter().any(|t| covers(t, taint))
     }
 
     /// Do node selector and required node affinity admit the node?
@@ -158,6 +162,16 @@ impl PodInfo {
                 .as_ref()
                 .is_none_or(|t| t.iter().any(|t| t.matches(&node.name, &node.labels)))
     }
+}
+
+/// Does the toleration cover this taint? An empty effect covers every one; an empty key with `Exists` covers all keys.
+pub fn covers(toleration: &core::Toleration, taint: &Taint) -> bool {
+    let effect = toleration.effect.as_deref().unwrap_or_default();
+    let key = toleration.key.as_deref().unwrap_or_default();
+    let exists = toleration.operator.as_deref() == Some("Exists");
+    (effect.is_empty() || effect == taint.effect)
+        && (key == taint.key || (key.is_empty() && exists))
+        && (exists || toleration.value.as_deref().unwrap_or_default() == taint.value)
 }
 
 /// What a node is.
@@ -189,12 +203,7 @@ impl NodeSpec {
         };
         if let Some(s) = &node.spec {
             spec.unschedulable = s.unschedulable.unwrap_or(false);
-            let taint = |t: &core::Taint| Taint {
-                key: t.key.clone(),
-                value: t.value.clone().unwrap_or_default(),
-                effect: t.effect.clone(),
-            };
-            spec.taints = s.taints.iter().flatten().map(taint).collect();
+            spec.taints = s.taints.iter().flatten().map(Taint::read).collect();
         }
         if let Some(status) = &node.status {
             let list = status.allocatable.as_ref().or(status.capacity.as_ref());
