@@ -3,12 +3,12 @@
 use crate::cluster;
 use anyhow::Result;
 use std::collections::BTreeSet;
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 use std::time::Duration;
 use testkit::cluster::Cluster;
 
 /// Writers in a row of shells; each prints a name only after the API acknowledged it.
-pub const WRITER: &str = r#"
+const WRITER: &str = r#"
 for i in $(seq 1 100000); do
   printf '{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"w%s-%s"}}' "$W" "$i" |
     curl -sf --max-time 5 --cacert "$D/ca.pem" --cert "$D/cert.pem" --key "$D/key.pem" -H 'content-type: application/json' \
@@ -34,26 +34,41 @@ pub fn certificates(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
+/// Four writers at work.
+pub struct Writers(Vec<Child>);
+
+impl Writers {
+    /// Starts them; names carry the round. [`certificates`] come first.
+    pub fn start(cluster: &Cluster, round: u64) -> Result<Writers> {
+        let start = |w| {
+            let mut command = cluster.inside("sh");
+            command.args(["-c", WRITER]).env("W", format!("{round}{w}")).env("D", cluster.folder());
+            command.stdout(Stdio::piped()).stdin(Stdio::null()).spawn()
+        };
+        Ok(Writers((0..4).map(start).collect::<Result<_, _>>()?))
+    }
+
+    /// Waits until they fail; what was acknowledged to them.
+    pub fn acknowledged(self) -> Result<BTreeSet<String>> {
+        let mut names = BTreeSet::new();
+        for writer in self.0 {
+            let output = writer.wait_with_output()?;
+            names.extend(String::from_utf8(output.stdout)?.lines().map(str::to_string));
+        }
+        Ok(names)
+    }
+}
+
 #[test]
 fn an_acknowledged_write_survives_kill_9() -> Result<()> {
     let mut cluster = cluster();
-    let folder = cluster.folder().to_path_buf();
     certificates(&cluster)?;
     let mut acknowledged = BTreeSet::new();
     for round in 0..3 {
-        let writers: Vec<_> = (0..4)
-            .map(|w| {
-                let mut command = cluster.inside("sh");
-                command.args(["-c", WRITER]).env("W", format!("{round}{w}")).env("D", &folder);
-                command.stdout(Stdio::piped()).stdin(Stdio::null()).spawn()
-            })
-            .collect::<Result<_, _>>()?;
+        let writers = Writers::start(&cluster, round)?;
         std::thread::sleep(Duration::from_millis(700 + 150 * round));
         cluster.kill9()?;
-        for writer in writers {
-            let output = writer.wait_with_output()?;
-            acknowledged.extend(String::from_utf8(output.stdout)?.lines().map(str::to_string));
-        }
+        acknowledged.extend(writers.acknowledged()?);
         cluster.up()?;
         let present: BTreeSet<String> = cluster
             .kubectl(&["get", "cm", "-o", "name"])?

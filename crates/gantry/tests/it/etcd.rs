@@ -1,6 +1,6 @@
 //! A whole instance over an etcd, with etcd killed and started again under it.
 
-use crate::crash::{WRITER, certificates};
+use crate::crash::{Writers, certificates};
 use crate::{has, pod, ready, refusal};
 use anyhow::{Context, Result, ensure};
 use std::collections::BTreeSet;
@@ -83,20 +83,11 @@ fn a_cluster_over_etcd() -> Result<()> {
 
     let mut acknowledged = BTreeSet::new();
     for round in 0..3 {
-        let writers: Vec<_> = (0..4)
-            .map(|w| {
-                let mut command = cluster.inside("sh");
-                command.args(["-c", WRITER]).env("W", format!("{round}{w}")).env("D", cluster.folder());
-                command.stdout(Stdio::piped()).stdin(Stdio::null()).spawn()
-            })
-            .collect::<Result<_, _>>()?;
+        let writers = Writers::start(&cluster, round)?;
         // Not waiting for anything: the moment is meant to be arbitrary.
         std::thread::sleep(Duration::from_millis(700 + 150 * round));
         etcd.kill9()?;
-        for writer in writers {
-            let output = writer.wait_with_output()?;
-            acknowledged.extend(String::from_utf8(output.stdout)?.lines().map(str::to_string));
-        }
+        acknowledged.extend(writers.acknowledged()?);
         let start = Instant::now();
         let said = refusal(cluster.kubectl(&["create", "cm", "never"]))?;
         has(&said, &["the store cannot be reached: etcd at 127.0.0.1:2379"])?;
