@@ -1,6 +1,7 @@
 //! Turns the doc-free tables in `specs/` into one Rust file of statics (no work at start, no allocation).
 //!
-//! Reads `specs/k8s-1.36.txt` (definitions), `specs/k8s-1.36-resources.txt` and the protobuf tables (`proto`);
+//! Reads `specs/k8s-1.36.txt` (definitions), `specs/k8s-1.36-resources.txt`, `specs/gantry-resources.txt` (our own
+//! kinds) and the protobuf tables (`proto`);
 //! all describe their format in their headers. Any line that is not understood stops the build.
 
 #[path = "build/proto.rs"]
@@ -12,6 +13,7 @@ use std::path::Path;
 
 const DEFINITIONS: &str = "../../specs/k8s-1.36.txt";
 const RESOURCES: &str = "../../specs/k8s-1.36-resources.txt";
+const GANTRY: &str = "../../specs/gantry-resources.txt";
 const PROTOBUF: &str = "../../specs/k8s-1.36-protobuf.txt";
 const PROTOBUF_EXTRA: &str = "../../specs/k8s-1.36-protobuf-extra.txt";
 
@@ -50,7 +52,9 @@ fn main() {
         println!("cargo:rerun-if-changed={path}");
         std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{path}: {e}"))
     };
-    let (definitions, resources) = (read(DEFINITIONS), read(RESOURCES));
+    let gantry = read(GANTRY);
+    let definitions = read(DEFINITIONS) + &own_definitions(&gantry);
+    let resources = read(RESOURCES) + &gantry;
     let mut defs = parse_definitions(&definitions);
     let (groups, rows) = parse_resources(&resources, &mut defs);
 
@@ -92,6 +96,30 @@ fn lines(text: &str) -> impl Iterator<Item = (bool, Vec<&str>)> {
     rows.map(|l| (l.starts_with(' '), l.split_whitespace().collect()))
 }
 
+/// The definitions of Gantry's own kinds, in the format of the definitions table: metadata, free `spec` and `status`.
+fn own_definitions(resources: &str) -> String {
+    const META: &str = "apimachinery.pkg.apis.meta.v1";
+    const ANY: &str = "apimachinery.pkg.runtime.RawExtension";
+    let (mut group, mut out) = ("", String::new());
+    for (indented, words) in lines(resources) {
+        match words[..] {
+            ["group", name] => group = name,
+            [version, _plural, kind, ..] if !indented => {
+                let service = group.split('.').next().unwrap_or_default();
+                let def = format!("dev.gantry.{service}.{version}.{kind}");
+                out += &format!(
+                    "def {def} gvk={group}/{version}/{kind}\n apiVersion str\n kind str\n metadata {META}.ObjectMeta\n \
+                     spec {ANY}\n status {ANY}\n\
+                     def {def}List gvk={group}/{version}/{kind}List\n apiVersion str\n items []{def} !\n kind str\n \
+                     metadata {META}.ListMeta\n"
+                );
+            }
+            _ => {}
+        }
+    }
+    out
+}
+
 fn parse_definitions(text: &str) -> Vec<Def<'_>> {
     let mut defs: Vec<Def> = Vec::new();
     for (indented, words) in lines(text) {
@@ -115,6 +143,7 @@ fn parse_definitions(text: &str) -> Vec<Def<'_>> {
         let field = Field { name, ty, required, facts: facts(rest), default: "" };
         defs.last_mut().expect("a def line comes first").fields.push(field);
     }
+    defs.sort_by_key(|d| d.name);
     defs
 }
 

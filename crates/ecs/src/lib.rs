@@ -1,0 +1,1 @@
+//! The ECS controllers: tasks, services, deployments, capacity. Each is a decision over a snapshot and a shell.
