@@ -1,2 +1,4 @@
 //! ECS as values: names, task definitions, sizes, placement, lowering a Task to a Pod and raising Pod status to task
 //! status. Pure: no I/O, no clock, no random.
+
+pub mod names;
