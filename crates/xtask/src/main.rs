@@ -1,5 +1,5 @@
 //! Developer tasks: `cargo xtask tidy`, `cargo xtask bench quick|refs`, `cargo xtask image NAME`,
-//! `cargo xtask vm test [PART]`, `cargo xtask specs k8s|k8s-protobuf`.
+//! `cargo xtask vm test [PART]`, `cargo xtask specs k8s|k8s-protobuf|aws`.
 
 mod bench;
 mod specs;
@@ -28,7 +28,7 @@ fn main() -> Result<()> {
         ["vm", "test", part] => vm::test(&root, Some(part)),
         ["specs", which] => specs::run(&root, which),
         _ => anyhow::bail!(
-            "usage: cargo xtask tidy | image NAME | bench quick [BINARY] | bench refs [SUITE [BINARY]] | vm test [PART] | specs k8s|k8s-protobuf"
+            "usage: cargo xtask tidy | image NAME | bench quick [BINARY] | bench refs [SUITE [BINARY]] | vm test [PART] | specs k8s|k8s-protobuf|aws"
         ),
     }
 }

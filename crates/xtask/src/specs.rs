@@ -5,6 +5,7 @@
 //! (nullable types, prefixed references, `oneOf` for quantities, `enum` on apiVersion and kind) are undone.
 //! Not here: resources, verbs, short names (`specs/k8s-1.36-resources.txt` is written by hand).
 
+mod aws;
 mod protobuf;
 
 use std::fmt::Write as _;
@@ -28,12 +29,13 @@ const OPEN_OBJECTS: [&str; 3] = [
     "apimachinery.pkg.runtime.RawExtension",
 ];
 
-/// Runs the task in the repository `root`; `which` names the table ("k8s", "k8s-protobuf").
+/// Runs the task in the repository `root`; `which` names the table ("k8s", "k8s-protobuf", "aws").
 pub fn run(root: &Path, which: &str) -> Result<()> {
     match which {
         "k8s" => definitions_table(root),
         "k8s-protobuf" => protobuf::run(root),
-        _ => bail!("unknown specs table {which:?}; there are: k8s, k8s-protobuf"),
+        "aws" => aws::run(root),
+        _ => bail!("unknown specs table {which:?}; there are: k8s, k8s-protobuf, aws"),
     }
 }
 
