@@ -3,6 +3,7 @@
 //! Pure readings only. Deliberately not here: anything observed on the node (`state`).
 
 use client::{Object, ObjectKey};
+use ecs_model::annotation::{self, TaskNote};
 use k8s_openapi::api::core::v1::{self as core, Pod, PodSpec};
 use std::sync::Arc;
 
@@ -48,6 +49,10 @@ pub struct PodView {
     pub pod: Arc<Pod>,
     /// Its containers.
     pub containers: Vec<ContainerView>,
+    /// What ECS asks for, when the pod is a task's.
+    pub task: Option<Arc<TaskNote>>,
+    /// Why that cannot be read: the pod is not run then.
+    pub task_error: Option<String>,
 }
 
 /// Quality of service class.
@@ -90,7 +95,13 @@ impl PodView {
                 containers.push(ContainerView { role: Role::Ephemeral, spec });
             }
         }
-        Ok(PodView { object, pod, containers })
+        let note = object.meta().annotations.get(annotation::KEY).map(|text| TaskNote::parse(text));
+        let (task, task_error) = match note {
+            None => (None, None),
+            Some(Ok(note)) => (Some(Arc::new(note)), None),
+            Some(Err(error)) => (None, Some(error.to_string())),
+        };
+        Ok(PodView { object, pod, containers, task, task_error })
     }
 
     /// The spec (the API server stores no pod without one; an empty one then).

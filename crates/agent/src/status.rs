@@ -4,6 +4,7 @@
 //! `lastTransitionTime` changes only with the condition's status.
 
 use crate::pod::{ContainerView, PodView, Role};
+use crate::decide::task::unhealthy;
 use crate::state::{ContainerRecord, Hook, Phase, PodState, ProbeKind, Terminated, Waiting, Why};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::PodCondition;
@@ -12,6 +13,12 @@ use runtime::api::Exit;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use std::net::IpAddr;
+
+/// The condition of a pod that the node evicts.
+const DISRUPTED: &str = "DisruptionTarget";
+
+/// Condition of a task's pod: false names the containers whose health check failed, with spaces between.
+pub const HEALTH_CONDITION: &str = ecs_model::annotation::HEALTH_CONDITION;
 
 /// `gantry://<64 hex digits>`: the id of one instance of a container.
 pub fn container_id(uid: &str, name: &str, attempt: u32) -> String {
@@ -63,7 +70,9 @@ pub fn status(state: &PodState, pod: &PodView, host_ips: &[IpAddr], now: Timesta
     put("observedGeneration", json!(pod.object.meta().generation));
     put("qosClass", json!(pod.qos().as_str()));
     put("startTime", json!(time_text(state.start_time)));
-    put("conditions", Value::Array(conditions(state, pod, phase, now)));
+    let rejected = was_rejected(state, pod);
+    // A pod that was never let in has neither containers nor conditions of its own.
+    put("conditions", Value::Array(if rejected { Vec::new() } else { conditions(state, pod, phase, now) }));
     if let Some(first) = host_ips.first() {
         put("hostIP", json!(first));
         put("hostIPs", host_ips.iter().map(|ip| json!({"ip": ip})).collect());
@@ -73,7 +82,11 @@ pub fn status(state: &PodState, pod: &PodView, host_ips: &[IpAddr], now: Timesta
         put("podIPs", state.sandbox.ips.iter().map(|ip| json!({"ip": ip})).collect());
     }
     let stored = pod.pod.status.as_ref();
-    if state.ending.as_ref().is_some_and(|e| e.why == Why::Deadline) {
+    if let Some(verdict) = &state.verdict {
+        put("reason", json!(verdict.reason));
+        let prefix = if verdict.rejected { "Pod was rejected: " } else { "" };
+        put("message", json!(format!("{prefix}{}", verdict.message)));
+    } else if state.ending.as_ref().is_some_and(|e| e.why == Why::Deadline) {
         put("reason", json!("DeadlineExceeded"));
         put("message", json!("Pod was active on the node longer than the specified deadline"));
     } else if pod.stored_phase_is_terminal() {
@@ -97,11 +110,18 @@ pub fn status(state: &PodState, pod: &PodView, host_ips: &[IpAddr], now: Timesta
         ("ephemeralContainerStatuses", list(&[Role::Ephemeral])),
     ];
     for (key, list) in groups {
-        if list.as_array().is_some_and(|l| !l.is_empty()) {
+        if !rejected && list.as_array().is_some_and(|l| !l.is_empty()) {
             put(key, list);
         }
     }
     Value::Object(status)
+}
+
+/// Was the pod never let in, by this agent or the one before it?
+fn was_rejected(state: &PodState, pod: &PodView) -> bool {
+    let told = |s: &k8s_openapi::api::core::v1::PodStatus| s.container_statuses.is_some();
+    let before = pod.stored_phase() == "Failed" && !state.sandbox.exists && !pod.pod.status.as_ref().is_some_and(told);
+    before || state.verdict.as_ref().is_some_and(|v| v.rejected)
 }
 
 /// The pod's phase.
@@ -142,6 +162,7 @@ pub fn phase(state: &PodState, pod: &PodView) -> &'static str {
         }
         let clean = waiting == 0 && !init_failed && ends.iter().all(|code| *code == 0);
         return match (ending.why, clean) {
+            _ if state.verdict.is_some() => "Failed",
             (Why::Deadline, _) => "Failed",
             (_, true) => "Succeeded",
             (_, false) => "Failed",
@@ -284,7 +305,7 @@ fn verdicts(state: &PodState, pod: &PodView, phase: &str) -> Vec<Verdict> {
         Some(("ContainersNotInitialized", text))
     };
     let sandboxed = state.sandbox.setup.ready && state.ending.as_ref().is_none_or(|_| !state.teardown.ready);
-    vec![
+    let mut list = vec![
         Verdict {
             kind: "PodReadyToStartContainers",
             why_not: (!sandboxed).then(|| ("", String::new())),
@@ -298,7 +319,13 @@ fn verdicts(state: &PodState, pod: &PodView, phase: &str) -> Vec<Verdict> {
         Verdict { kind: "Ready", why_not: not_ready.clone().or_else(gates), reason: "" },
         Verdict { kind: "ContainersReady", why_not: not_ready, reason: "" },
         Verdict { kind: "PodScheduled", why_not: None, reason: "" },
-    ]
+    ];
+    if pod.task.is_some() {
+        let names = unhealthy(state, pod);
+        let why_not = (!names.is_empty()).then(|| ("Unhealthy", names.join(" ")));
+        list.push(Verdict { kind: HEALTH_CONDITION, why_not, reason: "" });
+    }
+    list
 }
 
 fn conditions(state: &PodState, pod: &PodView, phase: &str, now: Timestamp) -> Vec<Value> {
@@ -331,7 +358,14 @@ fn conditions(state: &PodState, pod: &PodView, phase: &str, now: Timestamp) -> V
         }
         list.push(condition);
     }
-    let foreign = |c: &&PodCondition| !verdicts.iter().any(|v| v.kind == c.type_);
+    if let Some(verdict) = &state.verdict {
+        let since = stored.iter().find(|c| c.type_ == DISRUPTED && c.status == "True");
+        let since = since.and_then(|c| c.last_transition_time.as_ref()).map_or(now, |t| t.0);
+        list.push(json!({"type": DISRUPTED, "status": "True", "reason": "TerminationByKubelet",
+            "message": verdict.message, "lastProbeTime": null, "lastTransitionTime": time_text(since)}));
+    }
+    let known = |kind: &str| verdicts.iter().any(|v| v.kind == kind) || (state.verdict.is_some() && kind == DISRUPTED);
+    let foreign = |c: &&PodCondition| !known(&c.type_);
     list.extend(stored.iter().filter(foreign).map(|c| json!(c)));
     list
 }

@@ -8,6 +8,9 @@ use std::collections::BTreeMap;
 
 /// The annotation's key.
 pub const KEY: &str = "ecs.gantry.dev/task";
+/// Condition of a task's pod, set by the agent: `False` names in its message the containers whose health check failed,
+/// with spaces between.
+pub const HEALTH_CONDITION: &str = "ecs.gantry.dev/ContainersHealthy";
 /// The version written here, and the newest that is understood.
 pub const VERSION: u32 = 1;
 /// Seconds that a container has to stop when nothing else is said (ECS's default).

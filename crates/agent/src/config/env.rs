@@ -124,6 +124,10 @@ pub fn byte_data(kind: RefKind, object: &Object) -> BTreeMap<String, Vec<u8>> {
 fn services(input: &ContainerInput) -> BTreeMap<String, String> {
     let links = input.pod.spec().enable_service_links.unwrap_or(true);
     let mut env = BTreeMap::new();
+    if input.pod.task.is_some() {
+        // A task's programs must not take Kubernetes for their surroundings.
+        return env;
+    }
     for object in input.services {
         let master = &*object.key.namespace == "default" && &*object.key.name == "kubernetes";
         let own = links && &*object.key.namespace == input.pod.namespace();

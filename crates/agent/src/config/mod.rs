@@ -16,6 +16,7 @@ pub mod user;
 use crate::facts::NodeFacts;
 use crate::pod::{ContainerView, PodView};
 use client::Object;
+use ecs_model::annotation::{TaskNote, Ulimit};
 use image::ImageConfig;
 use runtime::oci;
 use std::collections::BTreeMap;
@@ -121,6 +122,9 @@ pub fn container(input: ContainerInput, env: BTreeMap<String, String>) -> Result
     let qos = input.pod.qos();
     spec.process.oom_score_adj = Some(resources::oom_score_adj(input.pod, input.container, qos, input.facts));
     spec.linux.resources = resources::container(input.container, input.facts);
+    if let Some(task) = &input.pod.task {
+        spec.process.rlimits = ulimits(task, input.container.name());
+    }
     security::apply(&mut spec, &input)?;
     let own: Vec<PathBuf> = input.mounts.iter().map(|m| m.destination.clone()).collect();
     spec.mounts.retain(|m| !own.contains(&m.destination));
@@ -130,6 +134,18 @@ pub fn container(input: ContainerInput, env: BTreeMap<String, String>) -> Result
     let from_image = || Some(input.image.stop_signal.clone()).filter(|s| !s.is_empty());
     let stop_signal = lifecycle.or_else(from_image).unwrap_or_else(|| "SIGTERM".into());
     Ok(Configured { spec, user, stop_signal })
+}
+
+/// A task's `ulimits`; -1 is no limit.
+fn ulimits(task: &TaskNote, container: &str) -> Vec<oci::Rlimit> {
+    let bound = |value: i64| u64::try_from(value).unwrap_or(u64::MAX);
+    let list = task.containers.get(container).map(|n| n.ulimits.as_slice()).unwrap_or_default();
+    let one = |limit: &Ulimit| oci::Rlimit {
+        kind: format!("RLIMIT_{}", limit.name.to_uppercase()),
+        hard: bound(limit.hard),
+        soft: bound(limit.soft),
+    };
+    list.iter().map(one).collect()
 }
 
 fn args(input: &ContainerInput, env: &BTreeMap<String, String>) -> Result<Vec<String>, ConfigError> {

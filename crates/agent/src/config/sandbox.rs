@@ -26,6 +26,9 @@ const SAFE_SYSCTLS: &[&str] = &[
 const OWN_NETWORK_SYSCTLS: [(&str, &str); 2] =
     [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")];
 
+/// What a task may set: all that its own namespaces hold (`systemControls`).
+const TASK_SYSCTLS: [&str; 5] = ["net.", "kernel.msg", "kernel.sem", "kernel.shm", "fs.mqueue."];
+
 /// Memory volumes: names and sizes in bytes (0: the kernel's default).
 pub fn memory_volumes(pod: &PodView) -> Vec<(String, u64)> {
     let volumes = pod.spec().volumes.iter().flatten();
@@ -37,19 +40,40 @@ pub fn memory_volumes(pod: &PodView) -> Vec<(String, u64)> {
     memory.collect()
 }
 
+/// Why the pod may not have its sysctls: the first that reaches beyond the pod.
+pub fn sysctl_objection(pod: &PodView) -> Option<String> {
+    let spec = pod.spec();
+    let shared = |name: &str| match name.starts_with("net.") {
+        true => spec.host_network.unwrap_or(false).then_some("Net"),
+        false => spec.host_ipc.unwrap_or(false).then_some("IPC"),
+    };
+    let asked = spec.security_context.iter().flat_map(|s| s.sysctls.iter().flatten());
+    let mut names = asked.map(|s| s.name.replace('/', "."));
+    names.find_map(|name| {
+        let namespaced = |prefix: &&str| name.starts_with(*prefix);
+        let of_task = pod.task.is_some() && TASK_SYSCTLS.iter().any(namespaced);
+        if !SAFE_SYSCTLS.contains(&name.as_str()) && !of_task {
+            return Some(format!("\"{name}\" not allowlisted"));
+        }
+        shared(&name).map(|host| format!("\"{name}\" not allowed with host {host} enabled"))
+    })
+}
+
 /// The shim's specification; an error for sysctls that reach beyond the pod.
 pub fn pod_spec(pod: &PodView, facts: &NodeFacts, handler: Option<String>) -> Result<PodSpec, String> {
+    if let Some(error) = &pod.task_error {
+        return Err(error.clone());
+    }
     let spec = pod.spec();
     let mut sysctls = std::collections::BTreeMap::new();
     if !pod.host_network() {
         sysctls.extend(OWN_NETWORK_SYSCTLS.map(|(name, value)| (name.to_string(), value.to_string())));
     }
+    if let Some(objection) = sysctl_objection(pod) {
+        return Err(format!("forbidden sysctl: {objection}"));
+    }
     for sysctl in spec.security_context.iter().flat_map(|s| s.sysctls.iter().flatten()) {
-        let name = sysctl.name.replace('/', ".");
-        if !SAFE_SYSCTLS.contains(&name.as_str()) {
-            return Err(format!("forbidden sysctl: \"{name}\" not allowlisted"));
-        }
-        sysctls.insert(name, sysctl.value.clone());
+        sysctls.insert(sysctl.name.replace('/', "."), sysctl.value.clone());
     }
     if spec.host_users == Some(false) {
         return Err("user namespaces (hostUsers: false) are not supported yet".into());

@@ -48,9 +48,11 @@ pub fn identity(input: &ContainerInput) -> Result<Identity, ConfigError> {
     let non_root =
         own.and_then(|s| s.run_as_non_root).or(pods.and_then(|s| s.run_as_non_root)).unwrap_or(false);
     let wide = |id: i64| u32::try_from(id).map_err(|_| ConfigError::Config(format!("invalid id {id}")));
-    let (image_user, image_group) = match input.image.user.split_once(':') {
+    let tasks = input.pod.task.as_ref().and_then(|t| t.containers.get(input.container.name()));
+    let named = tasks.map(|n| n.user.as_str()).filter(|u| !u.is_empty()).unwrap_or(&input.image.user);
+    let (image_user, image_group) = match named.split_once(':') {
         Some((user, group)) => (user, Some(group)),
-        None => (input.image.user.as_str(), None),
+        None => (named, None),
     };
     let about = || format!("(pod: {:?}, container: {})", input.pod.full_name(), input.container.name());
     let mut identity = Identity::default();

@@ -14,6 +14,7 @@ mod probe;
 mod restart;
 pub mod seed;
 mod stop;
+pub mod task;
 
 use crate::pod::{ContainerView, PodView, Role};
 use crate::state::{
@@ -207,6 +208,8 @@ fn note_ending(state: &mut PodState, input: &Input, plan: &mut Plan) {
     } else if pod.stored_phase_is_terminal() {
         // Somebody else (an eviction, say) called it done, and what is done stays done.
         Some(begin(Why::Finished, pod.spec_grace()))
+    } else if let Some(verdict) = &state.verdict {
+        Some(begin(Why::Verdict, verdict.grace))
     } else if let Some(seconds) = pod.spec().active_deadline_seconds {
         let due = after(state.begun, SignedDuration::from_secs(seconds));
         if due > input.now {
@@ -292,9 +295,16 @@ fn advance(state: &mut PodState, input: &Input, plan: &mut Plan) {
             Role::Main | Role::Ephemeral => run_main,
             Role::Init | Role::Sidecar => false,
         };
-        if wanted && let Some(record) = state.containers.get_mut(container.name()) {
+        if wanted
+            && task::may_start(state, container, input, plan)
+            && let Some(record) = state.containers.get_mut(container.name())
+        {
             start_if_due(record, container, input, plan);
         }
+    }
+    if input.pod.task.is_some() && finished(state, input.pod) {
+        // A dependency that cannot be met any more.
+        state.ending = Some(Ending { why: Why::Finished, at: input.now, grace: input.pod.spec_grace() });
     }
 }
 
@@ -414,6 +424,9 @@ fn show_pull_back_off(
 
 /// Are all regular containers (or a decisive init container) done for ever?
 pub fn finished(state: &PodState, pod: &PodView) -> bool {
+    if let Some(task) = &pod.task {
+        return task::finished(state, pod, task);
+    }
     let done = |c: &ContainerView| {
         let record = state.containers.get(c.name());
         record.and_then(ContainerRecord::ended).is_some_and(|end| !restarts(pod, c, end))

@@ -1,6 +1,6 @@
 //! Books what the shell reports into a pod's state; returns the events that the report is worth.
 
-use super::{CONFIG_RETRY, Note, PULL_ERROR_SHOWN, RESTART, SETUP_RETRY, after, delay, probe, restart, stop};
+use super::{CONFIG_RETRY, Note, PULL_ERROR_SHOWN, RESTART, SETUP_RETRY, after, delay, probe, restart, stop, task};
 use super::{HookKind, Input, Plan};
 use crate::pod::Role;
 use crate::state::{Facts, Hook, Phase, PodState, ProbeKind, Setup, Terminated, Waiting};
@@ -185,6 +185,11 @@ fn started(
         }
         Err(failure) => failure,
     };
+    if input.pod.task.is_some() && container.role == Role::Main && failure.step != StartStep::Run {
+        plan.note(true, "Failed", name, format!("Error: {}: {}", failure.reason, failure.message));
+        task::end_unstarted(record, failure.reason, failure.message, input);
+        return;
+    }
     let why = Waiting { reason: failure.reason.into(), message: failure.message.clone() };
     let retry_at = match failure.step {
         StartStep::Image => {
@@ -295,7 +300,12 @@ fn probed(
     if let Err(message) = &result {
         plan.note(true, "Unhealthy", name, format!("{} probe failed: {message}", kind.title()));
     }
+    let forgiven = result.is_err() && task::forgives(input.pod, name, record, input.now);
     let state = record.probes.entry(kind).or_default();
+    if forgiven {
+        probe::forgive(state, spec, input.now);
+        return;
+    }
     probe::book(state, spec, result.is_ok(), input.now);
     if kind == ProbeKind::Startup && state.result == Some(true) {
         record.started = true;

@@ -56,12 +56,17 @@ pub(super) fn drive(record: &mut ContainerRecord, container: &ContainerView, inp
     }
 }
 
+/// Books a failure that does not count.
+pub(super) fn forgive(state: &mut ProbeState, probe: &Probe, now: Timestamp) {
+    state.busy = false;
+    state.next_at = Some(after(now, seconds(Some(probe.period_seconds.unwrap_or(10).max(1)), 10)));
+}
+
 /// Books one result. True when the settled result changed.
 pub(super) fn book(state: &mut ProbeState, probe: &Probe, success: bool, now: Timestamp) -> bool {
     let at_least_one =
         |value: Option<i32>, default: i32| u32::try_from(value.unwrap_or(default)).unwrap_or(1).max(1);
-    state.busy = false;
-    state.next_at = Some(after(now, seconds(Some(probe.period_seconds.unwrap_or(10).max(1)), 10)));
+    forgive(state, probe, now);
     if success {
         (state.good, state.bad) = (state.good.saturating_add(1), 0);
     } else {

@@ -19,6 +19,9 @@ pub enum Next {
 
 /// Does the policy want another instance after this end?
 pub fn restarts(pod: &PodView, container: &ContainerView, end: &Terminated) -> bool {
+    if let (Some(task), Role::Main) = (&pod.task, container.role) {
+        return super::task::restarts(task, container.name(), end);
+    }
     match container.role {
         Role::Ephemeral => return false,
         Role::Sidecar => return true,
@@ -47,6 +50,8 @@ pub fn next(record: &ContainerRecord, container: &ContainerView, pod: &PodView, 
         Phase::Starting { .. } | Phase::Running { .. } => Next::Nothing,
         Phase::Exited(_) if record.restart_now => Next::Now,
         Phase::Exited(end) if !restarts(pod, container, end) => Next::Nothing,
+        // A task's container has run for its attempt period: no back-off.
+        Phase::Exited(_) if pod.task.is_some() => Next::Now,
         Phase::Exited(_) => match due(&record.crash, record.since) {
             Some(at) if at > now => Next::At(at),
             _ => Next::Now,

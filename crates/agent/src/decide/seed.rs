@@ -27,6 +27,7 @@ pub fn seed(pod: &PodView, live: Option<&PodInfo>, now: Timestamp, wall: Timesta
         volumes_refresh_at: None,
         initialized: false,
         containers: Default::default(),
+        verdict: None,
         ending: None,
         teardown: Setup::default(),
         finalize: Setup::default(),

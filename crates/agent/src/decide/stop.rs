@@ -1,6 +1,6 @@
 //! Stopping: preStop hook, stop signal, SIGKILL; and the winding down of a whole pod.
 
-use super::{Action, HookKind, Input, Plan, Signal, after};
+use super::{Action, HookKind, Input, Plan, Signal, after, task};
 use crate::pod::{ContainerView, Role};
 use crate::state::{ContainerRecord, Ending, Hook, Phase, PodState, Stopping, Why};
 use jiff::{SignedDuration, Timestamp};
@@ -112,6 +112,7 @@ fn stop_containers(state: &mut PodState, ending: &Ending, input: &Input, plan: &
     let kill_at = ending.kill_at();
     let mut main_left = false;
     let mut left = false;
+    let held = task::held(state, input.pod);
     let sidecars = input.pod.containers.iter().filter(|c| c.role == Role::Sidecar).rev();
     let others = input.pod.containers.iter().filter(|c| c.role != Role::Sidecar);
     for container in others.chain(sidecars) {
@@ -125,7 +126,8 @@ fn stop_containers(state: &mut PodState, ending: &Ending, input: &Input, plan: &
             }
             Phase::Running { .. } => left = true,
         }
-        let in_turn = container.role != Role::Sidecar || !main_left || kill_at <= input.now;
+        let first = (container.role != Role::Sidecar || !main_left) && !held.contains(container.name());
+        let in_turn = first || kill_at <= input.now;
         if !in_turn {
             plan.wake_at(kill_at);
             continue;
@@ -139,7 +141,7 @@ fn stop_containers(state: &mut PodState, ending: &Ending, input: &Input, plan: &
             drive(record, container, input.now, plan);
         } else {
             let grace = (kill_at.duration_since(input.now).as_millis() + 999) / 1000;
-            let grace = i64::try_from(grace).unwrap_or(0);
+            let grace = task::stop_grace(input.pod, container.name(), i64::try_from(grace).unwrap_or(0));
             let message = format!("Stopping container {}", container.name());
             begin(record, container, Reason { message, grace }, input.now, plan);
         }

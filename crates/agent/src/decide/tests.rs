@@ -545,6 +545,8 @@ fn ephemeral_containers_neither_restart_nor_count() {
     assert_eq!(world.status()["phase"], "Running");
 }
 
+mod task;
+
 mod chance {
     //! Any pod under any weather: rules that hold at every moment.
 

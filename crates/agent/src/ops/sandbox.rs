@@ -34,7 +34,10 @@ async fn make(node: &Arc<Node>, pod: &PodView) -> Result<Vec<IpAddr>, String> {
     };
     let (node, pod) = (node.clone(), pod.clone());
     let work = move || {
-        let ips = if pod.host_network() {
+        let isolated = pod.task.as_ref().is_some_and(|t| t.isolated);
+        let ips = if isolated {
+            Vec::new()
+        } else if pod.host_network() {
             node.facts.host_ips.clone()
         } else {
             let netns = PathBuf::from(format!("/proc/{}/ns/net", live.shim_pid));
