@@ -2,4 +2,8 @@
 //! status. Pure: no I/O, no clock, no random.
 
 pub mod annotation;
+pub mod doc;
 pub mod names;
+pub mod refusal;
+pub mod task;
+pub mod units;

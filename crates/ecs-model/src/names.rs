@@ -122,14 +122,17 @@ impl Scope {
         format!("arn:aws:ecs:{}:{}:{resource}", self.place.region, self.place.account)
     }
 
-    /// Reads an ECS ARN of this place; [`ArnError`] for another account, region or service.
+    /// Reads an ECS ARN of this place.
     pub fn parse(&self, arn: &str) -> Result<Resource, ArnError> {
         let arn = Arn::parse(arn).ok_or(ArnError::Malformed)?;
         if arn.service != "ecs" {
             return Err(ArnError::Malformed);
         }
-        if arn.account != self.place.account || arn.region != self.place.region {
-            return Err(ArnError::Elsewhere);
+        if arn.account != self.place.account {
+            return Err(ArnError::Account);
+        }
+        if arn.region != self.place.region {
+            return Err(ArnError::Region);
         }
         Resource::parse(arn.resource).ok_or(ArnError::Malformed)
     }
@@ -141,9 +144,12 @@ pub enum ArnError {
     /// No ECS ARN at all.
     #[error("not an ARN of a known kind")]
     Malformed,
-    /// Another account or region.
-    #[error("the ARN belongs to another account or region")]
-    Elsewhere,
+    /// Another account.
+    #[error("the ARN belongs to another account")]
+    Account,
+    /// Another region.
+    #[error("the ARN belongs to another region")]
+    Region,
 }
 
 /// The parts of any ARN.
@@ -309,8 +315,8 @@ mod tests {
         assert_eq!(arn, "arn:aws:ecs:us-east-1:123456789012:task/prod/0a");
         assert_eq!(scope.parse(&arn), Ok(Resource::Task("prod".into(), "0a".into())));
         for (arn, why) in [
-            ("arn:aws:ecs:us-east-1:210987654321:task/prod/0a", ArnError::Elsewhere),
-            ("arn:aws:ecs:eu-west-1:123456789012:cluster/prod", ArnError::Elsewhere),
+            ("arn:aws:ecs:us-east-1:210987654321:task/prod/0a", ArnError::Account),
+            ("arn:aws:ecs:eu-west-1:123456789012:cluster/prod", ArnError::Region),
             ("arn:aws:s3:us-east-1:123456789012:cluster/prod", ArnError::Malformed),
             ("arn:aws:ecs:us-east-1:123456789012:cluster/", ArnError::Malformed),
             ("arn:aws:ecs:us-east-1:123456789012:task/prod", ArnError::Malformed),

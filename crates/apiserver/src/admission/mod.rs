@@ -3,6 +3,7 @@
 //! One file a plug-in, one row a plug-in in [`PLUGINS`], run in order. They read the cache (the caller has waited
 //! until it is fresh) and never wait. [`allocate`] runs last, after validation, because it takes things.
 
+mod aws_objects;
 mod certificates;
 mod escalation;
 mod namespace_lifecycle;
@@ -74,7 +75,8 @@ impl<'a> Attempt<'a> {
 type Plugin = fn(&Attempt<'_>, &mut Value) -> Result<(), ApiError>;
 
 /// The plug-ins, in order.
-const PLUGINS: [Plugin; 9] = [
+const PLUGINS: [Plugin; 10] = [
+    aws_objects::admit,
     namespace_lifecycle::admit,
     node_restriction::admit,
     service_account::admit,

@@ -6,6 +6,7 @@
 
 mod batch;
 mod config;
+mod ecs;
 mod endpoints;
 mod event;
 pub mod get;
@@ -134,6 +135,7 @@ static GENERIC_COUNTED: Behaviour = Behaviour { generation: true, ..GENERIC };
 static ROWS: &[&[Behaviour]] = &[
     batch::ROWS,
     config::ROWS,
+    ecs::ROWS,
     endpoints::ROWS,
     event::ROWS,
     namespace::ROWS,

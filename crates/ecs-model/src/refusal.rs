@@ -1,0 +1,23 @@
+//! A request that ECS refuses, in ECS's own words.
+
+/// Code and message of a modelled ECS error. The front end gives it a protocol's form.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{code}: {message}")]
+pub struct Refusal {
+    /// `ClientException`, `InvalidParameterException`, ….
+    pub code: &'static str,
+    /// The sentence a user reads.
+    pub message: String,
+}
+
+impl Refusal {
+    /// `ClientException`: what task definitions are refused with.
+    pub fn client(message: impl Into<String>) -> Self {
+        Refusal { code: "ClientException", message: message.into() }
+    }
+
+    /// `InvalidParameterException`: what most other calls are refused with.
+    pub fn parameter(message: impl Into<String>) -> Self {
+        Refusal { code: "InvalidParameterException", message: message.into() }
+    }
+}
