@@ -168,7 +168,9 @@ pub fn prepare_update(resource: &Resource, part: Part, new: &mut Value, old: &Va
         Part::Whole => return strategy::prepare_update(resource.stored, new, old, strategy::Part::Main),
         Part::Status => return strategy::prepare_update(resource.stored, new, old, strategy::Part::Status),
         Part::Finalize => &["/spec/finalizers"],
-        Part::Approval => &["/status/conditions"],
+        Part::Approval => {
+            &["/status/conditions", "/metadata/labels", "/metadata/annotations", "/metadata/finalizers"]
+        }
         Part::EphemeralContainers => &["/spec/ephemeralContainers"],
         Part::Binding => &["/spec/nodeName", "/status/conditions", "/metadata/annotations"],
     };
@@ -197,7 +199,13 @@ pub fn validate(resource: &Resource, part: Part, new: &Value, old: Option<&Value
         Part::Status => strategy::validate_update(resource.stored, new, old, strategy::Part::Status),
         // The others take one field over from a checked body; the rest is what was stored.
         Part::EphemeralContainers => kinds::pod::ephemeral::validate_update(new, old),
-        Part::Finalize | Part::Approval | Part::Binding => Ok(()),
+        Part::Approval => {
+            let mut errors = machinery::field_errors::FieldErrors::new();
+            kinds::meta::validate_update(new, old, &mut errors);
+            let name = new["metadata"]["name"].as_str().unwrap_or_default();
+            errors.into_result(resource.group(), &resource.row.kind, name)
+        }
+        Part::Finalize | Part::Binding => Ok(()),
     }
 }
 

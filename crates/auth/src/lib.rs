@@ -12,5 +12,5 @@ pub mod tokens;
 
 pub use ca::{Ca, CaError, Issued, SYSTEM_MASTERS};
 pub use identity::{Identity, identity_of};
-pub use tls::{Serving, TlsError, client_config, server_config, serving};
+pub use tls::{Serving, TlsError, client_config, server_config, serving, unchecked_client_config};
 pub use tokens::ServiceTokens;

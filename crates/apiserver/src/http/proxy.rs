@@ -18,11 +18,13 @@ use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use k8s_schema::gvr;
 use machinery::status::ApiError;
+use rustls::pki_types::ServerName;
 use serde_json::Value;
 use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 
 /// A backend that does not take a connection within this time is reported.
 const DIAL_MAX: Duration = Duration::from_secs(10);
@@ -225,23 +227,40 @@ fn split_name(text: &str) -> (&str, &str, &str) {
     }
 }
 
-fn plain_http(scheme: &str) -> Result<(), ApiError> {
+/// Is TLS asked for? `what` is `pod` or `service`, for the refusal.
+fn wants_tls(scheme: &str, what: &str, asked: &str) -> Result<bool, ApiError> {
     match scheme {
-        "" | "http" => Ok(()),
-        _ => Err(ApiError::bad_request("only plain HTTP is proxied to pods and services")),
+        "" | "http" => Ok(false),
+        "https" => Ok(true),
+        _ => Err(ApiError::bad_request(format!("invalid {what} request {asked:?}"))),
+    }
+}
+
+/// A pod's or a service's own server; its certificate is not checked, as upstream does not either.
+async fn dial_backend(host: &str, port: u16, tls: bool) -> Result<Box<dyn Duplex>, ApiError> {
+    let stream = dial_tcp(host, port).await?;
+    if !tls {
+        return Ok(stream);
+    }
+    let name = ServerName::try_from(host.to_string()).map_err(|e| unreachable(host, e))?;
+    let connector = TlsConnector::from(auth::unchecked_client_config().map_err(ApiError::internal)?);
+    match tokio::time::timeout(DIAL_MAX, connector.connect(name, stream)).await {
+        Ok(Ok(stream)) => Ok(Box::new(stream)),
+        Ok(Err(error)) => Err(unreachable(host, error)),
+        Err(_) => Err(unreachable(host, "timed out")),
     }
 }
 
 async fn pod_route(api: &Api, call: &Call, rest: &str, inbound: &Inbound) -> Result<Route, ApiError> {
     let (scheme, name, port) = split_name(&call.key.name);
-    plain_http(scheme)?;
+    let tls = wants_tls(scheme, "pod", &call.key.name)?;
     let one = Call { key: ObjectKey::new(call.key.namespace.clone(), name), ..call.clone() };
     let pod = api.get(&one, Freshness::Current).await?.value().map_err(ApiError::internal)?;
     let ip = pod["status"]["podIP"].as_str().ok_or_else(|| ApiError::bad_request("address not allowed"))?;
     let first = pod["spec"]["containers"][0]["ports"][0]["containerPort"].as_u64().unwrap_or(80);
     let port = if port.is_empty() { first as u16 } else { port_number(port)? };
     let path = with_query(rest, inbound.request.uri().query());
-    Ok(Route { stream: dial_tcp(ip, port).await?, host: format!("{ip}:{port}"), path })
+    Ok(Route { stream: dial_backend(ip, port, tls).await?, host: format!("{ip}:{port}"), path })
 }
 
 fn port_number(text: &str) -> Result<u16, ApiError> {
@@ -250,7 +269,7 @@ fn port_number(text: &str) -> Result<u16, ApiError> {
 
 async fn service_route(api: &Api, call: &Call, rest: &str, inbound: &Inbound) -> Result<Route, ApiError> {
     let (scheme, name, port) = split_name(&call.key.name);
-    plain_http(scheme)?;
+    let tls = wants_tls(scheme, "service", &call.key.name)?;
     let one = Call { key: ObjectKey::new(call.key.namespace.clone(), name), ..call.clone() };
     let service = api.get(&one, Freshness::Current).await?.value().map_err(ApiError::internal)?;
     let none = |what: &str| {
@@ -274,7 +293,7 @@ async fn service_route(api: &Api, call: &Call, rest: &str, inbound: &Inbound) ->
     });
     let (ip, port) = target.ok_or_else(|| none("endpoints"))?;
     let path = with_query(rest, inbound.request.uri().query());
-    Ok(Route { stream: dial_tcp(&ip, port).await?, host: format!("{ip}:{port}"), path })
+    Ok(Route { stream: dial_backend(&ip, port, tls).await?, host: format!("{ip}:{port}"), path })
 }
 
 fn with_query(path: &str, query: Option<&str>) -> String {

@@ -97,7 +97,14 @@ async fn requests_are_final_and_need_the_right_to_approve_and_sign() {
     signed["status"]["certificate"] = json!("eA==");
     let why = carol.put(&format!("{REQUESTS}/r/status"), &signed).await.fails(403, "Forbidden");
     assert!(why.contains("not permitted to sign"), "{why}");
-    s.put(&format!("{REQUESTS}/r/approval"), &approved).await.expect(200);
+    approved["metadata"]["annotations"] = json!({"by": "me"});
+    approved["spec"]["username"] = json!("bob");
+    let after = s.put(&format!("{REQUESTS}/r/approval"), &approved).await.expect(200);
+    assert_eq!(after["metadata"]["annotations"]["by"], "me", "an approval may be annotated");
+    assert_eq!(after["spec"], made["spec"]);
+    let mut odd = after.clone();
+    odd["metadata"]["annotations"] = json!({"not a key": "x"});
+    s.put(&format!("{REQUESTS}/r/approval"), &odd).await.fails(422, "Invalid");
 }
 
 #[tokio::test]

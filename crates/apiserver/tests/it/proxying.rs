@@ -119,3 +119,33 @@ async fn a_refused_upgrade_is_only_an_answer() {
     let body = response.into_body().collect().await.unwrap().to_bytes();
     assert_eq!(body, "/exec/default/p/c?command=refuse&output=1");
 }
+
+/// One answer over TLS with a certificate that nobody knows.
+async fn tls_echo() -> u16 {
+    let folder = tempfile::tempdir().unwrap();
+    let now = std::time::SystemTime::now();
+    let ca = auth::Ca::load_or_create(folder.path(), now).unwrap();
+    let issued = ca.issue_server("nobody", &["nobody".to_string()], &[], now).unwrap();
+    let config = auth::server_config(&issued, ca.cert_pem(), &["http/1.1"]).unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        let stream = listener.accept().await.unwrap().0;
+        let stream = tokio_rustls::TlsAcceptor::from(config).accept(stream).await.unwrap();
+        let serving = hyper::server::conn::http1::Builder::new();
+        let _ = serving.serve_connection(TokioIo::new(stream), service_fn(agent)).await;
+    });
+    port
+}
+
+#[tokio::test]
+async fn a_pods_own_https_server_is_reached_whatever_its_certificate() {
+    let s = server_with_pod().await;
+    let port = tls_echo().await;
+    let status = json!({"status": {"podIP": "127.0.0.1", "podIPs": [{"ip": "127.0.0.1"}]}});
+    s.patch(&format!("{PODS}/p/status"), "merge-patch", &status).await.expect(200);
+    let reply = s.get(&format!("{PODS}/https:p:{port}/proxy/some/path?q=1")).await;
+    assert_eq!(String::from_utf8_lossy(&reply.body), "/some/path?q=1");
+    let why = s.get(&format!("{PODS}/ftp:p:{port}/proxy/")).await.fails(400, "BadRequest");
+    assert_eq!(why, format!("invalid pod request \"ftp:p:{port}\""));
+}
