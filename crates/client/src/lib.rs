@@ -8,7 +8,9 @@ mod api;
 pub mod cache;
 pub mod events;
 mod object;
+pub mod queue;
 pub mod remote;
+pub mod work;
 
 pub use api::{
     ApiClient, Client, DeleteOptions, Event, EventKind, EventStream, ListOptions, ObjectList, PatchKind,

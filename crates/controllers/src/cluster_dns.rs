@@ -3,10 +3,10 @@
 //! Each node serves the address itself: no traffic is balanced for it, and it has no endpoints.
 
 use crate::context::{Context, Outcome, Reconcile, enqueue, run};
-use crate::queue::Queue;
 use async_trait::async_trait;
 use client::ObjectKey;
 use client::cache::Cache;
+use client::queue::Queue;
 use k8s_schema::gvr;
 use serde_json::json;
 use std::sync::Arc;

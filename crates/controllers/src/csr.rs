@@ -8,11 +8,11 @@
 //! Who asked is in `spec`, written by the API server. The decision ([`decide`]) is pure.
 
 use crate::context::{Context, Outcome, Reconcile, enqueue_self, run};
-use crate::queue::Queue;
 use async_trait::async_trait;
 use auth::Ca;
 use auth::csr::{Request, Usage};
 use client::cache::Cache;
+use client::queue::Queue;
 use client::{DeleteOptions, Object, ObjectKey, Verb, Write};
 use jiff::Timestamp;
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest as Csr;

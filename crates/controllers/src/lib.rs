@@ -18,7 +18,6 @@ mod namespace;
 mod node_lifecycle;
 mod owner;
 mod pod_gc;
-mod queue;
 mod replica_set;
 mod revision;
 mod role_aggregation;

@@ -5,9 +5,9 @@
 //! Woken by the end of pods; otherwise it looks again after half the time that the deletion has lasted.
 
 use crate::context::{Context, Outcome, Reconcile, enqueue_self, run};
-use crate::queue::Queue;
 use async_trait::async_trait;
 use client::cache::Cache;
+use client::queue::Queue;
 use client::{DeleteOptions, ListOptions, Object, ObjectKey, Propagation, Verb, Write};
 use futures_util::future::join_all;
 use jiff::Timestamp;

@@ -5,10 +5,10 @@
 //! the node's own stamps against our clock, so both must agree within [`GRACE`].
 
 use crate::context::{Context, Outcome, Reconcile, enqueue, enqueue_self, run};
-use crate::queue::Queue;
 use async_trait::async_trait;
 use client::cache::Cache;
 use client::events::{EventType, Subject};
+use client::queue::Queue;
 use client::{DeleteOptions, ObjectKey};
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;

@@ -5,9 +5,9 @@
 //! Deliberately not here: what an owner wants of its objects.
 
 use crate::context::Context;
-use crate::queue::Queue;
 use client::cache::Cache;
 use client::events::Subject;
+use client::queue::Queue;
 use client::{Object, ObjectKey};
 use k8s_schema::Gvr;
 use machinery::selector::LabelSelector;

@@ -1,9 +1,9 @@
 //! Pods that nobody else will remove: on nodes that are gone, or finished ones beyond a bound.
 
 use crate::context::{Context, Outcome, Reconcile, enqueue, run};
-use crate::queue::Queue;
 use async_trait::async_trait;
 use client::cache::Cache;
+use client::queue::Queue;
 use client::{DeleteOptions, Object, ObjectKey};
 use k8s_openapi::api::core::v1 as core;
 use k8s_schema::gvr;

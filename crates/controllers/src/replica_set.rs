@@ -6,10 +6,10 @@
 
 use crate::context::{Context, Outcome, Reconcile, enqueue_self, run};
 use crate::owner::{Claimant, Kind, OwnedIndex, enqueue_owners};
-use crate::queue::Queue;
 use crate::workload::{self, BURST, Doomed, PodControl, PodFacts, count};
 use async_trait::async_trait;
 use client::cache::Cache;
+use client::queue::Queue;
 use client::{Object, ObjectKey};
 use jiff::Timestamp;
 use k8s_schema::{Gvr, gvr};

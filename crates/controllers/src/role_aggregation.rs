@@ -1,9 +1,9 @@
 //! ClusterRoles with an `aggregationRule` hold the rules of the ClusterRoles that it selects.
 
 use crate::context::{Context, Outcome, Reconcile, enqueue, run};
-use crate::queue::Queue;
 use async_trait::async_trait;
 use client::cache::Cache;
+use client::queue::Queue;
 use client::{Object, ObjectKey};
 use k8s_schema::gvr;
 use machinery::selector::LabelSelector;

@@ -1,10 +1,10 @@
 //! Every namespace has a `default` ServiceAccount and a `kube-root-ca.crt` ConfigMap.
 
 use crate::context::{Context, Outcome, Reconcile, enqueue, enqueue_self, run};
-use crate::queue::Queue;
 use async_trait::async_trait;
 use client::ObjectKey;
 use client::cache::Cache;
+use client::queue::Queue;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use k8s_schema::{Gvr, gvr};
 use machinery::status::ApiError;

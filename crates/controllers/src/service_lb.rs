@@ -4,10 +4,10 @@
 //! stays pending and an event says why.
 
 use crate::context::{Context, Outcome, Reconcile, enqueue, run};
-use crate::queue::Queue;
 use async_trait::async_trait;
 use client::cache::Cache;
 use client::events::{EventType, Subject};
+use client::queue::Queue;
 use client::{Object, ObjectKey};
 use k8s_openapi::api::core::v1 as core;
 use k8s_schema::gvr;

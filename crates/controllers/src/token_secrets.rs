@@ -4,9 +4,9 @@
 //! The token is an ordinary one, bound to the secret, with the longest life there is: the key stays with the server.
 
 use crate::context::{Context, Outcome, Reconcile, enqueue, run};
-use crate::queue::Queue;
 use async_trait::async_trait;
 use client::cache::Cache;
+use client::queue::Queue;
 use client::{DeleteOptions, Object, ObjectKey, Verb, Write};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;

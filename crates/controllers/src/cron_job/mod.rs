@@ -10,11 +10,11 @@ mod tests;
 
 use crate::context::{Context, Outcome, Reconcile, enqueue_owner, enqueue_self, run};
 use crate::owner::{Kind, OwnedIndex};
-use crate::queue::Queue;
 use crate::workload;
 use async_trait::async_trait;
 use client::cache::Cache;
 use client::events::EventType;
+use client::queue::Queue;
 use client::{DeleteOptions, Object, ObjectKey, Propagation};
 use decide::{CronJob, Run, decide};
 use jiff::Timestamp;

@@ -9,12 +9,12 @@ mod tests;
 
 use crate::context::{Context, Outcome, Reconcile, enqueue_self, run};
 use crate::owner::{Claimant, Kind, OwnedIndex, enqueue_owners};
-use crate::queue::Queue;
 use crate::revision::{CONTROLLER_REVISIONS, HASH_LABEL, History};
 use crate::workload::{self, BURST, Doomed, PodControl};
 use async_trait::async_trait;
 use client::cache::Cache;
 use client::events::EventType;
+use client::queue::Queue;
 use client::{Object, ObjectKey};
 use decide::{Daemon, Fit, Plan, Scene, Set, decide, fit};
 use futures_util::future::join_all;

@@ -12,11 +12,11 @@ mod tests;
 
 use crate::context::{Context, Outcome, Reconcile, enqueue_self, run};
 use crate::owner::{Claimant, Kind, OwnedIndex, enqueue_owners};
-use crate::queue::Queue;
 use crate::workload::{self, PodFacts};
 use async_trait::async_trait;
 use client::cache::Cache;
 use client::events::EventType;
+use client::queue::Queue;
 use client::{DeleteOptions, Object, ObjectKey};
 use k8s_schema::gvr;
 use machinery::selector::LabelSelector;

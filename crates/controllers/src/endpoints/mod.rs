@@ -10,9 +10,9 @@ mod mirror;
 mod slices;
 
 use crate::context::{Context, Outcome, Reconcile, enqueue, enqueue_self, run};
-use crate::queue::Queue;
 use async_trait::async_trait;
 use client::cache::Cache;
+use client::queue::Queue;
 use client::{Object, ObjectKey};
 use k8s_openapi::api::core::v1 as core;
 use k8s_schema::gvr;

@@ -10,8 +10,8 @@ mod graph;
 
 use crate::context::{Context, Outcome, Reconcile, run, spawn};
 use crate::owner::references;
-use crate::queue::Queue;
 use async_trait::async_trait;
+use client::queue::Queue;
 use client::{DeleteOptions, EventKind, ListOptions, Meta, Object, ObjectKey, OwnerRef, WatchOptions};
 use decide::{OwnerState, Plan, decide};
 use futures_util::StreamExt;

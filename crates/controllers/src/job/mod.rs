@@ -11,10 +11,10 @@ mod tests;
 
 use crate::context::{Context, Outcome, Reconcile, enqueue_self, run};
 use crate::owner::{Claimant, Kind, OwnedIndex, enqueue_owners};
-use crate::queue::Queue;
 use crate::workload::{self, Doomed, PodControl};
 use async_trait::async_trait;
 use client::cache::Cache;
+use client::queue::Queue;
 use client::{DeleteOptions, Object, ObjectKey, Propagation};
 use decide::{Plan, decide};
 use k8s_schema::gvr;

@@ -9,12 +9,12 @@ mod tests;
 
 use crate::context::{Context, Outcome, Reconcile, enqueue_self, run};
 use crate::owner::{Claimant, Kind, OwnedIndex, enqueue_owners, references};
-use crate::queue::Queue;
 use crate::revision::{CONTROLLER_REVISIONS, HASH_LABEL, History, Revision};
 use crate::workload;
 use async_trait::async_trait;
 use client::cache::Cache;
 use client::events::EventType;
+use client::queue::Queue;
 use client::{DeleteOptions, Object, ObjectKey};
 use decide::{Member, Plan, Revisions, Set, Why, decide};
 use futures_util::future::join_all;
