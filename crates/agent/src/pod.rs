@@ -110,6 +110,12 @@ impl PodView {
         self.pod.spec.as_ref().unwrap_or(&EMPTY)
     }
 
+    /// Why a container waits that nothing holds up, as the kubelet words it: by the pod, not by the container.
+    pub fn creating_reason(&self) -> &'static str {
+        let has_init = self.containers.iter().any(|c| matches!(c.role, Role::Init | Role::Sidecar));
+        if has_init { "PodInitializing" } else { "ContainerCreating" }
+    }
+
     /// UID.
     pub fn uid(&self) -> &str {
         self.object.uid()
@@ -158,6 +164,11 @@ impl PodView {
     /// In the node's network namespace?
     pub fn host_network(&self) -> bool {
         self.spec().host_network.unwrap_or(false)
+    }
+
+    /// Has an agent begun with it?
+    pub fn started(&self) -> bool {
+        self.pod.status.as_ref().is_some_and(|s| s.start_time.is_some())
     }
 
     /// The phase that the API has.

@@ -102,7 +102,7 @@ pub fn status(state: &PodState, pod: &PodView, host_ips: &[IpAddr], now: Timesta
     }
     let list = |roles: &[Role]| -> Value {
         let wanted = pod.containers.iter().filter(|c| roles.contains(&c.role));
-        wanted.filter_map(|c| Some(container_status(state.containers.get(c.name())?, c, pod.uid()))).collect()
+        wanted.filter_map(|c| Some(container_status(state.containers.get(c.name())?, c, pod))).collect()
     };
     let groups = [
         ("containerStatuses", list(&[Role::Main])),
@@ -174,15 +174,19 @@ pub fn phase(state: &PodState, pod: &PodView) -> &'static str {
     if running > 0 || !ends.is_empty() { "Running" } else { "Pending" }
 }
 
-fn container_status(record: &ContainerRecord, container: &ContainerView, uid: &str) -> Value {
+fn container_status(record: &ContainerRecord, container: &ContainerView, pod: &PodView) -> Value {
+    let uid = pod.uid();
+    let creating = || json!({"waiting": {"reason": pod.creating_reason()}});
     let facts = record.facts.as_ref();
-    let state = match &record.phase {
-        _ if record.shown.is_some() && record.stopping.is_none() => waiting(record.shown.as_ref()),
-        Phase::Waiting { why, .. } => waiting(Some(why)),
-        Phase::Starting { before: Some(end) } | Phase::Exited(end) => json!({"terminated": end_value(end)}),
-        Phase::Starting { before: None } => waiting(None),
-        Phase::Running { .. } if record.post_start != Hook::Done => waiting(None),
-        Phase::Running { started_at } => json!({"running": {"startedAt": time_text(*started_at)}}),
+    let state = match (&record.shown, &record.phase) {
+        (Some(why), _) if record.stopping.is_none() => waiting(why),
+        (_, Phase::Waiting { why, .. }) => waiting(why),
+        (_, Phase::Starting { before: Some(end) } | Phase::Exited(end)) => {
+            json!({"terminated": end_value(end)})
+        }
+        (_, Phase::Starting { before: None }) => creating(),
+        (_, Phase::Running { .. }) if record.post_start != Hook::Done => creating(),
+        (_, Phase::Running { started_at }) => json!({"running": {"startedAt": time_text(*started_at)}}),
     };
     let shown_end = record.shown.as_ref().and_then(|_| record.ended());
     // While the next instance starts, the API still sees the one before it.
@@ -228,9 +232,9 @@ fn container_status(record: &ContainerRecord, container: &ContainerView, uid: &s
     value
 }
 
-fn waiting(why: Option<&Waiting>) -> Value {
-    let mut value = json!({"reason": why.map_or("ContainerCreating", |w| w.reason.as_str())});
-    if let Some(why) = why.filter(|w| !w.message.is_empty()) {
+fn waiting(why: &Waiting) -> Value {
+    let mut value = json!({"reason": why.reason});
+    if !why.message.is_empty() {
         value["message"] = json!(why.message);
     }
     json!({"waiting": value})

@@ -331,17 +331,7 @@ fn init(state: &mut PodState, input: &Input, plan: &mut Plan) -> bool {
             Role::Main | Role::Ephemeral => {}
         }
     }
-    if !state.initialized {
-        state.initialized = true;
-        for container in input.pod.containers.iter().filter(|c| c.role == Role::Main) {
-            if let Some(record) = state.containers.get_mut(container.name())
-                && let Phase::Waiting { why, .. } = &mut record.phase
-                && why.reason == "PodInitializing"
-            {
-                why.reason = "ContainerCreating".into();
-            }
-        }
-    }
+    state.initialized = true;
     true
 }
 

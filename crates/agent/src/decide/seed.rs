@@ -72,8 +72,7 @@ pub fn seed(pod: &PodView, live: Option<&PodInfo>, now: Timestamp, wall: Timesta
 
 /// Adds a record for each container that has none (a new pod, or an ephemeral container).
 pub fn add_records(state: &mut PodState, pod: &PodView, now: Timestamp) {
-    let has_init = pod.containers.iter().any(|c| matches!(c.role, Role::Init | Role::Sidecar));
-    let reason = if has_init && !state.initialized { "PodInitializing" } else { "ContainerCreating" };
+    let reason = pod.creating_reason();
     for container in &pod.containers {
         if !state.containers.contains_key(container.name()) {
             state.containers.insert(container.name().to_string(), ContainerRecord::new(reason, now));

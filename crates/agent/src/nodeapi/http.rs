@@ -77,7 +77,7 @@ async fn route(context: Context, request: Request<Incoming>) -> Result<Response<
             Ok(typed(StatusCode::OK, "text/plain; version=0.0.4", context.backend.metrics().await))
         }
         (&Method::GET, ["containerLogs", namespace, pod, container]) => {
-            container_logs(&context, target(namespace, pod, &[container])?, &query).await
+            container_logs(&context, target(namespace, pod, &[container])?, &query, request).await
         }
         (&Method::GET | &Method::POST, ["exec", namespace, pod, rest @ ..]) => {
             exec(context, target(namespace, pod, rest)?, &query, request).await
@@ -123,12 +123,27 @@ async fn container_logs(
     context: &Context,
     target: Target,
     query: &Query,
+    mut request: Request<Incoming>,
 ) -> Result<Response<Body>, ApiError> {
     let options = logs::Options::parse(query, jiff::Timestamp::now())?;
     let source = context.backend.logs(&target, options.previous).await?;
-    let (out, body) = streamed();
-    spawn(context, logs::send(source, options, out));
-    Ok(body)
+    // Upstream's API server turns logs into WebSocket messages; here the other end of its connection does.
+    let (base64, headers) = match upgrade::out(request.headers()) {
+        Ok(Some(agreed)) => agreed,
+        Ok(None) => {
+            let (out, body) = streamed();
+            spawn(context, logs::send(source, options, out));
+            return Ok(body);
+        }
+        Err(refusal) => return Ok(whole(refusal)),
+    };
+    let upgraded = hyper::upgrade::on(&mut request);
+    spawn(context, async move {
+        let Ok(io) = upgraded.await else { return };
+        let (out, pieces) = mpsc::channel(BODY_QUEUE);
+        tokio::join!(logs::send(source, options, out), ws::pour(TokioIo::new(io), base64, pieces));
+    });
+    Ok(whole(upgrade::switching(headers)))
 }
 
 /// A body that is sent as it comes; its sender closes when the client goes.

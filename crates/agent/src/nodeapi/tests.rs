@@ -178,7 +178,9 @@ impl Bench {
     }
 
     async fn upgrade(&self, path: &str, headers: &str) -> (String, TlsStream<TcpStream>) {
-        let head = format!("POST {path} HTTP/1.1\r\nConnection: Upgrade\r\n{headers}");
+        // Logs are only got; all else takes both methods, and kubectl posts.
+        let method = if path.starts_with("/containerLogs") { "GET" } else { "POST" };
+        let head = format!("{method} {path} HTTP/1.1\r\nConnection: Upgrade\r\n{headers}");
         let mut tls = self.send(&self.connector, &head).await;
         let mut answer = Vec::new();
         while !answer.ends_with(b"\r\n\r\n") {
@@ -347,6 +349,26 @@ async fn exec_by_websocket() {
         old.io.write_all(&out).await.unwrap();
         assert_eq!(old.next().await, (1, b"1aGVsbG8=".to_vec()));
         assert_eq!(old.next().await.0, 8);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn logs_by_websocket() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("0.log");
+    std::fs::write(&log, "2026-01-01T00:00:00.000000000Z stdout F hello\n").unwrap();
+    let bench = Bench::new(log).await;
+    in_time(async {
+        let path = "/containerLogs/ns/p/c";
+        for (protocol, message) in
+            [("binary.k8s.io", (2, &b"hello\n"[..])), ("base64.binary.k8s.io", (1, b"aGVsbG8K"))]
+        {
+            let mut client = bench.websocket(path, protocol).await;
+            let (opcode, payload) = client.next().await;
+            assert_eq!((opcode, payload.as_slice()), message);
+            assert_eq!(client.next().await.0, 8, "and the end is told");
+        }
     })
     .await;
 }

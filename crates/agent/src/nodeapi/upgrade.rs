@@ -45,6 +45,10 @@ const WEBSOCKET: [(&str, Codec, Dialect); 6] = [
 const WEBSOCKET_FORWARD: [(&str, Codec); 3] =
     [("v4.channel.k8s.io", RAW), ("v4.base64.channel.k8s.io", TEXT), ("", RAW)];
 
+/// WebSocket sub-protocols of a stream that only goes out (logs): is it base64 text?
+const WEBSOCKET_OUT: [(&str, bool); 3] =
+    [("", false), ("binary.k8s.io", false), ("base64.binary.k8s.io", true)];
+
 /// What an exec or attach connection becomes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Remote {
@@ -88,6 +92,14 @@ pub(super) fn forward(request: &HeaderMap) -> Agreed<Forward> {
     }
     let (_, headers) = spdy(request, &[PORT_FORWARD], PORT_FORWARD)?;
     Ok((Forward::Spdy, headers))
+}
+
+/// Agrees on a stream out; `None` when the client asks for a plain answer. The value says whether as base64 text.
+pub(super) fn out(request: &HeaderMap) -> Result<Option<(bool, HeaderMap)>, Response<String>> {
+    let Some(accept) = websocket_accept(request)? else { return Ok(None) };
+    let names: Vec<&str> = WEBSOCKET_OUT.iter().map(|row| row.0).collect();
+    let (at, headers) = websocket(request, accept, &names)?;
+    Ok(Some((WEBSOCKET_OUT[at].1, headers)))
 }
 
 /// The 101 answer.

@@ -65,3 +65,16 @@ fn a_fresh_pod_waits_for_its_containers() {
     assert_eq!(status["hostIP"], "192.0.2.1");
     assert_eq!(status["qosClass"], "BestEffort");
 }
+
+#[test]
+fn in_a_pod_with_init_containers_all_wait_for_initialising() {
+    let view = pod(
+        json!({"initContainers": [{"name": "i", "image": "i"}], "containers": [{"name": "a", "image": "i"}]}),
+    );
+    let mut state = seed(&view, None, t(1), t(1));
+    state.containers.get_mut("i").unwrap().phase = Phase::Starting { before: None };
+    let status = status(&state, &view, &[], t(1));
+    for list in ["initContainerStatuses", "containerStatuses"] {
+        assert_eq!(status[list][0]["state"], json!({"waiting": {"reason": "PodInitializing"}}), "{list}");
+    }
+}

@@ -1,4 +1,5 @@
-//! The server side of Kubernetes' WebSocket protocols: numbered channels, or SPDY tunnelled in binary messages.
+//! The server side of Kubernetes' WebSocket protocols: numbered channels, SPDY tunnelled in binary messages, or one
+//! stream out.
 //!
 //! A message's first byte is its channel (`base64.` protocols: a digit, then base64 text). `v5.` adds a half close:
 //! channel 255 with the number of the channel that ends.
@@ -12,6 +13,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::{Bytes, BytesMut};
 use frame::{BINARY, CLOSE, Event, PONG, TEXT, WsError};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
+use tokio::sync::mpsc;
 
 /// Close code: all is well.
 const NORMAL: [u8; 2] = 1000u16.to_be_bytes();
@@ -51,12 +53,38 @@ pub(super) fn channels(
     (link, inbounds)
 }
 
+/// Sends pieces as messages without channels, until there are no more or the client is gone.
+pub(super) async fn pour(
+    io: impl AsyncRead + AsyncWrite + Send + 'static,
+    base64: bool,
+    mut pieces: mpsc::Receiver<Bytes>,
+) {
+    let (mut read, write) = tokio::io::split(io);
+    let link = Link::start(write, PlainEncoder { base64 }, |queue| async move {
+        let mut partial = None;
+        while let Ok(Some(_)) = next(&mut read, &mut partial, &queue).await {}
+    });
+    let (out, closed) = (link.outbound(0), link.closed());
+    let copy = async {
+        while let Some(piece) = pieces.recv().await {
+            if out.send(piece).await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = copy => {}
+        () = closed => {}
+    }
+    link.close().await;
+}
+
 /// Starts a tunnel; what comes out is what the client put into binary messages, and the reverse.
 pub(super) fn tunnel(io: impl AsyncRead + AsyncWrite + Send + 'static) -> DuplexStream {
     let (mut read, write) = tokio::io::split(io);
     let (inner, outer) = tokio::io::duplex(TUNNEL_BYTES);
     let (mut from_inner, mut to_inner) = tokio::io::split(inner);
-    let link = Link::start(write, TunnelEncoder, |queue| async move {
+    let link = Link::start(write, PlainEncoder { base64: false }, |queue| async move {
         let mut partial = None;
         while let Ok(Some(message)) = next(&mut read, &mut partial, &queue).await {
             if to_inner.write_all(&message).await.is_err() {
@@ -147,11 +175,17 @@ impl Encode for ChannelEncoder {
     }
 }
 
-struct TunnelEncoder;
+/// No channel numbers.
+struct PlainEncoder {
+    base64: bool,
+}
 
-impl Encode for TunnelEncoder {
+impl Encode for PlainEncoder {
     fn encode(&mut self, message: Message, out: &mut Vec<u8>) {
         match message {
+            Message::Data(_, bytes) if self.base64 => {
+                frame::encode(TEXT, &[STANDARD.encode(&bytes).as_bytes()], out)
+            }
             Message::Data(_, bytes) => frame::encode(BINARY, &[&bytes], out),
             other => encode_control(other, out),
         }
