@@ -99,6 +99,9 @@ fn is_zero(value: &u64) -> bool {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ContainerNote {
+    /// Its name in ECS, where that is no name for a Pod's container; "" when they are the same.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub name: String,
     /// Its end ends the task.
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     pub essential: bool,
@@ -140,6 +143,7 @@ pub struct ContainerNote {
 impl Default for ContainerNote {
     fn default() -> Self {
         ContainerNote {
+            name: String::new(),
             essential: true,
             metadata_id: String::new(),
             depends_on: Vec::new(),
@@ -157,6 +161,11 @@ impl Default for ContainerNote {
 }
 
 impl ContainerNote {
+    /// The name that ECS knows it by; `key` is its name in the Pod.
+    pub fn ecs_name<'a>(&'a self, key: &'a str) -> &'a str {
+        if self.name.is_empty() { key } else { &self.name }
+    }
+
     /// Seconds from the stop signal to SIGKILL.
     pub fn stop_seconds(&self) -> u32 {
         self.stop_timeout.unwrap_or(STOP_TIMEOUT_S)
@@ -283,6 +292,9 @@ mod tests {
         assert_eq!(TaskNote::parse(r#"{"version":2,"new":{}}"#), Err(AnnotationError::Version(2)));
         assert_eq!(TaskNote::parse(r#"{"version":0}"#), Err(AnnotationError::Version(0)));
         assert!(matches!(TaskNote::parse("{}"), Err(AnnotationError::Shape(_))));
-        assert!(matches!(TaskNote::parse(r#"{"version":1,"containers":[]}"#), Err(AnnotationError::Shape(_))));
+        assert!(matches!(
+            TaskNote::parse(r#"{"version":1,"containers":[]}"#),
+            Err(AnnotationError::Shape(_))
+        ));
     }
 }
