@@ -2,6 +2,7 @@
 
 use crate::backend::Backend;
 use crate::events::Recorder;
+use crate::eviction;
 use crate::facts::NodeFacts;
 use crate::inbox::Inbox;
 use crate::node::NodeTask;
@@ -12,7 +13,7 @@ use crate::worker::{Event, Parts, Worker};
 use client::cache::Cache;
 use client::{ApiClient, ListOptions};
 use image::Images;
-use k8s_schema::gvr::{PODS, SERVICES};
+use k8s_schema::gvr::{NODES, PODS, SERVICES};
 use net::Network;
 use runtime::api::{PodInfo, RuntimeConfig};
 use runtime::{Runtime, RuntimeError, oci};
@@ -69,6 +70,8 @@ pub struct AgentConfig {
     pub labels: BTreeMap<String, String>,
     /// Overrides of what the node has.
     pub capacity: Capacity,
+    /// When pods must go because the node runs short.
+    pub eviction: eviction::Settings,
     /// TLS of the node API: its certificate, and the CA of its clients.
     pub tls: Arc<rustls::ServerConfig>,
     /// Who may call the node API.
@@ -147,6 +150,10 @@ impl Agent {
             field_selector: format!("spec.nodeName={}", config.node_name),
             ..ListOptions::default()
         };
+        let this_node = ListOptions {
+            field_selector: format!("metadata.name={}", config.node_name),
+            ..ListOptions::default()
+        };
         let changed = inbox.clone();
         let node = Arc::new(Node {
             facts: facts.clone(),
@@ -157,6 +164,8 @@ impl Agent {
             objects: ObjectCaches::new(config.client.clone(), move |kind, key| changed.object(kind, key)),
             services: Cache::start(config.client.clone(), SERVICES, ListOptions::default()),
             pods: Cache::start(config.client.clone(), PODS, on_node),
+            this: Cache::start(config.client.clone(), NODES, this_node),
+            pressure: watch::Sender::default(),
             recorder: recorder.clone(),
             tokens: Default::default(),
             leases: Default::default(),
@@ -176,6 +185,7 @@ impl Agent {
             pod_cidr: config.pod_cidr,
             port: address.port(),
             images: config.images,
+            pressure: node.pressure.subscribe(),
             recorder,
         };
         let backend = Arc::new(Backend::new(node.clone()));
@@ -186,9 +196,11 @@ impl Agent {
             is_ready.send_replace(true);
         };
         spawn(&mut tasks, node_task.run(registered));
+        spawn(&mut tasks, eviction::run(node.clone(), config.eviction, events.clone()));
         spawn(&mut tasks, api.serve(listener, std::future::pending()));
         spawn(&mut tasks, async move {
             node.pods.wait_synced().await;
+            node.this.wait_synced().await;
             let pods = node.pods.clone();
             pods.on_change(Box::new(move |old, new| {
                 if let Some(object) = new.or(old) {

@@ -30,8 +30,22 @@ impl Recorder {
         self.0.record(subject, kind, note.reason, note.message);
     }
 
+    /// A pod was not let in.
+    pub fn rejected(&self, pod: &PodView, reason: &str, message: String) {
+        self.0.record(Subject::of("v1", "Pod", &pod.object), EventType::Warning, reason, message);
+    }
+
     /// An event about the node.
     pub fn node(&self, name: &str, reason: &str, message: String) {
+        self.about_node(name, EventType::Normal, reason, message);
+    }
+
+    /// The same, for what somebody should look at.
+    pub fn node_warning(&self, name: &str, reason: &str, message: String) {
+        self.about_node(name, EventType::Warning, reason, message);
+    }
+
+    fn about_node(&self, name: &str, kind: EventType, reason: &str, message: String) {
         let subject = Subject {
             api_version: "v1".into(),
             kind: "Node".into(),
@@ -39,6 +53,6 @@ impl Recorder {
             uid: name.into(),
             ..Subject::default()
         };
-        self.0.record(subject, EventType::Normal, reason, message);
+        self.0.record(subject, kind, reason, message);
     }
 }

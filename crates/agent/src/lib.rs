@@ -4,11 +4,13 @@
 //! Invariants: the agent knows Pods only; it may die at any time and re-adopts what runs when it comes back.
 //! Deliberately not here: running containers (`runtime`), images (`image`), addresses (`net`).
 
+pub mod admit;
 mod agent;
 mod backend;
 pub mod config;
 pub mod decide;
 mod events;
+pub mod eviction;
 pub mod facts;
 mod images;
 mod inbox;

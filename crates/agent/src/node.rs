@@ -3,6 +3,7 @@
 //! The lease every 10 s says "alive" cheaply; the status is written on change and every 5 minutes.
 
 use crate::events::Recorder;
+use crate::eviction::Pressure;
 use crate::facts::NodeFacts;
 use client::{ApiClient, ListOptions, Object, ObjectKey, WatchOptions};
 use futures_util::StreamExt;
@@ -13,11 +14,12 @@ use machinery::quantity::Quantity;
 use machinery::status::ApiError;
 use machinery::time::{format, format_micro};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 use stdx::backoff::Backoff;
+use tokio::sync::watch;
 
 const LEASE_EVERY: Duration = Duration::from_secs(10);
 const LEASE_SECONDS: u32 = 40;
@@ -27,13 +29,35 @@ const IMAGES_MAX: usize = 50;
 const RETRY: Backoff = Backoff { base: Duration::from_millis(50), factor: 2, max: Duration::from_secs(5) };
 const LEASE_NAMESPACE: &str = "kube-node-lease";
 
-/// Type, reason, message of the conditions that say "no pressure".
-const CONDITIONS: &[(&str, &str, &str, &str)] = &[
-    ("MemoryPressure", "False", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
-    ("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
-    ("PIDPressure", "False", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
-    ("Ready", "True", "KubeletReady", "kubelet is posting ready status"),
+/// A condition of pressure: reason, message and event when it is there, and when it is not.
+struct Condition {
+    pressure: Pressure,
+    there: [&'static str; 3],
+    gone: [&'static str; 3],
+}
+
+const CONDITIONS: [Condition; 3] = [
+    Condition {
+        pressure: Pressure::Memory,
+        there: [
+            "KubeletHasInsufficientMemory",
+            "kubelet has insufficient memory available",
+            "NodeHasInsufficientMemory",
+        ],
+        gone: ["KubeletHasSufficientMemory", "kubelet has sufficient memory available", "NodeHasSufficientMemory"],
+    },
+    Condition {
+        pressure: Pressure::Disk,
+        there: ["KubeletHasDiskPressure", "kubelet has disk pressure", "NodeHasDiskPressure"],
+        gone: ["KubeletHasNoDiskPressure", "kubelet has no disk pressure", "NodeHasNoDiskPressure"],
+    },
+    Condition {
+        pressure: Pressure::Pid,
+        there: ["KubeletHasInsufficientPID", "kubelet has insufficient PID available", "NodeHasInsufficientPID"],
+        gone: ["KubeletHasSufficientPID", "kubelet has sufficient PID available", "NodeHasSufficientPID"],
+    },
 ];
+const READY: [&str; 2] = ["KubeletReady", "kubelet is posting ready status"];
 
 /// What keeps the node's objects fresh.
 pub struct NodeTask {
@@ -49,6 +73,8 @@ pub struct NodeTask {
     pub port: u16,
     /// Images, for the status.
     pub images: Arc<Images>,
+    /// What the node is short of.
+    pub pressure: watch::Receiver<BTreeSet<Pressure>>,
     /// Events.
     pub recorder: Recorder,
 }
@@ -121,6 +147,8 @@ impl NodeTask {
     /// Registers, then keeps lease and status fresh for ever. `ready` is called once the node is Ready.
     pub async fn run(self, ready: impl FnOnce() + Send) {
         let mut failures = 0;
+        let mut pressure = self.pressure.clone();
+        let mut told = BTreeSet::new();
         while let Err(error) = self.register().await {
             tracing::debug!(%error, "node not registered yet");
             tokio::time::sleep(RETRY.delay(failures)).await;
@@ -145,6 +173,11 @@ impl NodeTask {
                     continue;
                 }
                 () = tokio::time::sleep_until(status_at) => {}
+                Ok(()) = pressure.changed() => {
+                    let now = pressure.borrow_and_update().clone();
+                    self.tell(&told, &now);
+                    told = now;
+                }
                 changed = images.changed() => if changed.is_err() {
                     std::future::pending::<()>().await;
                 },
@@ -153,6 +186,18 @@ impl NodeTask {
             if let Err(error) = self.register().await {
                 tracing::warn!(%error, "node status not written");
                 status_at = tokio::time::Instant::now() + RETRY.max;
+            }
+        }
+    }
+
+    /// Events for what began and what is over.
+    fn tell(&self, before: &BTreeSet<Pressure>, now: &BTreeSet<Pressure>) {
+        let name = &self.facts.node_name;
+        for condition in &CONDITIONS {
+            let is = now.contains(&condition.pressure);
+            if is != before.contains(&condition.pressure) {
+                let [.., event] = if is { condition.there } else { condition.gone };
+                self.recorder.node(name, event, format!("Node {name} status is now: {event}"));
             }
         }
     }
@@ -211,7 +256,7 @@ impl NodeTask {
         json!({
             "capacity": amounts, "allocatable": amounts,
             "addresses": addresses,
-            "conditions": conditions(old, Timestamp::now()),
+            "conditions": conditions(old, &self.pressure.borrow(), Timestamp::now()),
             "daemonEndpoints": {"kubeletEndpoint": {"Port": self.port}},
             "nodeInfo": {
                 "machineID": machine, "systemUUID": machine,
@@ -269,17 +314,26 @@ impl NodeTask {
     }
 }
 
-fn conditions(old: &Value, now: Timestamp) -> Vec<Value> {
+fn conditions(old: &Value, pressure: &BTreeSet<Pressure>, now: Timestamp) -> Vec<Value> {
     let stored = old["conditions"].as_array().cloned().unwrap_or_default();
-    let own = CONDITIONS.iter().map(|(kind, status, reason, message)| {
-        let before = stored.iter().find(|c| c["type"] == *kind && c["status"] == *status);
+    let mut list = Vec::new();
+    let mut put = |kind: &str, status: &str, [reason, message]: [&str; 2]| {
+        let before = stored.iter().find(|c| c["type"] == kind && c["status"] == status);
         let since =
             before.and_then(|c| c["lastTransitionTime"].as_str()).map_or_else(|| format(now), str::to_string);
-        json!({"type": kind, "status": status, "reason": reason, "message": message,
-            "lastHeartbeatTime": format(now), "lastTransitionTime": since})
-    });
-    let foreign = stored.iter().filter(|c| !CONDITIONS.iter().any(|(kind, ..)| c["type"] == *kind)).cloned();
-    own.chain(foreign).collect()
+        list.push(json!({"type": kind, "status": status, "reason": reason, "message": message,
+            "lastHeartbeatTime": format(now), "lastTransitionTime": since}));
+    };
+    for condition in &CONDITIONS {
+        let is = pressure.contains(&condition.pressure);
+        let [reason, message, _] = if is { condition.there } else { condition.gone };
+        put(condition.pressure.condition(), if is { "True" } else { "False" }, [reason, message]);
+    }
+    put("Ready", "True", READY);
+    let own: BTreeSet<String> = list.iter().map(|c| c["type"].as_str().unwrap_or_default().into()).collect();
+    let foreign = stored.into_iter().filter(|c| !own.contains(c["type"].as_str().unwrap_or_default()));
+    list.extend(foreign);
+    list
 }
 
 #[cfg(test)]
@@ -293,11 +347,15 @@ mod tests {
             {"type": "Ready", "status": "True", "lastTransitionTime": "1970-01-01T00:00:05Z"},
             {"type": "DiskPressure", "status": "True", "lastTransitionTime": "1970-01-01T00:00:05Z"},
             {"type": "NetworkUnavailable", "status": "False"}]});
-        let list = conditions(&old, now);
+        let list = conditions(&old, &BTreeSet::new(), now);
         let of = |kind: &str| list.iter().find(|c| c["type"] == kind).unwrap();
         assert_eq!(of("Ready")["lastTransitionTime"], "1970-01-01T00:00:05Z");
         assert_eq!(of("DiskPressure")["lastTransitionTime"], "1970-01-01T00:01:40Z");
         assert_eq!(of("Ready")["lastHeartbeatTime"], "1970-01-01T00:01:40Z");
         assert_eq!(list.len(), 5);
+        let list = conditions(&old, &[Pressure::Disk].into(), now);
+        let disk = list.iter().find(|c| c["type"] == "DiskPressure").unwrap();
+        assert_eq!(disk["status"], "True");
+        assert_eq!((&disk["reason"], &disk["lastTransitionTime"]), (&json!("KubeletHasDiskPressure"), &json!("1970-01-01T00:00:05Z")));
     }
 }

@@ -266,10 +266,25 @@ pub enum Why {
     Removed,
     /// `activeDeadlineSeconds` is over.
     Deadline,
+    /// The agent's own judgement ([`Verdict`]).
+    Verdict,
     /// All its containers are done.
     Finished,
     /// `gantry down`.
     NodeDown,
+}
+
+/// The agent's own judgement that a pod must not run here (any more): it becomes Failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// It was never let in; otherwise it was evicted.
+    pub rejected: bool,
+    /// `OutOfcpu`, `Evicted`, ….
+    pub reason: String,
+    /// For humans.
+    pub message: String,
+    /// Seconds to stop.
+    pub grace: i64,
 }
 
 /// A pod's end under way.
@@ -318,6 +333,8 @@ pub struct PodState {
     pub initialized: bool,
     /// By name.
     pub containers: BTreeMap<String, ContainerRecord>,
+    /// Why the agent ends it, when it does.
+    pub verdict: Option<Verdict>,
     /// Its end.
     pub ending: Option<Ending>,
     /// The tear-down: `ready` means that nothing is left on the node.

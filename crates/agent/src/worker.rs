@@ -6,19 +6,22 @@
 
 mod entry;
 
+use crate::admit::{Claim, Place, objection};
 use crate::decide::outcome::{Outcome, StartFailure, StartStep, apply};
 use crate::decide::{Action, Input, seed, step};
 use crate::inbox::Inbox;
 use crate::ops::{self, Instance, Mounted, Node, Which};
 use crate::pod::PodView;
-use crate::state::Phase;
+use crate::state::{Phase, Verdict};
 use crate::status::{container_id, status, terminated};
 use client::{Object, ObjectKey};
 use entry::{Clock, Entry, plain};
 use futures_util::FutureExt;
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1 as core;
 use machinery::status::ApiError;
 use runtime::api::{ContainerState, PodInfo, RuntimeEvent};
+use sched::NodeSpec;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
@@ -44,6 +47,8 @@ pub enum Event {
     Mounted(String, Mounted),
     /// A status was written, or not.
     Status(String, Result<Arc<Object>, ApiError>),
+    /// The node judges that a pod must go.
+    Judged(String, Verdict),
     /// Stop all pods, then answer.
     StopAll(oneshot::Sender<()>),
     /// End the loop; pods run on.
@@ -251,6 +256,12 @@ impl Worker {
                 }
             }
             Event::Status(uid, result) => self.status_written(uid, result),
+            Event::Judged(uid, verdict) => {
+                if let Some(entry) = self.entries.get_mut(&uid) {
+                    entry.state.verdict.get_or_insert(verdict);
+                    self.dirty.insert(uid);
+                }
+            }
             Event::StopAll(answer) => {
                 self.stopping = true;
                 self.node_down = Some(answer);
@@ -314,6 +325,7 @@ impl Worker {
             // Looked at again when the older one goes.
             return;
         }
+        self.admit(uid);
         let Some(entry) = self.entries.get_mut(uid) else { return };
         let (now, wall) = (self.clock.now(), Timestamp::now());
         let input = Input { pod: &entry.view, present: entry.present, node_down: self.stopping, now, wall };
@@ -328,6 +340,25 @@ impl Worker {
             self.forget(uid);
         } else {
             self.sync_status(uid, now);
+        }
+    }
+
+    /// Asks, once, whether a new pod fits beside those that are here.
+    fn admit(&mut self, uid: &str) {
+        let Some(entry) = self.entries.get(uid).filter(|e| !e.admitted && e.present) else { return };
+        let others: Vec<&Claim> =
+            self.entries.values().filter(|e| e.admitted && e.holds()).map(|e| &e.claim).collect();
+        let node = self.node.this.get(&ObjectKey::cluster(self.node.facts.node_name.as_str()));
+        let node = node.and_then(|o| o.view::<core::Node>().ok()).map(|n| NodeSpec::read(&n));
+        let pressure = self.node.pressure.borrow().clone();
+        let place = Place { facts: &self.node.facts, node: node.as_ref(), pressure: &pressure, others: &others };
+        let objection = objection(&entry.view, &entry.claim, &place);
+        let Some(entry) = self.entries.get_mut(uid) else { return };
+        entry.admitted = true;
+        if let Some(verdict) = objection {
+            let message = verdict.message.clone();
+            self.node.recorder.rejected(&entry.view, &verdict.reason, message);
+            entry.state.verdict = Some(verdict);
         }
     }
 

@@ -25,8 +25,14 @@ use tokio::task::JoinHandle;
 const GRACE: Duration = Duration::from_secs(50);
 const NOT_READY: &str = "node.kubernetes.io/not-ready";
 const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
-/// Taints that follow the Ready condition.
-const OWN_TAINTS: [&str; 2] = [NOT_READY, UNREACHABLE];
+/// Taints that follow the conditions.
+const OWN_TAINTS: [&str; 5] = [NOT_READY, UNREACHABLE, PRESSURE[0].1, PRESSURE[1].1, PRESSURE[2].1];
+/// Conditions that keep new pods away while they are true, and their taints.
+const PRESSURE: [(&str, &str); 3] = [
+    ("MemoryPressure", "node.kubernetes.io/memory-pressure"),
+    ("DiskPressure", "node.kubernetes.io/disk-pressure"),
+    ("PIDPressure", "node.kubernetes.io/pid-pressure"),
+];
 
 struct Controller {
     context: Context,
@@ -171,7 +177,11 @@ fn decide(node: &core::Node, lease: Option<&Lease>, now: Timestamp) -> Plan {
         // A node that has not reported yet.
         _ => Some(NOT_READY),
     };
-    plan.taints = taints(node, wanted, now);
+    let is = |kind: &str| !silent && conditions.iter().any(|c| c.type_ == kind && c.status == "True");
+    let mut want: BTreeSet<(&str, &str)> =
+        wanted.into_iter().flat_map(|key| [(key, "NoSchedule"), (key, "NoExecute")]).collect();
+    want.extend(PRESSURE.iter().filter(|(kind, _)| is(kind)).map(|(_, taint)| (*taint, "NoSchedule")));
+    plan.taints = taints(node, &want, now);
     plan
 }
 
@@ -194,16 +204,14 @@ fn unknown(conditions: &[core::NodeCondition], now: Timestamp) -> Value {
 }
 
 /// The node's taints with ours as `wanted`; `None` when they are right already.
-fn taints(node: &core::Node, wanted: Option<&str>, now: Timestamp) -> Option<Value> {
+fn taints(node: &core::Node, want: &BTreeSet<(&str, &str)>, now: Timestamp) -> Option<Value> {
     let present: Vec<&core::Taint> = node.spec.iter().flat_map(|s| s.taints.iter().flatten()).collect();
     let ours: BTreeSet<(&str, &str)> = present
         .iter()
         .filter(|t| OWN_TAINTS.contains(&t.key.as_str()))
         .map(|t| (t.key.as_str(), t.effect.as_str()))
         .collect();
-    let want: BTreeSet<(&str, &str)> =
-        wanted.into_iter().flat_map(|key| [(key, "NoSchedule"), (key, "NoExecute")]).collect();
-    if ours == want {
+    if ours == *want {
         return None;
     }
     let keep = present.iter().filter(|t| {
@@ -292,6 +300,19 @@ mod tests {
         assert_eq!(plan.conditions, None);
         assert_eq!(plan.taints, Some(json!([{"key": "mine", "effect": "NoSchedule"}])));
         assert_eq!(plan.look_again, Some(Duration::from_secs(46)));
+    }
+
+    #[test]
+    fn pressure_keeps_new_pods_away_while_it_lasts() {
+        let now = at("2026-01-01T00:00:01Z");
+        let mut pressed = node("True", "2026-01-01T00:00:00Z", json!([]));
+        let more = json!({"type": "DiskPressure", "status": "True"});
+        let conditions = pressed.status.as_mut().unwrap().conditions.as_mut().unwrap();
+        conditions.push(serde_json::from_value(more).unwrap());
+        let taints = decide(&pressed, None, now).taints.unwrap();
+        assert_eq!(taints, json!([{"key": "node.kubernetes.io/disk-pressure", "effect": "NoSchedule"}]));
+        let relieved = node("True", "2026-01-01T00:00:00Z", taints);
+        assert_eq!(decide(&relieved, None, now).taints, Some(json!([])));
     }
 
     #[test]

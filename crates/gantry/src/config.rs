@@ -56,6 +56,18 @@ pub struct Config {
     pub insecure_registries: String,
     /// A Docker `config.json` with the node's own credentials for registries; "" for none.
     pub registry_auth: String,
+    /// When pods go at once because the node runs short, as the kubelet's `--eviction-hard`; `none`: never.
+    pub eviction_hard: String,
+    /// The same with a grace period.
+    pub eviction_soft: String,
+    /// Grace periods of the soft ones, `signal=duration`.
+    pub eviction_soft_grace: String,
+    /// How much more must be free before it is enough, `signal=amount`.
+    pub eviction_reclaim: String,
+    /// How long a pressure condition stays after its cause, in seconds.
+    pub eviction_transition: u32,
+    /// Longest grace in seconds of a pod that goes for a soft threshold.
+    pub eviction_pod_grace: u32,
     /// Log filter, as in `info,apiserver=debug`.
     pub log: String,
 }
@@ -146,6 +158,37 @@ const SETTINGS: &[Setting] = &[
         "",
         "Docker config.json with the node's registry credentials",
         registry_auth = text
+    ),
+    setting!(
+        "eviction-hard",
+        "memory.available<100Mi,nodefs.available<10%,nodefs.inodesFree<5%,imagefs.available<15%,imagefs.inodesFree<5%",
+        "pods go when less is left; none: never",
+        eviction_hard = text
+    ),
+    setting!("eviction-soft", "", "pods go when less is left for a while", eviction_soft = text),
+    setting!(
+        "eviction-soft-grace",
+        "",
+        "how long, by signal: memory.available=90s",
+        eviction_soft_grace = text
+    ),
+    setting!(
+        "eviction-reclaim",
+        "",
+        "least amount to free, by signal: nodefs.available=500Mi",
+        eviction_reclaim = text
+    ),
+    setting!(
+        "eviction-transition",
+        "300",
+        "seconds that a pressure condition stays after its cause",
+        eviction_transition = number
+    ),
+    setting!(
+        "eviction-pod-grace",
+        "0",
+        "longest grace in seconds of a pod that goes for a soft threshold",
+        eviction_pod_grace = number
     ),
     setting!("log", "warn", "log filter", log = text),
 ];

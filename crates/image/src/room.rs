@@ -29,6 +29,11 @@ impl DiskUse {
 }
 
 impl Images {
+    /// Where the images are.
+    pub fn folder(&self) -> &std::path::Path {
+        &self.inner.folder
+    }
+
     /// The disk that the images are on.
     ///
     /// # Errors

@@ -19,6 +19,7 @@ pub use volumes::volumes;
 use crate::config::mounts::MountedVolume;
 use crate::decide::Note;
 use crate::events::Recorder;
+use crate::eviction::Pressure;
 use crate::facts::NodeFacts;
 use crate::objects::ObjectCaches;
 use crate::pod::PodView;
@@ -30,7 +31,7 @@ use net::Network;
 use parking_lot::Mutex;
 use runtime::Runtime;
 use runtime::api::PodInfo;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use tokio::sync::{Semaphore, watch};
@@ -61,6 +62,10 @@ pub struct Node {
     pub services: Arc<Cache>,
     /// This node's pods.
     pub pods: Arc<Cache>,
+    /// This node as the API has it.
+    pub this: Arc<Cache>,
+    /// What the node is short of.
+    pub pressure: watch::Sender<BTreeSet<Pressure>>,
     /// Events.
     pub recorder: Recorder,
     /// Minted tokens by pod UID.

@@ -1,10 +1,11 @@
 //! What the worker keeps of one pod, and its clock.
 
+use crate::admit::Claim;
 use crate::config::RefKind;
 use crate::decide::seed;
 use crate::ops::{self, Mounted, Node};
 use crate::pod::PodView;
-use crate::state::{Phase, PodState, Why};
+use crate::state::{ContainerRecord, Phase, PodState, Why};
 use crate::volumes::references;
 use client::Object;
 use jiff::Timestamp;
@@ -46,6 +47,10 @@ pub(super) struct Entry {
     /// Newest revision that this agent wrote.
     pub(super) own_revision: u64,
     pub(super) references: BTreeSet<(RefKind, String)>,
+    /// What it takes of the node.
+    pub(super) claim: Claim,
+    /// The node was asked whether it fits; its answer is in the state.
+    pub(super) admitted: bool,
 }
 
 /// Does the status say no more than "creating"?
@@ -77,8 +82,12 @@ impl Entry {
         if let Some(live) = live {
             hold_images(node, &view, live);
         }
+        // What was begun, here or by an agent before, was let in then.
+        let admitted = live.is_some() || view.started() || state.ending.is_some();
         Entry {
             present: true,
+            claim: Claim::of(&view),
+            admitted,
             wake: None,
             mounted: Mounted::default(),
             written,
@@ -107,7 +116,16 @@ impl Entry {
             node.objects.uses(view.uid(), view.namespace(), &references);
             self.references = references;
         }
+        if view.object.meta().generation != self.view.object.meta().generation {
+            self.claim = Claim::of(&view);
+        }
         self.view = view;
+    }
+
+    /// Does it take its part of the node? Not when it is over, or was never let in.
+    pub(super) fn holds(&self) -> bool {
+        let up = |c: &ContainerRecord| matches!(c.phase, Phase::Running { .. } | Phase::Starting { .. });
+        self.state.ending.is_none() && self.state.verdict.is_none() || self.state.containers.values().any(up)
     }
 }
 

@@ -105,6 +105,7 @@ impl Bench {
             pids_max: 0,
             labels: Default::default(),
             capacity: Capacity::default(),
+            eviction: Default::default(),
             tls: tls(),
             authorize: Arc::new(|_| true),
             listen: ([127, 0, 0, 1], 0).into(),

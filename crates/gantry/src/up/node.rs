@@ -6,6 +6,7 @@ use super::facts::Facts;
 use crate::admin::Question;
 use crate::config::Config;
 use crate::join;
+use agent::eviction::Settings;
 use agent::{Agent, AgentConfig, Capacity};
 use anyhow::{Context, Result, ensure};
 use auth::Identity;
@@ -150,6 +151,23 @@ pub fn runtime_config(config: &Config) -> Result<RuntimeConfig> {
     })
 }
 
+/// When pods go because the node runs short.
+pub fn eviction(config: &Config) -> Result<Settings> {
+    let hard = if config.eviction_hard == "none" { "" } else { &config.eviction_hard };
+    let read = Settings::parse(
+        hard,
+        &config.eviction_soft,
+        &config.eviction_soft_grace,
+        &config.eviction_reclaim,
+    );
+    let settings = read.map_err(|e| anyhow::anyhow!("--eviction-…: {e}"))?;
+    Ok(Settings {
+        transition: jiff::SignedDuration::from_secs(config.eviction_transition.into()),
+        max_pod_grace: config.eviction_pod_grace.into(),
+        ..settings
+    })
+}
+
 /// The node agent.
 pub async fn agent(instance: &mut Instance) -> Result<()> {
     let (config, facts) = (&instance.config, &instance.facts);
@@ -171,6 +189,7 @@ pub async fn agent(instance: &mut Instance) -> Result<()> {
         pids_max: 0,
         labels: BTreeMap::new(),
         capacity: Capacity::default(),
+        eviction: eviction(config)?,
         tls: instance.control.node_tls(facts)?,
         authorize: Arc::new(|certificate| {
             auth::identity_of(std::slice::from_ref(certificate)).is_some_and(|i| i.user == KUBELET_CLIENT)

@@ -10,6 +10,7 @@ mod clients;
 mod configs;
 mod crash;
 mod etcd;
+mod eviction;
 mod examples;
 mod identity;
 mod lifecycle;

@@ -1,0 +1,114 @@
+//! A node that runs short: who is not let in, who goes, in which words; disk limits of single pods.
+
+use crate::{all, has, logged, pod, ready};
+use anyhow::{Result, ensure};
+use testkit::cluster::Cluster;
+
+/// Looks at the same node in the same way.
+const NODE: [&str; 2] = ["node", "node-1"];
+
+fn node(flags: &[&str]) -> Cluster {
+    let cluster = Cluster::start(env!("CARGO_BIN_EXE_gantry"), flags).expect("an instance starts");
+    cluster.load_busybox().expect("the image loads");
+    cluster
+}
+
+#[test]
+fn limits_and_admission() {
+    let checks: &[crate::Check] = &[
+        ("forced", forced_pods_that_do_not_fit),
+        ("empty_dir", an_empty_dir_over_its_limit),
+        ("ephemeral", a_container_over_its_limit),
+    ];
+    all(&node(&["--max-pods", "20"]), checks);
+}
+
+/// A pod that is bound by hand; `container` are YAML lines of its container, `more` of its spec.
+fn bound(cluster: &Cluster, name: &str, container: &str, more: &str) -> Result<()> {
+    let text = pod(name, "exec sleep 1000", container, &format!("nodeName: node-1\n{more}"));
+    cluster.apply(&text).map(drop)
+}
+
+fn failed(cluster: &Cluster, name: &str, reason: &str, message: &str) -> Result<()> {
+    cluster.wait_field(&["pod", name], "/status/phase", "Failed")?;
+    let status = cluster.get(&["pod", name])?["status"].clone();
+    ensure!(status["reason"] == reason, "{status}");
+    has(status["message"].as_str().unwrap_or_default(), &[message])?;
+    // What people see, and an event that says the same.
+    has(&cluster.kubectl(&["get", "pod", name])?, &[reason])?;
+    cluster.eventually("the event", || {
+        has(&cluster.kubectl(&["get", "events", "--field-selector", &format!("involvedObject.name={name}")])?, &[reason])
+    })
+}
+
+fn forced_pods_that_do_not_fit(cluster: &Cluster) -> Result<()> {
+    let asks = |what: &str| format!("resources: {{requests: {{{what}}}}}");
+    bound(cluster, "cpu", &asks("cpu: 1000"), "")?;
+    failed(cluster, "cpu", "OutOfcpu", "Pod was rejected: Node didn't have enough resource: cpu, requested: 1000000, used: ")?;
+    bound(cluster, "memory", &asks("memory: 100Ti"), "")?;
+    failed(cluster, "memory", "OutOfmemory", "Node didn't have enough resource: memory, requested: ")?;
+    bound(cluster, "elsewhere", "", "nodeSelector: {disk: ssd}")?;
+    let words = "Pod was rejected: Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector";
+    failed(cluster, "elsewhere", "NodeAffinity", words)?;
+    let port = "ports: [{containerPort: 80, hostPort: 8099}]";
+    bound(cluster, "port-one", port, "")?;
+    ready(cluster, "port-one")?;
+    bound(cluster, "port-two", port, "")?;
+    failed(cluster, "port-two", "NodePorts", "node(s) didn't have free ports for the requested pod ports")?;
+    bound(cluster, "sysctl", "", "securityContext: {sysctls: [{name: kernel.msgmax, value: '1'}]}")?;
+    failed(cluster, "sysctl", "SysctlForbidden", "forbidden sysctl: \"kernel.msgmax\" not allowlisted")?;
+    // The owner's next pod finds the port free.
+    cluster.kubectl(&["delete", "pod", "port-one", "port-two"])?;
+    bound(cluster, "port-three", port, "")?;
+    ready(cluster, "port-three")
+}
+
+fn an_empty_dir_over_its_limit(cluster: &Cluster) -> Result<()> {
+    let mount = "volumeMounts: [{name: v, mountPath: /v}]";
+    let volume = "volumes: [{name: v, emptyDir: {sizeLimit: 2Mi}}]";
+    cluster.apply(&pod("hoarder", "head -c 4194304 /dev/zero > /v/f; exec sleep 1000", mount, volume))?;
+    cluster.apply(&pod("modest", "head -c 1048576 /dev/zero > /v/f; exec sleep 1000", mount, volume))?;
+    failed(cluster, "hoarder", "Evicted", "Usage of EmptyDir volume \"v\" exceeds the limit \"2Mi\". ")?;
+    let status = cluster.get(&["pod", "hoarder"])?["status"].clone();
+    has(&status["conditions"].to_string(), &["DisruptionTarget", "TerminationByKubelet"])?;
+    ensure!(status["containerStatuses"][0]["state"]["terminated"].is_object(), "{status}");
+    let phase = cluster.field(&["pod", "modest"], "/status/phase")?;
+    ensure!(phase == "Running", "{phase}");
+    Ok(())
+}
+
+fn a_container_over_its_limit(cluster: &Cluster) -> Result<()> {
+    let limit = "resources: {limits: {ephemeral-storage: 2Mi}}";
+    cluster.apply(&pod("writer", "head -c 4194304 /dev/zero > /f; exec sleep 1000", limit, ""))?;
+    failed(cluster, "writer", "Evicted", "Pod ephemeral local storage usage exceeds the total limit of containers 2Mi. ")
+}
+
+/// Short of memory from the start: who asks for nothing is not let in, who uses more than he asks for goes.
+#[test]
+fn memory_pressure() {
+    let cluster = node(&["--eviction-soft", "memory.available<100%", "--eviction-soft-grace", "memory.available=10s"]);
+    let check = || -> Result<()> {
+        let asks = |amount: &str| format!("resources: {{requests: {{memory: {amount}}}}}");
+        // Bound by hand: the scheduler sees the taint.
+        cluster.eventually("the condition", || {
+            let told = cluster.get(&NODE)?;
+            has(&told["status"]["conditions"].to_string(), &["KubeletHasInsufficientMemory"])?;
+            has(&told["spec"]["taints"].to_string(), &["node.kubernetes.io/memory-pressure"])
+        })?;
+        let eater = "x=$(head -c 20000000 /dev/zero | tr '\\0' x); echo fed; exec sleep 1000";
+        let bind = "nodeName: node-1";
+        cluster.apply(&pod("within", "exec sleep 1000", &asks("500Mi"), bind))?;
+        cluster.apply(&pod("over", &eater.replace("exec sleep", "sleep"), &asks("1Mi"), bind))?;
+        cluster.apply(&pod("nothing", "exec sleep 1000", "", bind))?;
+        failed(&cluster, "nothing", "Evicted", "The node had condition: [MemoryPressure]. ")?;
+        logged(&cluster, "over", &["fed"])?;
+        failed(&cluster, "over", "Evicted", "The node was low on resource: memory. Threshold quantity: ")?;
+        let message = cluster.field(&["pod", "over"], "/status/message")?;
+        has(&message, &["Container c was using ", ", request is 1Mi, has larger consumption of memory. "])?;
+        let told = || cluster.kubectl(&["get", "events", "--field-selector=involvedObject.kind=Node"]);
+        cluster.eventually("the node's events", || {
+            has(&told()?, &["NodeHasInsufficientMemory", "EvictionThresholdMet", "Attempting to reclaim memory"])
+        })
+    };
+    check().unwrap();
+}
