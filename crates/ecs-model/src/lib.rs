@@ -2,8 +2,16 @@
 //! status. Pure: no I/O, no clock, no random.
 
 pub mod annotation;
+pub mod capacity;
 pub mod doc;
+pub mod ledger;
+pub mod lower;
 pub mod names;
+pub mod overrides;
+pub mod placement;
+pub mod query;
+pub mod raise;
 pub mod refusal;
 pub mod task;
+pub mod taskdef;
 pub mod units;
