@@ -51,7 +51,7 @@ pub struct Api {
 impl Api {
     /// Opens a realm: reads the store, starts the feed of the cache, makes the objects that must be there.
     pub async fn open(config: ApiConfig) -> Result<Arc<Api>, OpenError> {
-        let cache = Cache::open(&*config.store, &config.realm).await?;
+        let cache = Cache::open(&config.store, &config.realm).await?;
         let closing = watch::Sender::new(false);
         tokio::spawn(cache.clone().feed(config.store.clone(), closing.subscribe()));
         let registry = Registry::builtin(&config.realm, config.legacy);

@@ -5,9 +5,11 @@
 //! consistent at, and the watchers; nobody waits under it, and readers leave with a persistent map.
 //! Invariants: a snapshot holds exactly the writes up to its revision (C1); a watcher gets every change after
 //! its start revision once, in order, or is cut and told so (C2); a write acknowledged by this server is seen
-//! by every read that begins later (C3: reads wait for [`Cache::acked`]).
+//! by every read that begins later (C3: reads wait for [`Cache::acked`]), and where several servers share a store, a
+//! write acknowledged by any of them (`fence`).
 //! Deliberately not here: selectors, encodings (`watch`), keys' meaning beyond prefix and suffix.
 
+use crate::fence::Fence;
 use crate::resources::{split_key, split_suffix};
 use crate::scan;
 use bytes::Bytes;
@@ -30,6 +32,8 @@ const RING_BYTES_MAX: usize = 32 << 20;
 const WATCHER_QUEUE: usize = 1_024;
 /// How long a read waits for the cache to catch up before it gives up (as upstream's 3 s).
 const FRESH_WAIT: Duration = Duration::from_secs(3);
+/// How long a write of another server may take to arrive by the watch before a fence is written.
+const FENCE_AFTER: Duration = Duration::from_millis(10);
 /// Pause before the store is asked again after it ended the feed.
 const REFEED_PAUSE: Duration = Duration::from_millis(50);
 
@@ -135,18 +139,22 @@ pub struct Cache {
     state: RwLock<State>,
     revision: watch::Sender<u64>,
     acked: AtomicU64,
+    /// Where other servers write too.
+    fence: Option<Fence>,
 }
 
 impl Cache {
     /// Fills a cache from the store. [`Cache::feed`] keeps it fresh.
-    pub async fn open(store: &dyn Store, realm: &str) -> Result<Arc<Cache>, store::StoreError> {
+    pub async fn open(store: &Arc<dyn Store>, realm: &str) -> Result<Arc<Cache>, store::StoreError> {
+        let realm_prefix = format!("/{realm}/");
         let cache = Arc::new(Cache {
-            realm_prefix: format!("/{realm}/"),
+            fence: Fence::of(store, &realm_prefix),
+            realm_prefix,
             state: RwLock::default(),
             revision: watch::Sender::new(0),
             acked: AtomicU64::new(0),
         });
-        cache.fill(store).await?;
+        cache.fill(&**store).await?;
         Ok(cache)
     }
 
@@ -246,9 +254,13 @@ impl Cache {
         self.acked.fetch_max(revision, Ordering::AcqRel);
     }
 
-    /// Waits until every write acknowledged before this call is in the cache.
+    /// Waits until every write acknowledged before this call, by whatever server, is in the cache.
     pub async fn wait_fresh(&self) -> Result<(), ApiError> {
-        self.wait_for(self.acked.load(Ordering::Acquire)).await
+        let newest = match &self.fence {
+            Some(fence) => fence.newest().await?,
+            None => self.acked.load(Ordering::Acquire),
+        };
+        self.wait_for(newest).await
     }
 
     /// Waits until something in the cache is so.
@@ -261,9 +273,12 @@ impl Cache {
         if self.revision() >= revision {
             return Ok(());
         }
-        let mut current = self.revision.subscribe();
-        let waited = tokio::time::timeout(FRESH_WAIT, current.wait_for(|r| *r >= revision)).await;
-        if matches!(waited, Ok(Ok(_))) {
+        if let Some(fence) = &self.fence
+            && !self.reaches(revision, FENCE_AFTER).await
+        {
+            self.fenced(fence, revision).await?;
+        }
+        if self.reaches(revision, FRESH_WAIT).await {
             return Ok(());
         }
         let message = format!("Too large resource version: {revision}, current: {}", self.revision());
@@ -275,6 +290,21 @@ impl Cache {
             field: String::new(),
         });
         Err(error)
+    }
+
+    async fn reaches(&self, revision: u64, within: Duration) -> bool {
+        let mut current = self.revision.subscribe();
+        matches!(tokio::time::timeout(within, current.wait_for(|r| *r >= revision)).await, Ok(Ok(_)))
+    }
+
+    /// Writes a fence behind a revision that the store has and the cache has not heard of.
+    async fn fenced(&self, fence: &Fence, revision: u64) -> Result<(), ApiError> {
+        let _turn = fence.turn().await;
+        if self.revision() < revision && fence.newest().await? >= revision {
+            let behind = fence.write().await?;
+            self.reaches(behind, FRESH_WAIT).await;
+        }
+        Ok(())
     }
 
     /// One object, as the cache has it now.

@@ -16,6 +16,7 @@ mod bootstrap_tokens;
 mod cache;
 mod config;
 mod expiry;
+mod fence;
 mod http;
 mod inproc;
 mod metrics;

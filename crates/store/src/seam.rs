@@ -179,6 +179,10 @@ pub trait Store: Send + Sync + 'static {
     /// Forgets history before `revision` (current values stay): it becomes the oldest revision that can be
     /// read or watched from. What is forgotten already stays forgotten, without error.
     async fn compact(&self, revision: Revision) -> Result<(), StoreError>;
-    /// The newest revision.
+    /// The newest revision: at least that of every write acknowledged, to whomever, before the call.
     async fn revision(&self) -> Result<Revision, StoreError>;
+    /// May other processes write here too?
+    fn is_shared(&self) -> bool {
+        false
+    }
 }

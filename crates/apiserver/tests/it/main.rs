@@ -15,5 +15,6 @@ mod protobuf;
 mod proxying;
 mod running;
 mod special;
+mod two_servers;
 mod verbs;
 mod watches;

@@ -374,6 +374,10 @@ impl Store for Etcd {
         self.open()?;
         self.shared.revision().await.map(Revision).map_err(store_error)
     }
+
+    fn is_shared(&self) -> bool {
+        true
+    }
 }
 
 impl Shared {

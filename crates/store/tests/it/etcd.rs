@@ -16,7 +16,7 @@ use store::{
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-const CALL: Duration = Duration::from_secs(2);
+pub const CALL: Duration = Duration::from_secs(2);
 
 /// An etcd of the test's own.
 struct Server {
@@ -27,7 +27,7 @@ struct Server {
     child: Option<Child>,
 }
 
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
@@ -94,7 +94,7 @@ fn options(port: u16) -> EtcdOptions {
     }
 }
 
-async fn connect(options: EtcdOptions) -> Etcd {
+pub async fn connect(options: EtcdOptions) -> Etcd {
     let deadline = Instant::now() + DEADLINE;
     loop {
         match Etcd::connect(options.clone()).await {
@@ -106,7 +106,7 @@ async fn connect(options: EtcdOptions) -> Etcd {
 }
 
 /// Asks until the store answers.
-async fn answers(store: &dyn Store) -> Revision {
+pub async fn answers(store: &dyn Store) -> Revision {
     let deadline = Instant::now() + DEADLINE;
     loop {
         match store.revision().await {
@@ -157,53 +157,106 @@ async fn values_of_others_and_large_ones() {
     assert!(next(&mut replay).await.is_none(), "watches end with the store");
 }
 
-/// Acknowledged writes stay, others say that it is open, and a watch over all of it sees every revision once.
+/// What a writer was told: acknowledged writes by revision, and those whose outcome it was not told.
+type Told = (BTreeMap<Revision, u64>, BTreeSet<Vec<u8>>);
+
+/// Writers that count up a key each, one write after the other, whatever happens to etcd.
+pub struct Load {
+    etcd: Arc<Etcd>,
+    watch: store::Watch,
+    stop: Arc<AtomicBool>,
+    writers: Vec<tokio::task::JoinHandle<Told>>,
+}
+
+impl Load {
+    const WRITERS: u64 = 8;
+
+    pub async fn start(etcd: &Arc<Etcd>) -> Load {
+        let watch = etcd.watch("/crash/", etcd.revision().await.unwrap()).await.unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let writers =
+            (0..Self::WRITERS).map(|writer| tokio::spawn(write_on(etcd.clone(), stop.clone(), writer)));
+        Load { etcd: etcd.clone(), watch, writers: writers.collect(), stop }
+    }
+
+    /// Acknowledged writes stayed, others said that it is open, and the watch saw every revision once.
+    pub async fn end(mut self) -> usize {
+        self.stop.store(true, Ordering::Relaxed);
+        let mut acked = BTreeMap::new();
+        let mut open = 0;
+        for (writer, task) in self.writers.into_iter().enumerate() {
+            let (told, unknown) = task.await.unwrap();
+            acked.extend(told.into_iter().map(|(revision, n)| (revision, format!("{writer} {n}"))));
+            open += unknown.len();
+        }
+        let last = set(&*self.etcd, "/crash/end", "").await;
+        let events = events_until(&mut self.watch, last).await;
+        assert!(
+            events.windows(2).all(|pair| pair[0].revision.0 + 1 == pair[1].revision.0),
+            "no gap, no repeat"
+        );
+        let history: BTreeMap<Revision, String> = events
+            .iter()
+            .map(|event| {
+                (event.revision, String::from_utf8(event.record.as_ref().unwrap().value.to_vec()).unwrap())
+            })
+            .collect();
+        for (revision, value) in &acked {
+            assert_eq!(history.get(revision), Some(value));
+        }
+        let unasked = history.len() - 1 - acked.len();
+        assert!(unasked <= open, "{unasked} writes were made and not acknowledged, {open} said so");
+        let stats = self.etcd.stats();
+        eprintln!("{} acknowledged, {} resolved, {open} unknown", acked.len(), stats.resolved_writes);
+        acked.len()
+    }
+}
+
+async fn write_on(etcd: Arc<Etcd>, stop: Arc<AtomicBool>, writer: u64) -> Told {
+    let (mut acked, mut open, mut expect) = (BTreeMap::new(), BTreeSet::new(), Expect::Absent);
+    let key = format!("/crash/{writer}");
+    for n in 0.. {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let start = Instant::now();
+        let value = format!("{writer} {n}");
+        let outcome = etcd.txn(put(&key, expect, value.clone())).await;
+        assert!(start.elapsed() < 3 * CALL, "no call hangs");
+        match outcome {
+            Ok(TxnOutcome::Done { revision, .. }) => {
+                acked.insert(revision, n);
+                expect = Expect::Modified(revision);
+            }
+            // Nobody else writes here: it can only be one that was left open and came late.
+            Ok(TxnOutcome::Conflict(now)) => {
+                let now = now.unwrap();
+                assert!(open.contains(&*now.value), "{expect:?}, {value}: {now:?}");
+                expect = Expect::Modified(now.modified);
+            }
+            Err(StoreError::Unavailable(_)) => {}
+            Err(StoreError::UnknownOutcome(_)) => {
+                open.insert(value.into_bytes());
+                let deadline = Instant::now() + DEADLINE;
+                let now = loop {
+                    match etcd.get(&key, None).await {
+                        Ok(now) => break now,
+                        Err(error) => assert!(Instant::now() < deadline, "{error}"),
+                    }
+                };
+                expect = now.map_or(Expect::Absent, |now| Expect::Modified(now.modified));
+            }
+            Err(other) => panic!("{other}"),
+        }
+    }
+    (acked, open)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn kill_9_of_etcd_loses_nothing_that_was_acknowledged() {
-    const WRITERS: u64 = 8;
     let Some(mut server) = Server::start(&[]) else { return };
     let etcd = Arc::new(server.connect().await);
-    let mut watch = etcd.watch("/crash/", etcd.revision().await.unwrap()).await.unwrap();
-    let stop = Arc::new(AtomicBool::new(false));
-    let writers: Vec<_> = (0..WRITERS)
-        .map(|writer| {
-            let (etcd, stop) = (etcd.clone(), stop.clone());
-            tokio::spawn(async move {
-                let (mut acked, mut open, mut expect) = (BTreeMap::new(), BTreeSet::new(), Expect::Absent);
-                let key = format!("/crash/{writer}");
-                for n in 0.. {
-                    if stop.load(Ordering::Relaxed) {
-                        break;
-                    }
-                    let start = Instant::now();
-                    let value = format!("{writer} {n}");
-                    let outcome = etcd.txn(put(&key, expect, value.clone())).await;
-                    assert!(start.elapsed() < 3 * CALL, "no call hangs");
-                    match outcome {
-                        Ok(TxnOutcome::Done { revision, .. }) => {
-                            acked.insert(revision, n);
-                            expect = Expect::Modified(revision);
-                        }
-                        // Nobody else writes here: it can only be one that was left open and came late.
-                        Ok(TxnOutcome::Conflict(now)) => {
-                            let now = now.unwrap();
-                            assert!(open.contains(&*now.value), "{expect:?}, {value}: {now:?}");
-                            expect = Expect::Modified(now.modified);
-                        }
-                        Err(StoreError::Unavailable(_)) => {}
-                        Err(StoreError::UnknownOutcome(_)) => {
-                            open.insert(value.into_bytes());
-                            answers(&*etcd).await;
-                            let now = etcd.get(&key, None).await.unwrap();
-                            expect = now.map_or(Expect::Absent, |now| Expect::Modified(now.modified));
-                        }
-                        Err(other) => panic!("{other}"),
-                    }
-                }
-                (acked, open)
-            })
-        })
-        .collect();
+    let load = Load::start(&etcd).await;
     let mut dice = Dice(u64::from(std::process::id()));
     for _ in 0..4 {
         tokio::time::sleep(Duration::from_millis(300 + dice.below(300))).await;
@@ -212,31 +265,9 @@ async fn kill_9_of_etcd_loses_nothing_that_was_acknowledged() {
         server.up();
         answers(&*etcd).await;
     }
-    stop.store(true, Ordering::Relaxed);
-    let mut acked = BTreeMap::new();
-    let mut open = 0;
-    for (writer, task) in writers.into_iter().enumerate() {
-        let (told, unknown) = task.await.unwrap();
-        acked.extend(told.into_iter().map(|(revision, n)| (revision, format!("{writer} {n}"))));
-        open += unknown.len();
-    }
-    let last = set(&*etcd, "/crash/end", "").await;
-    let events = events_until(&mut watch, last).await;
-    assert!(events.windows(2).all(|pair| pair[0].revision.0 + 1 == pair[1].revision.0), "no gap, no repeat");
-    let history: BTreeMap<Revision, String> = events
-        .iter()
-        .map(|event| {
-            (event.revision, String::from_utf8(event.record.as_ref().unwrap().value.to_vec()).unwrap())
-        })
-        .collect();
-    for (revision, value) in &acked {
-        assert_eq!(history.get(revision), Some(value));
-    }
-    let unasked = history.len() - 1 - acked.len();
-    assert!(unasked <= open, "{unasked} writes were made and not acknowledged, {open} said so");
+    let acked = load.end().await;
     let stats = etcd.stats();
-    assert!(acked.len() > 100 && stats.watch_resumes >= 4, "{} writes, {stats:?}", acked.len());
-    eprintln!("{} acknowledged, {} resolved, {open} unknown", acked.len(), stats.resolved_writes);
+    assert!(acked > 100 && stats.watch_resumes >= 4, "{acked} writes, {stats:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

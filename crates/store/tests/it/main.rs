@@ -14,6 +14,8 @@ mod etcd;
 #[cfg(test)]
 mod full;
 #[cfg(test)]
+mod members;
+#[cfg(test)]
 mod suite;
 #[cfg(test)]
 mod tools;
