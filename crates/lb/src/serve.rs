@@ -1,0 +1,313 @@
+//! Sockets: the difference between two configurations, applied.
+//!
+//! A listener whose address, protocol and certificates stay keeps its socket and its connections; one that leaves
+//! stops accepting at once and lets connections end (HTTP: after the request under way).
+
+use crate::check;
+use crate::config::{Action, Certificate, Check, Config, Id, Listener, Protocol};
+use crate::forward::{self, Context7, Upstream};
+use crate::headers::Entry;
+use crate::relay;
+use crate::state::{Live, Shared, Snapshot, TargetHealth};
+use crate::tls::{self, CertificateError};
+use crate::{CONNECT_TIMEOUT, HEAD_TIMEOUT, MAX_CONNECTIONS, MAX_HEAD_BYTES, MAX_HEADERS, balance};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinHandle;
+
+/// Why a listener does not listen.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// The address cannot be bound: taken, or not this machine's.
+    #[error("{address}: {source}")]
+    Bind {
+        /// What was asked for.
+        address: SocketAddr,
+        /// The kernel's word.
+        source: std::io::Error,
+    },
+    /// A certificate cannot be used.
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
+}
+
+/// A running load balancer; dropping it ends its listeners and checks.
+pub struct Balancer {
+    shared: Arc<Shared>,
+    upstream: Arc<Upstream>,
+    running: Mutex<Running>,
+}
+
+#[derive(Default)]
+struct Running {
+    listeners: BTreeMap<Id, Socket>,
+    checks: Vec<(Arc<Live>, Check, JoinHandle<()>)>,
+}
+
+struct Socket {
+    /// What a change of needs a new socket.
+    key: (SocketAddr, Protocol, Vec<Certificate>),
+    address: SocketAddr,
+    accepting: JoinHandle<()>,
+    /// Turned on when the listener leaves.
+    closing: watch::Sender<bool>,
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        self.accepting.abort();
+        self.closing.send_replace(true);
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.checks.iter().for_each(|(_, _, task)| task.abort());
+    }
+}
+
+impl Default for Balancer {
+    fn default() -> Self {
+        Balancer {
+            shared: Arc::new(Shared::new()),
+            upstream: Arc::new(Upstream::new()),
+            running: Mutex::default(),
+        }
+    }
+}
+
+impl Balancer {
+    /// Makes this configuration the one in force. Returns, by listener, the bound address or why there is none; the
+    /// others serve all the same. Applying the same configuration again retries what failed.
+    pub fn apply(&self, config: &Config) -> BTreeMap<Id, Result<SocketAddr, ListenError>> {
+        let mut running = self.running.lock();
+        let before = self.shared.snapshot();
+        let next = Arc::new(Snapshot::next(config, &before));
+        *self.shared.now.write() = next.clone();
+        self.sync_checks(&mut running, &next);
+        next.dismiss(&before);
+        let key = |l: &Listener| (l.address, l.protocol, l.certificates.clone());
+        running.listeners.retain(|id, socket| next.listeners.get(id).is_some_and(|l| key(l) == socket.key));
+        let mut outcome = BTreeMap::new();
+        for (id, listener) in &next.listeners {
+            let bound = match running.listeners.get(id) {
+                Some(socket) => Ok(socket.address),
+                None => self.open(listener).map(|socket| {
+                    let address = socket.address;
+                    running.listeners.insert(id.clone(), socket);
+                    address
+                }),
+            };
+            outcome.insert(id.clone(), bound);
+        }
+        outcome
+    }
+
+    /// What the checks say about every target now.
+    pub fn health(&self) -> Vec<TargetHealth> {
+        self.shared.snapshot().health()
+    }
+
+    /// Wakes at every change of a target's health.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.shared.changes.subscribe()
+    }
+
+    /// Counters, as Prometheus text.
+    pub fn metrics(&self) -> String {
+        let open = self.shared.connections.load(Relaxed);
+        format!("gantry_lb_connections {open}\n{}", self.shared.snapshot().metrics())
+    }
+
+    /// One checking task a target; those whose target or check changed start anew.
+    fn sync_checks(&self, running: &mut Running, next: &Snapshot) {
+        let wanted: Vec<(Arc<Live>, Check)> = next
+            .groups
+            .values()
+            .filter_map(|g| Some((g, g.config.check.clone()?)))
+            .flat_map(|(g, check)| g.targets.iter().map(move |t| (t.clone(), check.clone())))
+            .collect();
+        let same =
+            |a: &Arc<Live>, check: &Check, b: &(Arc<Live>, Check)| Arc::ptr_eq(a, &b.0) && *check == b.1;
+        running.checks.retain(|(live, check, task)| {
+            let keep = wanted.iter().any(|w| same(live, check, w));
+            if !keep {
+                task.abort();
+            }
+            keep
+        });
+        for (live, check) in wanted {
+            if !running.checks.iter().any(|(l, c, _)| same(l, c, &(live.clone(), check.clone()))) {
+                let task = tokio::spawn(check::watch(self.shared.clone(), live.clone(), check.clone()));
+                running.checks.push((live, check, task));
+            }
+        }
+    }
+
+    fn open(&self, listener: &Listener) -> Result<Socket, ListenError> {
+        let tls = listener.protocol.is_tls().then(|| tls::server(&listener.certificates, listener.protocol));
+        let tls = tls.transpose()?.map(tokio_rustls::TlsAcceptor::from);
+        let bind = |source| ListenError::Bind { address: listener.address, source };
+        let socket = std::net::TcpListener::bind(listener.address).map_err(bind)?;
+        socket.set_nonblocking(true).map_err(bind)?;
+        let address = socket.local_addr().map_err(bind)?;
+        let socket = TcpListener::from_std(socket).map_err(bind)?;
+        let (closing, closed) = watch::channel(false);
+        let door = Arc::new(Door {
+            shared: self.shared.clone(),
+            upstream: self.upstream.clone(),
+            id: listener.id.clone(),
+            protocol: listener.protocol,
+            tls,
+            port: address.port(),
+            closed,
+        });
+        let accepting = tokio::spawn(accept(door, socket));
+        let key = (listener.address, listener.protocol, listener.certificates.clone());
+        Ok(Socket { key, address, accepting, closing })
+    }
+}
+
+/// What every connection of a listener knows.
+struct Door {
+    shared: Arc<Shared>,
+    upstream: Arc<Upstream>,
+    id: Id,
+    protocol: Protocol,
+    tls: Option<tokio_rustls::TlsAcceptor>,
+    port: u16,
+    closed: watch::Receiver<bool>,
+}
+
+async fn accept(door: Arc<Door>, socket: TcpListener) {
+    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok(permit) = room.clone().acquire_owned().await else { return };
+        match socket.accept().await {
+            Ok((stream, peer)) => {
+                let door = door.clone();
+                tokio::spawn(async move {
+                    door.shared.connections.fetch_add(1, Relaxed);
+                    door.greet(stream, peer).await;
+                    door.shared.connections.fetch_sub(1, Relaxed);
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                // Out of descriptors, most likely: the next try needs somebody to close.
+                tracing::warn!(listener = %door.id, %error, "accept");
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+impl Door {
+    async fn greet(&self, stream: TcpStream, peer: SocketAddr) {
+        if stream.set_nodelay(true).is_err() {
+            return;
+        }
+        match &self.tls {
+            None => self.speak(stream, peer).await,
+            Some(acceptor) => {
+                let Ok(Ok(stream)) = tokio::time::timeout(HEAD_TIMEOUT, acceptor.accept(stream)).await else {
+                    return;
+                };
+                self.speak(stream, peer).await;
+            }
+        }
+    }
+
+    async fn speak<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(&self, stream: S, peer: SocketAddr) {
+        if self.protocol.is_http() { self.requests(stream, peer).await } else { self.bytes(stream).await }
+    }
+
+    async fn requests<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+        &self,
+        stream: S,
+        peer: SocketAddr,
+    ) {
+        let entry = Entry { source: peer.ip(), port: self.port, tls: self.tls.is_some() };
+        let context = Arc::new(Context7 {
+            shared: self.shared.clone(),
+            upstream: self.upstream.clone(),
+            listener: self.id.clone(),
+            entry,
+        });
+        let service = service_fn(move |request| {
+            let context = context.clone();
+            async move { Ok::<_, std::convert::Infallible>(forward::answer(context, request).await) }
+        });
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_headers(MAX_HEADERS);
+        builder.http1().max_buf_size(MAX_HEAD_BYTES).half_close(true);
+        builder.http2().timer(TokioTimer::new()).max_header_list_size(MAX_HEAD_BYTES as u32);
+        builder.http2().keep_alive_interval(HEAD_TIMEOUT);
+        let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+        tokio::pin!(connection);
+        let mut closed = self.closed.clone();
+        tokio::select! {
+            outcome = connection.as_mut() => return quietly(outcome),
+            _ = closed.wait_for(|closed| *closed) => connection.as_mut().graceful_shutdown(),
+        }
+        quietly(connection.await);
+    }
+
+    /// An L4 connection: a target of the default action's group, then bytes.
+    async fn bytes<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: S) {
+        let snapshot = self.shared.snapshot();
+        let Some(listener) = snapshot.listeners.get(&self.id) else { return };
+        let Action::Forward(forward) = &listener.default else { return };
+        let weights: Vec<u32> = forward.groups.iter().map(|(_, w)| *w).collect();
+        let turn = self.shared.turn.fetch_add(1, Relaxed);
+        let Some(group) =
+            balance::group(&weights, turn).and_then(|at| snapshot.groups.get(&forward.groups[at].0))
+        else {
+            return;
+        };
+        group.counters.requests.fetch_add(1, Relaxed);
+        let mut refused = Vec::new();
+        while let Some(held) = group.choose(None, &refused) {
+            let target = held.target.config.read().clone();
+            let connected = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(target.address)).await;
+            let Ok(Ok(upstream)) = connected else {
+                refused.push(target.id);
+                if refused.len() < crate::CONNECT_ATTEMPTS { continue } else { break }
+            };
+            let _ = upstream.set_nodelay(true);
+            let gone = held.target.clone();
+            let relayed = async {
+                if group.config.protocol.is_tls() {
+                    let Ok(upstream) = tls::to_target(target.address, upstream).await else { return (0, 0) };
+                    relay::both(stream, upstream, listener.idle_timeout).await
+                } else {
+                    relay::both(stream, upstream, listener.idle_timeout).await
+                }
+            };
+            tokio::select! {
+                (up, down) = relayed => {
+                    group.counters.bytes_in.fetch_add(up, Relaxed);
+                    group.counters.bytes_out.fetch_add(down, Relaxed);
+                }
+                () = gone.gone.notified() => {}
+            }
+            return;
+        }
+        group.counters.answers[0].fetch_add(1, Relaxed);
+    }
+}
+
+fn quietly(outcome: Result<(), Box<dyn std::error::Error + Send + Sync>>) {
+    if let Err(error) = outcome {
+        tracing::debug!(%error, "a client's connection ended badly");
+    }
+}
