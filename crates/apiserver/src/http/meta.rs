@@ -158,7 +158,7 @@ fn version() -> Value {
         "emulationMajor": "1", "emulationMinor": "36",
         "minCompatibilityMajor": "1", "minCompatibilityMinor": "35",
         "gitVersion": concat!("v1.36.0+gantry", env!("CARGO_PKG_VERSION")),
-        "gitCommit": "", "gitTreeState": "clean", "buildDate": "1970-01-01T00:00:00Z",
+        "gitCommit": option_env!("GANTRY_COMMIT").unwrap_or_default(), "gitTreeState": "clean", "buildDate": "1970-01-01T00:00:00Z",
         "goVersion": "go1.26", "compiler": "rustc",
         "platform": format!("linux/{}", go_arch(std::env::consts::ARCH)),
     })

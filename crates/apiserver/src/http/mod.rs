@@ -10,6 +10,7 @@ mod negotiate;
 mod proxy;
 mod requests;
 mod respond;
+mod rewrite;
 mod serve;
 mod watch;
 

@@ -5,13 +5,14 @@
 //! protocol it speaks is the business of its ends. The caller's credentials are not passed on.
 
 use super::respond::{self, Body};
+use super::rewrite::Links;
 use super::{Inbound, no_upgrade};
 use crate::Api;
 use crate::config::Duplex;
 use crate::path::Query;
 use crate::verbs::list::Freshness;
 use crate::verbs::{Call, no_such_resource, not_allowed};
-use ::http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode, header};
+use ::http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode, Uri, header};
 use client::ObjectKey;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -74,6 +75,10 @@ pub async fn answer(
     if !allowed {
         return Err(not_allowed());
     }
+    if call.subresource == "proxy" && rest.is_empty() && (method == Method::GET || method == Method::HEAD) {
+        return with_slash(inbound.request.uri());
+    }
+    let links = links(&inbound, &call, rest);
     let route = match (call.resource.name(), call.subresource.as_str()) {
         ("pods", "proxy") => pod_route(api, &call, rest, &inbound).await?,
         ("services", "proxy") => service_route(api, &call, rest, &inbound).await?,
@@ -85,14 +90,31 @@ pub async fn answer(
         ("pods", _) => agent_route(api, &call, &inbound.query).await?,
         _ => return Err(no_such_resource()),
     };
-    let answer = forward(inbound.request, route).await?;
+    let answer = forward(inbound.request, route, links).await?;
     if call.subresource == "log" { refused_log(answer).await } else { Ok(answer) }
+}
+
+/// Sends the caller to the proxy's root: without the slash its relative links would lead elsewhere.
+fn with_slash(uri: &Uri) -> Result<Response<Body>, ApiError> {
+    let target = with_query(&format!("{}/", uri.path()), uri.query());
+    let mut out = Response::new(respond::full(""));
+    *out.status_mut() = StatusCode::MOVED_PERMANENTLY;
+    out.headers_mut().insert(header::LOCATION, target.parse().map_err(ApiError::internal)?);
+    Ok(out)
+}
+
+/// What must change in the backend's links; nothing where no page is proxied.
+fn links(inbound: &Inbound, call: &Call, rest: &str) -> Option<Links> {
+    let uri = inbound.request.uri();
+    let prefix = uri.path().strip_suffix(rest).filter(|_| call.subresource == "proxy")?;
+    let host = uri.authority().map_or_else(|| inbound.header(header::HOST), |a| a.as_str());
+    Some(Links { prefix: prefix.into(), hosts: [String::new(), host.into()] })
 }
 
 /// Agents refuse in plain text; callers of `log` are promised a Status.
 async fn refused_log(answer: Response<Body>) -> Result<Response<Body>, ApiError> {
     let status = answer.status();
-    if status.is_success() {
+    if status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS {
         return Ok(answer);
     }
     let mut body = answer.into_body();
@@ -331,7 +353,11 @@ fn passed_headers(from: &HeaderMap, to: &mut HeaderMap) {
     }
 }
 
-async fn forward(mut request: Request<Incoming>, route: Route) -> Result<Response<Body>, ApiError> {
+async fn forward(
+    mut request: Request<Incoming>,
+    route: Route,
+    links: Option<Links>,
+) -> Result<Response<Body>, ApiError> {
     let upgrade = wanted_upgrade(request.headers()).map(str::to_string);
     let caller = upgrade.as_ref().map(|_| hyper::upgrade::on(&mut request));
     let host = route.host.clone();
@@ -348,24 +374,36 @@ async fn forward(mut request: Request<Incoming>, route: Route) -> Result<Respons
         Request::builder().method(parts.method).uri(&route.path).header(header::HOST, &route.host);
     if let Some(headers) = outbound.headers_mut() {
         passed_headers(&parts.headers, headers);
+        if links.is_some() {
+            headers.insert("x-forwarded-uri", parts.uri.path().parse().map_err(ApiError::internal)?);
+        }
         if let Some(protocol) = &upgrade {
             headers.insert(header::CONNECTION, header::HeaderValue::from_static("Upgrade"));
             headers.insert(header::UPGRADE, protocol.parse().map_err(ApiError::internal)?);
         }
     }
     let outbound = outbound.body(body).map_err(ApiError::internal)?;
+    let links = links.map(|mut links| {
+        links.hosts[0] = route.host;
+        links
+    });
     let response = sender.send_request(outbound).await.map_err(&failed)?;
     match caller {
         Some(caller) if response.status() == StatusCode::SWITCHING_PROTOCOLS => splice(caller, response),
         // A refused upgrade: its answer goes back, the backend connection is not used again.
         _ if response.status() == StatusCode::SWITCHING_PROTOCOLS => Err(no_upgrade()),
-        _ => Ok(pass_back(response)),
+        _ => Ok(pass_back(response, links)),
     }
 }
 
-fn pass_back(response: Response<Incoming>) -> Response<Body> {
+fn pass_back(response: Response<Incoming>, links: Option<Links>) -> Response<Body> {
+    let response = match links {
+        Some(links) => links.apply(response),
+        None => response.map(|body| {
+            body.map_err(|e| Box::new(e) as Box<dyn std::error::Error + Send + Sync>).boxed_unsync()
+        }),
+    };
     let (parts, body) = response.into_parts();
-    let body = body.map_err(|e| Box::new(e) as Box<dyn std::error::Error + Send + Sync>).boxed_unsync();
     let mut out = Response::new(body);
     *out.status_mut() = parts.status;
     passed_headers(&parts.headers, out.headers_mut());

@@ -37,6 +37,11 @@ impl NodeDialer for Agent {
 async fn agent(mut request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
     let uri = request.uri().to_string();
     assert!(request.headers().get("authorization").is_none());
+    if uri == "/page" {
+        assert!(request.headers()["x-forwarded-uri"].to_str().unwrap().ends_with("/proxy/page"));
+        let page = Full::new("<a href=\"/x\">".into());
+        return Ok(Response::builder().header("content-type", "text/html").body(page).unwrap());
+    }
     if !uri.starts_with("/exec/") || uri.contains("refuse") {
         let code = if uri.contains("refuse") { 403 } else { 200 };
         return Ok(Response::builder().status(code).body(Full::new(uri.into())).unwrap());
@@ -120,8 +125,8 @@ async fn a_refused_upgrade_is_only_an_answer() {
     assert_eq!(body, "/exec/default/p/c?command=refuse&output=1");
 }
 
-/// One answer over TLS with a certificate that nobody knows.
-async fn tls_echo() -> u16 {
+/// The agent again, over TLS with a certificate that nobody knows.
+async fn tls_server() -> u16 {
     let folder = tempfile::tempdir().unwrap();
     let now = std::time::SystemTime::now();
     let ca = auth::Ca::load_or_create(folder.path(), now).unwrap();
@@ -130,10 +135,11 @@ async fn tls_echo() -> u16 {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     tokio::spawn(async move {
-        let stream = listener.accept().await.unwrap().0;
-        let stream = tokio_rustls::TlsAcceptor::from(config).accept(stream).await.unwrap();
-        let serving = hyper::server::conn::http1::Builder::new();
-        let _ = serving.serve_connection(TokioIo::new(stream), service_fn(agent)).await;
+        while let Ok((stream, _)) = listener.accept().await {
+            let stream = tokio_rustls::TlsAcceptor::from(config.clone()).accept(stream).await.unwrap();
+            let serving = hyper::server::conn::http1::Builder::new();
+            tokio::spawn(serving.serve_connection(TokioIo::new(stream), service_fn(agent)));
+        }
     });
     port
 }
@@ -141,11 +147,18 @@ async fn tls_echo() -> u16 {
 #[tokio::test]
 async fn a_pods_own_https_server_is_reached_whatever_its_certificate() {
     let s = server_with_pod().await;
-    let port = tls_echo().await;
+    let port = tls_server().await;
     let status = json!({"status": {"podIP": "127.0.0.1", "podIPs": [{"ip": "127.0.0.1"}]}});
     s.patch(&format!("{PODS}/p/status"), "merge-patch", &status).await.expect(200);
     let reply = s.get(&format!("{PODS}/https:p:{port}/proxy/some/path?q=1")).await;
     assert_eq!(String::from_utf8_lossy(&reply.body), "/some/path?q=1");
+    let proxy = format!("{PODS}/https:p:{port}/proxy");
+    let reply = s.get(&format!("{proxy}/page")).await;
+    assert_eq!(String::from_utf8_lossy(&reply.body), format!("<a href=\"{proxy}/x\">"));
+    let request = Request::get(format!("{proxy}?q=1")).header("host", "api").body(Full::default()).unwrap();
+    let moved = s.send(request).await;
+    assert_eq!(moved.status(), 301);
+    assert_eq!(moved.headers()["location"], format!("{proxy}/?q=1"));
     let why = s.get(&format!("{PODS}/ftp:p:{port}/proxy/")).await.fails(400, "BadRequest");
     assert_eq!(why, format!("invalid pod request \"ftp:p:{port}\""));
 }
