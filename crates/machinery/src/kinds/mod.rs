@@ -4,12 +4,21 @@
 //! Every resource without a row gets [`GENERIC`]: metadata rules, the status split, NAME and AGE.
 //! Deliberately not here: allocation (cluster IPs, node ports), admission, storage.
 
+mod addresses;
+mod admission_policy;
+mod autoscaler;
 mod batch;
+pub mod certificates;
 mod config;
+mod crd;
+mod csi;
+mod devices;
 mod ecs;
 mod endpoints;
 mod event;
+mod flow;
 pub mod get;
+mod limits;
 pub mod meta;
 mod namespace;
 mod networking;
@@ -19,6 +28,7 @@ mod policy;
 mod service;
 mod storage;
 pub mod strategy;
+mod webhooks;
 mod workload;
 
 use crate::field_errors::FieldErrors;
@@ -133,11 +143,20 @@ static GENERIC_COUNTED: Behaviour = Behaviour { generation: true, ..GENERIC };
 
 /// The table. One line a family.
 static ROWS: &[&[Behaviour]] = &[
+    addresses::ROWS,
+    admission_policy::ROWS,
+    autoscaler::ROWS,
     batch::ROWS,
+    certificates::ROWS,
     config::ROWS,
+    crd::ROWS,
+    csi::ROWS,
+    devices::ROWS,
     ecs::ROWS,
     endpoints::ROWS,
     event::ROWS,
+    flow::ROWS,
+    limits::ROWS,
     namespace::ROWS,
     networking::ROWS,
     node::ROWS,
@@ -145,6 +164,7 @@ static ROWS: &[&[Behaviour]] = &[
     policy::ROWS,
     service::ROWS,
     storage::ROWS,
+    webhooks::ROWS,
     workload::ROWS,
 ];
 

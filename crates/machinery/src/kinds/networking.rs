@@ -1,4 +1,4 @@
-//! Ingress, IngressClass, NetworkPolicy and the service address objects' columns.
+//! Ingress, IngressClass, NetworkPolicy.
 
 use super::get::{default, each, entries, enumerated_opt, has, int, list, required, set, text, texts};
 use super::pod::scheduling::label_selector;
@@ -76,31 +76,7 @@ pub static ROWS: &[Behaviour] = &[
         ],
         ..GENERIC
     },
-    Behaviour {
-        group: GROUP,
-        resource: "ipaddresses",
-        columns: &[Column::NAME, Column::new("ParentRef", Cell::Fn(|a| parent(a).into()))],
-        ..GENERIC
-    },
-    Behaviour {
-        group: GROUP,
-        resource: "servicecidrs",
-        columns: &[
-            Column::NAME,
-            Column::new("CIDRs", Cell::Fn(|c| texts(c, "/spec/cidrs").collect::<Vec<_>>().join(",").into())),
-            Column::AGE,
-        ],
-        ..GENERIC
-    },
 ];
-
-fn parent(a: &Value) -> String {
-    let part = |key: &str| text(a, &format!("/spec/parentRef/{key}"));
-    let group = if part("group").is_empty() { String::new() } else { format!(".{}", part("group")) };
-    let namespace =
-        if part("namespace").is_empty() { String::new() } else { format!("{}/", part("namespace")) };
-    format!("{}{group}/{namespace}{}", part("resource"), part("name"))
-}
 
 fn class(i: &Value) -> &str {
     let old = entries(i, "/metadata/annotations").find(|(k, _)| *k == "kubernetes.io/ingress.class");

@@ -1,16 +1,14 @@
-//! Access and policy kinds: RBAC, PodDisruptionBudget, HorizontalPodAutoscaler, PriorityClass, RuntimeClass,
-//! Lease, quota; and the columns of the API machinery's own kinds.
+//! Access and policy kinds: RBAC, PodDisruptionBudget, PriorityClass, RuntimeClass, Lease, quota.
 
 use super::get::{
-    child, default, each, entries, enumerated, enumerated_opt, has, int, list, required, same, set, text,
-    texts,
+    child, default, each, entries, enumerated_opt, has, int, list, required, same, set, text, texts,
 };
-use super::pod::{condition, scheduling::label_selector};
-use super::{Behaviour, FieldKind, GENERIC, NameRule};
+use super::pod::scheduling::label_selector;
+use super::{Behaviour, GENERIC, NameRule};
 use crate::field_errors::FieldErrors;
 use crate::intstr::IntOrString;
 use crate::name;
-use crate::table::{Cell, Column, none_if_empty};
+use crate::table::{Cell, Column};
 use serde_json::{Value, json};
 
 const RBAC: &str = "rbac.authorization.k8s.io";
@@ -60,18 +58,6 @@ const BINDING: Behaviour = Behaviour {
     ],
     ..GENERIC
 };
-const WEBHOOKS: Behaviour = Behaviour {
-    group: "admissionregistration.k8s.io",
-    generation: true,
-    unconditional_update: false,
-    columns: &[
-        Column::NAME,
-        Column::new("Webhooks", Cell::Fn(|w| list(w, "/webhooks").len().into())),
-        Column::AGE,
-    ],
-    ..GENERIC
-};
-
 /// Rows of this family.
 pub static ROWS: &[Behaviour] = &[
     Behaviour {
@@ -100,43 +86,16 @@ pub static ROWS: &[Behaviour] = &[
         },
         validate_create: budget,
         validate_update: |new, _, errors| budget(new, errors),
+        validate_status: |new, _, errors| {
+            for key in ["disruptionsAllowed", "currentHealthy", "desiredHealthy", "expectedPods"] {
+                super::get::non_negative(&new["status"], "status", key, errors);
+            }
+        },
         columns: &[
             Column::NAME,
             Column::new("Min Available", Cell::Fn(|b| not_applicable(b.pointer("/spec/minAvailable")))),
             Column::new("Max Unavailable", Cell::Fn(|b| not_applicable(b.pointer("/spec/maxUnavailable")))),
             Column::new("Allowed Disruptions", Cell::Int("/status/disruptionsAllowed")),
-            Column::AGE,
-        ],
-        ..GENERIC
-    },
-    Behaviour {
-        group: "autoscaling",
-        resource: "horizontalpodautoscalers",
-        validated: true,
-        defaults: autoscaler_defaults,
-        prepare_create: |obj| set(obj, "status", json!({"desiredReplicas": 0})),
-        validate_create: autoscaler,
-        validate_update: |new, _, errors| autoscaler(new, errors),
-        columns: &[
-            Column::NAME,
-            Column::new(
-                "Reference",
-                Cell::Fn(|h| {
-                    format!(
-                        "{}/{}",
-                        text(h, "/spec/scaleTargetRef/kind"),
-                        text(h, "/spec/scaleTargetRef/name")
-                    )
-                    .into()
-                }),
-            ),
-            Column::new("Targets", Cell::Fn(|h| targets(h).into())),
-            Column::new(
-                "MinPods",
-                Cell::Fn(|h| int(h, "/spec/minReplicas").map_or("<unset>".into(), |n| n.to_string().into())),
-            ),
-            Column::new("MaxPods", Cell::Int("/spec/maxReplicas")),
-            Column::new("Replicas", Cell::Int("/status/currentReplicas")),
             Column::AGE,
         ],
         ..GENERIC
@@ -200,48 +159,6 @@ pub static ROWS: &[Behaviour] = &[
         ],
         ..GENERIC
     },
-    Behaviour {
-        resource: "limitranges",
-        create_on_update: true,
-        defaults: limit_defaults,
-        columns: &[Column::NAME, CREATED],
-        ..GENERIC
-    },
-    Behaviour { resource: "mutatingwebhookconfigurations", ..WEBHOOKS },
-    Behaviour { resource: "validatingwebhookconfigurations", ..WEBHOOKS },
-    Behaviour {
-        group: "apiextensions.k8s.io",
-        resource: "customresourcedefinitions",
-        generation: true,
-        unconditional_update: false,
-        columns: &[Column::NAME, CREATED],
-        ..GENERIC
-    },
-    Behaviour {
-        group: "apiregistration.k8s.io",
-        resource: "apiservices",
-        unconditional_update: false,
-        columns: &[
-            Column::NAME,
-            Column::new("Service", Cell::Fn(|a| api_service(a).into())),
-            Column::new("Available", Cell::Fn(|a| condition(a, "Available").into())),
-            Column::AGE,
-        ],
-        ..GENERIC
-    },
-    Behaviour {
-        group: "certificates.k8s.io",
-        resource: "certificatesigningrequests",
-        fields: &[("spec.signerName", FieldKind::Text("/spec/signerName"))],
-        columns: &[
-            Column::NAME,
-            Column::AGE,
-            Column::new("SignerName", Cell::TextOrNone("/spec/signerName")),
-            Column::new("Requestor", Cell::Text("/spec/username")),
-            Column::new("Condition", Cell::Fn(|c| csr_condition(c).into())),
-        ],
-        ..GENERIC
-    },
 ];
 
 fn subjects(b: &Value, kind: &str) -> String {
@@ -261,29 +178,6 @@ fn not_applicable(v: Option<&Value>) -> Value {
     }
 }
 
-fn api_service(a: &Value) -> String {
-    if !has(a, "/spec/service") {
-        return "Local".into();
-    }
-    format!("{}/{}", text(a, "/spec/service/namespace"), text(a, "/spec/service/name"))
-}
-
-fn csr_condition(c: &Value) -> String {
-    let mut words = Vec::new();
-    for ty in ["Approved", "Denied", "Failed"] {
-        if condition(c, ty) == "True" {
-            words.push(ty);
-        }
-    }
-    if words.is_empty() {
-        words.push("Pending");
-    }
-    if has(c, "/status/certificate") {
-        words.push("Issued");
-    }
-    words.join(",")
-}
-
 fn quota_text(q: &Value, limits: bool) -> String {
     let used = |resource: &str| {
         entries(q, "/status/used")
@@ -294,26 +188,6 @@ fn quota_text(q: &Value, limits: bool) -> String {
     rows.map(|(k, hard)| format!("{k}: {}/{}", used(k), hard.as_str().unwrap_or_default()))
         .collect::<Vec<_>>()
         .join(", ")
-}
-
-fn targets(h: &Value) -> String {
-    let current = |name: &str| {
-        let mut own = list(h, "/status/currentMetrics").iter().filter(|m| text(m, "/resource/name") == name);
-        own.find_map(|m| int(m, "/resource/current/averageUtilization"))
-    };
-    let shown = list(h, "/spec/metrics").iter().map(|m| {
-        match (text(m, "/resource/name"), int(m, "/resource/target/averageUtilization")) {
-            (own, Some(target)) => {
-                let now = current(own).map_or("<unknown>".to_string(), |n| format!("{n}%"));
-                format!("{own}: {now}/{target}%")
-            }
-            (own, None) if !own.is_empty() => {
-                format!("{own}: <unknown>/{}", none_if_empty(text(m, "/resource/target/averageValue")))
-            }
-            _ => "<unknown>".to_string(),
-        }
-    });
-    none_if_empty(&shown.collect::<Vec<_>>().join(", ")).into()
 }
 
 fn rules(obj: &Value, namespaced: bool, errors: &mut FieldErrors) {
@@ -421,39 +295,6 @@ fn budget(obj: &Value, errors: &mut FieldErrors) {
     enumerated_opt(spec, "spec", "unhealthyPodEvictionPolicy", &["AlwaysAllow", "IfHealthyBudget"], errors);
 }
 
-fn autoscaler_defaults(obj: &mut Value) {
-    let Some(spec) = child(obj, "spec") else { return };
-    default(spec, "minReplicas", 1);
-    if list(spec, "/metrics").is_empty() {
-        let target = json!({"type": "Utilization", "averageUtilization": 80});
-        set(spec, "metrics", json!([{"type": "Resource", "resource": {"name": "cpu", "target": target}}]));
-    }
-}
-
-fn autoscaler(obj: &Value, errors: &mut FieldErrors) {
-    let spec = &obj["spec"];
-    let min = int(spec, "/minReplicas").unwrap_or(1);
-    let max = int(spec, "/maxReplicas").unwrap_or(0);
-    if min < 1 {
-        errors.invalid("spec.minReplicas", min, "must be greater than or equal to 1");
-    }
-    if max < 1 {
-        errors.invalid("spec.maxReplicas", max, "must be greater than 0");
-    }
-    if max < min {
-        errors.invalid("spec.maxReplicas", max, "must be greater than or equal to `minReplicas`");
-    }
-    for key in ["kind", "name"] {
-        if let Some(own) = required(&spec["scaleTargetRef"], "spec.scaleTargetRef", key, errors) {
-            errors.invalid_all(&format!("spec.scaleTargetRef.{key}"), own, name::path_segment(own));
-        }
-    }
-    const TYPES: [&str; 5] = ["ContainerResource", "External", "Object", "Pods", "Resource"];
-    for (i, metric) in list(spec, "/metrics").iter().enumerate() {
-        enumerated(metric, &format!("spec.metrics[{i}]"), "type", &TYPES, errors);
-    }
-}
-
 fn priority_class(obj: &Value, errors: &mut FieldErrors) {
     let (own, value) = (text(obj, "/metadata/name"), int(obj, "/value").unwrap_or(0));
     if own.starts_with("system-") {
@@ -495,19 +336,4 @@ fn quota(obj: &Value, errors: &mut FieldErrors) {
         errors.invalid_all(&path, resource, name::qualified_name(resource));
         super::pod::containers::amount_of(resource, amount, &path, errors);
     }
-}
-
-fn limit_defaults(obj: &mut Value) {
-    each(obj, "/spec/limits", |limit| {
-        if text(limit, "/type") != "Container" {
-            return;
-        }
-        for (from, to) in [("max", "default"), ("default", "defaultRequest"), ("min", "defaultRequest")] {
-            let source: Vec<(String, Value)> =
-                entries(limit, &format!("/{from}")).map(|(k, v)| (k.into(), v.clone())).collect();
-            if let Some(target) = child(limit, to) {
-                source.into_iter().for_each(|(k, v)| default(target, &k, v));
-            }
-        }
-    });
 }

@@ -1,8 +1,7 @@
-//! PersistentVolumeClaim, PersistentVolume, StorageClass and the CSI objects' columns.
+//! PersistentVolumeClaim, PersistentVolume, StorageClass.
 
 use super::get::{
-    at, child, default, entries, enumerated, enumerated_opt, has, list, remove, required, same, set, text,
-    texts,
+    at, child, default, entries, enumerated, enumerated_opt, has, remove, required, same, set, text, texts,
 };
 use super::pod::scheduling;
 use super::{Behaviour, GENERIC};
@@ -116,61 +115,6 @@ pub static ROWS: &[Behaviour] = &[
             Column::new("ReclaimPolicy", Cell::Text("/reclaimPolicy")),
             Column::new("VolumeBindingMode", Cell::Text("/volumeBindingMode")),
             Column::new("AllowVolumeExpansion", Cell::Bool("/allowVolumeExpansion")),
-            Column::AGE,
-        ],
-        ..GENERIC
-    },
-    Behaviour {
-        group: "storage.k8s.io",
-        resource: "volumeattachments",
-        columns: &[
-            Column::NAME,
-            Column::new("Attacher", Cell::Text("/spec/attacher")),
-            Column::new("PV", Cell::Text("/spec/source/persistentVolumeName")),
-            Column::new("Node", Cell::Text("/spec/nodeName")),
-            Column::new("Attached", Cell::Bool("/status/attached")),
-            Column::AGE,
-        ],
-        ..GENERIC
-    },
-    Behaviour {
-        group: "storage.k8s.io",
-        resource: "csidrivers",
-        defaults: |obj| {
-            if let Some(spec) = child(obj, "spec") {
-                for (key, value) in [
-                    ("attachRequired", json!(true)),
-                    ("podInfoOnMount", json!(false)),
-                    ("storageCapacity", json!(false)),
-                    ("fsGroupPolicy", json!("ReadWriteOnceWithFSType")),
-                    ("volumeLifecycleModes", json!(["Persistent"])),
-                    ("requiresRepublish", json!(false)),
-                    ("seLinuxMount", json!(false)),
-                ] {
-                    default(spec, key, value);
-                }
-            }
-        },
-        columns: &[
-            Column::NAME,
-            Column::new("AttachRequired", Cell::Bool("/spec/attachRequired")),
-            Column::new("PodInfoOnMount", Cell::Bool("/spec/podInfoOnMount")),
-            Column::new("StorageCapacity", Cell::Bool("/spec/storageCapacity")),
-            Column::new("RequiresRepublish", Cell::Bool("/spec/requiresRepublish")),
-            Column::new(
-                "Modes",
-                Cell::Fn(|d| texts(d, "/spec/volumeLifecycleModes").collect::<Vec<_>>().join(",").into()),
-            ),
-            Column::AGE,
-        ],
-        ..GENERIC
-    },
-    Behaviour {
-        group: "storage.k8s.io",
-        resource: "csinodes",
-        columns: &[
-            Column::NAME,
-            Column::new("Drivers", Cell::Fn(|n| list(n, "/spec/drivers").len().into())),
             Column::AGE,
         ],
         ..GENERIC
