@@ -56,6 +56,8 @@ pub struct Config {
     pub insecure_registries: String,
     /// A Docker `config.json` with the node's own credentials for registries; "" for none.
     pub registry_auth: String,
+    /// A file with users of the registry, `name:password[:pull]` a line; "" for none.
+    pub registry_users: String,
     /// When pods go at once because the node runs short, as the kubelet's `--eviction-hard`; `none`: never.
     pub eviction_hard: String,
     /// The same with a grace period.
@@ -158,6 +160,12 @@ const SETTINGS: &[Setting] = &[
         "",
         "Docker config.json with the node's registry credentials",
         registry_auth = text
+    ),
+    setting!(
+        "registry-users",
+        "",
+        "file of users of the registry on the node's address: name:password[:pull]",
+        registry_users = text
     ),
     setting!(
         "eviction-hard",

@@ -42,7 +42,7 @@ pub use error::ImageError;
 pub use limits::Limits;
 pub use load::{Loaded, Progress};
 pub use oci::{ImageConfig, Platform};
-pub use pull::{Keyring, PullConfig, PullError, Pulled, Puller};
+pub use pull::{Keyring, Parent, PullConfig, PullError, Pulled, Puller, TlsSource};
 pub use reference::{Reference, ReferenceError, is_repository, is_tag};
 pub use room::DiskUse;
 pub use spool::{Pieces, PumpError, Writing, pump};

@@ -1,17 +1,23 @@
 //! The registry: the OCI distribution API v1.1 over the node's own [`image::Depot`].
 //!
-//! Reads and writes the depot, nothing else. Plain HTTP/1.1 on the listener that it is given (loopback on one
-//! machine). Invariants: bodies go to disk as they come; every wait for a client has a deadline; at most
+//! Reads and writes the depot, nothing else. HTTP/1.1 on the listener that it is given: plain and open to all
+//! ([`serve`], for the loopback), or by TLS and for those whom an [`Authorizer`] knows ([`serve_guarded`]). Invariants: bodies go to disk as they come; every wait for a client has a deadline; at most
 //! [`CONNECTIONS_MAX`] clients at a time, each with a bounded buffer; every error is in the specification's JSON.
-//! Deliberately not here: users and rights, TLS, image formats (`image` checks what it takes).
+//! Deliberately not here: where users and rights come from, image formats (`image` checks what it takes).
 
+mod access;
 mod blobs;
+mod guard;
 mod lists;
 mod manifests;
 mod reply;
 mod route;
 mod uploads;
 
+pub use access::{Action, Authorizer, Authorizers, Credentials, Principal};
+pub use guard::Guard;
+
+use guard::{HANDSHAKE_MAX, Visitor};
 use http::{Method, Request};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -21,9 +27,11 @@ use route::Route;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
 
 /// Clients at a time; further ones wait to be accepted.
 pub const CONNECTIONS_MAX: usize = 128;
@@ -36,8 +44,22 @@ const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 /// Memory for reading from one client. Large uploads come in pieces of this size at most.
 const BUFFER_BYTES: usize = 512 << 10;
 
-/// Serves until `stop` says so; then unfinished requests are cut off.
-pub async fn serve(listener: TcpListener, depot: Depot, mut stop: watch::Receiver<bool>) {
+/// Serves everybody until `stop` says so; then unfinished requests are cut off.
+pub async fn serve(listener: TcpListener, depot: Depot, stop: watch::Receiver<bool>) {
+    accept(listener, depot, None, stop).await;
+}
+
+/// The same by TLS, and only what the guard lets through.
+pub async fn serve_guarded(listener: TcpListener, depot: Depot, guard: Guard, stop: watch::Receiver<bool>) {
+    accept(listener, depot, Some(guard), stop).await;
+}
+
+async fn accept(
+    listener: TcpListener,
+    depot: Depot,
+    guard: Option<Guard>,
+    mut stop: watch::Receiver<bool>,
+) {
     let mut clients = JoinSet::new();
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
@@ -60,30 +82,61 @@ pub async fn serve(listener: TcpListener, depot: Depot, mut stop: watch::Receive
         };
         let _ = stream.set_nodelay(true);
         let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, SEND_MAX_MS);
-        let depot = depot.clone();
+        let (depot, guard) = (depot.clone(), guard.clone());
         clients.spawn(async move {
-            let service = hyper::service::service_fn(move |request| handle(depot.clone(), request));
-            let connection = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEAD_MAX)
-                .max_buf_size(BUFFER_BYTES)
-                .serve_connection(TokioIo::new(stream), service);
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "registry: connection");
+            match guard {
+                None => connection(stream, depot, None).await,
+                Some(guard) => guarded(stream, depot, guard).await,
             }
             drop(permit);
         });
     }
 }
 
-/// Answers one request.
-async fn handle(depot: Depot, request: Request<Incoming>) -> Result<Reply, Infallible> {
-    let (method, path) = (request.method().clone(), request.uri().path().to_string());
-    let answer = match Route::parse(&path) {
-        Ok(route) => answer(depot, route, request).await,
-        Err(error) => Err(error),
+async fn guarded(stream: TcpStream, depot: Depot, guard: Guard) {
+    let handshake = TlsAcceptor::from(guard.tls).accept(stream);
+    let stream = match tokio::time::timeout(HANDSHAKE_MAX, handshake).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return tracing::debug!(%error, "registry: TLS handshake"),
+        Err(_) => return tracing::debug!("registry: TLS handshake took too long"),
     };
-    Ok(answer.unwrap_or_else(|error| {
+    let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first).cloned();
+    let visitor = Visitor::new(guard.authorizers, certificate.map(|c| c.into_owned()));
+    connection(stream, depot, Some(Arc::new(visitor))).await;
+}
+
+async fn connection(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    depot: Depot,
+    visitor: Option<Arc<Visitor>>,
+) {
+    let service =
+        hyper::service::service_fn(move |request| handle(depot.clone(), visitor.clone(), request));
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_MAX)
+        .max_buf_size(BUFFER_BYTES)
+        .serve_connection(TokioIo::new(stream), service);
+    if let Err(error) = connection.await {
+        tracing::debug!(%error, "registry: connection");
+    }
+}
+
+/// Answers one request.
+async fn handle(
+    depot: Depot,
+    visitor: Option<Arc<Visitor>>,
+    request: Request<Incoming>,
+) -> Result<Reply, Infallible> {
+    let (method, path) = (request.method().clone(), request.uri().path().to_string());
+    let checked = async {
+        let route = Route::parse(&path)?;
+        if let Some(visitor) = visitor {
+            visitor.check(&route, &request).await?;
+        }
+        answer(depot, route, request).await
+    };
+    Ok(checked.await.unwrap_or_else(|error| {
         let (status, code) = (error.status(), error.code());
         if status.is_server_error() {
             tracing::warn!(%method, path, %error, "registry");

@@ -1,7 +1,7 @@
 //! Answers: bodies, headers, and the specification's errors (`{"errors": [{"code", "message", "detail"}]}`).
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{Method, Response, StatusCode};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Empty, Full};
@@ -17,6 +17,9 @@ const API_VERSION: (HeaderName, HeaderValue) =
 pub(crate) const DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 /// When there may be room again.
 const AGAIN_SECONDS: HeaderValue = HeaderValue::from_static("30");
+
+/// The scheme that every client knows.
+const CHALLENGE: HeaderValue = HeaderValue::from_static("Basic realm=\"gantry\"");
 
 pub(crate) fn empty(status: StatusCode) -> Reply {
     with_body(status, Empty::new().map_err(|e| match e {}).boxed())
@@ -77,6 +80,12 @@ pub(crate) enum ApiError {
     /// A page size that is none.
     #[error("invalid number of results requested")]
     Page,
+    /// No credentials, or wrong ones.
+    #[error("authentication required")]
+    Unauthorized,
+    /// Not with these credentials.
+    #[error("requested access to the resource is denied")]
+    Denied,
     /// The client stopped sending.
     #[error("the request body ended early: {0}")]
     CutOff(String),
@@ -97,6 +106,8 @@ impl ApiError {
             ApiError::Method => (StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED"),
             ApiError::Range(_) => (StatusCode::RANGE_NOT_SATISFIABLE, "BLOB_UPLOAD_INVALID"),
             ApiError::Malformed(_) | ApiError::CutOff(_) => (StatusCode::BAD_REQUEST, "BLOB_UPLOAD_INVALID"),
+            ApiError::Unauthorized => (StatusCode::UNAUTHORIZED, "UNAUTHORIZED"),
+            ApiError::Denied => (StatusCode::FORBIDDEN, "DENIED"),
             ApiError::Page => (StatusCode::BAD_REQUEST, "PAGINATION_NUMBER_INVALID"),
             ApiError::Depot(error) => match error {
                 D::NameInvalid(_) => (StatusCode::BAD_REQUEST, "NAME_INVALID"),
@@ -140,6 +151,9 @@ impl ApiError {
         *reply.status_mut() = status;
         if let ApiError::Range(offset) = self {
             set(&mut reply, http::header::RANGE, &range(*offset));
+        }
+        if status == StatusCode::UNAUTHORIZED {
+            reply.headers_mut().insert(WWW_AUTHENTICATE, CHALLENGE);
         }
         if status == StatusCode::TOO_MANY_REQUESTS {
             reply.headers_mut().insert(RETRY_AFTER, AGAIN_SECONDS);

@@ -61,9 +61,24 @@ pub struct Joined {
     pub server: String,
     /// For the node API; set once there is a serving certificate.
     pub tls: Option<Arc<rustls::ServerConfig>>,
+    /// The cluster's registry; "" when it serves none.
+    registry: String,
     ca_pem: String,
     remote: Arc<Remote>,
     identity: Kept,
+}
+
+impl Joined {
+    /// The cluster's registry, as this node reaches it.
+    pub fn registry(&self) -> Option<image::Parent> {
+        let (identity, ca_pem) = (self.identity.clone(), self.ca_pem.clone());
+        let tls: image::TlsSource = Arc::new(move || {
+            // Read anew: it renews itself.
+            let issued = identity.load(std::time::SystemTime::now()).ok_or("this node has no valid certificate")?;
+            auth::client_config(&issued, &ca_pem).map_err(|e| e.to_string())
+        });
+        (!self.registry.is_empty()).then(|| image::Parent { url: self.registry.clone(), tls })
+    }
 }
 
 /// Runs until told to stop.
@@ -114,11 +129,13 @@ async fn connect(instance: &mut Instance) -> Result<()> {
     let key = ObjectKey::new(publish::SETTINGS.0, publish::SETTINGS.1);
     let maps = gvr::CONFIG_MAPS;
     let settings = patiently("reading the cluster's settings", || client.get(&maps, &key)).await?;
-    instance.config.adopt(&settings.value()?["data"])?;
+    let settings = settings.value()?;
+    instance.config.adopt(&settings["data"])?;
+    let registry = settings["data"][publish::REGISTRY].as_str().unwrap_or_default().to_string();
     instance.facts = Facts::find(&instance.config)?;
     preflight::check_ranges(&instance.config)?;
     println!("joined {server} as node {}", instance.facts.node_name);
-    instance.control.joined = Some(Joined { client, server, tls: None, ca_pem, remote, identity });
+    instance.control.joined = Some(Joined { client, server, tls: None, registry, ca_pem, remote, identity });
     Ok(())
 }
 

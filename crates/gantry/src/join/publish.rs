@@ -1,8 +1,8 @@
 //! What a cluster tells those who join: its authority, to anybody (`kube-public/cluster-info`, in kubeadm's form), and
 //! the settings that all nodes share, to nodes.
 
-use crate::up::Instance;
-use anyhow::Result;
+use crate::up::{Instance, registry};
+use anyhow::{Result, ensure};
 use auth::{Identity, SYSTEM_MASTERS};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -17,12 +17,19 @@ pub const CLUSTER_INFO: (&str, &str) = ("kube-public", "cluster-info");
 /// Namespace and name of the ConfigMap with settings by their names.
 pub const SETTINGS: (&str, &str) = ("kube-system", "gantry-settings");
 
+/// Where the cluster's registry is, among the settings.
+pub const REGISTRY: &str = "registry";
+
 /// Publishes both, beside whatever starts next.
 pub async fn start(instance: &mut Instance) -> Result<()> {
     let client = instance.control.client(Identity::new("system:apiserver", [SYSTEM_MASTERS]))?;
     let server = format!("https://{}:{}", instance.facts.node_ip, instance.config.port);
-    let info = json!({"kubeconfig": cluster_info(&server, instance.control.ca()?.cert_pem())});
-    let settings = instance.config.shared();
+    let ca_pem = instance.control.ca()?.cert_pem().to_string();
+    same_authority(&client, &ca_pem).await?;
+    let info = json!({"kubeconfig": cluster_info(&server, &ca_pem)});
+    let mut settings = instance.config.shared();
+    let registry = registry::address(instance).map(|at| format!("https://{at}"));
+    settings[REGISTRY] = registry.unwrap_or_default().into();
     instance.tasks.push(tokio::spawn(async move {
         for (at, data) in [(CLUSTER_INFO, info), (SETTINGS, settings)] {
             if let Err(error) = put(&client, at, data).await {
@@ -30,6 +37,20 @@ pub async fn start(instance: &mut Instance) -> Result<()> {
             }
         }
     }));
+    Ok(())
+}
+
+/// A server over the store of a cluster with another authority would split it in two.
+async fn same_authority(client: &ApiClient, ca_pem: &str) -> Result<()> {
+    let key = ObjectKey::new(CLUSTER_INFO.0, CLUSTER_INFO.1);
+    let Ok(info) = client.get(&gvr::CONFIG_MAPS, &key).await else { return Ok(()) };
+    let info = info.value()?;
+    let known = info["data"]["kubeconfig"].as_str().unwrap_or_default();
+    ensure!(
+        known.is_empty() || known.contains(&BASE64_STANDARD.encode(ca_pem)),
+        "the cluster in this store has another certificate authority: copy pki/ from the data folder of one of its \
+         servers"
+    );
     Ok(())
 }
 

@@ -6,9 +6,13 @@
 mod control;
 mod dial;
 pub mod facts;
+mod figures;
+mod leader;
 pub mod node;
 mod place;
 pub mod registry;
+mod registry_access;
+pub mod server;
 
 use crate::config::Config;
 use crate::join::{Asked, publish};

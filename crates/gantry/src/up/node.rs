@@ -1,7 +1,7 @@
 //! The node's components: images, network, agent, services, DNS.
 
 use super::Instance;
-use super::control::{AdminView, KUBELET_CLIENT};
+use super::control::{AdminNode, AdminView, KUBELET_CLIENT};
 use super::facts::Facts;
 use crate::admin::Question;
 use crate::config::Config;
@@ -35,6 +35,8 @@ pub struct Parts {
     images: Option<Images>,
     /// Left by the registry.
     pub puller: Option<image::Puller>,
+    /// Who may use the registry from outside; others may add their own users.
+    pub registry_users: registry::Authorizers,
     network: Option<Arc<Network>>,
     agent: Option<Arc<Agent>>,
     dns: Option<dns::Server>,
@@ -58,6 +60,12 @@ impl Parts {
     /// The agent.
     pub fn agent(&self) -> Result<Arc<Agent>> {
         self.agent.clone().context("the agent starts before what uses it")
+    }
+
+    /// What the admin socket sees of all that, if there is a node.
+    pub fn view(&self) -> Option<AdminNode> {
+        let (agent, images, puller) = (self.agent.clone()?, self.images.clone()?, self.puller.clone()?);
+        Some(AdminNode { images, puller, agent })
     }
 
     /// Stops in reverse order; containers run on.
@@ -230,17 +238,24 @@ pub async fn dns(instance: &mut Instance) -> Result<()> {
     Ok(())
 }
 
-/// Waits until the API shows the node Ready.
+/// Waits until the API shows the node Ready, if there is one here.
 pub async fn wait_ready(instance: &Instance) -> Result<()> {
-    instance.node.agent()?.wait_ready().await;
+    if let Ok(agent) = instance.node.agent() {
+        agent.wait_ready().await;
+    }
     Ok(())
 }
 
 /// Answers questions about images.
 pub async fn answer(view: &AdminView, question: Question) -> Result<Value> {
+    let Some(node) = &view.node else {
+        ensure!(matches!(question, Question::Down), "no node runs in this process");
+        view.stop.send_replace(true);
+        return Ok(Value::Null);
+    };
     match question {
         Question::ImageLoad { path } => {
-            let loaded = view.images.load_async(path).await?;
+            let loaded = node.images.load_async(path).await?;
             Ok(loaded
                 .into_iter()
                 .flat_map(|l| if l.names.is_empty() { vec![l.id] } else { l.names })
@@ -256,15 +271,15 @@ pub async fn answer(view: &AdminView, question: Question) -> Result<Value> {
                     i.names.iter().map(|n| line(n, &i)).collect()
                 }
             };
-            Ok(view.images.list().into_iter().flat_map(lines).collect())
+            Ok(node.images.list().into_iter().flat_map(lines).collect())
         }
         Question::Down => {
-            view.agent.stop_all().await;
+            node.agent.stop_all().await;
             view.stop.send_replace(true);
             Ok(Value::Null)
         }
         _ => {
-            let puller = view.puller.clone();
+            let puller = node.puller.clone();
             let collect = move || {
                 if let Some(depot) = puller.depot() {
                     depot.gc(image::GcHow::Untagged)?;

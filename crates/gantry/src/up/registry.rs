@@ -1,24 +1,38 @@
-//! The registry: its content, its listener on the loopback, and the puller that knows it.
+//! The registry: its content, its listeners, and the puller that knows it.
+//!
+//! On the loopback it is plain and open, as every tool expects of `localhost`. A control plane also serves it on the
+//! node's address, by TLS and to whom it knows (`registry_access`); nodes that join pull from there.
 
 use super::Instance;
+use super::registry_access::{ClusterUsers, FileUsers};
 use crate::config::Config;
+use crate::join::Joined;
 use anyhow::{Context, Result, ensure};
+use auth::{Identity, SYSTEM_MASTERS};
 use image::{Depot, Keyring, Limits, PullConfig, Puller};
-use std::net::Ipv4Addr;
+use registry::Guard;
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
+use std::time::SystemTime;
 use tokio::net::TcpListener;
+
+/// Regions whose registry names (`<account>.dkr.ecr.<region>.amazonaws.com`) the certificate covers.
+const REGIONS: [&str; 1] = ["us-east-1"];
 
 /// Opens the content, serves it, and leaves the puller for the agent.
 pub async fn start(instance: &mut Instance) -> Result<()> {
-    let config = &instance.config;
-    let pull = pull_config(config)?;
-    let folder = config.data_dir.join("registry");
+    let mut pull = pull_config(&instance.config)?;
+    pull.parent = instance.control.joined.as_ref().and_then(Joined::registry);
+    let port = instance.config.registry_port;
+    let folder = instance.config.data_dir.join("registry");
     let open = move || Depot::open(folder, Limits::default());
     let depot = tokio::task::spawn_blocking(open).await??;
     let images = instance.node.images()?;
-    if config.registry_port != 0 {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, config.registry_port)).await?;
+    if port != 0 {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await?;
         let serving = registry::serve(listener, depot.clone(), instance.stop.subscribe());
         instance.tasks.push(tokio::spawn(serving));
+        guarded(instance, depot.clone()).await?;
         // Pods that wait for an image look again when one is pushed.
         let (mut pushed, waiting) = (depot.subscribe(), images.clone());
         instance.tasks.push(tokio::spawn(async move {
@@ -28,6 +42,41 @@ pub async fn start(instance: &mut Instance) -> Result<()> {
         }));
     }
     instance.node.puller = Some(Puller::new(images, Some(depot), pull));
+    Ok(())
+}
+
+/// Where other nodes reach the registry; `None`: nowhere.
+pub fn address(instance: &Instance) -> Option<SocketAddrV4> {
+    let (ip, port) = (instance.facts.node_ip, instance.config.registry_port);
+    (port != 0 && !ip.is_loopback() && instance.control.joined.is_none()).then(|| SocketAddrV4::new(ip, port))
+}
+
+/// The listener for everybody else.
+async fn guarded(instance: &mut Instance, depot: Depot) -> Result<()> {
+    let Some(address) = address(instance) else { return Ok(()) };
+    let (config, ca) = (&instance.config, instance.control.ca()?);
+    let mut names: Vec<String> = ["localhost", "registry"].map(String::from).into();
+    names.push(format!("registry.{}", config.cluster_domain));
+    names.push(instance.facts.node_name.clone());
+    names.extend(REGIONS.iter().map(|region| format!("*.dkr.ecr.{region}.amazonaws.com")));
+    let ips = [IpAddr::from(*address.ip()), Ipv4Addr::LOCALHOST.into()];
+    let issued = ca.issue_server("registry", &names, &ips, SystemTime::now())?;
+    let tls = auth::server_config(&issued, ca.cert_pem(), &["http/1.1"])?;
+    let authorizers = instance.node.registry_users.clone();
+    if !config.registry_users.is_empty() {
+        let text = std::fs::read_to_string(&config.registry_users);
+        let text = text.with_context(|| format!("--registry-users {}", config.registry_users))?;
+        let users = FileUsers::parse(&text);
+        let users = users.with_context(|| format!("--registry-users {}", config.registry_users))?;
+        authorizers.add(Arc::new(users));
+    }
+    let client = instance.control.client(Identity::new("system:apiserver", [SYSTEM_MASTERS]))?;
+    authorizers.add(Arc::new(ClusterUsers { client }));
+    let listener = TcpListener::bind(address).await;
+    let listener = listener.with_context(|| format!("listening at {address} (--registry-port)"))?;
+    let guard = Guard { tls, authorizers };
+    let serving = registry::serve_guarded(listener, depot, guard, instance.stop.subscribe());
+    instance.tasks.push(tokio::spawn(serving));
     Ok(())
 }
 

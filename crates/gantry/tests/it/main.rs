@@ -15,6 +15,7 @@ mod examples;
 mod identity;
 mod lifecycle;
 mod registry;
+mod registry_nodes;
 mod samples;
 mod services;
 mod startup;

@@ -8,11 +8,13 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 use testkit::cluster::{Cluster, run};
 
 const GANTRY: &str = env!("CARGO_BIN_EXE_gantry");
-const NODE_2_IP: &str = "10.98.0.2";
+static COUNT: AtomicU32 = AtomicU32::new(0);
+pub(crate) const NODE_2_IP: &str = "10.98.0.2";
 
 const WEB: &str = r#"
 apiVersion: apps/v1
@@ -44,7 +46,7 @@ spec: {type: NodePort, selector: {app: web}, ports: [{port: 80, targetPort: 8080
 "#;
 
 /// A machine on a wire to the cluster's, with an agent or without.
-struct Machine {
+pub(crate) struct Machine {
     name: String,
     folder: tempfile::TempDir,
     holder: Child,
@@ -52,14 +54,15 @@ struct Machine {
 }
 
 impl Machine {
-    fn new(cluster: &Cluster) -> Result<Machine> {
+    pub(crate) fn new(cluster: &Cluster) -> Result<Machine> {
         let mut holder = Command::new("unshare")
             .args(["--net", "sh", "-c", "ip link set lo up && echo made && exec sleep 100000"])
             .stdout(Stdio::piped())
             .spawn()?;
         let mut line = String::new();
         BufReader::new(holder.stdout.take().context("stdout is piped")?).read_line(&mut line)?;
-        let name = format!("h{:x}", std::process::id() & 0xf_ffff);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("h{:x}{count:x}", std::process::id() & 0xf_ffff);
         let machine = Machine { name, folder: tempfile::tempdir()?, holder, process: None };
         cluster.sh(&format!("ip link add wire type veth peer name eth0 netns {}", machine.holder.id()))?;
         cluster.sh("ip addr add 10.98.0.1/24 dev wire && ip link set wire up")?;
@@ -77,7 +80,7 @@ impl Machine {
         command
     }
 
-    fn sh(&self, script: &str) -> Result<String> {
+    pub(crate) fn sh(&self, script: &str) -> Result<String> {
         run(self.inside("sh").args(["-c", script]))
     }
 
@@ -86,7 +89,7 @@ impl Machine {
     }
 
     /// Starts the agent; the words say which cluster.
-    fn start(&mut self, words: &[&str]) -> Result<()> {
+    pub(crate) fn start(&mut self, words: &[&str]) -> Result<()> {
         let log = File::create(self.folder.path().join("log"))?;
         let mut command = Command::new("nsenter");
         command.arg(format!("--net=/proc/{}/ns/net", self.holder.id())).arg(GANTRY).arg("agent").args(words);
@@ -96,7 +99,7 @@ impl Machine {
         Ok(())
     }
 
-    fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
 
@@ -137,7 +140,7 @@ impl Drop for Machine {
 }
 
 /// The words of the joining command, without `gantry agent`.
-fn joining_words(cluster: &Cluster) -> Result<Vec<String>> {
+pub(crate) fn joining_words(cluster: &Cluster) -> Result<Vec<String>> {
     let said = cluster.gantry(&["token", "create", "--ttl", "10m"])?;
     has(&said, &["gantry agent --server https://10.99.0.1:6443 --token ", "--ca-hash sha256:"])?;
     Ok(said.split_whitespace().skip(2).map(String::from).collect())

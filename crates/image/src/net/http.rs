@@ -60,20 +60,31 @@ pub(crate) enum NetError {
     Timeout(&'static str),
 }
 
+/// Makes the TLS configuration for one connection: certificates may have been renewed since the last.
+pub type TlsSource = Arc<dyn Fn() -> Result<Arc<rustls::ClientConfig>, String> + Send + Sync>;
+
 /// How long one waits, and whom one believes.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Manners {
     pub(crate) connect: Duration,
     pub(crate) answer: Duration,
     pub(crate) window: Duration,
     /// Folder with further authorities: `<host>/*.crt`.
     pub(crate) authorities: Arc<Path>,
+    /// Instead of the authorities: for a server that is not of the outside world.
+    pub(crate) tls: Option<TlsSource>,
+}
+
+impl std::fmt::Debug for Manners {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Manners").field("authorities", &self.authorities).finish_non_exhaustive()
+    }
 }
 
 impl Default for Manners {
     fn default() -> Self {
         let authorities = Path::new(HOST_AUTHORITIES).into();
-        Manners { connect: CONNECT_MAX, answer: ANSWER_MAX, window: WINDOW, authorities }
+        Manners { connect: CONNECT_MAX, answer: ANSWER_MAX, window: WINDOW, authorities, tls: None }
     }
 }
 
@@ -229,7 +240,12 @@ async fn encrypted(stream: TcpStream, url: &Url, manners: &Manners) -> Result<Bo
     let told = |e: &dyn std::fmt::Display| NetError::Tls(e.to_string());
     let host = url.authority();
     let own = manners.authorities.join(host);
-    let config = tokio::task::spawn_blocking(move || tls_config(&own)).await;
+    let source = manners.tls.clone();
+    let config = tokio::task::spawn_blocking(move || match source {
+        Some(source) => source().map_err(NetError::Tls),
+        None => tls_config(&own),
+    })
+    .await;
     let config = config.map_err(|e| told(&e))??;
     let name = ServerName::try_from(url.host.clone()).map_err(|e| told(&e))?;
     let connecting = tokio_rustls::TlsConnector::from(config).connect(name, stream);

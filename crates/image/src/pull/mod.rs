@@ -1,7 +1,7 @@
 //! [`Puller`]: from an image's name to the image in the store, from wherever the name may be had.
 //!
-//! The order: our own registry (under the names that a push may have used), the mirrors of the name's domain, the
-//! domain itself. A name of our own registry is looked for elsewhere only where a mirror is set for it (a node that
+//! The order: our own registry (under the names that a push may have used), the cluster's ([`Parent`], the same
+//! names), the mirrors of the name's domain, the domain itself. A name of our own registry is looked for elsewhere only where a mirror is set for it (a node that
 //! has no control plane). One pull of a name at a time; a tag that
 //! moves meanwhile does no harm, since everything after the first document is asked for by digest.
 //! Deliberately not here: when to pull (policies), how often to try again (the pod's back-off).
@@ -9,6 +9,7 @@
 mod fetch;
 mod remote;
 
+pub use crate::net::http::TlsSource;
 pub use crate::net::keyring::Keyring;
 
 use crate::depot::{Depot, DepotError, ManifestRef};
@@ -18,7 +19,7 @@ use crate::net::auth::AuthError;
 use crate::net::http::{Manners, NetError};
 use crate::net::keyring::Credentials;
 use crate::net::url::Url;
-use crate::reference::Reference;
+use crate::reference::{Reference, is_repository};
 use crate::store::{Images, Lease};
 use fetch::{Fetch, Origin};
 use parking_lot::Mutex;
@@ -35,8 +36,25 @@ const PULLS_AT_ONCE: usize = 4;
 /// Sets of credentials that are tried for one image.
 const CREDENTIALS_MAX: usize = 8;
 const RETRY: Backoff = Backoff { base: Duration::from_secs(1), factor: 2, max: Duration::from_secs(8) };
+/// The cluster's registry is near: it is there, or it is not.
+const PARENT_RETRY: Backoff = Backoff { base: Duration::from_millis(100), factor: 2, max: Duration::from_secs(1) };
 const HUB: &str = "docker.io";
 const HUB_ADDRESS: &str = "https://registry-1.docker.io/";
+
+/// The registry of the cluster that this node joined: what was pushed there is every node's.
+#[derive(Clone)]
+pub struct Parent {
+    /// `https://host:port`
+    pub url: String,
+    /// Whom to believe, and who this node is.
+    pub tls: TlsSource,
+}
+
+impl std::fmt::Debug for Parent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Parent({})", self.url)
+    }
+}
 
 /// Where images may come from.
 #[derive(Clone, Debug)]
@@ -47,6 +65,8 @@ pub struct PullConfig {
     pub mirrors: BTreeMap<String, Vec<String>>,
     /// Domains that are spoken to in the clear.
     pub insecure: BTreeSet<String>,
+    /// The registry of the cluster that this node joined.
+    pub parent: Option<Parent>,
     /// Credentials of the whole node.
     pub keys: Keyring,
     /// Between attempts at one document.
@@ -60,6 +80,7 @@ impl Default for PullConfig {
             own: BTreeSet::new(),
             mirrors: BTreeMap::new(),
             insecure: BTreeSet::new(),
+            parent: None,
             keys: Keyring::default(),
             retry: RETRY,
             manners: Manners::default(),
@@ -224,6 +245,12 @@ impl Puller {
             Some(digest) => ManifestRef::Digest(digest),
             None => ManifestRef::Tag(reference.tag.clone()?),
         };
+        let name = self.names(reference).into_iter().find(|name| depot.has_manifest(name, &wanted))?;
+        Some((depot, name))
+    }
+
+    /// The repositories that a push to the cluster's registries may have used for this name.
+    fn names(&self, reference: &Reference) -> Vec<String> {
         let mut names = vec![reference.path.clone()];
         if !self.inner.config.own.contains(&reference.domain) {
             names.insert(0, reference.repository());
@@ -231,8 +258,30 @@ impl Puller {
                 reference.path.strip_prefix("library/").filter(|_| reference.domain == HUB).map(String::from),
             );
         }
-        let name = names.into_iter().find(|name| depot.has_manifest(name, &wanted))?;
-        Some((depot, name))
+        // A domain with a port is no part of a repository's name.
+        names.retain(|name| is_repository(name));
+        names
+    }
+
+    /// From the cluster's registry, under the first name that it has.
+    async fn pull_from_parent(&self, reference: &Reference) -> Option<Lease> {
+        let parent = self.inner.config.parent.as_ref()?;
+        let base = Url::parse(&parent.url)?;
+        for name in self.names(reference) {
+            let mut remote = self.remote(base.clone(), reference, None);
+            remote.repository = name;
+            remote.retry = PARENT_RETRY;
+            remote.manners.tls = Some(parent.tls.clone());
+            match self.pull_from(reference, &Origin::Remote(Box::new(remote))).await {
+                Ok(lease) => return Some(lease),
+                Err(PullError::NotFound) => {}
+                Err(error) => {
+                    tracing::warn!(%error, image = %reference, "not from the cluster's registry");
+                    break;
+                }
+            }
+        }
+        None
     }
 
     /// Brings what the name means now into the store, whatever is there already; only what is missing is moved.
@@ -267,6 +316,9 @@ impl Puller {
     async fn pull_now(&self, reference: &Reference, keys: &Keyring) -> Result<Lease, PullError> {
         if let Some((depot, repository)) = self.pushed_as(reference) {
             return self.pull_from(reference, &Origin::Own { depot, repository }).await;
+        }
+        if let Some(lease) = self.pull_from_parent(reference).await {
+            return Ok(lease);
         }
         let mut all = keys.clone();
         all.extend(&self.inner.config.keys);
