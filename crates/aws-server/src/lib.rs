@@ -3,5 +3,10 @@
 //! Everything that operations store is an object behind [`client::Client`]; nothing here sees the store. Deliberately
 //! not here: controllers (`ecs`), the wire tables (`aws-schema`).
 
+pub mod http;
+mod protocol;
 pub mod service;
 pub mod services;
+mod validate;
+
+pub use self::http::{Aws, AwsConfig, Upgrade};

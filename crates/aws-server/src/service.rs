@@ -5,6 +5,7 @@
 //! absent. Input is already checked against the table (required, ranges, patterns, enums). Services never see HTTP.
 
 use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
 use serde_json::{Map, Value};
 use std::sync::Arc;
 
@@ -96,7 +97,17 @@ pub trait Service: Send + Sync + 'static {
     fn served(&self) -> Vec<&'static str>;
     /// Runs one that `served` names.
     fn call<'a>(&'a self, call: &'a Call) -> BoxFuture<'a, Outcome>;
+    /// Runs one whose answer is a stream of events (also named by `served`). `None`: it is an ordinary one.
+    fn stream<'a>(&'a self, _call: &'a Call) -> Option<BoxFuture<'a, Streaming>> {
+        None
+    }
 }
+
+/// An event of a streamed answer: the member's name in the event union (`sessionUpdate`) and its document.
+pub type StreamEvent = (&'static str, Value);
+
+/// A streamed answer: an error before it begins, or events until it ends; an error in it ends it.
+pub type Streaming = Result<BoxStream<'static, Result<StreamEvent, AwsError>>, AwsError>;
 
 /// A service made of shared state and an operation table.
 pub struct Table<S: 'static> {

@@ -1,1 +1,40 @@
 //! One module a service: its shared state, its operation table, and a file a family of operations.
+
+pub mod exec;
+mod kept;
+pub mod logs;
+pub mod sts;
+
+use crate::service::{Service, Shared};
+use auth::{AccessKeys, ServiceTokens};
+use std::sync::Arc;
+
+/// What services are made of.
+#[derive(Clone)]
+pub struct Parts {
+    /// The API, account, region.
+    pub shared: Shared,
+    /// Access keys: STS gives out temporary ones.
+    pub keys: Arc<AccessKeys>,
+    /// Checks the service-account tokens that AssumeRoleWithWebIdentity takes.
+    pub tokens: Option<Arc<ServiceTokens>>,
+    /// What the registry holds, and where it is reached: for ECR.
+    pub registry: Option<Registry>,
+}
+
+/// The registry behind ECR.
+#[derive(Clone)]
+pub struct Registry {
+    /// Its content.
+    pub depot: image::Depot,
+    /// `localhost:5000`: what `repositoryUri` begins with.
+    pub host: String,
+}
+
+/// All services that need no more than the parts, a line each. (Those with stores of their own, like Logs, are made
+/// where their stores are opened.)
+pub fn all(parts: &Parts) -> Vec<Arc<dyn Service>> {
+    vec![
+        sts::service(parts),
+    ]
+}

@@ -1,0 +1,378 @@
+//! The front end: from an HTTP request to an operation and back.
+//!
+//! Order: signature's head, key and time (before the body is read), body, signature, route, throttle, input,
+//! constraints, operation, answer. Invariants: nothing of a request is acted upon before its signature is found
+//! right; every request gets an answer in its protocol's form with a request id; an operation that panics answers
+//! 500. Unsigned calls reach only operations whose model says so.
+
+mod body;
+mod metrics;
+mod route;
+mod serve;
+mod signature;
+mod throttle;
+
+use crate::protocol::{self, Reply, Wire, events, query};
+use crate::service::{AwsError, Call, Caller, Service, Shared};
+use crate::validate;
+use ::http::{Method, Response, header, request::Parts};
+use auth::access::AccessKeys;
+use auth::sigv4::Head;
+use bytes::Bytes;
+use futures_util::future::{BoxFuture, FutureExt};
+use futures_util::stream::{BoxStream, StreamExt};
+use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
+use hyper::body::{Frame, Incoming};
+use route::{Asked, Route};
+use signature::{Problem, Signer};
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Bodies of answers.
+pub type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+/// Wall-clock milliseconds since 1970.
+pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
+
+/// Paths that are not AWS's and are answered elsewhere: WebSockets (ECS Exec) and the like. Not signed: whoever
+/// answers checks tokens of its own.
+pub trait Upgrade: Send + Sync + 'static {
+    /// Requests whose path starts so: `/_gantry/exec/`.
+    fn prefix(&self) -> &'static str;
+    /// Answers one, possibly by switching protocols (`hyper::upgrade::on`).
+    fn answer(&self, request: ::http::Request<Incoming>) -> BoxFuture<'static, Response<Body>>;
+}
+
+/// What the front end is made of.
+pub struct AwsConfig {
+    /// The services.
+    pub services: Vec<Arc<dyn Service>>,
+    /// Access keys.
+    pub keys: Arc<AccessKeys>,
+    /// Account and region of those who do not say.
+    pub shared: Shared,
+    /// Other paths.
+    pub upgrades: Vec<Arc<dyn Upgrade>>,
+    /// The time.
+    pub clock: Clock,
+}
+
+/// The AWS endpoint.
+pub struct Aws {
+    services: BTreeMap<&'static str, Arc<dyn Service>>,
+    served: BTreeMap<&'static str, Vec<&'static str>>,
+    keys: Arc<AccessKeys>,
+    shared: Shared,
+    upgrades: Vec<Arc<dyn Upgrade>>,
+    clock: Clock,
+    throttle: throttle::Throttle,
+    metrics: metrics::Metrics,
+}
+
+/// A body from bytes.
+pub fn full(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).boxed_unsync()
+}
+
+/// What is left of a call when its answer is written.
+struct Answered {
+    wire: Wire,
+    service: Option<&'static aws_schema::Service>,
+    /// For the metrics.
+    operation: Option<&'static aws_schema::Operation>,
+    outcome: Result<Output, AwsError>,
+}
+
+enum Output {
+    Whole(Reply),
+    Stream(BoxStream<'static, Bytes>),
+}
+
+/// A request's head in the forms that are needed.
+struct Asking<'a> {
+    parts: &'a Parts,
+    headers: Vec<(String, String)>,
+    peer: SocketAddr,
+}
+
+impl Asking<'_> {
+    fn head(&self) -> Head<'_> {
+        Head {
+            method: self.parts.method.as_str(),
+            path: self.parts.uri.path(),
+            query: self.parts.uri.query().unwrap_or_default(),
+            headers: &self.headers,
+        }
+    }
+
+    fn header(&self, name: &str) -> &str {
+        self.headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str()).unwrap_or_default()
+    }
+
+    fn asked<'s>(&'s self, scope: Option<&'s str>) -> Asked<'s> {
+        Asked {
+            method: self.parts.method.as_str(),
+            path: self.parts.uri.path(),
+            target: self.header("x-amz-target"),
+            smithy: self.header("smithy-protocol"),
+            content_type: self.header("content-type"),
+            scope,
+        }
+    }
+}
+
+/// Headers as text, names in lower case; `host` also where HTTP/2 has `:authority`.
+fn headers(parts: &Parts) -> Vec<(String, String)> {
+    let text = |v: &::http::HeaderValue| String::from_utf8_lossy(v.as_bytes()).into_owned();
+    let mut list: Vec<_> = parts.headers.iter().map(|(n, v)| (n.as_str().to_string(), text(v))).collect();
+    if !parts.headers.contains_key(header::HOST)
+        && let Some(authority) = parts.uri.authority()
+    {
+        list.push(("host".into(), authority.to_string()));
+    }
+    list
+}
+
+impl Aws {
+    /// The endpoint of these services.
+    pub fn new(config: AwsConfig) -> Arc<Aws> {
+        let services: BTreeMap<_, _> = config.services.into_iter().map(|s| (s.name(), s)).collect();
+        let served = services.iter().map(|(name, s)| (*name, s.served())).collect();
+        Arc::new(Aws {
+            services,
+            served,
+            keys: config.keys,
+            shared: config.shared,
+            upgrades: config.upgrades,
+            clock: config.clock,
+            throttle: throttle::Throttle::default(),
+            metrics: metrics::Metrics::default(),
+        })
+    }
+
+    /// Prometheus lines about calls.
+    pub fn metrics_text(&self) -> String {
+        self.metrics.text()
+    }
+
+    /// Answers one request.
+    pub async fn handle(&self, request: ::http::Request<Incoming>, peer: SocketAddr) -> Response<Body> {
+        if let Some(upgrade) = self.upgrades.iter().find(|u| request.uri().path().starts_with(u.prefix())) {
+            return upgrade.answer(request).await;
+        }
+        let started = Instant::now();
+        let (parts, body) = request.into_parts();
+        let asking = Asking { headers: headers(&parts), parts: &parts, peer };
+        if let Some(response) = self.probe(&asking) {
+            return response;
+        }
+        let id = uuid::Uuid::new_v4().to_string();
+        let answered = self.answer(&asking, body, &id).await;
+        let code = match &answered.outcome {
+            Ok(_) => "200",
+            Err(error) => error.code.as_str(),
+        };
+        let of = answered.service.map_or("unknown", |s| s.head.name);
+        let operation = answered.operation.map_or("unknown", |o| o.name);
+        self.metrics.called(of, operation, code, started.elapsed());
+        if let Err(error) = &answered.outcome {
+            let level_up = error.status >= 500;
+            match level_up {
+                true => tracing::warn!(service = of, operation, %error, "AWS call"),
+                false => tracing::debug!(service = of, operation, %error, "AWS call"),
+            }
+        }
+        respond(answered, &id)
+    }
+
+    /// What is asked without a signature by those who only look whether somebody is there.
+    fn probe(&self, asking: &Asking<'_>) -> Option<Response<Body>> {
+        let (method, path) = (&asking.parts.method, asking.parts.uri.path());
+        let signed = !asking.header("authorization").is_empty() || asking.parts.uri.query().is_some();
+        let plain = |text: String| Response::new(full(text));
+        match (method, path) {
+            (&Method::OPTIONS, _) => {
+                let response = Response::builder().status(204).header(header::ALLOW, "GET, HEAD, POST, PUT, PATCH, DELETE");
+                response.body(full("")).ok()
+            }
+            (&Method::GET | &Method::HEAD, "/" | "/health" | "/_gantry/health") if !signed => {
+                Some(plain(format!("{}\n", serde_json::json!({"gantry": "aws", "status": "running"}))))
+            }
+            (&Method::GET, "/_gantry/metrics") if asking.peer.ip().is_loopback() => Some(plain(self.metrics_text())),
+            _ => None,
+        }
+    }
+
+    async fn answer(&self, asking: &Asking<'_>, body: Incoming, id: &str) -> Answered {
+        let early = |error: AwsError, scope: Option<&str>| {
+            let wire = route::manner(&asking.asked(scope));
+            Answered { wire, service: None, operation: None, outcome: Err(error) }
+        };
+        let (now_ms, head) = ((self.clock)(), asking.head());
+        let near = asking.peer.ip().is_loopback();
+        let problem = |p: Problem, scope: Option<&str>| early(p.worded(route::manner(&asking.asked(scope))), scope);
+        let signer = match signature::signer(&self.keys, &head, near, (now_ms / 1_000) as i64) {
+            Ok(signer) => signer,
+            Err(p) => {
+                let presented = head.presented().ok().flatten();
+                return problem(p, presented.as_ref().map(|p| p.service.as_str()));
+            }
+        };
+        let scope = signer.as_ref().map(|s| s.presented.service.as_str());
+        let max = if signer.is_some() { body::SIGNED_MAX } else { body::UNSIGNED_MAX };
+        let body = match body::read(body, max).await {
+            Ok(body) => body,
+            Err(error) => return early(error, scope),
+        };
+        let body = match &signer {
+            Some(signer) => match signer.verify(&head, body) {
+                Ok(body) => body,
+                Err(p) => return problem(p, scope),
+            },
+            None => body,
+        };
+        let body = match body::unpacked(body, asking.header("content-encoding")) {
+            Ok(body) => body,
+            Err(error) => return early(error, scope),
+        };
+        let form = || query::parameters(head.query, &body).ok();
+        let route = match route::route(&asking.asked(scope), form) {
+            Ok(route) => route,
+            Err(astray) => {
+                let (wire, service, error) = *astray;
+                let error = if signer.is_none() { Problem::Missing.worded(wire) } else { error };
+                return Answered { wire, service, operation: None, outcome: Err(error) };
+            }
+        };
+        let outcome = self.run(asking, &route, signer, &body, (id, now_ms)).await;
+        Answered { wire: route.wire, service: Some(route.service), operation: Some(route.operation), outcome }
+    }
+
+    /// Runs the operation that was found.
+    async fn run(
+        &self,
+        asking: &Asking<'_>,
+        route: &Route,
+        signer: Option<Signer>,
+        body: &[u8],
+        (id, now_ms): (&str, u64),
+    ) -> Result<Output, AwsError> {
+        let (table, operation) = (route.service, route.operation);
+        let (caller, region) = match signer {
+            Some(signer) => (signer.caller, signer.presented.region),
+            None if operation.unsigned => (anonymous(), self.shared.region.clone()),
+            None => return Err(Problem::Missing.worded(route.wire)),
+        };
+        if !self.throttle.admit(&caller.access_key, now_ms) {
+            return Err(throttled(route.wire));
+        }
+        let served = self.served.get(table.head.name).is_some_and(|list| list.contains(&operation.name));
+        let Some(service) = self.services.get(table.head.name).filter(|_| served && operation.modelled) else {
+            return Err(not_served(route));
+        };
+        let request = protocol::Request {
+            query: asking.parts.uri.query().unwrap_or_default(),
+            headers: &asking.headers,
+            body,
+            labels: &route.labels,
+        };
+        let input = protocol::decode(route.wire, table, operation, &request).map_err(|e| unreadable(route.wire, e))?;
+        if let Some(shape) = operation.input {
+            validate::check(table, operation.name, shape, &input)?;
+        }
+        let call = Call {
+            caller,
+            region,
+            operation: operation.name,
+            input,
+            request_id: id.into(),
+            now_ms,
+            endpoint: format!("http://{}", asking.header("host")),
+        };
+        let panicked = |_| AwsError::server("InternalFailure", "The operation failed inside Gantry; its log says more");
+        if let Some(streaming) = service.stream(&call) {
+            let events = AssertUnwindSafe(streaming).catch_unwind().await.map_err(panicked)??;
+            return Ok(Output::Stream(frames(table, operation, events)));
+        }
+        let output = AssertUnwindSafe(service.call(&call)).catch_unwind().await.map_err(panicked)??;
+        Ok(Output::Whole(protocol::encode(route.wire, table, operation, &output, id)))
+    }
+}
+
+fn frames(
+    service: &'static aws_schema::Service,
+    operation: &'static aws_schema::Operation,
+    events: BoxStream<'static, Result<crate::service::StreamEvent, AwsError>>,
+) -> BoxStream<'static, Bytes> {
+    let first = futures_util::stream::once(async { Bytes::from(events::initial()) });
+    let rest = events.map(move |event| {
+        Bytes::from(match event {
+            Ok((name, value)) => events::event(service, operation, name, &value),
+            Err(error) => events::exception(&error),
+        })
+    });
+    first.chain(rest).boxed()
+}
+
+/// Callers of operations that need no signature.
+fn anonymous() -> Caller {
+    Caller { account: String::new(), access_key: "anonymous".into(), arn: String::new(), user_id: String::new() }
+}
+
+fn throttled(wire: Wire) -> AwsError {
+    use aws_schema::Protocol;
+    match wire.protocol {
+        Protocol::Ec2 => AwsError { status: 503, ..AwsError::client("RequestLimitExceeded", "Request limit exceeded.") },
+        Protocol::Query => AwsError::client("Throttling", "Rate exceeded"),
+        Protocol::RestJson => AwsError { status: 429, ..AwsError::client("ThrottlingException", "Rate exceeded") },
+        Protocol::Json | Protocol::Cbor => AwsError::client("ThrottlingException", "Rate exceeded"),
+    }
+}
+
+/// A known operation that is not served.
+fn not_served(route: &Route) -> AwsError {
+    use aws_schema::Protocol;
+    let (name, service) = (route.operation.name, route.service.head.service_id);
+    let code = match route.wire.protocol {
+        Protocol::Query | Protocol::Ec2 => "InvalidAction",
+        _ => "UnknownOperationException",
+    };
+    AwsError::client(code, format!("The operation {name} of {service} is not implemented by Gantry"))
+}
+
+fn unreadable(wire: Wire, error: protocol::DecodeError) -> AwsError {
+    use aws_schema::Protocol;
+    match wire.protocol {
+        Protocol::Query if error.member.is_empty() => AwsError::client("MalformedQueryString", error.message),
+        Protocol::Query => AwsError::client("MalformedInput", error.message),
+        Protocol::Ec2 => {
+            let text = format!("Value for parameter {} is invalid. {}", error.member, error.message);
+            AwsError::client("InvalidParameterValue", text)
+        }
+        _ => AwsError::client("SerializationException", error.message),
+    }
+}
+
+fn respond(answered: Answered, id: &str) -> Response<Body> {
+    let reply = match answered.outcome {
+        Ok(Output::Stream(frames)) => {
+            let body = StreamBody::new(frames.map(|f| Ok::<_, Infallible>(Frame::data(f))));
+            let response = Response::builder()
+                .header(header::CONTENT_TYPE, events::CONTENT_TYPE)
+                .header("x-amzn-requestid", id)
+                .body(body.boxed_unsync());
+            return response.unwrap_or_else(|_| Response::new(full("")));
+        }
+        Ok(Output::Whole(reply)) => reply,
+        Err(error) => protocol::refuse(answered.wire, answered.service, &error, id),
+    };
+    let mut response = Response::builder().status(reply.status).header("x-amzn-requestid", id);
+    for (name, value) in reply.headers {
+        response = response.header(name, value);
+    }
+    response.body(full(reply.body)).unwrap_or_else(|_| Response::new(full("")))
+}

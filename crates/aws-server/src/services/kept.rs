@@ -1,0 +1,209 @@
+//! Objects of one kind in namespace `aws`, as services without controllers keep their things: `spec` is the
+//! service's own document, labels say account and region. Changes are compare-and-swap, tried again on conflict.
+
+use crate::service::{AwsError, Call, Shared};
+use client::{ApiClient, DeleteOptions, ListOptions, ObjectKey};
+use ecs_model::names::{AWS_NAMESPACE, Place, object_name};
+use k8s_schema::Gvr;
+use machinery::status::ApiError;
+use serde_json::{Value, json};
+
+const ACCOUNT_LABEL: &str = "aws.gantry.dev/account";
+const REGION_LABEL: &str = "aws.gantry.dev/region";
+/// Writers of one object that meet more often than this are told to come again.
+const TRIES_MAX: usize = 16;
+
+/// Whose things: services like IAM have no region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// An account's, in a region.
+    Regional,
+    /// An account's, everywhere.
+    Global,
+}
+
+/// A kind of objects.
+#[derive(Clone)]
+pub(crate) struct Kept {
+    client: ApiClient,
+    home: Place,
+    gvr: Gvr,
+    kind: &'static str,
+    reach: Reach,
+}
+
+impl Kept {
+    pub(crate) fn new(shared: &Shared, gvr: Gvr, kind: &'static str, reach: Reach) -> Kept {
+        let home = Place::new(&shared.account, &shared.region);
+        Kept { client: shared.client.clone(), home, gvr, kind, reach }
+    }
+
+    fn region<'a>(&'a self, call: &'a Call) -> &'a str {
+        match self.reach {
+            Reach::Regional => &call.region,
+            Reach::Global => &self.home.region,
+        }
+    }
+
+    fn key(&self, account: &str, region: &str, name: &str) -> ObjectKey {
+        ObjectKey::new(AWS_NAMESPACE, object_name(account, region, &self.home, name))
+    }
+
+    /// One's `spec`.
+    pub(crate) async fn get(&self, call: &Call, name: &str) -> Result<Option<Value>, AwsError> {
+        self.get_of(&call.caller.account, self.region(call), name).await
+    }
+
+    /// The same of any account.
+    pub(crate) async fn get_of(
+        &self,
+        account: &str,
+        region: &str,
+        name: &str,
+    ) -> Result<Option<Value>, AwsError> {
+        match self.client.get(&self.gvr, &self.key(account, region, name)).await {
+            Ok(object) => Ok(Some(object.value().map_err(broken)?["spec"].take())),
+            Err(error) if error.code == 404 => Ok(None),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    /// Stores a new one. False: there is one of that name.
+    pub(crate) async fn create(&self, call: &Call, name: &str, spec: Value) -> Result<bool, AwsError> {
+        let (account, region) = (&call.caller.account, self.region(call));
+        let key = self.key(account, region, name);
+        let body = json!({
+            "apiVersion": format!("{}/{}", self.gvr.group, self.gvr.version), "kind": self.kind,
+            "metadata": {"namespace": &*key.namespace, "name": &*key.name,
+                "labels": {ACCOUNT_LABEL: account, REGION_LABEL: region}},
+            "spec": spec,
+        });
+        match self.client.create(&self.gvr, body).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.reason == "AlreadyExists" => Ok(false),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    /// Changes one; `None`: there is none of that name. The change may run several times.
+    pub(crate) async fn change<T>(
+        &self,
+        call: &Call,
+        name: &str,
+        mut change: impl FnMut(&mut Value) -> Result<T, AwsError>,
+    ) -> Result<Option<T>, AwsError> {
+        let key = self.key(&call.caller.account, self.region(call), name);
+        for _ in 0..TRIES_MAX {
+            let object = match self.client.get(&self.gvr, &key).await {
+                Ok(object) => object,
+                Err(error) if error.code == 404 => return Ok(None),
+                Err(error) => return Err(failed(error)),
+            };
+            let mut body = object.value().map_err(broken)?;
+            let answer = change(&mut body["spec"])?;
+            match self.client.update(&self.gvr, &key, body).await {
+                Ok(_) => return Ok(Some(answer)),
+                Err(error) if error.reason == "Conflict" => {}
+                Err(error) if error.code == 404 => return Ok(None),
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        Err(AwsError {
+            status: 503,
+            ..AwsError::server("ServiceUnavailable", "Too many changes at once; try again")
+        })
+    }
+
+    /// Removes one. False: there is none of that name.
+    pub(crate) async fn remove(&self, call: &Call, name: &str) -> Result<bool, AwsError> {
+        let key = self.key(&call.caller.account, self.region(call), name);
+        match self.client.delete(&self.gvr, &key, DeleteOptions::default()).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.code == 404 => Ok(false),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    /// All of the caller's, here.
+    pub(crate) async fn list(&self, call: &Call) -> Result<Vec<Value>, AwsError> {
+        let label_selector =
+            format!("{ACCOUNT_LABEL}={},{REGION_LABEL}={}", call.caller.account, self.region(call));
+        let options =
+            ListOptions { namespace: Some(AWS_NAMESPACE.into()), label_selector, ..ListOptions::default() };
+        let list = self.client.list(&self.gvr, &options).await.map_err(failed)?;
+        list.items.iter().map(|o| Ok(o.value().map_err(broken)?["spec"].take())).collect()
+    }
+}
+
+fn failed(error: ApiError) -> AwsError {
+    tracing::warn!(%error, "an AWS object could not be read or written");
+    AwsError::server("InternalFailure", "The request could not be completed; Gantry's log says more")
+}
+
+fn broken(error: serde_json::Error) -> AwsError {
+    tracing::error!(%error, "a stored AWS object is no JSON");
+    AwsError::server("InternalFailure", "A stored object cannot be read")
+}
+
+/// A text member of a document; "" where it is unset.
+pub(crate) fn text<'a>(document: &'a Value, member: &str) -> &'a str {
+    document[member].as_str().unwrap_or_default()
+}
+
+/// The members of a list; none where it is unset.
+pub(crate) fn items(value: &Value) -> &[Value] {
+    value.as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
+/// One page of a list that is sorted by a text: what comes after `token`, at most `max`; and the next token.
+pub(crate) fn page<T: Clone>(
+    list: &[T],
+    name: impl Fn(&T) -> String,
+    token: &str,
+    max: usize,
+) -> Result<(Vec<T>, Option<String>), PageError> {
+    use base64::Engine;
+    use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+    let after = match token {
+        "" => None,
+        token => {
+            let bytes = BASE64_URL_SAFE_NO_PAD.decode(token).map_err(|_| PageError)?;
+            let text = String::from_utf8(bytes).map_err(|_| PageError)?;
+            Some(text.strip_prefix(TOKEN_MARK).ok_or(PageError)?.to_string())
+        }
+    };
+    let mut rest = list.iter().filter(|item| after.as_ref().is_none_or(|a| name(item) > *a));
+    let page: Vec<T> = rest.by_ref().take(max).cloned().collect();
+    let more = rest.next().is_some();
+    let last = page.last().filter(|_| more).map(&name);
+    Ok((page, last.map(|last| BASE64_URL_SAFE_NO_PAD.encode(format!("{TOKEN_MARK}{last}")))))
+}
+
+/// What tells our tokens from arbitrary text.
+const TOKEN_MARK: &str = "after:";
+
+/// Not a token that was given out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PageError;
+
+/// Seconds since 1970, with milliseconds, as documents hold times.
+pub(crate) fn now(call: &Call) -> Value {
+    Value::from(call.now_ms as f64 / 1_000.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_end_and_foreign_tokens_are_refused() {
+        let list: Vec<String> = ["a", "b", "c"].map(String::from).into();
+        let (first, token) = page(&list, String::clone, "", 2).unwrap();
+        assert_eq!(first, ["a", "b"]);
+        let (second, end) = page(&list, String::clone, &token.unwrap(), 2).unwrap();
+        assert_eq!((second, end), (vec!["c".to_string()], None));
+        for bad in ["x", "?", "YWJj", &"A".repeat(10_000)] {
+            assert_eq!(page(&list, String::clone, bad, 2), Err(PageError), "{bad}");
+        }
+    }
+}
