@@ -1,1 +1,51 @@
-//! The ECS controllers: tasks, services, deployments, capacity. Each is a decision over a snapshot and a shell.
+//! The ECS controllers: tasks, and later services, deployments, capacity. Each is a pure decision and a shell.
+//!
+//! They are clients of the API and meet the operations (`aws-server`) and the nodes only in the store.
+//! Deliberately not here: ECS's rules as values (`ecs-model`), the wire (`aws-server`).
+
+mod secrets;
+pub mod task;
+
+pub use secrets::SecretSource;
+
+use client::ApiClient;
+use ecs_model::lower::Settings;
+use ecs_model::names::Place;
+use jiff::Timestamp;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::JoinHandle;
+
+/// What the controllers must be told.
+#[derive(Clone, Debug)]
+pub struct EcsConfig {
+    /// The account and region whose names stay short.
+    pub defaults: Place,
+    /// How tasks become pods.
+    pub settings: Settings,
+    /// How long stopped tasks stay visible.
+    pub retention: Duration,
+}
+
+/// The running controllers; they stop when this is dropped.
+pub struct Ecs {
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Ecs {
+    /// Starts them as one identity.
+    pub fn start(
+        client: ApiClient,
+        secrets: Arc<dyn SecretSource>,
+        config: EcsConfig,
+        clock: Arc<dyn Fn() -> Timestamp + Send + Sync>,
+    ) -> Ecs {
+        Ecs { tasks: task::start(client, secrets, config, clock) }
+    }
+}
+
+impl Drop for Ecs {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}

@@ -171,15 +171,17 @@ pub fn uuid(uid: &str, what: &str) -> String {
 }
 
 /// A number that AWS writes as number or text.
-pub(crate) fn number(value: &Value) -> Option<u64> {
+pub fn number(value: &Value) -> Option<u64> {
     value.as_u64().or_else(|| value.as_str()?.parse().ok())
 }
 
-pub(crate) fn items(value: &Value) -> &[Value] {
+/// The items of a list; none where there is no list.
+pub fn items(value: &Value) -> &[Value] {
     value.as_array().map(Vec::as_slice).unwrap_or_default()
 }
 
-pub(crate) fn text(value: &Value) -> &str {
+/// A text; "" where there is none.
+pub fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
 }
 
