@@ -12,6 +12,7 @@ pub mod placement;
 pub mod query;
 pub mod raise;
 pub mod refusal;
+pub mod secret;
 pub mod task;
 pub mod taskdef;
 pub mod units;

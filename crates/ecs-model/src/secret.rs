@@ -30,10 +30,8 @@ impl SecretRef {
             let kind = parts.next().unwrap_or_default();
             let name = parts.next().unwrap_or_default();
             let mut next = || parts.next().unwrap_or_default().to_string();
-            let id = format!(
-                "arn:{}:secretsmanager:{}:{}:{kind}:{name}",
-                arn.partition, arn.region, arn.account
-            );
+            let id =
+                format!("arn:{}:secretsmanager:{}:{}:{kind}:{name}", arn.partition, arn.region, arn.account);
             return SecretRef::Secret { id, json_key: next(), stage: next(), version: next() };
         }
         // `parameter/a/b` stands for `/a/b`, `parameter/a` for `a`.
@@ -53,9 +51,9 @@ impl SecretRef {
         let value: Value = serde_json::from_str(&text)
             .map_err(|_| "retrieved secret from Secrets Manager is not a JSON object".to_string())?;
         match &value[json_key.as_str()] {
-            Value::Null => Err(format!(
-                "retrieved secret from Secrets Manager did not contain json key {json_key}"
-            )),
+            Value::Null => {
+                Err(format!("retrieved secret from Secrets Manager did not contain json key {json_key}"))
+            }
             Value::String(text) => Ok(text.clone()),
             other => Ok(other.to_string()),
         }
