@@ -1,5 +1,5 @@
 //! Developer tasks: `cargo xtask tidy`, `cargo xtask bench quick|refs`, `cargo xtask image NAME`,
-//! `cargo xtask vm test [PART]`, `cargo xtask specs k8s|k8s-protobuf|aws`.
+//! `cargo xtask vm test [PART]`, `cargo xtask fuzz [TARGET] …`, `cargo xtask specs k8s|k8s-protobuf|aws`.
 
 mod bench;
 mod specs;
@@ -26,11 +26,21 @@ fn main() -> Result<()> {
         ["bench-load", what, pid, image] => bench::run_load(what, pid, image),
         ["vm", "test"] => vm::test(&root, None),
         ["vm", "test", part] => vm::test(&root, Some(part)),
+        ["fuzz", ref args @ ..] => fuzz(&root, args),
         ["specs", which] => specs::run(&root, which),
         _ => anyhow::bail!(
-            "usage: cargo xtask tidy | image NAME | bench quick [BINARY] | bench refs [SUITE [BINARY]] | vm test [PART] | specs k8s|k8s-protobuf|aws"
+            "usage: cargo xtask tidy | image NAME | bench quick [BINARY] | bench refs [SUITE [BINARY]] | vm test [PART] | fuzz [TARGET] [--seconds N] [--keep] | specs k8s|k8s-protobuf|aws"
         ),
     }
+}
+
+/// Builds the fuzzer, with what it fuzzes instrumented, and runs it. The same compiler and target folder as ever.
+fn fuzz(root: &Path, args: &[&str]) -> Result<()> {
+    let mut cargo = std::process::Command::new(std::env::var("CARGO").unwrap_or("cargo".into()));
+    cargo.env("RUSTC_WORKSPACE_WRAPPER", root.join("crates/fuzz/rustc.sh"));
+    let status = cargo.args(["run", "--quiet", "--package", "fuzz", "--"]).args(args).status()?;
+    anyhow::ensure!(status.success(), "the fuzzer: {status}");
+    Ok(())
 }
 
 /// Makes a docker-archive from Debian packages under `target/images` and prints its path.
