@@ -210,6 +210,12 @@ fn static_name(expr: &str) -> String {
     format!("T_{}", letters.collect::<String>().to_uppercase())
 }
 
+/// The expression of a list whose texts may also be made at run time.
+fn cow_list<'a>(items: impl Iterator<Item = &'a str>) -> String {
+    let items: String = items.map(|i| format!("Cow::Borrowed({i:?}),")).collect();
+    format!("Held::Static(&[{items}])")
+}
+
 fn text_list<'a>(items: impl Iterator<Item = &'a str>) -> String {
     let quoted: Vec<String> = items.map(|i| format!("{i:?}")).collect();
     format!("Held::Static(&[{}])", quoted.join(","))
@@ -243,7 +249,7 @@ fn field_expr(field: &Field, defs: &[Def], inner: &mut BTreeSet<String>) -> Stri
         field.name,
         type_expr(field.ty, defs, inner),
         field.required,
-        text_list(keys),
+        cow_list(keys),
         fact("mk"),
         field.default,
     )
@@ -309,7 +315,7 @@ fn row_expr(row: &Row, defs: &[Def]) -> String {
     };
     let storage = fact("storage").map(|s| s.split_once('/').expect("storage=group/version"));
     let (storage_group, storage_version) = storage.unwrap_or((row.group, version));
-    let list = |key: &str| text_list(fact(key).into_iter().flat_map(|l| l.split(',')));
+    let list = |key: &str| cow_list(fact(key).into_iter().flat_map(|l| l.split(',')));
     let subresources: String = row.subresources.iter().map(|s| subresource_expr(s, own)).collect();
     format!(
         "ResourceRow{{gvr:Gvr::new({:?},{version:?},{plural:?}),kind:Held::Static({kind:?}),\

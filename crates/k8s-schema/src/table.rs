@@ -4,6 +4,7 @@
 
 use crate::proto::{ProtoField, ProtoForm, ProtoPart};
 use crate::types::{Def, DefRef, Field, Gvr, Held, ListType, PatchStrategy, ResourceRow, Subresource, Type};
+use std::borrow::Cow;
 
 include!(concat!(env!("OUT_DIR"), "/table.rs"));
 
@@ -96,7 +97,7 @@ mod tests {
     fn every_list_key_and_merge_key_is_a_field_of_the_items() {
         for field in fields() {
             let keys =
-                field.list_keys.iter().copied().chain(Some(&*field.merge_key).filter(|k| !k.is_empty()));
+                field.list_keys.iter().map(|k| &**k).chain(Some(&*field.merge_key).filter(|k| !k.is_empty()));
             for key in keys {
                 let Type::Array(items) = &field.ty else { panic!("{} is no list", field.name) };
                 assert!(items.at(&[key]).is_some(), "{}: {key}", field.name);

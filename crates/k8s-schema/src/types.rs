@@ -164,7 +164,7 @@ pub struct Field {
     /// For arrays.
     pub list_type: ListType,
     /// For arrays of type map: the key fields, in order.
-    pub list_keys: Held<[&'static str]>,
+    pub list_keys: Held<[Cow<'static, str>]>,
     /// For strategic merge patch.
     pub patch_strategy: PatchStrategy,
     /// For strategic merge patch; "" when none.
@@ -217,9 +217,9 @@ pub struct ResourceRow {
     /// Lower-case singular.
     pub singular: Held<str>,
     /// Short names.
-    pub short_names: Held<[&'static str]>,
+    pub short_names: Held<[Cow<'static, str>]>,
     /// Categories ("all").
-    pub categories: Held<[&'static str]>,
+    pub categories: Held<[Cow<'static, str>]>,
     /// In a namespace?
     pub namespaced: bool,
     /// Verbs, sorted, as discovery tells them.

@@ -8,6 +8,7 @@
 pub mod apply;
 pub mod body;
 pub mod convert;
+pub mod crd;
 pub mod field_errors;
 pub mod intstr;
 pub mod kinds;

@@ -153,7 +153,7 @@ fn crontab(field_name: &str) -> ResourceRow {
         gvr: Gvr::new("stable.example.com", "v1", "crontabs"),
         kind: Held::Static("CronTab"),
         singular: Held::Static("crontab"),
-        short_names: Held::Static(&["ct"]),
+        short_names: Held::Static(&[std::borrow::Cow::Borrowed("ct")]),
         categories: Held::Static(&[]),
         namespaced: true,
         verbs: Held::Static(&["create", "get", "list", "patch"]),

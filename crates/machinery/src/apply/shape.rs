@@ -55,7 +55,7 @@ pub enum Shape<'a> {
 pub struct Items<'a> {
     /// The items' own place.
     pub spot: Spot<'a>,
-    keys: &'a [&'static str],
+    keys: &'a [Cow<'static, str>],
 }
 
 impl<'a> Spot<'a> {
@@ -86,7 +86,8 @@ impl<'a> Spot<'a> {
             Type::Map(inner) if !self.field.is_some_and(|f| f.map_atomic) => Shape::Map(self.at(inner, None)),
             Type::Array(item) => match self.field {
                 Some(f) if f.list_type != ListType::Atomic => {
-                    let keys: &[&'static str] = if f.list_type == ListType::Map { &f.list_keys } else { &[] };
+                    let keys: &[Cow<'static, str>] =
+                        if f.list_type == ListType::Map { &f.list_keys } else { &[] };
                     Shape::Items(Items { spot: self.at(item, None), keys })
                 }
                 _ => Shape::Leaf,
@@ -142,13 +143,14 @@ impl Items<'_> {
         }
         let mut named = Vec::with_capacity(self.keys.len());
         for key in self.keys {
+            let key = &**key;
             let value = match item.get(key).filter(|v| !v.is_null()) {
                 Some(value) => Cow::Borrowed(value),
                 None => self.default_of(key).map(Cow::Owned).ok_or_else(|| {
                     format!("associative list with keys has an element that omits key field {key:?} (and doesn't have default value)")
                 })?,
             };
-            named.push((*key, value));
+            named.push((key, value));
         }
         named.sort_by_key(|(key, _)| *key);
         let mut element = String::from("k:{");

@@ -1,0 +1,22 @@
+//! Custom resources: a definition's structural schema compiled once, and what it does to objects.
+//!
+//! [`Schema`] is compiled from `openAPIV3Schema`; `prune`, `default` and `validate` walk it together with a value;
+//! [`body`] makes the table definition that patches and server-side apply read; [`columns`] renders printer columns.
+//! Whether a definition itself is right is `kinds::crd`'s; expressions (`x-kubernetes-validations`) are `cel`'s;
+//! discovery, storage and conversion by webhook are the API server's.
+
+pub mod body;
+pub mod columns;
+mod default;
+pub mod jsonpath;
+mod prune;
+mod schema;
+mod validate;
+
+pub use default::default;
+pub use prune::{prune, strip_unknown};
+pub use schema::{Additional, Checks, Rule, Schema, Ty};
+pub use validate::validate;
+
+#[cfg(test)]
+mod tests;
