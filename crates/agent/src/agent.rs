@@ -9,6 +9,7 @@ use crate::node::NodeTask;
 use crate::nodeapi::{Authorize, NodeApi};
 use crate::objects::ObjectCaches;
 use crate::ops::{MAKING_MAX, Node};
+use crate::taskmeta::{self, Endpoint, TaskServices};
 use crate::worker::{Event, Parts, Worker};
 use client::cache::Cache;
 use client::{ApiClient, ListOptions};
@@ -118,6 +119,7 @@ pub struct Agent {
     ready: watch::Receiver<bool>,
     runtime: Runtime,
     address: SocketAddr,
+    node: Arc<Node>,
 }
 
 /// CPU of the groups that hold the pods of lesser classes: (name, shares).
@@ -166,6 +168,7 @@ impl Agent {
             pods: Cache::start(config.client.clone(), PODS, on_node),
             this: Cache::start(config.client.clone(), NODES, this_node),
             pressure: watch::Sender::default(),
+            sandboxes: watch::Sender::default(),
             recorder: recorder.clone(),
             tokens: Default::default(),
             leases: Default::default(),
@@ -176,6 +179,7 @@ impl Agent {
         let (publish, host_ports) = watch::channel(Vec::new());
         let parts =
             Parts { node: node.clone(), inbox: inbox.clone(), runtime_events, adopted, host_ports: publish };
+        let shared = node.clone();
         let (worker, events) = Worker::new(parts);
         let (is_ready, ready) = watch::channel(false);
         let node_task = NodeTask {
@@ -209,7 +213,7 @@ impl Agent {
             }));
             worker.run().await;
         });
-        Ok(Agent { events, tasks, host_ports, ready, runtime, address })
+        Ok(Agent { events, tasks, host_ports, ready, runtime, address, node: shared })
     }
 
     /// Where the node API listens.
@@ -220,6 +224,16 @@ impl Agent {
     /// The ports of the node that pods ask for (`hostPort`), for `Network::apply`.
     pub fn host_ports(&self) -> watch::Receiver<Vec<net::HostPort>> {
         self.host_ports.clone()
+    }
+
+    /// Serves the metadata endpoint of ECS tasks at a listener, for ever. Without `services` credentials and protection
+    /// are refused.
+    pub fn task_metadata(
+        &self,
+        listener: TcpListener,
+        services: Option<Arc<dyn TaskServices>>,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        taskmeta::serve(Arc::new(Endpoint { node: self.node.clone(), services }), listener)
     }
 
     /// Waits until the Node object says Ready.

@@ -24,6 +24,7 @@ pub mod services;
 pub mod state;
 pub mod status;
 mod stream;
+pub mod taskmeta;
 pub mod volumes;
 mod worker;
 

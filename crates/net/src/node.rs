@@ -237,6 +237,18 @@ impl Network {
             .step("preparing the loopback link and routes")
     }
 
+    /// Gives the node one more address on the loopback link, which pods reach through their gateway; it goes with the
+    /// network's teardown.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn add_address(&self, ip: Ipv4Addr) -> Result<(), NetError> {
+        let mut route = self.route.lock();
+        let lo = link_by_name(&mut route, "lo")?.index;
+        let label = NetConfig::label(&self.config.prefix);
+        route.request(&[rt::add_host_address(lo, ip, &label)]).step("adding an address to the loopback link")
+    }
+
     /// Makes the kernel's service table be what `services` and `host_ports` say. The caller coalesces.
     ///
     /// # Errors
