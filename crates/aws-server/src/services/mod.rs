@@ -1,5 +1,6 @@
 //! One module a service: its shared state, its operation table, and a file a family of operations.
 
+pub mod ecs;
 pub mod exec;
 mod kept;
 pub mod logs;
@@ -35,6 +36,7 @@ pub struct Registry {
 /// where their stores are opened.)
 pub fn all(parts: &Parts) -> Vec<Arc<dyn Service>> {
     vec![
+        ecs::service(&parts.shared),
         sts::service(parts),
     ]
 }

@@ -1,0 +1,347 @@
+//! One call at work: whose names it speaks in, how it finds clusters, definitions and tasks, and how it writes.
+
+use super::index::Views;
+use super::{Ecs, instance};
+use crate::service::{AwsError, Call, Shared};
+use client::cache::Cache;
+use client::{Object, ObjectKey};
+use ecs_model::doc::{Doc, object};
+use ecs_model::names::{ArnError, DEFAULT_CLUSTER, ECS_NAMESPACE, Place, Resource, Scope, family_revision};
+use ecs_model::refusal::Refusal;
+use k8s_schema::{Gvr, gvr};
+use machinery::kinds::get::text;
+use machinery::status::ApiError;
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Attempts at a compare-and-swap before the caller is told to try again.
+const ATTEMPTS: usize = 10;
+/// Patience with a namespace of the same name that is still going away.
+const NAMESPACE_ATTEMPTS: u32 = 100;
+const NAMESPACE_PAUSE: Duration = Duration::from_millis(100);
+
+impl From<Refusal> for AwsError {
+    fn from(refusal: Refusal) -> Self {
+        AwsError::client(refusal.code, refusal.message)
+    }
+}
+
+/// `InvalidParameterException`.
+pub fn parameter(words: impl Into<String>) -> AwsError {
+    AwsError::client("InvalidParameterException", words)
+}
+
+/// `ClientException`.
+pub fn client_error(words: impl Into<String>) -> AwsError {
+    AwsError::client("ClientException", words)
+}
+
+/// What our own API said no to that should have gone well.
+pub fn internal(error: ApiError) -> AwsError {
+    tracing::error!(%error, "ECS could not read or write its objects");
+    AwsError::server("ServerException", "Service Unavailable. Please try again later.")
+}
+
+/// The document of an object.
+pub fn doc(object: &Object) -> Result<Arc<Doc>, AwsError> {
+    object.view::<Doc>().map_err(|e| internal(ApiError::internal(e)))
+}
+
+/// An entry of `failures`.
+pub fn failure(arn: &str, reason: &str) -> Value {
+    json!({"arn": arn, "reason": reason})
+}
+
+/// A cluster that a call found.
+#[derive(Clone)]
+pub struct Cluster {
+    pub name: String,
+    pub arn: String,
+    pub namespace: String,
+    pub doc: Arc<Doc>,
+}
+
+/// One call at work.
+pub struct Context<'a> {
+    pub shared: &'a Shared,
+    pub views: &'a Views,
+    pub call: &'a Call,
+    pub scope: Scope,
+}
+
+impl Ecs {
+    /// Starts work on a call.
+    pub async fn enter<'a>(&'a self, call: &'a Call) -> Context<'a> {
+        let place = Place::new(&*call.caller.account, &*call.region);
+        let defaults = Place::new(&*self.shared.account, &*self.shared.region);
+        Context { shared: &self.shared, views: self.views().await, call, scope: Scope { place, defaults } }
+    }
+}
+
+impl Context<'_> {
+    /// A text member of the input; "" when absent.
+    pub fn text(&self, member: &str) -> &str {
+        self.call.input[member].as_str().unwrap_or_default()
+    }
+
+    /// The text elements of a list member.
+    pub fn texts(&self, member: &str) -> Vec<&str> {
+        self.call.input[member].as_array().into_iter().flatten().filter_map(Value::as_str).collect()
+    }
+
+    /// Does `include` name it?
+    pub fn includes(&self, what: &str) -> bool {
+        self.texts("include").contains(&what)
+    }
+
+    /// Seconds since 1970.
+    pub fn now(&self) -> f64 {
+        self.call.now_ms as f64 / 1000.0
+    }
+
+    /// Reads an ARN; another account's is denied as IAM does, another region's refused.
+    pub fn parse_arn(&self, arn: &str) -> Result<Resource, AwsError> {
+        self.scope.parse(arn).map_err(|error| match error {
+            ArnError::Account => AwsError::client(
+                "AccessDeniedException",
+                format!(
+                    "User: {} is not authorized to perform: ecs:{} on resource: {arn} because no resource-based policy \
+                     allows the ecs:{} action",
+                    self.call.caller.arn, self.call.operation, self.call.operation
+                ),
+            ),
+            ArnError::Region => parameter(format!("Invalid region in ARN: {arn}")),
+            ArnError::Malformed => parameter(format!("Invalid ARN: {arn}")),
+        })
+    }
+
+    /// The cluster's name from a name or ARN; the default one for "".
+    pub fn cluster_name(&self, given: &str) -> Result<String, AwsError> {
+        if given.is_empty() {
+            return Ok(DEFAULT_CLUSTER.to_string());
+        }
+        if !given.starts_with("arn:") {
+            return Ok(given.to_string());
+        }
+        match self.parse_arn(given)? {
+            Resource::Cluster(name) => Ok(name),
+            _ => Err(parameter("Invalid identifier: Unexpected resource type in cluster identifier.")),
+        }
+    }
+
+    /// The ARN of a cluster of this place.
+    pub fn cluster_arn(&self, name: &str) -> String {
+        self.scope.arn(&Resource::Cluster(name.to_string()))
+    }
+
+    /// The object key of a cluster.
+    pub fn cluster_key(&self, name: &str) -> ObjectKey {
+        ObjectKey::new(self.scope.cluster_namespace(name), self.scope.object_name(name))
+    }
+
+    /// A cluster by name, whatever its status.
+    pub fn find_cluster(&self, name: &str) -> Result<Option<Cluster>, AwsError> {
+        let Some(object) = self.views.clusters.get(&self.cluster_key(name)) else { return Ok(None) };
+        let doc = doc(&object)?;
+        let arn = self.cluster_arn(name);
+        // A hash is a hash: the true name decides.
+        if text(doc.spec(), "/clusterArn") != arn {
+            return Ok(None);
+        }
+        Ok(Some(Cluster { name: name.to_string(), arn, namespace: self.scope.cluster_namespace(name), doc }))
+    }
+
+    /// The active cluster that the call's `cluster` member names. The default one is made when it is first used.
+    pub async fn cluster(&self) -> Result<Cluster, AwsError> {
+        let name = self.cluster_name(self.text("cluster"))?;
+        let missing = || AwsError::client("ClusterNotFoundException", "Cluster not found.");
+        match self.find_cluster(&name)? {
+            Some(cluster) if text(cluster.doc.spec(), "/status") == "ACTIVE" => Ok(cluster),
+            Some(_) => {
+                Err(AwsError::client("ClusterNotFoundException", "The referenced cluster was inactive."))
+            }
+            None if name != DEFAULT_CLUSTER => Err(missing()),
+            None => {
+                super::cluster::make_default(self).await?;
+                self.find_cluster(&name)?.ok_or_else(missing)
+            }
+        }
+    }
+
+    /// A task definition by family, `family:revision` or ARN; `None` where there is none. A family alone means its
+    /// latest active revision.
+    pub fn definition(&self, given: &str) -> Result<Option<Arc<Object>>, AwsError> {
+        let (family, revision) = if given.starts_with("arn:") {
+            match self.parse_arn(given)? {
+                Resource::TaskDefinition(family, revision) => (family, Some(revision)),
+                _ => {
+                    return Err(parameter(
+                        "Invalid identifier: Unexpected resource type in task definition ARN.",
+                    ));
+                }
+            }
+        } else {
+            match family_revision(given) {
+                Some((family, revision)) => (family.to_string(), revision),
+                None => return Err(client_error(format!("Invalid revision number. Number: {given}"))),
+            }
+        };
+        let place = &self.scope.place;
+        let revisions = self.views.families.lock().revisions(&place.account, &place.region, &family);
+        if let Some(revision) = revision {
+            return Ok(revisions.get(&revision).cloned());
+        }
+        for object in revisions.values().rev() {
+            if text(doc(object)?.spec(), "/status") == "ACTIVE" {
+                return Ok(Some(object.clone()));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The id in a short or long task identifier; the long form must be of that cluster.
+    pub fn task_id(&self, cluster: &Cluster, given: &str) -> Result<String, AwsError> {
+        let id = match given.starts_with("arn:") {
+            false => given.to_string(),
+            true => match self.parse_arn(given)? {
+                Resource::Task(name, id) => {
+                    self.same_cluster(cluster, &name)?;
+                    id
+                }
+                _ => {
+                    return Err(parameter(
+                        "Invalid identifier: Unexpected resource type in task identifier.",
+                    ));
+                }
+            },
+        };
+        match id.len() {
+            32 | 36 => Ok(id),
+            _ => Err(parameter("taskId length should be one of [32,36]")),
+        }
+    }
+
+    /// Refuses an ARN that is of another cluster than the call.
+    pub fn same_cluster(&self, cluster: &Cluster, name: &str) -> Result<(), AwsError> {
+        if name == cluster.name {
+            return Ok(());
+        }
+        Err(parameter(format!(
+            "Invalid identifier: Identifier is for {name}. Your cluster is {}",
+            cluster.name
+        )))
+    }
+
+    /// A task of a cluster.
+    pub fn task(&self, cluster: &Cluster, id: &str) -> Option<Arc<Object>> {
+        self.views.tasks.get(&ObjectKey::new(&*cluster.namespace, id))
+    }
+
+    /// The container instances of a cluster.
+    pub fn instances(&self, cluster: &Cluster) -> Result<Vec<instance::Row>, AwsError> {
+        instance::rows(self, cluster)
+    }
+
+    /// Creates an object; `None` where one of that name is there.
+    pub async fn create(
+        &self,
+        gvr: &Gvr,
+        cache: &Cache,
+        body: Value,
+    ) -> Result<Option<Arc<Object>>, AwsError> {
+        match self.shared.client.create(gvr, body).await {
+            Ok(object) => {
+                cache.observe(object.clone());
+                Ok(Some(object))
+            }
+            Err(error) if error.is_already_exists() => Ok(None),
+            Err(error) => Err(internal(error)),
+        }
+    }
+
+    /// Changes an object: `edit` sees it and gives a merge patch (`None`: leave it), again whenever another writer was
+    /// faster. `None` where there is no such object.
+    pub async fn modify(
+        &self,
+        gvr: &Gvr,
+        cache: &Cache,
+        key: &ObjectKey,
+        edit: impl Fn(&Doc) -> Result<Option<Value>, AwsError>,
+    ) -> Result<Option<Arc<Object>>, AwsError> {
+        let Some(mut object) = cache.get(key) else { return Ok(None) };
+        for _ in 0..ATTEMPTS {
+            let Some(mut patch) = edit(&*doc(&object)?)? else { return Ok(Some(object)) };
+            patch["metadata"]["resourceVersion"] = json!(object.revision.to_string());
+            match self.shared.client.merge_patch(gvr, key, patch).await {
+                Ok(written) => {
+                    cache.observe(written.clone());
+                    return Ok(Some(written));
+                }
+                Err(error) if error.is_not_found() => return Ok(None),
+                Err(error) if error.is_conflict() => {}
+                Err(error) => return Err(internal(error)),
+            }
+            object = match self.shared.client.get(gvr, key).await {
+                Ok(object) => object,
+                Err(error) if error.is_not_found() => return Ok(None),
+                Err(error) => return Err(internal(error)),
+            };
+        }
+        Err(AwsError::server(
+            "ServerException",
+            "Too many concurrent changes of the resource. Please try again.",
+        ))
+    }
+
+    /// Creates or changes an object of our own in the namespace of things that belong to no cluster.
+    pub async fn put(
+        &self,
+        gvr: &Gvr,
+        cache: &Cache,
+        (kind, name): (&str, &str),
+        edit: impl Fn(&Value) -> Value,
+    ) -> Result<Arc<Object>, AwsError> {
+        let key = ObjectKey::new(ECS_NAMESPACE, name);
+        for _ in 0..ATTEMPTS {
+            let changed =
+                self.modify(gvr, cache, &key, |doc| Ok(Some(json!({"spec": edit(doc.spec())})))).await?;
+            if let Some(object) = changed {
+                return Ok(object);
+            }
+            self.ensure_namespace(ECS_NAMESPACE).await?;
+            let body = object(kind, ECS_NAMESPACE, name, edit(&Value::Null));
+            if let Some(object) = self.create(gvr, cache, body).await? {
+                return Ok(object);
+            }
+        }
+        Err(AwsError::server(
+            "ServerException",
+            "Too many concurrent changes of the resource. Please try again.",
+        ))
+    }
+
+    /// Makes a namespace; waits while one of that name goes away.
+    pub async fn ensure_namespace(&self, name: &str) -> Result<(), AwsError> {
+        let client = &self.shared.client;
+        for _ in 0..NAMESPACE_ATTEMPTS {
+            match client.get(&gvr::NAMESPACES, &ObjectKey::cluster(name)).await {
+                Ok(object) if object.meta().deletion_timestamp.is_none() => return Ok(()),
+                Ok(_) => tokio::time::sleep(NAMESPACE_PAUSE).await,
+                Err(error) if error.is_not_found() => {
+                    let body = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+                    match client.create(&gvr::NAMESPACES, body).await {
+                        Ok(_) => return Ok(()),
+                        Err(error) if error.is_already_exists() => {}
+                        Err(error) => return Err(internal(error)),
+                    }
+                }
+                Err(error) => return Err(internal(error)),
+            }
+        }
+        Err(AwsError::server(
+            "ServerException",
+            "A cluster of that name is still being deleted. Please try again.",
+        ))
+    }
+}

@@ -1,0 +1,86 @@
+//! ECS: clusters, task definitions, tasks, container instances and what belongs to them, as objects of our own API.
+//!
+//! One file a family of operations, one row an operation. What a request may say and what it means is decided by
+//! `ecs_model`; here objects are found, written and shown. Reads come from caches, which see this server's own writes
+//! at once; every change is a compare-and-swap. Deliberately not here: making tasks run (`ecs`).
+
+mod account_setting;
+mod attribute;
+mod capacity_provider;
+mod cluster;
+mod context;
+mod index;
+mod instance;
+mod instance_ops;
+mod paging;
+mod protection;
+mod run;
+mod tag;
+mod task;
+mod task_definition;
+
+use crate::operation;
+use crate::service::{Operation, Service, Shared, Table};
+use index::Views;
+use std::sync::Arc;
+use tokio::sync::OnceCell;
+
+/// What the operations share.
+pub struct Ecs {
+    shared: Shared,
+    /// Started by the first call: who uses no ECS pays for none.
+    views: OnceCell<Views>,
+}
+
+impl Ecs {
+    async fn views(&self) -> &Views {
+        self.views.get_or_init(|| Views::start(&self.shared.client)).await
+    }
+}
+
+/// The service.
+pub fn service(shared: &Shared) -> Arc<dyn Service> {
+    let state = Arc::new(Ecs { shared: shared.clone(), views: OnceCell::new() });
+    Arc::new(Table { name: "ecs", state, operations: OPERATIONS })
+}
+
+static OPERATIONS: &[Operation<Ecs>] = &[
+    operation!("CreateCluster", cluster::create),
+    operation!("DeleteCluster", cluster::delete),
+    operation!("DescribeClusters", cluster::describe),
+    operation!("ListClusters", cluster::list),
+    operation!("PutClusterCapacityProviders", cluster::put_capacity_providers),
+    operation!("UpdateCluster", cluster::update),
+    operation!("UpdateClusterSettings", cluster::update_settings),
+    operation!("CreateCapacityProvider", capacity_provider::create),
+    operation!("DeleteCapacityProvider", capacity_provider::delete),
+    operation!("DescribeCapacityProviders", capacity_provider::describe),
+    operation!("UpdateCapacityProvider", capacity_provider::update),
+    operation!("DeleteTaskDefinitions", task_definition::delete),
+    operation!("DeregisterTaskDefinition", task_definition::deregister),
+    operation!("DescribeTaskDefinition", task_definition::describe),
+    operation!("ListTaskDefinitionFamilies", task_definition::list_families),
+    operation!("ListTaskDefinitions", task_definition::list),
+    operation!("RegisterTaskDefinition", task_definition::register),
+    operation!("RunTask", run::run_task),
+    operation!("StartTask", run::start_task),
+    operation!("DescribeTasks", task::describe),
+    operation!("ListTasks", task::list),
+    operation!("StopTask", task::stop),
+    operation!("GetTaskProtection", protection::get),
+    operation!("UpdateTaskProtection", protection::update),
+    operation!("DeregisterContainerInstance", instance_ops::deregister),
+    operation!("DescribeContainerInstances", instance_ops::describe),
+    operation!("ListContainerInstances", instance_ops::list),
+    operation!("UpdateContainerInstancesState", instance_ops::update_state),
+    operation!("DeleteAttributes", attribute::delete),
+    operation!("ListAttributes", attribute::list),
+    operation!("PutAttributes", attribute::put),
+    operation!("ListTagsForResource", tag::list),
+    operation!("TagResource", tag::tag),
+    operation!("UntagResource", tag::untag),
+    operation!("DeleteAccountSetting", account_setting::delete),
+    operation!("ListAccountSettings", account_setting::list),
+    operation!("PutAccountSetting", account_setting::put),
+    operation!("PutAccountSettingDefault", account_setting::put_default),
+];

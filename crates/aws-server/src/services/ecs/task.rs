@@ -1,0 +1,116 @@
+//! StopTask, DescribeTasks, ListTasks.
+
+use super::Ecs;
+use super::context::{doc, failure, parameter};
+use super::instance_ops::id_of;
+use super::paging::{PAGE_MAX, Page};
+use crate::service::{Call, Outcome};
+use ecs_model::names::{Arn, Resource};
+use ecs_model::task::{describe as shown, desired_status};
+use k8s_schema::gvr;
+use machinery::kinds::get::text;
+use serde_json::{Value, json};
+
+/// Most tasks in one DescribeTasks.
+const DESCRIBE_MAX: usize = 100;
+/// Longest reason of a StopTask.
+const REASON_MAX: usize = 1024;
+
+/// StopTask.
+pub async fn stop(ecs: &Ecs, call: &Call) -> Outcome {
+    let cx = ecs.enter(call).await;
+    let cluster = cx.cluster().await?;
+    let id = cx.task_id(&cluster, cx.text("task"))?;
+    let missing = || parameter("The referenced task was not found.");
+    let object = cx.task(&cluster, &id).ok_or_else(missing)?;
+    let reason = match cx.text("reason") {
+        "" => "Task stopped by user",
+        reason if reason.len() > REASON_MAX => {
+            return Err(parameter(format!("reason can have at most {REASON_MAX} characters.")));
+        }
+        reason => reason,
+    };
+    let written = cx
+        .modify(&gvr::ECS_TASKS, &cx.views.tasks, &object.key, |task| {
+            let patch =
+                json!({"spec": {"desiredStatus": "STOPPED", "stopCode": "UserInitiated", "stoppedReason": reason}});
+            Ok((desired_status(task.spec(), task.status()) == "RUNNING").then_some(patch))
+        })
+        .await?
+        .ok_or_else(missing)?;
+    let task = doc(&written)?;
+    Ok(json!({"task": shown(task.spec(), task.status())}))
+}
+
+/// DescribeTasks.
+pub async fn describe(ecs: &Ecs, call: &Call) -> Outcome {
+    let cx = ecs.enter(call).await;
+    let asked = cx.texts("tasks");
+    if asked.is_empty() {
+        return Err(parameter("Tasks cannot be empty."));
+    }
+    if asked.len() > DESCRIBE_MAX {
+        return Err(parameter(format!("tasks can have at most {DESCRIBE_MAX} entries.")));
+    }
+    let cluster = cx.cluster().await?;
+    let with_tags = cx.includes("TAGS");
+    let (mut tasks, mut failures) = (Vec::<Value>::new(), Vec::new());
+    for given in asked {
+        let id = cx.task_id(&cluster, given)?;
+        let Some(object) = cx.task(&cluster, &id) else {
+            let arn = cx.scope.arn(&Resource::Task(cluster.name.clone(), id));
+            failures.push(failure(&arn, "MISSING"));
+            continue;
+        };
+        let task = doc(&object)?;
+        let mut out = shown(task.spec(), task.status());
+        if !with_tags {
+            out["tags"] = json!([]);
+        }
+        if !tasks.iter().any(|t| t["taskArn"] == out["taskArn"]) {
+            tasks.push(out);
+        }
+    }
+    Ok(json!({"tasks": tasks, "failures": failures}))
+}
+
+/// ListTasks.
+pub async fn list(ecs: &Ecs, call: &Call) -> Outcome {
+    let cx = ecs.enter(call).await;
+    let page = Page::of(call, PAGE_MAX)?;
+    let cluster = cx.cluster().await?;
+    let desired = if cx.text("desiredStatus").is_empty() { "RUNNING" } else { cx.text("desiredStatus") };
+    let instance = match cx.text("containerInstance") {
+        "" => String::new(),
+        given => id_of(&cx, &cluster, given)?,
+    };
+    let service = cx.text("serviceName");
+    let group = match service.rsplit('/').next() {
+        Some(name) if !service.is_empty() => format!("service:{name}"),
+        _ => String::new(),
+    };
+    let is = |wanted: &str, own: &str| wanted.is_empty() || wanted == own;
+    let mut out = Vec::new();
+    for object in cx.views.tasks.list_in(&cluster.namespace) {
+        let task = doc(&object)?;
+        let spec = task.spec();
+        let selected = desired == desired_status(spec, task.status())
+            && is(&group, text(spec, "/group"))
+            && is(cx.text("startedBy"), text(spec, "/startedBy"))
+            && is(cx.text("launchType"), text(spec, "/launchType"))
+            && is(cx.text("family"), &family(spec))
+            && is(&instance, text(spec, "/containerInstanceArn").rsplit('/').next().unwrap_or_default());
+        if selected {
+            out.push((object.key.name.to_string(), spec["taskArn"].clone()));
+        }
+    }
+    Ok(page.answer("taskArns", out))
+}
+
+fn family(spec: &Value) -> String {
+    let resource = Arn::parse(text(spec, "/taskDefinitionArn")).and_then(|a| Resource::parse(a.resource));
+    match resource {
+        Some(Resource::TaskDefinition(family, _)) => family,
+        _ => String::new(),
+    }
+}
