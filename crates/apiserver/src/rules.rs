@@ -29,18 +29,18 @@ pub fn decode(
         FieldValidation::Warn => Unknown::Warn,
         FieldValidation::Strict => Unknown::Error,
     };
-    let row = resource.row;
+    let row = &*resource.row;
     convert::before_decode(row, &mut value);
     let warnings = walk::decode(&mut value, row.def.get(), mode, &options.duplicates)
         .map_err(|e| e.of_body(&row.kind, &row.gvr.version))?;
     convert::to_storage(row, &mut value);
-    strategy::defaults(resource.stored, &mut value);
+    strategy::defaults(&resource.stored, &mut value);
     Ok((value, warnings))
 }
 
 /// The body must be of the resource's kind and version; an absent kind is taken for granted, as upstream does.
 fn check_kind(resource: &Resource, value: &mut Value) -> Result<(), ApiError> {
-    let row = resource.row;
+    let row = &*resource.row;
     let wanted = row.api_version();
     if !value.is_object() {
         return Err(ApiError::bad_request(format!(
@@ -159,14 +159,15 @@ pub fn apply_patch_to_scale(kind: PatchKind, target: &mut Value, body: &Value) -
 
 /// What a creator may not set, and what a new object starts with.
 pub fn prepare_create(resource: &Resource, value: &mut Value) {
-    strategy::prepare_create(resource.stored, value);
+    strategy::prepare_create(&resource.stored, value);
 }
 
 /// Takes over from the old object everything that a write of this part may not set.
 pub fn prepare_update(resource: &Resource, part: Part, new: &mut Value, old: &Value) {
     let pointers: &[&str] = match part {
-        Part::Whole => return strategy::prepare_update(resource.stored, new, old, strategy::Part::Main),
-        Part::Status => return strategy::prepare_update(resource.stored, new, old, strategy::Part::Status),
+        Part::Whole => return strategy::prepare_update(&resource.stored, new, old, strategy::Part::Main),
+        Part::Status => return strategy::prepare_update(&resource.stored, new, old, strategy::Part::Status),
+        Part::Resize => return kinds::pod::resize::prepare_update(new, old),
         Part::Finalize => &["/spec/finalizers"],
         Part::Approval => {
             &["/status/conditions", "/metadata/labels", "/metadata/annotations", "/metadata/finalizers"]
@@ -193,36 +194,32 @@ pub fn prepare_update(resource: &Resource, part: Part, new: &mut Value, old: &Va
 
 /// Checks a new object or an update: 422 with every cause.
 pub fn validate(resource: &Resource, part: Part, new: &Value, old: Option<&Value>) -> Result<(), ApiError> {
-    let Some(old) = old else { return strategy::validate_create(resource.stored, new) };
+    let Some(old) = old else { return strategy::validate_create(&resource.stored, new) };
     match part {
-        Part::Whole => strategy::validate_update(resource.stored, new, old, strategy::Part::Main),
-        Part::Status => strategy::validate_update(resource.stored, new, old, strategy::Part::Status),
+        Part::Whole => strategy::validate_update(&resource.stored, new, old, strategy::Part::Main),
+        Part::Status => strategy::validate_update(&resource.stored, new, old, strategy::Part::Status),
         // The others take one field over from a checked body; the rest is what was stored.
         Part::EphemeralContainers => kinds::pod::ephemeral::validate_update(new, old),
-        Part::Approval => {
-            let mut errors = machinery::field_errors::FieldErrors::new();
-            kinds::meta::validate_update(new, old, &mut errors);
-            let name = new["metadata"]["name"].as_str().unwrap_or_default();
-            errors.into_result(resource.group(), &resource.row.kind, name)
-        }
+        Part::Resize => kinds::pod::resize::validate_update(new, old),
+        Part::Approval => kinds::certificates::validate_approval(new, old),
         Part::Finalize | Part::Binding => Ok(()),
     }
 }
 
 /// Refuses field selectors that the kind does not support.
 pub fn check_selectable(resource: &Resource, fields: &FieldSelector) -> Result<(), ApiError> {
-    strategy::check_field_selector(resource.row, fields)
+    strategy::check_field_selector(&resource.row, fields)
 }
 
 /// The value of a selectable field of a stored document.
 pub fn field(resource: &Resource, value: &Value, field: &str) -> Option<String> {
-    kinds::field_value(resource.stored, value, field)
+    kinds::field_value(&resource.stored, value, field)
 }
 
 /// A document of the stored version in the served one.
 pub fn to_served(resource: &Resource, mut value: Value) -> Value {
     if !resource.is_storage_version() {
-        convert::from_storage(resource.row, &mut value);
+        convert::from_storage(&resource.row, &mut value);
     }
     value
 }
@@ -256,9 +253,9 @@ pub fn table(
     let mut rows = Vec::with_capacity(objects.len());
     for object in objects {
         let value = object.value().map_err(ApiError::internal)?;
-        rows.push(table::table_row(resource.row, &value, style.now, include, &group_version));
+        rows.push(table::table_row(&resource.row, &value, style.now, include, &group_version));
     }
-    let columns = style.columns.then(|| table::columns(resource.row));
+    let columns = style.columns.then(|| table::columns(&resource.row));
     Ok(table::table(&group_version, metadata, columns, rows))
 }
 

@@ -11,6 +11,7 @@ mod cron_job;
 mod csr;
 mod daemon_set;
 mod deployment;
+mod disruption;
 mod endpoints;
 mod gc;
 mod job;
@@ -47,6 +48,7 @@ const CONTROLLERS: &[Row] = &[
     ("cluster-dns", cluster_dns::start),
     ("cronjob", cron_job::start),
     ("daemonset", daemon_set::start),
+    ("disruption", disruption::start),
     ("endpoints", endpoints::start),
     ("garbage-collector", gc::start),
     ("job", job::start),

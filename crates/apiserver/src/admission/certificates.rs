@@ -37,25 +37,14 @@ pub(super) fn admit(attempt: &Attempt<'_>, csr: &mut Value) -> Result<(), ApiErr
 }
 
 fn create(attempt: &Attempt<'_>, csr: &mut Value) -> Result<(), ApiError> {
+    let mut errors = FieldErrors::new();
+    machinery::kinds::certificates::request(csr, &mut errors);
     let Some(spec) = csr["spec"].as_object_mut() else { return Ok(()) };
     ASKER.iter().for_each(|field| drop(spec.remove(*field)));
     spec.extend(asker(&attempt.call.identity));
     let text = |field: &str| spec.get(field).and_then(Value::as_str).unwrap_or_default();
     let request = BASE64_STANDARD.decode(text("request")).ok().and_then(|b| String::from_utf8(b).ok());
-    let mut errors = FieldErrors::new();
     let signer = text("signerName");
-    if signer.is_empty() {
-        errors.required("spec.signerName", "");
-    } else if !signer.contains('/') {
-        errors.invalid(
-            "spec.signerName",
-            signer,
-            "must be a fully qualified domain and path of the form 'example.com/signer-name'",
-        );
-    }
-    if spec.get("usages").and_then(Value::as_array).is_none_or(Vec::is_empty) {
-        errors.required("spec.usages", "usages must be provided");
-    }
     match Request::parse(&request.unwrap_or_default()) {
         Err(error) => errors.invalid("spec.request", text("request"), &error.to_string()),
         Ok(request) if signer == CLIENT_SIGNER && request.groups.iter().any(|g| g == SYSTEM_MASTERS) => {

@@ -65,11 +65,11 @@ fn is_empty(list: &Value) -> bool {
 /// What deleting `object` means now.
 pub fn decide(resource: &Resource, object: &Value, options: &DeleteOptions, now: jiff::Timestamp) -> Plan {
     let mut new = object.clone();
-    set_gc_finalizers(&mut new, options);
+    set_gc_finalizers(&mut new, options.propagation.or(default_propagation(resource, object)));
     if resource.is("", "namespaces") {
         return decide_namespace(new, object, now);
     }
-    match strategy::begin_deletion(resource.stored, &mut new, options.grace_period_seconds, now) {
+    match strategy::begin_deletion(&resource.stored, &mut new, options.grace_period_seconds, now) {
         Deletion::Pending => Plan::Pending,
         Deletion::Graceful => Plan::Mark(new),
         Deletion::Now if !strategy::has_finalizers(&new) => Plan::Remove,
@@ -96,9 +96,19 @@ fn decide_namespace(mut new: Value, old: &Value, now: jiff::Timestamp) -> Plan {
     Plan::Mark(new)
 }
 
-/// Puts the garbage collector's finalizers as the options want them.
-fn set_gc_finalizers(object: &mut Value, options: &DeleteOptions) {
-    let wanted = match options.propagation {
+/// What a delete without a wish means: for two kinds, as ever, that the pods stay. A deletion that is under way keeps
+/// its own.
+fn default_propagation(resource: &Resource, object: &Value) -> Option<Propagation> {
+    let keeps = resource.is("batch", "jobs") || resource.is("", "replicationcontrollers");
+    let finalizers = object["metadata"]["finalizers"].as_array();
+    let chosen = finalizers.is_some_and(|f| f.iter().any(|f| *f == FOREGROUND || *f == ORPHAN));
+    let under_way = object["metadata"]["deletionTimestamp"].is_string();
+    (keeps && !chosen && !under_way).then_some(Propagation::Orphan)
+}
+
+/// Puts the garbage collector's finalizers as wanted.
+fn set_gc_finalizers(object: &mut Value, propagation: Option<Propagation>) {
+    let wanted = match propagation {
         None => return,
         Some(Propagation::Background) => None,
         Some(Propagation::Foreground) => Some(FOREGROUND),
@@ -304,6 +314,22 @@ mod tests {
         let background =
             DeleteOptions { propagation: Some(Propagation::Background), ..DeleteOptions::default() };
         assert_eq!(plan("configmaps", &marked, &background), Plan::Remove);
+    }
+
+    #[test]
+    fn pods_of_two_kinds_stay_by_default() {
+        for kind in ["jobs", "replicationcontrollers"] {
+            let group = if kind == "jobs" { "batch" } else { "" };
+            let registry = Registry::builtin("main", false);
+            let gvr = k8s_schema::Gvr::new(group, "v1", kind);
+            let resource = registry.find(&gvr).unwrap();
+            let now = "2026-01-01T00:00:00Z".parse().unwrap();
+            let at = |options: &DeleteOptions| decide(resource, &json!({"metadata": {}}), options, now);
+            let Plan::Mark(marked) = at(&DeleteOptions::default()) else { panic!("{kind}") };
+            assert_eq!(marked["metadata"]["finalizers"], json!(["orphan"]));
+            let wish = DeleteOptions { propagation: Some(Propagation::Background), ..DeleteOptions::default() };
+            assert_eq!(at(&wish), Plan::Remove);
+        }
     }
 
     #[test]

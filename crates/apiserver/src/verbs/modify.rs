@@ -29,6 +29,8 @@ pub enum Part {
     Approval,
     /// A pod's ephemeral containers.
     EphemeralContainers,
+    /// The resources of a pod's containers.
+    Resize,
     /// A pod's node, with the condition that says so.
     Binding,
 }
@@ -41,6 +43,7 @@ impl Part {
                 Some(Part::Approval)
             }
             "ephemeralcontainers" if resource.is("", "pods") => Some(Part::EphemeralContainers),
+            "resize" if resource.is("", "pods") => Some(Part::Resize),
             _ => None,
         }
     }
@@ -76,7 +79,7 @@ impl Api {
     pub async fn update(&self, call: &Call, part: Part, body: Value) -> Result<Written, ApiError> {
         rules::check_names(call, &body)?;
         let missing = self.storage.get(&call.resource, &call.key).await?.is_none();
-        if missing && part == Part::Whole && behaviour_of(call.resource.stored).create_on_update {
+        if missing && part == Part::Whole && behaviour_of(&call.resource.stored).create_on_update {
             let mut body = body;
             if body["metadata"]["uid"].as_str().is_some_and(|u| !u.is_empty()) {
                 return Err(precondition(call, "UID in precondition: ", &body["metadata"]["uid"], ""));
@@ -239,7 +242,7 @@ fn carry_metadata(call: &Call, new: &mut Value, old: &Value) -> Result<(), ApiEr
     let present = old["metadata"]["resourceVersion"].as_str().unwrap_or_default();
     let wished = new["metadata"]["resourceVersion"].as_str().unwrap_or_default();
     if matches!(wished, "" | "0") {
-        if !behaviour_of(call.resource.stored).unconditional_update {
+        if !behaviour_of(&call.resource.stored).unconditional_update {
             let mut errors = machinery::field_errors::FieldErrors::new();
             errors.invalid("metadata.resourceVersion", 0, "must be specified for an update");
             errors.into_result(call.resource.group(), &call.resource.row.kind, &call.key.name)?;

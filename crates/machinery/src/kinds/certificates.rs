@@ -133,7 +133,8 @@ fn available(a: &Value) -> String {
     }
 }
 
-fn request(obj: &Value, errors: &mut FieldErrors) {
+/// Checks all of a new request but the request itself.
+pub fn request(obj: &Value, errors: &mut FieldErrors) {
     let usages: Vec<&str> = texts(obj, "/spec/usages").collect();
     if usages.is_empty() {
         errors.required("spec.usages", "usages must be provided");
@@ -240,6 +241,7 @@ fn kept(new: &Value, old: &Value, approving: bool, errors: &mut FieldErrors) {
 /// Checks an update of the `approval` subresource: 422 with every cause.
 pub fn validate_approval(new: &Value, old: &Value) -> Result<(), ApiError> {
     let mut errors = FieldErrors::new();
+    super::meta::validate_update(new, old, &mut errors);
     conditions(new, &mut errors);
     kept(new, old, true, &mut errors);
     errors.into_result("certificates.k8s.io", "CertificateSigningRequest", text(new, "/metadata/name"))

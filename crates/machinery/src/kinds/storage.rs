@@ -153,8 +153,8 @@ fn class_name(c: &Value) -> String {
     format!("{}{}", text(c, "/metadata/name"), if default { " (default)" } else { "" })
 }
 
-fn access_modes(spec: &Value, errors: &mut FieldErrors) {
-    let path = "spec.accessModes";
+fn access_modes(spec: &Value, path: &str, errors: &mut FieldErrors) {
+    let path = &format!("{path}.accessModes");
     let given: Vec<&str> = texts(spec, "/accessModes").collect();
     if given.is_empty() {
         errors.required(path, "at least 1 access mode is required");
@@ -178,14 +178,21 @@ fn positive_storage(amount: Option<&Value>, path: &str, errors: &mut FieldErrors
 
 /// A claim's spec at `spec`.
 fn claim(spec: &Value, errors: &mut FieldErrors) {
-    access_modes(spec, errors);
-    scheduling::label_selector(spec.get("selector"), "spec.selector", errors);
-    positive_storage(spec.pointer("/resources/requests/storage"), "spec.resources[storage]", errors);
+    claim_at(spec, "spec", errors);
+}
+
+/// A claim's spec, wherever it stands.
+pub fn claim_at(spec: &Value, path: &str, errors: &mut FieldErrors) {
+    access_modes(spec, path, errors);
+    scheduling::label_selector(spec.get("selector"), &format!("{path}.selector"), errors);
+    let at = format!("{path}.resources[storage]");
+    positive_storage(spec.pointer("/resources/requests/storage"), &at, errors);
     let class = text(spec, "/storageClassName");
     if !class.is_empty() {
-        errors.invalid_all("spec.storageClassName", class, crate::name::dns1123_subdomain(class));
+        let at = format!("{path}.storageClassName");
+        errors.invalid_all(&at, class, crate::name::dns1123_subdomain(class));
     }
-    enumerated_opt(spec, "spec", "volumeMode", &VOLUME_MODES, errors);
+    enumerated_opt(spec, path, "volumeMode", &VOLUME_MODES, errors);
 }
 
 fn claim_update(new: &Value, old: &Value, errors: &mut FieldErrors) {
@@ -230,7 +237,7 @@ const NO_SOURCES: [&str; 9] = [
 
 fn volume(obj: &Value, errors: &mut FieldErrors) {
     let spec = &obj["spec"];
-    access_modes(spec, errors);
+    access_modes(spec, "spec", errors);
     positive_storage(spec.pointer("/capacity/storage"), "spec.capacity", errors);
     enumerated_opt(spec, "spec", "persistentVolumeReclaimPolicy", &["Delete", "Recycle", "Retain"], errors);
     enumerated_opt(spec, "spec", "volumeMode", &VOLUME_MODES, errors);

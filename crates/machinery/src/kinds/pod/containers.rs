@@ -27,6 +27,7 @@ pub fn validate(spec: &Value, volumes: &BTreeSet<&str>, path: &str, errors: &mut
         unique_name(c, &mut names, &path, errors);
         enumerated_opt(c, &path, "restartPolicy", &RESTART_POLICIES, errors);
         hooks_and_probes(c, &path, errors);
+        resize_policy(c, spec, &path, errors);
     }
     host_port_conflicts(regular, &format!("{path}.containers"), errors);
     for (i, c) in list(spec, "/initContainers").iter().enumerate() {
@@ -36,6 +37,7 @@ pub fn validate(spec: &Value, volumes: &BTreeSet<&str>, path: &str, errors: &mut
         host_port_conflicts(std::slice::from_ref(c), &path, errors);
         if text(c, "/restartPolicy") == "Always" {
             hooks_and_probes(c, &path, errors);
+            resize_policy(c, spec, &path, errors);
             continue;
         }
         enumerated_opt(c, &path, "restartPolicy", &RESTART_POLICIES, errors);
@@ -44,6 +46,29 @@ pub fn validate(spec: &Value, volumes: &BTreeSet<&str>, path: &str, errors: &mut
                 let words = "may not be set for init containers without restartPolicy=Always";
                 errors.forbidden(&format!("{path}.{key}"), words);
             }
+        }
+    }
+}
+
+fn resize_policy(c: &Value, spec: &Value, path: &str, errors: &mut FieldErrors) {
+    let path = format!("{path}.resizePolicy");
+    let mut seen = BTreeSet::new();
+    for (i, policy) in list(c, "/resizePolicy").iter().enumerate() {
+        let (resource, restart) = (text(policy, "/resourceName"), text(policy, "/restartPolicy"));
+        if !seen.insert(resource) {
+            errors.duplicate(&format!("{path}[{i}]"), resource);
+        }
+        for (given, known) in [(resource, ["cpu", "memory"]), (restart, ["NotRequired", "RestartContainer"])]
+        {
+            if given.is_empty() {
+                errors.required(&path, "");
+            } else {
+                errors.one_of(&path, given, &known);
+            }
+        }
+        if text(spec, "/restartPolicy") == "Never" && restart == "RestartContainer" {
+            let words = "must be 'NotRequired' when `restartPolicy` is 'Never'";
+            errors.invalid(&path, restart, words);
         }
     }
 }

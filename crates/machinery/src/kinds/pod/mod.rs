@@ -4,6 +4,8 @@ mod cells;
 pub mod containers;
 pub mod defaults;
 pub mod ephemeral;
+mod extras;
+pub mod resize;
 pub mod scheduling;
 pub mod volumes;
 
@@ -216,6 +218,7 @@ pub fn pod_spec(spec: &Value, path: &str, errors: &mut FieldErrors) {
     if has(spec, "/os") {
         enumerated(&spec["os"], &format!("{path}.os"), "name", &["linux", "windows"], errors);
     }
+    extras::validate(spec, path, errors);
 }
 
 /// Fields that must be names of a certain form; absent is fine.
@@ -304,10 +307,17 @@ fn security(spec: &Value, path: &str, errors: &mut FieldErrors) {
             errors.invalid(&format!("{own}.supplementalGroups[{i}]"), id, &words);
         }
     }
+    let mut sysctls = std::collections::BTreeSet::new();
     for (i, sysctl) in list(context, "/sysctls").iter().enumerate() {
         let given = text(sysctl, "/name");
+        let at = format!("{own}.sysctls[{i}].name");
         if given.is_empty() {
-            errors.required(&format!("{own}.sysctls[{i}].name"), "");
+            errors.required(&at, "");
+        } else if !is_sysctl(given) {
+            let words = "must have at most 253 characters and match regex ^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$";
+            errors.invalid(&at, given, words);
+        } else if !sysctls.insert(given.replace('/', ".")) {
+            errors.duplicate(&at, given);
         }
     }
     if flag(spec, "/shareProcessNamespace") && flag(spec, "/hostPID") {
@@ -321,6 +331,19 @@ fn security(spec: &Value, path: &str, errors: &mut FieldErrors) {
             }
         }
     }
+}
+
+/// `net.core.somaxconn`, with dots or slashes.
+fn is_sysctl(name: &str) -> bool {
+    const SYSCTL_MAX: usize = 253;
+    let edge = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    let part = |p: &str| {
+        let bytes = p.as_bytes();
+        bytes.first().is_some_and(|b| edge(*b))
+            && bytes.last().is_some_and(|b| edge(*b))
+            && bytes.iter().all(|b| edge(*b) || matches!(b, b'-' | b'_'))
+    };
+    name.len() <= SYSCTL_MAX && name.split(['.', '/']).all(part)
 }
 
 const UPDATE_WORDS: &str = "pod updates may not change fields other than `spec.containers[*].image`,\

@@ -20,8 +20,15 @@ pub fn validate(spec: &Value, path: &str, errors: &mut FieldErrors) {
             pod_affinity(&affinity[kind], &format!("{path}.affinity.{kind}"), errors);
         }
     }
+    let mut spreads = BTreeSet::new();
     for (i, constraint) in list(spec, "/topologySpreadConstraints").iter().enumerate() {
-        spread(constraint, &format!("{path}.topologySpreadConstraints[{i}]"), errors);
+        let path = format!("{path}.topologySpreadConstraints[{i}]");
+        spread(constraint, &path, errors);
+        let pair = (text(constraint, "/topologyKey"), text(constraint, "/whenUnsatisfiable"));
+        if !spreads.insert(pair) {
+            let shown = format!("{{{}, {}}}", pair.0, pair.1);
+            errors.duplicate(&format!("{path}.{{topologyKey, whenUnsatisfiable}}"), shown);
+        }
     }
     let mut gates = BTreeSet::new();
     for (i, gate) in list(spec, "/schedulingGates").iter().enumerate() {
@@ -194,6 +201,20 @@ fn spread(c: &Value, path: &str, errors: &mut FieldErrors) {
         enumerated_opt(c, path, key, &["Honor", "Ignore"], errors);
     }
     label_selector(c.get("labelSelector"), &format!("{path}.labelSelector"), errors);
+    let path = format!("{path}.matchLabelKeys");
+    for (i, key) in crate::kinds::get::texts(c, "/matchLabelKeys").enumerate() {
+        let at = format!("{path}[{i}]");
+        errors.invalid_all(&at, key, name::qualified_name(key));
+        if !has(c, "/labelSelector") {
+            errors.forbidden(&path, "must not be specified when labelSelector is not set");
+            break;
+        }
+        let mut selected = list(c, "/labelSelector/matchExpressions").iter().map(|e| text(e, "/key"));
+        let labelled = crate::kinds::get::entries(c, "/labelSelector/matchLabels").any(|(k, _)| k == key);
+        if labelled || selected.any(|k| k == key) {
+            errors.invalid(&at, key, "exists in both matchLabelKeys and labelSelector");
+        }
+    }
 }
 
 /// A `metav1.LabelSelector`, in upstream's words; absent is fine.

@@ -119,7 +119,103 @@ fn source(volume: &Value, path: &str, errors: &mut FieldErrors) {
             "ephemeral" if !has(v, "/volumeClaimTemplate") => {
                 errors.required(&format!("{path}.volumeClaimTemplate"), "");
             }
+            "ephemeral" => claim_template(&v["volumeClaimTemplate"], &path, errors),
+            other => retired(other, v, &path, errors),
+        }
+    }
+}
+
+/// The claim that an ephemeral volume makes.
+fn claim_template(t: &Value, path: &str, errors: &mut FieldErrors) {
+    let path = format!("{path}.volumeClaimTemplate");
+    let metadata = format!("{path}.metadata");
+    for (key, _) in entries(t, "/metadata").filter(|(k, _)| !matches!(*k, "labels" | "annotations")) {
+        errors.forbidden(&format!("{metadata}.{key}"), "may not be set");
+    }
+    crate::kinds::meta::labels(t, "/metadata/labels", &format!("{metadata}.labels"), errors);
+    crate::kinds::meta::annotations(t, "/metadata/annotations", &format!("{metadata}.annotations"), errors);
+    crate::kinds::storage::claim_at(&t["spec"], &format!("{path}.spec"), errors);
+}
+
+/// Plug-ins that no node has any more: their fields are still checked, as upstream does.
+const RETIRED: [(&str, &[&str]); 16] = [
+    ("awsElasticBlockStore", &["volumeID"]),
+    ("azureDisk", &["diskName", "diskURI"]),
+    ("azureFile", &["secretName", "shareName"]),
+    ("cinder", &["volumeID"]),
+    ("flexVolume", &["driver"]),
+    ("gcePersistentDisk", &["pdName"]),
+    ("gitRepo", &["repository"]),
+    ("glusterfs", &["endpoints", "path"]),
+    ("photonPersistentDisk", &["pdID"]),
+    ("portworxVolume", &["volumeID"]),
+    ("quobyte", &["registry", "volume"]),
+    ("rbd", &["image"]),
+    ("scaleIO", &["gateway", "system", "volumeName"]),
+    ("vsphereVolume", &["volumePath"]),
+    ("iscsi", &["targetPortal", "iqn"]),
+    ("cephfs", &[]),
+];
+
+fn retired(kind: &str, v: &Value, path: &str, errors: &mut FieldErrors) {
+    let fields = RETIRED.iter().find(|(k, _)| *k == kind).map_or(&[][..], |(_, fields)| fields);
+    for key in fields {
+        required(v, path, key, errors);
+    }
+    match kind {
+        "cephfs" | "rbd" if list(v, "/monitors").is_empty() => {
+            errors.required(&format!("{path}.monitors"), "");
+        }
+        "fc" => fibre(v, path, errors),
+        "flocker" => match (text(v, "/datasetName"), text(v, "/datasetUUID")) {
+            ("", "") => errors.required(path, "one of datasetName and datasetUUID is required"),
+            (a, b) if !a.is_empty() && !b.is_empty() => {
+                errors.invalid(
+                    path,
+                    "resource",
+                    "datasetName and datasetUUID can not be specified simultaneously",
+                );
+            }
             _ => {}
+        },
+        "gitRepo" => {
+            let dir = text(v, "/directory");
+            if !dir.is_empty() {
+                local_path(dir, &format!("{path}.directory"), errors);
+            }
+        }
+        "iscsi" => {
+            let lun = int(v, "/lun").unwrap_or(0);
+            if !(0..=255).contains(&lun) {
+                errors.invalid(&format!("{path}.lun"), lun, &name::range_words(0, 255));
+            }
+        }
+        "awsElasticBlockStore" | "gcePersistentDisk" => {
+            if let Some(n) = int(v, "/partition").filter(|n| !(0..=255).contains(n)) {
+                errors.invalid(&format!("{path}.partition"), n, &name::range_words(0, 255));
+            }
+        }
+        _ => {}
+    }
+}
+
+fn fibre(v: &Value, path: &str, errors: &mut FieldErrors) {
+    let (names, ids) = (!list(v, "/targetWWNs").is_empty(), !list(v, "/wwids").is_empty());
+    if !names && !ids {
+        let words = "must specify either targetWWNs or wwids, but not both";
+        errors.required(&format!("{path}.targetWWNs"), words);
+    }
+    if names && ids {
+        let words = "targetWWNs and wwids can not be specified simultaneously";
+        errors.invalid(&format!("{path}.targetWWNs"), v["targetWWNs"].clone(), words);
+    }
+    if names {
+        match int(v, "/lun") {
+            None => errors.required(&format!("{path}.lun"), "lun is required if targetWWNs is specified"),
+            Some(lun) if !(0..=255).contains(&lun) => {
+                errors.invalid(&format!("{path}.lun"), lun, &name::range_words(0, 255));
+            }
+            Some(_) => {}
         }
     }
 }
