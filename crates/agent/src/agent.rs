@@ -5,6 +5,7 @@ use crate::events::Recorder;
 use crate::eviction;
 use crate::facts::NodeFacts;
 use crate::inbox::Inbox;
+use crate::logging::{LogSink, Logging};
 use crate::node::NodeTask;
 use crate::nodeapi::{Authorize, NodeApi};
 use crate::objects::ObjectCaches;
@@ -24,7 +25,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 
 /// What the node shall claim to have; `None`: what it has.
 #[derive(Clone, Debug, Default)]
@@ -174,6 +175,7 @@ impl Agent {
             leases: Default::default(),
             making: Semaphore::new(MAKING_MAX),
             exits: watch::Sender::new(0),
+            logging: Default::default(),
             client: config.client.clone(),
         });
         let (publish, host_ports) = watch::channel(Vec::new());
@@ -234,6 +236,15 @@ impl Agent {
         services: Option<Arc<dyn TaskServices>>,
     ) -> impl Future<Output = ()> + Send + 'static {
         taskmeta::serve(Arc::new(Endpoint { node: self.node.clone(), services }), listener)
+    }
+
+    /// Starts the log drivers of ECS containers; they end when the handle is aborted. For once: a second sink is not
+    /// asked about containers that start.
+    pub fn ship_logs(&self, sink: Arc<dyn LogSink>) -> JoinHandle<()> {
+        let backend = Arc::new(Backend::new(self.node.clone()));
+        let (logging, task) = Logging::start(&self.node, backend, sink);
+        let _ = self.node.logging.set(Arc::downgrade(&logging));
+        task
     }
 
     /// Waits until the Node object says Ready.

@@ -14,6 +14,7 @@ pub mod eviction;
 pub mod facts;
 mod images;
 mod inbox;
+pub mod logging;
 mod node;
 pub mod nodeapi;
 mod objects;

@@ -6,11 +6,11 @@
 
 mod entry;
 
-use crate::admit::{Claim, Place, objection};
+use crate::admit::{Claim, Place, objection, resize_refusal};
 use crate::decide::outcome::{Outcome, StartFailure, StartStep, apply};
 use crate::decide::{Action, Input, seed, step};
 use crate::inbox::Inbox;
-use crate::ops::{self, Instance, Mounted, Node, Which};
+use crate::ops::{self, Instance, Making, Mounted, Node, Which};
 use crate::pod::PodView;
 use crate::state::{Phase, Verdict};
 use crate::status::{container_id, status, terminated};
@@ -33,6 +33,8 @@ use tokio::task::JoinSet;
 
 /// A pod that starts faster than this is spared the "creating" status.
 const FIRST_STATUS_AFTER: SignedDuration = SignedDuration::from_millis(60);
+/// A resize that must wait for other pods to leave is looked at again then.
+const RESIZE_RETRY: SignedDuration = SignedDuration::from_secs(3);
 /// Why a container waits for an image.
 const IMAGE_REASONS: [&str; 3] = ["ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull"];
 /// Between attempts to write a status.
@@ -326,11 +328,16 @@ impl Worker {
             return;
         }
         self.admit(uid);
+        let deferred = self.judge_resize(uid);
         let Some(entry) = self.entries.get_mut(uid) else { return };
         let (now, wall) = (self.clock.now(), Timestamp::now());
         let input = Input { pod: &entry.view, present: entry.present, node_down: self.stopping, now, wall };
         let plan = step(&mut entry.state, &input);
         entry.wake = plan.wake;
+        if deferred {
+            let at = crate::decide::after(now, RESIZE_RETRY);
+            entry.wake = Some(entry.wake.map_or(at, |w| w.min(at)));
+        }
         let gone = !entry.present && entry.state.teardown.ready;
         for action in plan.actions {
             self.carry_out(uid, action);
@@ -343,6 +350,26 @@ impl Worker {
         }
     }
 
+    /// Asks whether a pending resize fits beside the other pods. True: not now, but perhaps when others are gone.
+    fn judge_resize(&mut self, uid: &str) -> bool {
+        let Some(entry) = self.entries.get(uid).filter(|e| e.admitted) else { return false };
+        let refusal = if crate::decide::resize::pending(&entry.state, &entry.view) {
+            let beside = self.entries.iter().filter(|(id, e)| *id != uid && e.admitted && e.holds());
+            let others: Vec<&Claim> = beside.map(|(_, e)| &e.claim).collect();
+            resize_refusal(&Claim::of(&entry.view), &self.node.facts, &others)
+        } else {
+            None
+        };
+        let deferred = refusal.as_ref().is_some_and(|r| r.reason == "Deferred");
+        let Some(entry) = self.entries.get_mut(uid) else { return false };
+        if refusal.is_none() && entry.claimed != entry.view.object.meta().generation {
+            entry.claimed = entry.view.object.meta().generation;
+            entry.claim = Claim::of(&entry.view);
+        }
+        entry.state.resize.refusal = refusal;
+        deferred
+    }
+
     /// Asks, once, whether a new pod fits beside those that are here.
     fn admit(&mut self, uid: &str) {
         let Some(entry) = self.entries.get(uid).filter(|e| !e.admitted && e.present) else { return };
@@ -351,7 +378,8 @@ impl Worker {
         let node = self.node.this.get(&ObjectKey::cluster(self.node.facts.node_name.as_str()));
         let node = node.and_then(|o| o.view::<core::Node>().ok()).map(|n| NodeSpec::read(&n));
         let pressure = self.node.pressure.borrow().clone();
-        let place = Place { facts: &self.node.facts, node: node.as_ref(), pressure: &pressure, others: &others };
+        let place =
+            Place { facts: &self.node.facts, node: node.as_ref(), pressure: &pressure, others: &others };
         let objection = objection(&entry.view, &entry.claim, &place);
         let Some(entry) = self.entries.get_mut(uid) else { return };
         entry.admitted = true;
@@ -367,7 +395,7 @@ impl Worker {
         let key = entry.view.key().clone();
         self.node.objects.uses(uid, &key.namespace, &BTreeSet::new());
         let (node, uid, at) = (self.node.clone(), uid.to_string(), key.clone());
-        self.tasks.spawn_blocking(move || ops::remove_logs(&node, &at, &uid));
+        self.tasks.spawn(ops::remove_logs(node, at, uid));
         let next = self.entries.iter().filter(|(_, e)| *e.view.key() == key).map(|(uid, _)| uid.clone());
         self.dirty.extend(next.collect::<Vec<_>>());
     }
@@ -390,7 +418,8 @@ impl Worker {
                 });
             }
             Action::MakeSandbox => {
-                self.operation(uid, |e| Outcome::Sandbox(Err(e)), ops::sandbox(node, pod));
+                let making = Making::begin(&node, uid);
+                self.operation(uid, |e| Outcome::Sandbox(Err(e)), ops::sandbox(making, pod));
             }
             Action::Start { container, attempt, last } => {
                 let (mounted, name) = (entry.mounted.clone(), container.clone());
@@ -425,6 +454,10 @@ impl Worker {
                 let facts = entry.state.containers.get(&container).and_then(|c| c.facts.as_ref());
                 let name = facts.map_or_else(|| "SIGTERM".to_string(), |f| f.stop_signal.clone());
                 self.task(ops::signal(node, Which { pod, ips, container, attempt }, signal, name));
+            }
+            Action::Resize { containers, generation } => {
+                let lost = move |e| Outcome::Resized { generation, result: Err(e) };
+                self.operation(uid, lost, ops::resize(node, pod, containers));
             }
             Action::Teardown => {
                 self.operation(uid, |e| Outcome::TornDown(Err(e)), ops::teardown(node, uid.to_string()));

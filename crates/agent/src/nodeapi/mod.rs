@@ -17,6 +17,8 @@ mod tests;
 mod upgrade;
 mod ws;
 
+pub(crate) use logs::Watch as FolderWatch;
+
 pub use backend::{AttachSpec, Duplex, Input, LogSource, NodeBackend, Output, Session, Target};
 
 use ::http::{Request, Response, StatusCode};

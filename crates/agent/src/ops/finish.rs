@@ -128,7 +128,11 @@ pub fn sweep(folders: &[PathBuf]) {
     }
 }
 
-/// Removes a pod's logs; blocking.
-pub fn remove_logs(node: &Node, key: &ObjectKey, uid: &str) {
-    let _ = remove_folder(&node.facts.log_folder(&key.namespace, &key.name, uid));
+/// Removes a pod's logs once its log drivers have read them.
+pub async fn remove_logs(node: Arc<Node>, key: ObjectKey, uid: String) {
+    if let Some(logging) = node.logging() {
+        logging.drain(&uid).await;
+    }
+    let folder = node.facts.log_folder(&key.namespace, &key.name, &uid);
+    let _ = blocking(move || remove_folder(&folder)).await;
 }

@@ -4,6 +4,7 @@
 
 mod finish;
 mod prepare;
+mod resize;
 mod sandbox;
 mod start;
 mod termination;
@@ -11,7 +12,8 @@ mod tokens;
 mod volumes;
 
 pub use finish::{finalize, leftovers, remove_logs, remove_orphan, sweep, teardown, write_status};
-pub use sandbox::sandbox;
+pub use resize::resize;
+pub use sandbox::{Making, sandbox};
 pub use start::{Instance, Which, hook, probe, signal, start};
 pub use termination::message;
 pub use volumes::volumes;
@@ -21,6 +23,7 @@ use crate::decide::Note;
 use crate::events::Recorder;
 use crate::eviction::Pressure;
 use crate::facts::NodeFacts;
+use crate::logging::Logging;
 use crate::objects::ObjectCaches;
 use crate::pod::PodView;
 use crate::volumes::{Token, TokenNeed};
@@ -33,7 +36,7 @@ use runtime::Runtime;
 use runtime::api::PodInfo;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 use tokio::sync::{Semaphore, watch};
 
 /// Sandboxes and containers made at the same time: more would only queue in the kernel.
@@ -66,6 +69,8 @@ pub struct Node {
     pub this: Arc<Cache>,
     /// What the node is short of.
     pub pressure: watch::Sender<BTreeSet<Pressure>>,
+    /// Pods whose sandbox is being made now.
+    pub sandboxes: watch::Sender<BTreeSet<String>>,
     /// Events.
     pub recorder: Recorder,
     /// Minted tokens by pod UID.
@@ -76,9 +81,16 @@ pub struct Node {
     pub making: Semaphore,
     /// Changes whenever a container ended.
     pub exits: watch::Sender<u64>,
+    /// Log drivers, where there are any.
+    pub logging: OnceLock<Weak<Logging>>,
 }
 
 impl Node {
+    /// The log drivers.
+    pub(crate) fn logging(&self) -> Option<Arc<Logging>> {
+        self.logging.get().and_then(Weak::upgrade)
+    }
+
     pub(crate) fn note(&self, pod: &PodView, reason: &'static str, container: &str, message: String) {
         let note = Note { warning: false, reason, message, container: container.into() };
         self.recorder.pod(pod, note);

@@ -55,6 +55,9 @@ async fn try_start(
     let found = images::ensure(node, &pod, &container).await?;
     let objects = node.objects.snapshot(pod.namespace(), &references(&pod)).await;
     let objects = objects.map_err(|e| config_failure(ConfigError::Config(e)))?;
+    if let Some(logging) = node.logging() {
+        logging.prepare(&pod, &name).await.map_err(|why| config_failure(ConfigError::Config(why)))?;
+    }
     node.services.wait_synced().await;
     let mut services = node.services.list_in(pod.namespace());
     if pod.namespace() != "default" {

@@ -249,14 +249,15 @@ fn tail_offset(path: &Path, length: u64, wanted: u64) -> io::Result<(u64, u64)> 
     Ok((0, ends))
 }
 
-/// Wakes when something in the log's folder changes.
-enum Watch {
+/// Wakes when something in the folder of a log changes.
+pub(crate) enum Watch {
     Inotify(AsyncFd<OwnedFd>),
     Timer,
 }
 
 impl Watch {
-    fn new(path: &Path) -> Watch {
+    /// Of the folder that the file is in.
+    pub(crate) fn new(path: &Path) -> Watch {
         match Watch::inotify(path) {
             Ok(fd) => Watch::Inotify(fd),
             Err(error) => {
@@ -278,7 +279,8 @@ impl Watch {
         AsyncFd::new(fd)
     }
 
-    async fn changed(&mut self) {
+    /// Resolves when something has changed since the last call, or may have.
+    pub(crate) async fn changed(&mut self) {
         let Watch::Inotify(fd) = self else { return tokio::time::sleep(WITHOUT_INOTIFY).await };
         let Ok(mut ready) = fd.readable().await else { return tokio::time::sleep(WITHOUT_INOTIFY).await };
         let mut space = [MaybeUninit::uninit(); 4096];
