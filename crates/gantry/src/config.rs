@@ -46,6 +46,8 @@ pub struct Config {
     pub lb_pool: String,
     /// Pods this node takes at most.
     pub max_pods: u32,
+    /// Processes and threads a pod has at most; 0: as many as the kernel allows.
+    pub pod_pids_max: i64,
     /// OCI runtimes for RuntimeClass handlers, `name=path,name=path`.
     pub runtimes: String,
     /// Port of the registry on the loopback; 0: none.
@@ -58,6 +60,18 @@ pub struct Config {
     pub registry_auth: String,
     /// A file with users of the registry, `name:password[:pull]` a line; "" for none.
     pub registry_users: String,
+    /// Port of the AWS services; 0: none.
+    pub aws_port: u16,
+    /// Whose account the configured keys are: 12 digits.
+    pub aws_account: String,
+    /// The region of those who name none.
+    pub aws_region: String,
+    /// Access keys: `key:secret[@account],…`; the generated pair is always good.
+    pub aws_keys: String,
+    /// Minutes that stopped ECS tasks stay visible, 30 days at most.
+    pub task_retention: u16,
+    /// Folder that stands for EFS file systems, one folder each; "" refuses them.
+    pub efs_root: String,
     /// When pods go at once because the node runs short, as the kubelet's `--eviction-hard`; `none`: never.
     pub eviction_hard: String,
     /// The same with a grace period.
@@ -141,6 +155,8 @@ const SETTINGS: &[Setting] = &[
         lb_pool = text
     ),
     setting!("max-pods", "250", "pods this node takes at most", max_pods = number),
+    // A fork bomb otherwise takes the whole host's process numbers.
+    setting!("pod-pids-max", "4096", "processes and threads of a pod, 0 for no limit", pod_pids_max = number),
     setting!("runtimes", "", "other OCI runtimes by handler: name=path,name=path", runtimes = text),
     setting!(
         "registry-port",
@@ -167,6 +183,22 @@ const SETTINGS: &[Setting] = &[
         "file of users of the registry on the node's address: name:password[:pull]",
         registry_users = text
     ),
+    setting!("aws-port", "4566", "port of the AWS services, 0 for none", aws_port = number),
+    setting!("aws-account", "123456789012", "AWS account of the configured keys", aws_account = text),
+    setting!("aws-region", "us-east-1", "AWS region of those who name none", aws_region = text),
+    setting!(
+        "aws-keys",
+        "testing:testing",
+        "access keys, key:secret[@account],… (secrets under 16 characters: on this machine only)",
+        aws_keys = text
+    ),
+    setting!(
+        "task-retention",
+        "60",
+        "minutes that stopped ECS tasks stay visible (43200, 30 days, at most)",
+        task_retention = number
+    ),
+    setting!("efs-root", "", "folder that stands for EFS file systems, one each", efs_root = text),
     setting!(
         "eviction-hard",
         "memory.available<100Mi,nodefs.available<10%,nodefs.inodesFree<5%,imagefs.available<15%,imagefs.inodesFree<5%",
