@@ -39,6 +39,17 @@ pub fn check_node(config: &Config) -> Result<()> {
     }
 }
 
+/// The same for a control plane without a node.
+pub fn check_server(config: &Config) -> Result<()> {
+    match blocked(config) {
+        Some(finding) => none(vec![finding]),
+        None => {
+            let config = Config { registry_port: 0, ..config.clone() };
+            none(ports_taken(&config, &[(config.bind.unwrap_or(Ipv4Addr::UNSPECIFIED), config.port)]))
+        }
+    }
+}
+
 /// Fails where the ranges cannot be used on this host.
 pub fn check_ranges(config: &Config) -> Result<()> {
     none(ranges_unusable(config)?)
@@ -53,8 +64,10 @@ fn findings(config: &Config) -> Result<Vec<String>> {
         return Ok(vec![finding]);
     }
     let any = Ipv4Addr::UNSPECIFIED;
-    let mut findings =
-        ports_taken(config, &[(config.bind.unwrap_or(any), config.port), (any, config.node_port)]);
+    let bind = config.bind.unwrap_or(any);
+    let mut wanted = vec![(bind, config.port), (any, config.node_port)];
+    wanted.extend((config.aws_port != 0).then_some((bind, config.aws_port)));
+    let mut findings = ports_taken(config, &wanted);
     findings.extend(ranges_unusable(config)?);
     Ok(findings)
 }
@@ -76,6 +89,7 @@ fn ports_taken(config: &Config, wanted: &[(Ipv4Addr, u16)]) -> Vec<String> {
         let setting = match taken.port {
             port if port == config.registry_port => "registry-port",
             port if port == config.node_port => "node-port",
+            port if port == config.aws_port => "aws-port",
             _ => "port",
         };
         format!("port {} is held by {} (choose another by --{setting})", taken.port, taken.holder)

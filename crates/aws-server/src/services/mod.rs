@@ -4,7 +4,9 @@ pub mod ecs;
 pub mod exec;
 mod kept;
 pub mod logs;
+pub mod ssm;
 pub mod sts;
+mod tags;
 
 use crate::service::{Service, Shared};
 use auth::{AccessKeys, ServiceTokens};
@@ -37,6 +39,7 @@ pub struct Registry {
 pub fn all(parts: &Parts) -> Vec<Arc<dyn Service>> {
     vec![
         ecs::service(&parts.shared),
+        ssm::service(parts),
         sts::service(parts),
     ]
 }

@@ -2,6 +2,7 @@
 
 use super::dial::KubeletDialer;
 use super::facts::Facts;
+use super::leader::{self, Candidate};
 use super::place::Place;
 use super::{Instance, answer};
 use crate::join::Joined;
@@ -24,13 +25,22 @@ const REALM: &str = "main";
 /// Kubernetes' certificate users.
 pub const KUBELET_CLIENT: &str = "kube-apiserver-kubelet-client";
 
+/// The lease of the controllers and the scheduler: upstream's name.
+const LEASE: &str = "kube-controller-manager";
+
+/// The controllers, once they run here or, over a shared store, wait for their turn.
+enum Running {
+    Alone { _running: (Controllers, Scheduler) },
+    InTurn { task: tokio::task::JoinHandle<()>, client: ApiClient, me: String },
+}
+
 /// What the control plane leaves for others.
 #[derive(Default)]
 pub struct Parts {
     store: Option<Place>,
     ca: Option<Arc<Ca>>,
     api: Option<Arc<Api>>,
-    controllers: Option<(Controllers, Scheduler)>,
+    controllers: Option<Running>,
     /// Instead of all that: the cluster elsewhere that this node is of.
     pub joined: Option<Joined>,
 }
@@ -39,6 +49,11 @@ impl Parts {
     /// The certificate authority.
     pub fn ca(&self) -> Result<Arc<Ca>> {
         self.ca.clone().context("certificates start before what uses them")
+    }
+
+    /// Do other servers use the same store?
+    pub fn shares_store(&self) -> bool {
+        self.store.as_ref().is_some_and(Place::is_shared)
     }
 
     /// A door to the API. (One to a server elsewhere has this node's identity, whoever asks.)
@@ -62,7 +77,11 @@ impl Parts {
 
     /// Stops in reverse order.
     pub async fn stop(&mut self) {
-        self.controllers = None;
+        if let Some(Running::InTurn { task, client, me }) = self.controllers.take() {
+            task.abort();
+            let _ = task.await;
+            leader::release(client, LEASE, me).await;
+        }
         if let Some(api) = self.api.take() {
             api.close();
         }
@@ -117,7 +136,7 @@ fn server_certificate(instance: &Instance, ca: &Ca) -> Result<Issued> {
 
 /// The key of service-account tokens. Their issuer names the realm: the first one has the name that every cluster
 /// has, others add theirs.
-fn service_tokens(instance: &Instance) -> Result<ServiceTokens> {
+pub fn service_tokens(instance: &Instance) -> Result<ServiceTokens> {
     let host = format!("https://kubernetes.default.svc.{}", instance.config.cluster_domain);
     let issuer = if REALM == "main" { host } else { format!("{host}/realms/{REALM}") };
     Ok(ServiceTokens::load_or_create(&instance.config.data_dir.join("pki"), issuer)?)
@@ -126,7 +145,8 @@ fn service_tokens(instance: &Instance) -> Result<ServiceTokens> {
 /// The API server and its listener.
 pub async fn api(instance: &mut Instance) -> Result<()> {
     let ca = instance.control.ca()?;
-    let store = instance.control.store.as_ref().context("the store starts first")?.store();
+    let place = instance.control.store.as_ref().context("the store starts first")?;
+    let (store, more_metrics) = (place.store(), place.metrics());
     let kubelet_client = ca.issue_client(KUBELET_CLIENT, Some(SYSTEM_MASTERS), SystemTime::now())?;
     let dialer = KubeletDialer::new(&kubelet_client, ca.cert_pem())?;
     let config = ApiConfig {
@@ -135,6 +155,7 @@ pub async fn api(instance: &mut Instance) -> Result<()> {
         advertise: Some((instance.facts.node_ip, instance.config.port)),
         nodes: Some(dialer.clone()),
         service_tokens: Some(Arc::new(service_tokens(instance)?)),
+        more_metrics,
         ..ApiConfig::new(REALM, store)
     };
     let api = Api::open(config).await?;
@@ -149,7 +170,7 @@ pub async fn api(instance: &mut Instance) -> Result<()> {
     Ok(())
 }
 
-/// The controllers and the scheduler.
+/// The controllers and the scheduler: at once, or where servers share a store, in the one whose turn it is.
 pub async fn controllers(instance: &mut Instance) -> Result<()> {
     let facts = &instance.facts;
     let config = ControllersConfig {
@@ -167,8 +188,19 @@ pub async fn controllers(instance: &mut Instance) -> Result<()> {
     let clock = Arc::new(jiff::Timestamp::now);
     let manager = instance.control.client(Identity::component("system:kube-controller-manager"))?;
     let scheduler = instance.control.client(Identity::component("system:kube-scheduler"))?;
-    let controllers = Controllers::start(manager, config, clock.clone());
-    instance.control.controllers = Some((controllers, Scheduler::start(scheduler, clock)));
+    let client = manager.clone();
+    let start = move || {
+        let controllers = Controllers::start(manager.clone(), config.clone(), clock.clone());
+        (controllers, Scheduler::start(scheduler.clone(), clock.clone()))
+    };
+    let running = if instance.control.store.as_ref().is_some_and(Place::is_shared) {
+        let me = format!("{}_{}", facts.node_name, instance.config.name);
+        let candidate = Candidate { client: client.clone(), lease: LEASE, me: me.clone() };
+        Running::InTurn { task: tokio::spawn(candidate.run(start)), client, me }
+    } else {
+        Running::Alone { _running: start() }
+    };
+    instance.control.controllers = Some(running);
     Ok(())
 }
 
@@ -176,14 +208,20 @@ pub async fn controllers(instance: &mut Instance) -> Result<()> {
 pub struct AdminView {
     /// Ends the process.
     pub stop: Arc<watch::Sender<bool>>,
+    /// The node, if one runs in this process.
+    pub node: Option<AdminNode>,
+    facts: Vec<(&'static str, String)>,
+    started: std::time::Instant,
+}
+
+/// What the admin socket can see of a node.
+pub struct AdminNode {
     /// The node's images.
     pub images: image::Images,
     /// What brings images, and our own registry's content.
     pub puller: image::Puller,
     /// The node's agent.
     pub agent: Arc<agent::Agent>,
-    facts: Vec<(&'static str, String)>,
-    started: std::time::Instant,
 }
 
 impl AdminView {
@@ -204,9 +242,7 @@ pub async fn admin(instance: &mut Instance) -> Result<()> {
     let own = format!("https://{}:{}", instance.facts.node_ip, instance.config.port);
     let view = Arc::new(AdminView {
         stop: instance.stop.clone(),
-        images: instance.node.images()?,
-        puller: instance.node.puller()?,
-        agent: instance.node.agent()?,
+        node: instance.node.view(),
         facts: vec![
             ("pid", std::process::id().to_string()),
             ("node", instance.facts.node_name.clone()),

@@ -3,8 +3,10 @@
 //! Each component takes what it needs from the [`Instance`] and leaves what others need there. They stop in the
 //! reverse order; pods run on.
 
+pub mod aws;
 mod control;
 mod dial;
+pub mod ecs;
 pub mod facts;
 mod figures;
 mod leader;
@@ -16,7 +18,7 @@ pub mod server;
 
 use crate::config::Config;
 use crate::join::{Asked, publish};
-use crate::{admin as socket, env, preflight};
+use crate::{admin as socket, down, env, preflight};
 use anyhow::{Context, Result};
 pub use control::{admin, private_folder};
 use facts::Facts;
@@ -43,6 +45,7 @@ const COMPONENTS: &[Component] = &[
     ("certificates", |i| Box::pin(control::certificates(i))),
     ("API server", |i| Box::pin(control::api(i))),
     ("controllers", |i| Box::pin(control::controllers(i))),
+    ("AWS account", |i| Box::pin(aws::account(i))),
     ("joining information", |i| Box::pin(publish::start(i))),
     ("node's pod range", |i| Box::pin(node::range(i))),
     ("images", |i| Box::pin(node::images(i))),
@@ -52,6 +55,9 @@ const COMPONENTS: &[Component] = &[
     ("peers", |i| Box::pin(node::peers(i))),
     ("services", |i| Box::pin(node::services(i))),
     ("DNS", |i| Box::pin(node::dns(i))),
+    ("AWS endpoint", |i| Box::pin(aws::endpoint(i))),
+    ("ECS controllers", |i| Box::pin(ecs::controllers(i))),
+    ("task metadata", |i| Box::pin(ecs::metadata(i))),
     ("admin socket", |i| Box::pin(control::admin(i))),
 ];
 
@@ -67,6 +73,8 @@ pub struct Instance {
     /// The control plane, here or elsewhere.
     pub control: control::Parts,
     node: node::Parts,
+    /// The AWS side.
+    pub aws: aws::Parts,
     /// Aborted at the end.
     pub tasks: Vec<JoinHandle<()>>,
     /// Turns true when the process is to end.
@@ -89,8 +97,11 @@ pub fn serve(config: Config, components: &[Component], asked: Option<Asked>) -> 
         .worker_threads(workers)
         .max_blocking_threads(BLOCKING_THREADS_MAX)
         .build()?;
-    let result = runtime.block_on(up(config, components, asked));
+    let result = runtime.block_on(up(config.clone(), components, asked));
     runtime.shutdown_background();
+    if result.is_err() {
+        down::after_failed_start(&config);
+    }
     result
 }
 
@@ -106,6 +117,7 @@ async fn up(config: Config, components: &[Component], asked: Option<Asked>) -> R
         started: Instant::now(),
         control: control::Parts::default(),
         node: node::Parts::default(),
+        aws: aws::Parts::default(),
         tasks: Vec::new(),
         stop: stop.clone(),
     };

@@ -1,18 +1,20 @@
 //! A start that cannot work says what is wrong and what to do, and creates nothing.
 
 use crate::{cluster, has};
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use std::path::Path;
 use testkit::cluster::Cluster;
 
 /// Ports and ranges that a second instance can have.
-const FREE: [&str; 10] = [
+const FREE: [&str; 12] = [
     "--port",
     "7443",
     "--node-port",
     "20250",
     "--registry-port",
     "7500",
+    "--aws-port",
+    "7566",
     "--pod-cidr",
     "10.8.0.0/16",
     "--service-cidr",
@@ -92,5 +94,24 @@ fn status_env_and_doctor_answer() -> Result<()> {
     has(&doctor, &["runs already"])?;
     cluster.load_busybox()?;
     has(&cluster.gantry(&["image", "ls"])?, &["docker.io/library/busybox:latest", "MiB"])?;
+    Ok(())
+}
+
+/// A start that fails with almost everything up takes it all down again.
+#[test]
+fn a_start_that_fails_late_leaves_nothing() -> Result<()> {
+    let mut cluster = Cluster::prepare(env!("CARGO_BIN_EXE_gantry"), &[])?;
+    let run = Path::new("/run").join(cluster.name());
+    // Where the admin socket, the last to start, wants to be.
+    std::fs::create_dir_all(run.join("gantry.sock/taken"))?;
+    let error = format!("{:#}", cluster.up().err().context("it cannot start")?);
+    has(&error, &["starting the admin socket"])?;
+    ensure!(!run.exists(), "{run:?} is left");
+    for tree in std::fs::read_dir("/sys/fs/cgroup")?.flatten() {
+        let path = tree.path().join(cluster.name());
+        ensure!(!path.exists(), "{path:?} is left");
+    }
+    let left = cluster.sh("nft list tables; ip -o link")?;
+    ensure!(!left.contains(cluster.name()), "{left}");
     Ok(())
 }

@@ -1,0 +1,128 @@
+//! The AWS side of the control plane: keys, account, services, and the endpoint they are reached at.
+//!
+//! Two components: [`account`] comes early and leaves what services with stores of their own need; [`endpoint`] comes
+//! late, with all of them. Others add a service by pushing onto [`Parts::services`] between the two.
+
+use super::Instance;
+use crate::config::Config;
+use crate::kubeconfig;
+use anyhow::{Context, Result, ensure};
+use auth::{AccessKeys, Identity, SYSTEM_MASTERS};
+use aws_server::service::{Service, Shared};
+use aws_server::{Aws, AwsConfig, Upgrade, services};
+use k8s_schema::gvr::NAMESPACES;
+use serde_json::json;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::net::TcpListener;
+
+/// Namespaces of what belongs to an account and to no ECS cluster.
+const SPACES: [&str; 2] = [ecs_model::names::AWS_NAMESPACE, ecs_model::names::ECS_NAMESPACE];
+/// Zones of a region, by letter: subnets and nodes are spread over them.
+const ZONES: [char; 3] = ['a', 'b', 'c'];
+
+/// What the AWS components leave for each other.
+#[derive(Default)]
+pub struct Parts {
+    /// The API, account and region: what every service holds a copy of.
+    pub shared: Option<Shared>,
+    /// Access keys.
+    pub keys: Option<Arc<AccessKeys>>,
+    /// Services with stores of their own; the endpoint adds the others.
+    pub services: Vec<Arc<dyn Service>>,
+    /// Paths that are not AWS's.
+    pub upgrades: Vec<Arc<dyn Upgrade>>,
+    /// All services, for those who ask them in process; there once the endpoint is.
+    pub all: Vec<Arc<dyn Service>>,
+    /// The endpoint.
+    pub aws: Option<Arc<Aws>>,
+}
+
+impl Parts {
+    /// What every service holds a copy of.
+    pub fn shared(&self) -> Result<Shared> {
+        self.shared.clone().context("the AWS account comes before what uses it")
+    }
+
+    /// Access keys.
+    pub fn keys(&self) -> Result<Arc<AccessKeys>> {
+        self.keys.clone().context("the AWS account comes before what uses it")
+    }
+}
+
+/// The pair that `gantry env` prints, where the user behind `sudo` can read it.
+pub fn credentials_file(config: &Config) -> PathBuf {
+    config.data_dir.join("aws-credentials")
+}
+
+/// The region's zones.
+pub fn zones(region: &str) -> Vec<String> {
+    ZONES.iter().map(|letter| format!("{region}{letter}")).collect()
+}
+
+/// The account: its keys and namespaces.
+pub async fn account(instance: &mut Instance) -> Result<()> {
+    let config = &instance.config;
+    if config.aws_port == 0 {
+        return Ok(());
+    }
+    let account = config.aws_account.clone();
+    let digits = account.len() == 12 && account.bytes().all(|b| b.is_ascii_digit());
+    ensure!(digits, "--aws-account {account:?} is not 12 digits");
+    let folder = config.data_dir.join("pki");
+    let keys = AccessKeys::load_or_create(&folder, &account, &config.aws_keys).context("--aws-keys")?;
+    let own = keys.own();
+    let text = format!(
+        "[default]\naws_access_key_id = {}\naws_secret_access_key = {}\n",
+        own.access_key, own.secret
+    );
+    kubeconfig::write(&credentials_file(config), &text)?;
+    let client = instance.control.client(Identity::new("system:gantry-aws", [SYSTEM_MASTERS]))?;
+    for name in SPACES {
+        let body = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+        match client.create(&NAMESPACES, body).await {
+            Ok(_) => {}
+            Err(error) if error.is_already_exists() => {}
+            Err(error) => return Err(error).with_context(|| format!("making namespace {name}")),
+        }
+    }
+    let zones = zones(&config.aws_region);
+    instance.aws.shared = Some(Shared { client, account, region: config.aws_region.clone(), zones });
+    instance.aws.keys = Some(Arc::new(keys));
+    Ok(())
+}
+
+/// All services, and the listener.
+pub async fn endpoint(instance: &mut Instance) -> Result<()> {
+    let config = &instance.config;
+    if config.aws_port == 0 {
+        return Ok(());
+    }
+    let depot = instance.node.puller().ok().and_then(|p| p.depot().cloned());
+    let parts = services::Parts {
+        shared: instance.aws.shared()?,
+        keys: instance.aws.keys()?,
+        tokens: Some(Arc::new(super::control::service_tokens(instance)?)),
+        registry: depot
+            .map(|depot| services::Registry { depot, host: format!("localhost:{}", config.registry_port) }),
+    };
+    let mut all = services::all(&parts);
+    all.append(&mut instance.aws.services);
+    instance.aws.all.clone_from(&all);
+    let clock = || u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or_default();
+    let aws = Aws::new(AwsConfig {
+        services: all,
+        keys: parts.keys,
+        shared: parts.shared,
+        upgrades: std::mem::take(&mut instance.aws.upgrades),
+        clock: Arc::new(clock),
+    });
+    let bind = config.bind.unwrap_or(Ipv4Addr::UNSPECIFIED);
+    let listener = TcpListener::bind((bind, config.aws_port)).await;
+    let listener =
+        listener.with_context(|| format!("listening at {bind}:{} (--aws-port)", config.aws_port))?;
+    instance.tasks.push(tokio::spawn(aws.clone().serve(listener, instance.stop.subscribe())));
+    instance.aws.aws = Some(aws);
+    Ok(())
+}
