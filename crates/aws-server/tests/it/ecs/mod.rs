@@ -1,0 +1,8 @@
+//! ECS: what each operation answers, refuses and stores.
+
+mod clusters;
+mod definitions;
+mod harness;
+mod instances;
+mod more;
+mod tasks;
