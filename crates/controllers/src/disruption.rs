@@ -147,7 +147,8 @@ fn status(budget: &Value, members: &[Member], now: Timestamp) -> Value {
         (None, _) => ("True", "SufficientPods"),
     };
     let old = list(budget, "/status/conditions").iter().find(|c| text(c, "/type") == "DisruptionAllowed");
-    let since = old.filter(|c| text(c, "/status") == truth).map(|c| text(c, "/lastTransitionTime").to_string());
+    let since =
+        old.filter(|c| text(c, "/status") == truth).map(|c| text(c, "/lastTransitionTime").to_string());
     let own = json!({"type": "DisruptionAllowed", "status": truth, "reason": reason,
         "message": problem.clone().unwrap_or_default(), "observedGeneration": generation,
         "lastTransitionTime": since.unwrap_or_else(|| time::format(now))});
@@ -218,9 +219,9 @@ impl Reconcile for Controller {
         }
         let now = self.context.now();
         let wanted = status(&value, &members, now);
-        let again = wanted["disruptedPods"].is_object().then(|| {
-            Duration::try_from(NOTE_LIFETIME).unwrap_or_default() + Duration::from_secs(1)
-        });
+        let again = wanted["disruptedPods"]
+            .is_object()
+            .then(|| Duration::try_from(NOTE_LIFETIME).unwrap_or_default() + Duration::from_secs(1));
         if wanted == value["status"] {
             return Ok(again);
         }
@@ -251,7 +252,8 @@ mod tests {
     fn numbers(spec: Value, members: &[Member]) -> [i64; 4] {
         let s = status(&json!({"metadata": {"generation": 3}, "spec": spec}), members, now());
         assert_eq!(s["observedGeneration"], 3);
-        ["expectedPods", "currentHealthy", "desiredHealthy", "disruptionsAllowed"].map(|k| s[k].as_i64().unwrap())
+        ["expectedPods", "currentHealthy", "desiredHealthy", "disruptionsAllowed"]
+            .map(|k| s[k].as_i64().unwrap())
     }
 
     #[test]
@@ -267,7 +269,8 @@ mod tests {
 
     #[test]
     fn pods_without_a_scale_allow_nothing() {
-        let stray = Member { owner: Err("found no controller ref for pod \"a\"".into()), ..member("a", true, 1) };
+        let stray =
+            Member { owner: Err("found no controller ref for pod \"a\"".into()), ..member("a", true, 1) };
         let s = status(&json!({"spec": {"maxUnavailable": 1}}), &[stray], now());
         assert_eq!(s["disruptionsAllowed"], 0);
         assert_eq!(s["conditions"][0]["reason"], "SyncFailed");
@@ -296,6 +299,9 @@ mod tests {
         let pods = [member("a", true, 2)];
         let mut budget = json!({"spec": {"minAvailable": 0}});
         budget["status"] = status(&budget, &pods, now());
-        assert_eq!(status(&budget, &pods, now().saturating_add(SignedDuration::from_secs(9)).unwrap()), budget["status"]);
+        assert_eq!(
+            status(&budget, &pods, now().saturating_add(SignedDuration::from_secs(9)).unwrap()),
+            budget["status"]
+        );
     }
 }

@@ -58,8 +58,7 @@ impl Api {
     }
 
     async fn evict_once(&self, call: &Call, asked: &DeleteOptions) -> Result<Written, ApiError> {
-        let current =
-            self.storage.get(&call.resource, &call.key).await?.ok_or_else(|| call.not_found())?;
+        let current = self.storage.get(&call.resource, &call.key).await?.ok_or_else(|| call.not_found())?;
         let pod = current.value().map_err(ApiError::internal)?;
         let budgets = self.budgets_of(&pod, &call.key.namespace);
         let mut options = asked.clone();
@@ -73,9 +72,10 @@ impl Api {
                 as_it_is(&mut options);
                 // The pod may have become ready meanwhile: then its budget has the say.
                 let refuse = |e: ApiError| if e.is_conflict() { still_processed(&budget.name) } else { e };
-                return self.delete(call, options).await.map_err(|e| {
-                    if asked.resource_version.is_none() { refuse(e) } else { e }
-                });
+                return self
+                    .delete(call, options)
+                    .await
+                    .map_err(|e| if asked.resource_version.is_none() { refuse(e) } else { e });
             }
             Judgement::Pays(budget) => self.debit(call, &budget).await?,
         }
@@ -239,11 +239,15 @@ mod tests {
         let spent = spend(full, "p", "now").unwrap();
         assert_eq!(spent["status"]["disruptionsAllowed"], 0);
         assert_eq!(spent["status"]["disruptedPods"], json!({"p": "now"}));
-        let (_, empty) =
-            budget(json!({"observedGeneration": 1, "disruptionsAllowed": 0, "desiredHealthy": 2, "currentHealthy": 2}));
+        let (_, empty) = budget(
+            json!({"observedGeneration": 1, "disruptionsAllowed": 0, "desiredHealthy": 2, "currentHealthy": 2}),
+        );
         let error = spend(empty, "p", "now").unwrap_err();
         assert_eq!((error.code, error.reason), (429, "TooManyRequests"));
-        assert_eq!(error.causes[0].message, "The disruption budget b needs 2 healthy pods and has 2 currently");
+        assert_eq!(
+            error.causes[0].message,
+            "The disruption budget b needs 2 healthy pods and has 2 currently"
+        );
         let (_, unseen) = budget(json!({"disruptionsAllowed": 1}));
         assert!(spend(unseen, "p", "now").unwrap_err().causes[0].message.contains("still being processed"));
     }

@@ -1,11 +1,11 @@
 //! Job and CronJob.
 
 use super::get::{
-    child, default, enumerated, enumerated_opt, field, flag, has, int, list, non_negative, set, text,
+    child, default, enumerated, enumerated_opt, field, flag, has, int, list, non_negative, same, set, text,
 };
 use super::pod::{self, condition, defaults};
 use super::workload::{selector, template_texts};
-use super::{Behaviour, FieldKind, GENERIC, NameRule};
+use super::{Behaviour, FieldKind, GENERIC, NameRule, job_rules};
 use crate::field_errors::FieldErrors;
 use crate::table::{Cell, Column};
 use crate::time;
@@ -184,6 +184,7 @@ fn job(obj: &Value, path: &str, spec: &Value, errors: &mut FieldErrors) {
             errors.required("spec.selector", "");
         }
     }
+    job_rules::validate(spec, path, errors);
     pod::template(&spec["template"], &field(path, "template"), errors);
     let policy = text(spec, "/template/spec/restartPolicy");
     let at = format!("{path}.template.spec.restartPolicy");
@@ -197,17 +198,22 @@ fn job(obj: &Value, path: &str, spec: &Value, errors: &mut FieldErrors) {
 fn job_update(new: &Value, old: &Value, errors: &mut FieldErrors) {
     job(new, "spec", &new["spec"], errors);
     let (spec, before) = (&new["spec"], &old["spec"]);
-    for key in ["selector", "template", "completionMode", "podFailurePolicy", "backoffLimitPerIndex"] {
-        // A suspended Job that never ran may still change its scheduling directives.
-        let loose = key == "template" && flag(before, "/suspend") && !has(old, "/status/startTime");
-        if !loose {
-            errors.immutable(&format!("spec.{key}"), &spec[key], &before[key]);
-        }
+    let fixed = [
+        "selector",
+        "completionMode",
+        "podFailurePolicy",
+        "backoffLimitPerIndex",
+        "managedBy",
+        "successPolicy",
+    ];
+    for key in fixed {
+        errors.immutable(&format!("spec.{key}"), &spec[key], &before[key]);
     }
-    let elastic = text(spec, "/completionMode") == "Indexed" && spec["completions"] == spec["parallelism"];
-    if !elastic {
-        errors.immutable("spec.completions", &spec["completions"], &before["completions"]);
+    let (now, was) = (job_rules::fixed_template(new, old), job_rules::fixed_template(old, old));
+    if !same(&now, &was) {
+        errors.invalid("spec.template", spec["template"].clone(), "field is immutable");
     }
+    job_rules::completions(new, old, errors);
 }
 
 fn cron_defaults(obj: &mut Value) {
@@ -234,8 +240,9 @@ fn cron(obj: &Value, errors: &mut FieldErrors) {
     for key in ["startingDeadlineSeconds", "successfulJobsHistoryLimit", "failedJobsHistoryLimit"] {
         non_negative(spec, "spec", key, errors);
     }
-    if has(spec, "/timeZone") && text(spec, "/timeZone").is_empty() {
-        errors.invalid("spec.timeZone", "", "timeZone must be nil or non-empty string");
+    job_rules::zone_in_schedule(schedule, errors);
+    if has(spec, "/timeZone") {
+        job_rules::time_zone(text(spec, "/timeZone"), "spec.timeZone", errors);
     }
     let mut template = spec["jobTemplate"]["spec"].clone();
     if has(&template, "/manualSelector") && flag(&template, "/manualSelector") {

@@ -42,6 +42,7 @@ pub static ROWS: &[Behaviour] = &[Behaviour {
             json!({"acceptedNames": {"kind": "", "plural": ""}, "conditions": [], "storedVersions": []}),
         );
         note_stored_version(obj);
+        await_cleanup(obj);
     },
     prepare_update: |new, _| note_stored_version(new),
     validate_create: create,
@@ -72,6 +73,17 @@ fn defaults(obj: &mut Value) {
     if let Some(conversion) = child(spec, "conversion") {
         default(conversion, "strategy", "None");
         at(conversion, "/webhook/clientConfig/service", |s| default(s, "port", 443));
+    }
+}
+
+/// A definition goes after its objects.
+fn await_cleanup(obj: &mut Value) {
+    const CLEANUP: &str = "customresourcecleanup.apiextensions.k8s.io";
+    let Some(metadata) = child(obj, "metadata") else { return };
+    if !texts(metadata, "/finalizers").any(|f| f == CLEANUP) {
+        let mut all: Vec<Value> = list(metadata, "/finalizers").to_vec();
+        all.push(CLEANUP.into());
+        set(metadata, "finalizers", Value::Array(all));
     }
 }
 

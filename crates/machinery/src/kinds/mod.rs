@@ -18,6 +18,7 @@ mod endpoints;
 mod event;
 mod flow;
 pub mod get;
+mod job_rules;
 mod limits;
 pub mod meta;
 mod namespace;

@@ -388,6 +388,9 @@ fn validate_update(new: &Value, old: &Value, errors: &mut FieldErrors) {
         let words = "only deletion is allowed, but found new scheduling gate";
         errors.forbidden(&format!("spec.schedulingGates[{i}]"), words);
     }
+    if gated {
+        scheduling::tightened(spec, before, errors);
+    }
     if !same(&comparable(spec, before, gated), &comparable(before, before, gated)) {
         errors.forbidden("spec", UPDATE_WORDS);
     }

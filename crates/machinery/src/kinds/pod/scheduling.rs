@@ -217,6 +217,41 @@ fn spread(c: &Value, path: &str, errors: &mut FieldErrors) {
     }
 }
 
+/// Where a gated pod may go can only be narrowed.
+pub fn tightened(new: &Value, old: &Value, errors: &mut FieldErrors) {
+    const TERMS: &str =
+        "affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms";
+    let entries = crate::kinds::get::entries;
+    let kept = |(k, v): (&str, &Value)| entries(new, "/nodeSelector").any(|(n, w)| n == k && w == v);
+    if !entries(old, "/nodeSelector").all(kept) {
+        let words = "only additions to spec.nodeSelector are allowed (no mutations or deletions)";
+        errors.invalid("spec.nodeSelector", new["nodeSelector"].clone(), words);
+    }
+    let pointer = format!("/{}", TERMS.replace('.', "/"));
+    let (now, before) = (list(new, &pointer), list(old, &pointer));
+    if before.is_empty() {
+        return;
+    }
+    let path = format!("spec.{TERMS}");
+    if now.len() != before.len() {
+        let words = "no additions/deletions to non-empty NodeSelectorTerms list are allowed";
+        return errors.invalid(&path, now.to_vec(), words);
+    }
+    for (i, (now, before)) in now.iter().zip(before).enumerate() {
+        // A term without requirements selects nothing: one more would widen it.
+        let empty =
+            ["matchExpressions", "matchFields"].iter().all(|k| list(before, &format!("/{k}")).is_empty());
+        let narrower = |key: &str| {
+            let (now, before) = (list(now, &format!("/{key}")), list(before, &format!("/{key}")));
+            now.starts_with(before) && (!empty || now.is_empty())
+        };
+        if !(narrower("matchExpressions") && narrower("matchFields")) {
+            let words = "only additions are allowed (no mutations or deletions)";
+            errors.invalid(&format!("{path}[{i}]"), now.clone(), words);
+        }
+    }
+}
+
 /// A `metav1.LabelSelector`, in upstream's words; absent is fine.
 pub fn label_selector(selector: Option<&Value>, path: &str, errors: &mut FieldErrors) {
     let Some(selector) = selector.filter(|s| !s.is_null()) else { return };
@@ -248,5 +283,53 @@ pub fn label_selector(selector: Option<&Value>, path: &str, errors: &mut FieldEr
         for (j, value) in values.iter().filter_map(Value::as_str).enumerate() {
             errors.invalid_all(&format!("{path}.values[{j}]"), value, name::label_value(value));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn gated_pods_are_only_narrowed() {
+        let of = |zone: &str, more: bool, terms: Value| {
+            let mut spec = json!({"nodeSelector": {"zone": zone}, "affinity": {"nodeAffinity": {
+                "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}});
+            if more {
+                spec["nodeSelector"]["disk"] = json!("ssd");
+            }
+            spec
+        };
+        let a = json!({"key": "a", "operator": "Exists"});
+        let b = json!({"key": "b", "operator": "Exists"});
+        let check = |new: Value, old: Value| {
+            let mut errors = FieldErrors::new();
+            tightened(&new, &old, &mut errors);
+            errors.causes().len()
+        };
+        let one = || of("x", false, json!([{"matchExpressions": [a]}]));
+        assert_eq!(check(of("x", true, json!([{"matchExpressions": [a, b]}])), one()), 0);
+        assert_eq!(check(of("y", false, json!([{"matchExpressions": [a]}])), one()), 1);
+        assert_eq!(check(of("x", false, json!([{"matchExpressions": [b]}])), one()), 1);
+        assert_eq!(check(of("x", false, json!([])), one()), 1);
+        assert_eq!(check(one(), of("x", false, json!([]))), 0);
+    }
+
+    #[test]
+    fn spreads_are_told_apart() {
+        let spread = json!({"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule", "matchLabelKeys": ["v"]});
+        let mut errors = FieldErrors::new();
+        validate(&json!({"topologySpreadConstraints": [spread, spread]}), "spec", &mut errors);
+        let fields: Vec<&str> = errors.causes().iter().map(|c| c.field.as_str()).collect();
+        let at = "spec.topologySpreadConstraints";
+        assert_eq!(
+            fields,
+            [
+                format!("{at}[0].matchLabelKeys"),
+                format!("{at}[1].matchLabelKeys"),
+                format!("{at}[1].{{topologyKey, whenUnsatisfiable}}"),
+            ]
+        );
     }
 }
