@@ -21,7 +21,7 @@ pub fn initial_status(scope: &Scope, cluster: &str, id: &str, spec: &Value, defi
     let task_arn = text(spec, "/taskArn");
     let containers: Vec<Value> = list(definition, "/containerDefinitions")
         .iter()
-        .map(|c| container(scope, cluster, id, task_arn, spec, c))
+        .map(|c| container(container_arn(scope, cluster, id, text(c, "/name")), task_arn, spec, c))
         .collect();
     let mut attachments = Vec::new();
     if awsvpc {
@@ -37,18 +37,11 @@ pub fn initial_status(scope: &Scope, cluster: &str, id: &str, spec: &Value, defi
     })
 }
 
-fn container(
-    scope: &Scope,
-    cluster: &str,
-    id: &str,
-    task_arn: &str,
-    spec: &Value,
-    definition: &Value,
-) -> Value {
+fn container(arn: String, task_arn: &str, spec: &Value, definition: &Value) -> Value {
     let name = text(definition, "/name");
     let overridden = list(spec, "/overrides/containerOverrides").iter().find(|o| text(o, "/name") == name);
     let mut out = json!({
-        "containerArn": container_arn(scope, cluster, id, name), "taskArn": task_arn, "name": name,
+        "containerArn": arn, "taskArn": task_arn, "name": name,
         "image": definition["image"], "lastStatus": "PENDING", "networkInterfaces": [],
         "healthStatus": "UNKNOWN",
     });

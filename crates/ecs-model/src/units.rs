@@ -37,8 +37,11 @@ fn scaled(text: &str, units: &[&str]) -> Option<u64> {
     (product % divisor == 0).then_some(product / divisor)
 }
 
-/// CPU units, then the memory that goes with them: (from, to, step) in MiB.
-const FARGATE: [(u64, &[(u64, u64, u64)]); 8] = [
+/// From, to and step, in MiB.
+type Steps = (u64, u64, u64);
+
+/// CPU units, then the memory that goes with them.
+const FARGATE: [(u64, &[Steps]); 8] = [
     (256, &[(512, 512, 512), (1024, 2048, 1024)]),
     (512, &[(1024, 4096, 1024)]),
     (1024, &[(2048, 8192, 1024)]),

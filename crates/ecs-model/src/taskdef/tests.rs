@@ -19,6 +19,19 @@ fn fargate(container: Value) -> Value {
         "memory": "0.5GB", "containerDefinitions": [own]})
 }
 
+/// The plain definition with a change to its only container.
+fn one(container: Value) -> Value {
+    let mut own = json!({"name": "web", "image": "nginx", "memory": 128});
+    machinery::patch::merge(&mut own, &container);
+    definition(json!({"containerDefinitions": [own]}))
+}
+
+fn awsvpc(container: Value) -> Value {
+    let mut doc = one(container);
+    doc["networkMode"] = json!("awsvpc");
+    doc
+}
+
 fn refusal(input: &Value) -> String {
     let refused = check(input, ACCOUNT).expect_err("should be refused");
     assert_eq!(refused.code, "ClientException");
@@ -73,16 +86,6 @@ fn bridge_ports_are_dynamic_and_unknown_members_go() {
 
 #[test]
 fn refusals_of_any_definition() {
-    let one = |c: Value| {
-        let mut own = json!({"name": "web", "image": "nginx", "memory": 128});
-        machinery::patch::merge(&mut own, &c);
-        definition(json!({"containerDefinitions": [own]}))
-    };
-    let awsvpc = |c: Value| {
-        let mut doc = one(c);
-        doc["networkMode"] = json!("awsvpc");
-        doc
-    };
     let twelve: Vec<Value> =
         (0..12).map(|i| json!({"name": format!("c{i}"), "image": "i", "memory": 6})).collect();
     for (input, words) in [
@@ -127,6 +130,14 @@ fn refusals_of_any_definition() {
             one(json!({"logConfiguration": {"logDriver": "awslogs", "options": {"awslogs-group": "g"}}})),
             "Log driver awslogs requires options: awslogs-region, awslogs-group",
         ),
+    ] {
+        assert_eq!(refusal(&input), words);
+    }
+}
+
+#[test]
+fn refusals_of_roles_sums_and_networks() {
+    for (input, words) in [
         (
             awsvpc(json!({"portMappings": [{"containerPort": 80, "hostPort": 81}]})),
             "When networkMode=awsvpc, the host ports and container ports in port mappings must match.",
