@@ -2,8 +2,10 @@
 
 pub mod ecs;
 pub mod exec;
+pub mod iam;
 mod kept;
 pub mod logs;
+pub mod secretsmanager;
 pub mod ssm;
 pub mod sts;
 mod tags;
@@ -39,6 +41,8 @@ pub struct Registry {
 pub fn all(parts: &Parts) -> Vec<Arc<dyn Service>> {
     vec![
         ecs::service(&parts.shared),
+        iam::service(parts),
+        secretsmanager::service(parts),
         ssm::service(parts),
         sts::service(parts),
     ]

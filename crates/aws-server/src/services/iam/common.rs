@@ -1,0 +1,81 @@
+//! What roles, policies and profiles have in common. Pure.
+
+use crate::service::{AwsError, Call};
+use crate::services::kept::{page, text};
+use serde_json::{Value, json};
+use sha2::Digest;
+
+/// Entries of one page, unless asked for fewer.
+const PAGE: usize = 100;
+
+pub(super) fn exists(kind: &str, name: &str) -> AwsError {
+    let text = format!("{kind} with name {name} already exists.");
+    AwsError { status: 409, ..AwsError::client("EntityAlreadyExists", text) }
+}
+
+pub(super) fn not_found(text: impl Into<String>) -> AwsError {
+    AwsError { status: 404, ..AwsError::client("NoSuchEntity", text) }
+}
+
+pub(super) fn conflict(text: impl Into<String>) -> AwsError {
+    AwsError { status: 409, ..AwsError::client("DeleteConflict", text) }
+}
+
+/// A policy document must be a JSON object.
+pub(super) fn document(text: &str) -> Result<&str, AwsError> {
+    match serde_json::from_str::<Value>(text) {
+        Ok(Value::Object(_)) => Ok(text),
+        _ => Err(AwsError::client("MalformedPolicyDocument", "Syntax errors in policy.")),
+    }
+}
+
+/// Documents are percent-encoded in answers.
+pub(super) fn encoded(document: &Value) -> Value {
+    let mut out = String::new();
+    for byte in document.as_str().unwrap_or_default().bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => out.push(byte as char),
+            _ => out.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    out.into()
+}
+
+/// The path of a new thing: `/` or `/a/b/`.
+pub(super) fn path(call: &Call) -> &str {
+    call.input["Path"].as_str().unwrap_or("/")
+}
+
+/// An id such as `AROA…`: a prefix and 17 letters, made of a unique text.
+pub(super) fn id(prefix: &str, unique: &str) -> String {
+    const LETTERS: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
+    let hash = sha2::Sha256::digest(unique.as_bytes());
+    let letters = hash.iter().take(17).map(|b| char::from(LETTERS[usize::from(*b) % LETTERS.len()]));
+    prefix.chars().chain(letters).collect()
+}
+
+/// A page of a list, in IAM's form: `member` is the list's name.
+pub(super) fn listing(
+    call: &Call,
+    member: &str,
+    list: &[Value],
+    name: impl Fn(&Value) -> String,
+) -> Result<Value, AwsError> {
+    let max = call.input["MaxItems"].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(PAGE);
+    let (found, marker) = page(list, name, text(&call.input, "Marker"), max)
+        .map_err(|_| AwsError::client("ValidationError", "Invalid Marker."))?;
+    Ok(json!({member: found, "IsTruncated": marker.is_some(), "Marker": marker}))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn documents_and_ids() {
+        assert!(document("{}").is_ok() && document("[]").is_err() && document("{").is_err());
+        assert_eq!(encoded(&json!("{\"a\": 1}")), "%7B%22a%22%3A%201%7D");
+        let made = id("AROA", "x");
+        assert!(made.len() == 21 && made.starts_with("AROA") && made != id("AROA", "y"));
+    }
+}

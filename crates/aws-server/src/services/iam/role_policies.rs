@@ -1,0 +1,97 @@
+//! Policies of a role: inline documents and attached ARNs.
+
+use super::State;
+use super::common::{document, encoded, listing, not_found};
+use super::roles::{change, no_role};
+use super::{managed, policies};
+use crate::service::{AwsError, Call, Outcome};
+use crate::services::kept::{items, text};
+use serde_json::{Value, json};
+
+/// Policies attached to one role (AWS's limit once raised).
+const ATTACHED_MAX: usize = 20;
+
+async fn role(state: &State, call: &Call) -> Result<Value, AwsError> {
+    let name = text(&call.input, "RoleName");
+    state.roles.get(call, name).await?.ok_or_else(|| no_role(name))
+}
+
+fn no_inline(name: &str) -> AwsError {
+    not_found(format!("The role policy with name {name} cannot be found."))
+}
+
+pub(super) async fn put(state: &State, call: &Call) -> Outcome {
+    let body = document(text(&call.input, "PolicyDocument"))?;
+    let name = text(&call.input, "PolicyName");
+    change(state, call, |role| {
+        role["Inline"][name] = body.into();
+        Ok(json!({}))
+    })
+    .await
+}
+
+pub(super) async fn get(state: &State, call: &Call) -> Outcome {
+    let name = text(&call.input, "PolicyName");
+    let role = role(state, call).await?;
+    let body = role["Inline"].get(name).ok_or_else(|| no_inline(name))?;
+    Ok(json!({"RoleName": role["RoleName"], "PolicyName": name, "PolicyDocument": encoded(body)}))
+}
+
+pub(super) async fn list(state: &State, call: &Call) -> Outcome {
+    let role = role(state, call).await?;
+    let names: Vec<Value> = role["Inline"].as_object().into_iter().flatten().map(|(n, _)| n.as_str().into()).collect();
+    listing(call, "PolicyNames", &names, |name| name.as_str().unwrap_or_default().to_string())
+}
+
+pub(super) async fn delete(state: &State, call: &Call) -> Outcome {
+    let name = text(&call.input, "PolicyName");
+    change(state, call, |role| {
+        let removed = role["Inline"].as_object_mut().and_then(|inline| inline.remove(name));
+        removed.map(|_| json!({})).ok_or_else(|| no_inline(name))
+    })
+    .await
+}
+
+pub(super) async fn attach(state: &State, call: &Call) -> Outcome {
+    let arn = text(&call.input, "PolicyArn");
+    if managed::policy(arn).is_none() {
+        policies::find(state, call, arn).await?;
+    }
+    change(state, call, |role| {
+        let mut attached = items(&role["Attached"]).to_vec();
+        if !attached.iter().any(|a| a == arn) {
+            if attached.len() >= ATTACHED_MAX {
+                let text = format!("Cannot exceed quota for PoliciesPerRole: {ATTACHED_MAX}");
+                return Err(AwsError { status: 409, ..AwsError::client("LimitExceeded", text) });
+            }
+            attached.push(arn.into());
+        }
+        role["Attached"] = attached.into();
+        Ok(json!({}))
+    })
+    .await
+}
+
+pub(super) async fn detach(state: &State, call: &Call) -> Outcome {
+    let arn = text(&call.input, "PolicyArn");
+    change(state, call, |role| {
+        let attached = items(&role["Attached"]);
+        if !attached.iter().any(|a| a == arn) {
+            return Err(not_found(format!("Policy {arn} was not found.")));
+        }
+        let left: Vec<Value> = attached.iter().filter(|a| *a != arn).cloned().collect();
+        role["Attached"] = left.into();
+        Ok(json!({}))
+    })
+    .await
+}
+
+pub(super) async fn list_attached(state: &State, call: &Call) -> Outcome {
+    let role = role(state, call).await?;
+    let arns = items(&role["Attached"]).iter().filter_map(Value::as_str);
+    let mut list: Vec<Value> = arns
+        .map(|arn| json!({"PolicyArn": arn, "PolicyName": arn.rsplit('/').next().unwrap_or_default()}))
+        .collect();
+    list.sort_by(|a, b| text(a, "PolicyArn").cmp(text(b, "PolicyArn")));
+    listing(call, "AttachedPolicies", &list, |policy| text(policy, "PolicyArn").to_string())
+}
