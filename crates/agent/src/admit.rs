@@ -8,7 +8,7 @@ use crate::config::sandbox::sysctl_objection;
 use crate::eviction::Pressure;
 use crate::facts::NodeFacts;
 use crate::pod::{PodView, Qos};
-use crate::state::Verdict;
+use crate::state::{Refusal, Verdict};
 use sched::{NodeSpec, PodInfo, Resources, Taint};
 use std::collections::BTreeSet;
 
@@ -66,7 +66,9 @@ pub fn is_critical(pod: &PodView) -> bool {
 pub fn objection(pod: &PodView, claim: &Claim, place: &Place) -> Option<Verdict> {
     let info = PodInfo::read(&pod.pod);
     pressed(pod, &info, place.pressure)
-        .or_else(|| Some(rejected("SysctlForbidden", format!("forbidden sysctl: {}", sysctl_objection(pod)?))))
+        .or_else(|| {
+            Some(rejected("SysctlForbidden", format!("forbidden sysctl: {}", sysctl_objection(pod)?)))
+        })
         .or_else(|| short_of(claim, place))
         .or_else(|| unfit(claim, &info, place))
 }
@@ -110,6 +112,28 @@ fn short_of(claim: &Claim, place: &Place) -> Option<Verdict> {
         "Node didn't have enough resource: {name}, requested: {asked}, used: {used}, capacity: {capacity}"
     );
     Some(rejected(format!("OutOf{name}"), text))
+}
+
+/// Why a pod may not grow to what it asks for now; `None`: it may.
+pub fn resize_refusal(asked: &Claim, facts: &NodeFacts, others: &[&Claim]) -> Option<Refusal> {
+    let mut used = Resources::default();
+    others.iter().for_each(|other| used.add(&other.requests));
+    let rows = [
+        ("memory", asked.requests.memory_bytes, used.memory_bytes, facts.memory_bytes),
+        ("cpu", asked.requests.milli_cpu, used.milli_cpu, facts.cpu_milli),
+    ];
+    let never = rows.iter().find(|(_, asked, _, capacity)| asked > capacity);
+    if let Some((name, asked, _, capacity)) = never {
+        let message =
+            format!("Node didn't have enough capacity: {name}, requested: {asked}, capacity: {capacity}");
+        return Some(Refusal { reason: "Infeasible", message });
+    }
+    let (name, asked, used, capacity) =
+        rows.into_iter().find(|(_, asked, used, capacity)| *asked > 0 && *asked > capacity - used)?;
+    let message = format!(
+        "Node didn't have enough resource: {name}, requested: {asked}, used: {used}, capacity: {capacity}"
+    );
+    Some(Refusal { reason: "Deferred", message })
 }
 
 fn unfit(claim: &Claim, info: &PodInfo, place: &Place) -> Option<Verdict> {
@@ -156,7 +180,12 @@ mod tests {
         view(json!({"containers": [{"name": "a", "image": "i", "ports": [port]}]}))
     }
 
-    fn said(pod: &PodView, others: &[PodView], node: Option<&NodeSpec>, pressure: &[Pressure]) -> (String, String) {
+    fn said(
+        pod: &PodView,
+        others: &[PodView],
+        node: Option<&NodeSpec>,
+        pressure: &[Pressure],
+    ) -> (String, String) {
         let claims: Vec<Claim> = others.iter().map(Claim::of).collect();
         let (others, pressure) = (claims.iter().collect::<Vec<_>>(), pressure.iter().copied().collect());
         let facts = facts(std::path::Path::new("/"));
@@ -171,7 +200,10 @@ mod tests {
         let words = "Node didn't have enough resource: cpu, requested: 1500, used: 1500, capacity: 2000";
         assert_eq!(said(&one, std::slice::from_ref(&one), None, &[]), ("OutOfcpu".into(), words.into()));
         assert_eq!(said(&asking(json!({"memory": "5Gi"})), &[], None, &[]).0, "OutOfmemory");
-        assert_eq!(said(&asking(json!({"ephemeral-storage": "1Ti"})), &[], None, &[]).0, "OutOfephemeral-storage");
+        assert_eq!(
+            said(&asking(json!({"ephemeral-storage": "1Ti"})), &[], None, &[]).0,
+            "OutOfephemeral-storage"
+        );
         let many: Vec<PodView> = (0..110).map(|_| view(json!({}))).collect();
         let words = "Node didn't have enough resource: pods, requested: 1, used: 110, capacity: 110";
         assert_eq!(said(&view(json!({})), &many, None, &[]), ("OutOfpods".into(), words.into()));
@@ -182,6 +214,21 @@ mod tests {
         };
         assert_eq!(said(&asking(json!({"x.io/y": "2"})), &[], Some(&node), &[]).0, "OutOfx.io/y");
         assert_eq!(said(&asking(json!({"x.io/other": "2"})), &[], Some(&node), &[]).0, "");
+    }
+
+    #[test]
+    fn resizes() {
+        let of = |cpu: &str| Claim::of(&asking(json!({"cpu": cpu})));
+        let facts = facts(std::path::Path::new("/"));
+        let said = |asked: &str, other: &str| {
+            let other = of(other);
+            resize_refusal(&of(asked), &facts, &[&other]).map(|r| (r.reason, r.message))
+        };
+        assert_eq!(said("1", "500m"), None);
+        let words = "Node didn't have enough resource: cpu, requested: 1600, used: 500, capacity: 2000";
+        assert_eq!(said("1600m", "500m"), Some(("Deferred", words.into())));
+        let words = "Node didn't have enough capacity: cpu, requested: 3000, capacity: 2000";
+        assert_eq!(said("3", "0"), Some(("Infeasible", words.into())));
     }
 
     #[test]
@@ -224,7 +271,10 @@ mod tests {
         assert_eq!(said(&none, &[], None, &[Memory]).1, "The node had condition: [MemoryPressure]. ");
         assert_eq!(said(&some, &[], None, &[Memory]).0, "");
         assert_eq!(said(&some, &[], None, &[Disk]).0, "Evicted");
-        assert_eq!(said(&some, &[], None, &[Disk, Memory]).1, "The node had condition: [DiskPressure MemoryPressure]. ");
+        assert_eq!(
+            said(&some, &[], None, &[Disk, Memory]).1,
+            "The node had condition: [DiskPressure MemoryPressure]. "
+        );
         let tolerant = view(json!({"tolerations": [{"key": MEMORY_PRESSURE, "operator": "Exists"}]}));
         assert_eq!(said(&tolerant, &[], None, &[Memory]).0, "");
         assert_eq!(said(&view(json!({"priority": CRITICAL_PRIORITY})), &[], None, &[Disk]).0, "");

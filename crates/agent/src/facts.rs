@@ -47,6 +47,11 @@ impl NodeFacts {
         self.pod_dir(uid).join("volumes").join(volume)
     }
 
+    /// Where the shim of a pod has the memory file system of its secrets; an empty folder to everybody else.
+    pub fn memory_dir(&self, uid: &str) -> PathBuf {
+        self.pod_dir(uid).join("memory")
+    }
+
     /// Where a container's termination message is.
     pub fn termination_log(&self, uid: &str, container: &str, attempt: u32) -> PathBuf {
         self.pod_dir(uid).join("containers").join(container).join(format!("termination-{attempt}"))

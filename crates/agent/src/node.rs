@@ -44,7 +44,11 @@ const CONDITIONS: [Condition; 3] = [
             "kubelet has insufficient memory available",
             "NodeHasInsufficientMemory",
         ],
-        gone: ["KubeletHasSufficientMemory", "kubelet has sufficient memory available", "NodeHasSufficientMemory"],
+        gone: [
+            "KubeletHasSufficientMemory",
+            "kubelet has sufficient memory available",
+            "NodeHasSufficientMemory",
+        ],
     },
     Condition {
         pressure: Pressure::Disk,
@@ -53,7 +57,11 @@ const CONDITIONS: [Condition; 3] = [
     },
     Condition {
         pressure: Pressure::Pid,
-        there: ["KubeletHasInsufficientPID", "kubelet has insufficient PID available", "NodeHasInsufficientPID"],
+        there: [
+            "KubeletHasInsufficientPID",
+            "kubelet has insufficient PID available",
+            "NodeHasInsufficientPID",
+        ],
         gone: ["KubeletHasSufficientPID", "kubelet has sufficient PID available", "NodeHasSufficientPID"],
     },
 ];
@@ -356,6 +364,9 @@ mod tests {
         let list = conditions(&old, &[Pressure::Disk].into(), now);
         let disk = list.iter().find(|c| c["type"] == "DiskPressure").unwrap();
         assert_eq!(disk["status"], "True");
-        assert_eq!((&disk["reason"], &disk["lastTransitionTime"]), (&json!("KubeletHasDiskPressure"), &json!("1970-01-01T00:00:05Z")));
+        assert_eq!(
+            (&disk["reason"], &disk["lastTransitionTime"]),
+            (&json!("KubeletHasDiskPressure"), &json!("1970-01-01T00:00:05Z"))
+        );
     }
 }

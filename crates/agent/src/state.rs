@@ -4,6 +4,7 @@
 //! start, one container's hook, one probe of one kind. What is under way is marked here before it begins.
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ResourceRequirements;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -19,6 +20,8 @@ pub struct Setup {
     pub dirty: bool,
     /// Failures in a row.
     pub failures: u32,
+    /// What the last one said.
+    pub error: String,
     /// Not before.
     pub retry_at: Option<Timestamp>,
 }
@@ -75,6 +78,9 @@ pub struct Facts {
     pub groups: Vec<u32>,
     /// How the instance before it ended.
     pub last: Option<Terminated>,
+    /// What it was started with.
+    #[serde(default)]
+    pub resources: Option<ResourceRequirements>,
 }
 
 /// Where one container is.
@@ -217,6 +223,8 @@ pub struct ContainerRecord {
     pub stopping: Option<Stopping>,
     /// Restart without back-off (its definition changed).
     pub restart_now: bool,
+    /// What a resize gave the instance since it started.
+    pub resources: Option<ResourceRequirements>,
 }
 
 impl ContainerRecord {
@@ -240,6 +248,7 @@ impl ContainerRecord {
             probes: BTreeMap::new(),
             stopping: None,
             restart_now: false,
+            resources: None,
         }
     }
 
@@ -316,6 +325,32 @@ pub struct Sandbox {
     pub exists: bool,
 }
 
+/// Why a resize is not carried out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// `Infeasible` (never on this node) or `Deferred` (not now).
+    pub reason: &'static str,
+    /// For humans.
+    pub message: String,
+}
+
+/// An in-place resize.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Resize {
+    /// The node has no room for it.
+    pub refusal: Option<Refusal>,
+    /// Under way.
+    pub busy: bool,
+    /// Not before.
+    pub retry_at: Option<Timestamp>,
+    /// Failures in a row.
+    pub failures: u32,
+    /// Why the last attempt failed.
+    pub error: String,
+    /// The generation whose amounts the pod's cgroup has.
+    pub settled: i64,
+}
+
 /// Everything known of one pod.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PodState {
@@ -333,6 +368,8 @@ pub struct PodState {
     pub initialized: bool,
     /// By name.
     pub containers: BTreeMap<String, ContainerRecord>,
+    /// A change of its resources.
+    pub resize: Resize,
     /// Why the agent ends it, when it does.
     pub verdict: Option<Verdict>,
     /// Its end.

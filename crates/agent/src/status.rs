@@ -3,8 +3,9 @@
 //! Invariants: a terminal phase is reported only when no container runs any more; foreign conditions are kept;
 //! `lastTransitionTime` changes only with the condition's status.
 
-use crate::pod::{ContainerView, PodView, Role};
+use crate::decide::resize::{actuated, pending};
 use crate::decide::task::unhealthy;
+use crate::pod::{ContainerView, PodView, Role};
 use crate::state::{ContainerRecord, Hook, Phase, PodState, ProbeKind, Terminated, Waiting, Why};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::PodCondition;
@@ -100,9 +101,12 @@ pub fn status(state: &PodState, pod: &PodView, host_ips: &[IpAddr], now: Timesta
     if let Some(node) = stored.and_then(|s| s.nominated_node_name.as_ref()) {
         put("nominatedNodeName", json!(node));
     }
+    let refused = state.resize.refusal.is_some();
     let list = |roles: &[Role]| -> Value {
         let wanted = pod.containers.iter().filter(|c| roles.contains(&c.role));
-        wanted.filter_map(|c| Some(container_status(state.containers.get(c.name())?, c, pod))).collect()
+        wanted
+            .filter_map(|c| Some(container_status(state.containers.get(c.name())?, c, pod, refused)))
+            .collect()
     };
     let groups = [
         ("containerStatuses", list(&[Role::Main])),
@@ -120,7 +124,8 @@ pub fn status(state: &PodState, pod: &PodView, host_ips: &[IpAddr], now: Timesta
 /// Was the pod never let in, by this agent or the one before it?
 fn was_rejected(state: &PodState, pod: &PodView) -> bool {
     let told = |s: &k8s_openapi::api::core::v1::PodStatus| s.container_statuses.is_some();
-    let before = pod.stored_phase() == "Failed" && !state.sandbox.exists && !pod.pod.status.as_ref().is_some_and(told);
+    let before =
+        pod.stored_phase() == "Failed" && !state.sandbox.exists && !pod.pod.status.as_ref().is_some_and(told);
     before || state.verdict.as_ref().is_some_and(|v| v.rejected)
 }
 
@@ -174,7 +179,12 @@ pub fn phase(state: &PodState, pod: &PodView) -> &'static str {
     if running > 0 || !ends.is_empty() { "Running" } else { "Pending" }
 }
 
-fn container_status(record: &ContainerRecord, container: &ContainerView, pod: &PodView) -> Value {
+fn container_status(
+    record: &ContainerRecord,
+    container: &ContainerView,
+    pod: &PodView,
+    refused: bool,
+) -> Value {
     let uid = pod.uid();
     let creating = || json!({"waiting": {"reason": pod.creating_reason()}});
     let facts = record.facts.as_ref();
@@ -221,12 +231,14 @@ fn container_status(record: &ContainerRecord, container: &ContainerView, pod: &P
             }
             value["user"] = user;
         }
-        if let Some(resources) = &container.spec.resources {
-            let resources = json!(resources);
-            if let Some(requests) = resources.get("requests") {
-                value["allocatedResources"] = requests.clone();
-            }
-            value["resources"] = resources;
+        let has = actuated(record).or(container.spec.resources.as_ref());
+        // What was refused is not given; what is under way is.
+        let given = if refused { has } else { container.spec.resources.as_ref() };
+        if let Some(requests) = given.and_then(|r| r.requests.as_ref()) {
+            value["allocatedResources"] = json!(requests);
+        }
+        if let Some(has) = has {
+            value["resources"] = json!(has);
         }
     }
     value
@@ -332,6 +344,30 @@ fn verdicts(state: &PodState, pod: &PodView, phase: &str) -> Vec<Verdict> {
     list
 }
 
+/// Conditions that are there only while a resize is pending.
+const RESIZING: [&str; 2] = ["PodResizePending", "PodResizeInProgress"];
+
+fn resizing(state: &PodState, pod: &PodView, stored: &[PodCondition], now: Timestamp) -> Option<Value> {
+    if !pending(state, pod) {
+        return None;
+    }
+    let (kind, reason, message) = match &state.resize.refusal {
+        Some(refusal) => (RESIZING[0], refusal.reason, refusal.message.as_str()),
+        None if state.resize.error.is_empty() => (RESIZING[1], "", ""),
+        None => (RESIZING[1], "Error", state.resize.error.as_str()),
+    };
+    let old = stored.iter().find(|c| c.type_ == kind);
+    let since = old.and_then(|c| c.last_transition_time.as_ref()).map_or(now, |t| t.0);
+    let mut condition = json!({"type": kind, "status": "True", "lastProbeTime": null,
+        "lastTransitionTime": time_text(since), "observedGeneration": pod.object.meta().generation});
+    for (key, text) in [("reason", reason), ("message", message)] {
+        if !text.is_empty() {
+            condition[key] = json!(text);
+        }
+    }
+    Some(condition)
+}
+
 fn conditions(state: &PodState, pod: &PodView, phase: &str, now: Timestamp) -> Vec<Value> {
     let stored = pod.pod.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
     let generation = pod.object.meta().generation;
@@ -368,8 +404,11 @@ fn conditions(state: &PodState, pod: &PodView, phase: &str, now: Timestamp) -> V
         list.push(json!({"type": DISRUPTED, "status": "True", "reason": "TerminationByKubelet",
             "message": verdict.message, "lastProbeTime": null, "lastTransitionTime": time_text(since)}));
     }
-    let known = |kind: &str| verdicts.iter().any(|v| v.kind == kind) || (state.verdict.is_some() && kind == DISRUPTED);
-    let foreign = |c: &&PodCondition| !known(&c.type_);
+    let known = |kind: &str| {
+        verdicts.iter().any(|v| v.kind == kind) || (state.verdict.is_some() && kind == DISRUPTED)
+    };
+    list.extend(resizing(state, pod, stored, now));
+    let foreign = |c: &&PodCondition| !known(&c.type_) && !RESIZING.contains(&c.type_.as_str());
     list.extend(stored.iter().filter(foreign).map(|c| json!(c)));
     list
 }

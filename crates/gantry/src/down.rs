@@ -34,15 +34,30 @@ pub fn run(config: Config, _: &[String]) -> Result<()> {
             std::thread::sleep(LOOK_AGAIN);
         }
     }
-    stop_pods(&config)?;
+    remove_all(&config)?;
+    println!("down; data stays in {}", config.data_dir.display());
+    Ok(())
+}
+
+/// After a start that failed: removes what it had made. Where pods of an earlier run are, all stays for the next start.
+pub fn after_failed_start(config: &Config) {
+    let pods = std::fs::read_dir(config.run_dir().join("pods"));
+    if answers(&config.socket()) || pods.is_ok_and(|mut pods| pods.next().is_some()) {
+        return;
+    }
+    if let Err(error) = remove_all(config) {
+        tracing::warn!(%error, "the failed start left something behind (gantry down removes it)");
+    }
+}
+
+fn remove_all(config: &Config) -> Result<()> {
+    stop_pods(config)?;
     println!("removing network devices, routes and tables of {:?}", config.name);
     net::teardown(&config.name)?;
     match std::fs::remove_dir_all(config.run_dir()) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
-        _ => {}
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+        _ => Ok(()),
     }
-    println!("down; data stays in {}", config.data_dir.display());
-    Ok(())
 }
 
 /// Kills what is left of the instance's pods (all of them, where no process ran), and removes their cgroups.

@@ -94,7 +94,11 @@ fn wanted(route: &Route, method: &Method, query: &Query) -> Vec<(Action, String)
             // Without `from` any repository may be the source: then it must be one that everybody here may read.
             if query.get("mount").is_some() {
                 let from = query.get("from").unwrap_or_default();
-                all.push(if from.is_empty() { (Action::List, String::new()) } else { (Action::Pull, from.into()) });
+                all.push(if from.is_empty() {
+                    (Action::List, String::new())
+                } else {
+                    (Action::Pull, from.into())
+                });
             }
             all
         }

@@ -54,12 +54,7 @@ pub async fn serve_guarded(listener: TcpListener, depot: Depot, guard: Guard, st
     accept(listener, depot, Some(guard), stop).await;
 }
 
-async fn accept(
-    listener: TcpListener,
-    depot: Depot,
-    guard: Option<Guard>,
-    mut stop: watch::Receiver<bool>,
-) {
+async fn accept(listener: TcpListener, depot: Depot, guard: Option<Guard>, mut stop: watch::Receiver<bool>) {
     let mut clients = JoinSet::new();
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
@@ -110,8 +105,7 @@ async fn connection(
     depot: Depot,
     visitor: Option<Arc<Visitor>>,
 ) {
-    let service =
-        hyper::service::service_fn(move |request| handle(depot.clone(), visitor.clone(), request));
+    let service = hyper::service::service_fn(move |request| handle(depot.clone(), visitor.clone(), request));
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_MAX)

@@ -3,6 +3,7 @@
 use super::{files, resources};
 use crate::facts::NodeFacts;
 use crate::pod::PodView;
+use crate::volumes::memory_sources;
 use machinery::quantity::Quantity;
 use runtime::api::{PodSpec, Tmpfs};
 
@@ -28,6 +29,10 @@ const OWN_NETWORK_SYSCTLS: [(&str, &str); 2] =
 
 /// What a task may set: all that its own namespaces hold (`systemControls`).
 const TASK_SYSCTLS: [&str; 5] = ["net.", "kernel.msg", "kernel.sem", "kernel.shm", "fs.mqueue."];
+
+/// Room for one source of a memory volume: an object has 1 MiB at most, is there twice while it is swapped, and each
+/// of its files takes whole pages.
+const SOURCE_BYTES: u64 = 16 << 20;
 
 /// Memory volumes: names and sizes in bytes (0: the kernel's default).
 pub fn memory_volumes(pod: &PodView) -> Vec<(String, u64)> {
@@ -84,17 +89,26 @@ pub fn pod_spec(pod: &PodView, facts: &NodeFacts, handler: Option<String>) -> Re
             "Failed to construct FQDN from pod hostname, FQDN {hostname} is too long (64 characters is the max)"
         ));
     }
+    let resources = resources::pod(pod, facts);
+    // As upstream: no larger than what the pod, or else the node, has.
+    let most = resources.memory.limit.unwrap_or(facts.memory_bytes);
+    let most = u64::try_from(most).unwrap_or(0);
+    let size = |asked: u64| if asked == 0 { most } else { asked.min(most) };
     let memory = memory_volumes(pod).into_iter();
-    let tmpfs = memory
-        .map(|(name, size_bytes)| Tmpfs { path: facts.volume_dir(pod.uid(), &name), size_bytes })
+    let mut tmpfs: Vec<Tmpfs> = memory
+        .map(|(name, asked)| Tmpfs { path: facts.volume_dir(pod.uid(), &name), size_bytes: size(asked) })
         .collect();
+    let sources = memory_sources(pod) as u64;
+    if sources > 0 {
+        tmpfs.push(Tmpfs { path: facts.memory_dir(pod.uid()), size_bytes: sources * SOURCE_BYTES });
+    }
     Ok(PodSpec {
         uid: pod.uid().into(),
         namespace: pod.namespace().into(),
         name: pod.name().into(),
         hostname,
         cgroup: resources::cgroup(pod),
-        resources: resources::pod(pod, facts),
+        resources,
         host_network: pod.host_network(),
         host_pid: spec.host_pid.unwrap_or(false),
         host_ipc: spec.host_ipc.unwrap_or(false),

@@ -11,6 +11,7 @@
 
 pub mod outcome;
 mod probe;
+pub mod resize;
 mod restart;
 pub mod seed;
 mod stop;
@@ -20,6 +21,7 @@ use crate::pod::{ContainerView, PodView, Role};
 use crate::state::{
     ContainerRecord, Ending, Hook, Phase, PodState, ProbeKind, Setup, Terminated, Waiting, Why,
 };
+use crate::volumes::memory_sources;
 use jiff::{SignedDuration, Timestamp};
 use std::time::Duration;
 use stdx::backoff::Backoff;
@@ -132,6 +134,13 @@ pub enum Action {
         attempt: u32,
         /// Which.
         kind: ProbeKind,
+    },
+    /// Give the pod's cgroup and these running containers (name, instance) the resources of that generation.
+    Resize {
+        /// Containers that stay as they run.
+        containers: Vec<(String, u32)>,
+        /// Whose amounts.
+        generation: i64,
     },
     /// Remove everything of the pod from the node (its logs stay while the API has the pod).
     Teardown,
@@ -260,6 +269,7 @@ fn begin(setup: &mut Setup, now: Timestamp, plan: &mut Plan) -> bool {
 
 /// Drives a pod that shall run.
 fn advance(state: &mut PodState, input: &Input, plan: &mut Plan) {
+    task::give_up(state, input);
     if finished(state, input.pod) {
         state.ending = Some(Ending { why: Why::Finished, at: input.now, grace: input.pod.spec_grace() });
         return;
@@ -272,12 +282,14 @@ fn advance(state: &mut PodState, input: &Input, plan: &mut Plan) {
             plan.wake_at(at);
         }
     }
-    if begin(&mut state.volumes, input.now, plan) {
-        plan.act(Action::MountVolumes);
-    }
     if begin(&mut state.sandbox.setup, input.now, plan) {
         state.sandbox.exists = true;
         plan.act(Action::MakeSandbox);
+    }
+    // What goes into the sandbox's memory waits for it.
+    let there = state.sandbox.setup.ready || state.sandbox.setup.busy;
+    if (there || memory_sources(input.pod) == 0) && begin(&mut state.volumes, input.now, plan) {
+        plan.act(Action::MountVolumes);
     }
     if !state.sandbox.setup.ready {
         return;
@@ -286,6 +298,7 @@ fn advance(state: &mut PodState, input: &Input, plan: &mut Plan) {
         let Some(record) = state.containers.get_mut(container.name()) else { continue };
         tend(record, container, input, plan);
     }
+    resize::drive(state, input, plan);
     if !state.volumes.ready {
         return;
     }

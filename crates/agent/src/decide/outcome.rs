@@ -1,9 +1,12 @@
 //! Books what the shell reports into a pod's state; returns the events that the report is worth.
 
-use super::{CONFIG_RETRY, Note, PULL_ERROR_SHOWN, RESTART, SETUP_RETRY, after, delay, probe, restart, stop, task};
+use super::{
+    CONFIG_RETRY, Note, PULL_ERROR_SHOWN, RESTART, SETUP_RETRY, after, delay, probe, restart, stop, task,
+};
 use super::{HookKind, Input, Plan};
 use crate::pod::Role;
 use crate::state::{Facts, Hook, Phase, PodState, ProbeKind, Setup, Terminated, Waiting};
+use crate::volumes::memory_sources;
 use jiff::{SignedDuration, Timestamp};
 use std::net::IpAddr;
 
@@ -34,6 +37,8 @@ pub enum StartStep {
 pub enum Outcome {
     /// Volumes are mounted (to be refreshed after that time), or not.
     Volumes(Result<Option<SignedDuration>, String>),
+    /// Volumes need the sandbox, which was not made: they come with the next one.
+    VolumesWait,
     /// The sandbox is made, or not.
     Sandbox(Result<Vec<IpAddr>, String>),
     /// An instance is running, or not.
@@ -80,6 +85,13 @@ pub enum Outcome {
     ImagesChanged,
     /// Objects that the pod uses changed: volumes are written anew, what waits for them tries again at once.
     ObjectsChanged,
+    /// A resize is over.
+    Resized {
+        /// To the amounts of that generation.
+        generation: i64,
+        /// What has what now.
+        result: Result<super::resize::Resized, String>,
+    },
     /// The tear-down is over.
     TornDown(Result<(), String>),
     /// The deletion from the API is over.
@@ -92,9 +104,11 @@ fn settle(setup: &mut Setup, error: Option<&String>, now: Timestamp) {
         None => {
             setup.ready = true;
             setup.failures = 0;
+            setup.error.clear();
             setup.retry_at = None;
         }
-        Some(_) => {
+        Some(error) => {
+            setup.error.clone_from(error);
             // What is there stays in use; its refresh is tried again.
             setup.dirty |= setup.ready;
             setup.retry_at = Some(after(now, delay(SETUP_RETRY, setup.failures)));
@@ -113,6 +127,10 @@ pub fn apply(state: &mut PodState, input: &Input, outcome: Outcome) -> Vec<Note>
                 Ok(refresh) => state.volumes_refresh_at = refresh.map(|wait| after(input.now, wait)),
                 Err(message) => plan.note(true, "FailedMount", "", message),
             }
+        }
+        Outcome::VolumesWait => {
+            state.volumes.busy = false;
+            state.volumes.dirty |= state.volumes.ready;
         }
         Outcome::Sandbox(result) => {
             settle(&mut state.sandbox.setup, result.as_ref().err(), input.now);
@@ -140,6 +158,9 @@ pub fn apply(state: &mut PodState, input: &Input, outcome: Outcome) -> Vec<Note>
             state.volumes.dirty = true;
             state.volumes.retry_at = None;
             retry_containers(state);
+        }
+        Outcome::Resized { generation, result } => {
+            super::resize::book(state, generation, result, input.now);
         }
         Outcome::TornDown(result) => {
             settle(&mut state.teardown, result.as_ref().err(), input.now);
@@ -174,6 +195,7 @@ fn started(
         Ok((facts, started_at)) => {
             record.pull = Default::default();
             record.facts = Some(facts);
+            record.resources = None;
             if matches!(record.phase, Phase::Starting { .. }) {
                 record.phase = Phase::Running { started_at };
                 record.since = input.now;
@@ -316,6 +338,12 @@ fn sandbox_died(state: &mut PodState, input: &Input, plan: &mut Plan) {
     plan.note(false, "SandboxChanged", "", "Pod sandbox changed, it will be killed and re-created.".into());
     state.sandbox.setup = Setup::default();
     state.initialized = false;
+    if memory_sources(input.pod) > 0 {
+        // They were in its memory.
+        state.volumes.ready = false;
+        state.volumes.dirty = state.volumes.busy;
+        state.volumes.retry_at = None;
+    }
     for container in &input.pod.containers {
         let name = container.name();
         let Some(record) = state.containers.get_mut(name) else { continue };

@@ -2,8 +2,8 @@
 
 use crate::pod::{PodView, Role};
 use crate::state::{
-    ContainerRecord, Ending, Facts, Phase, PodState, ProbeKind, ProbeState, Sandbox, Setup, Terminated,
-    Waiting, Why,
+    ContainerRecord, Ending, Facts, Phase, PodState, ProbeKind, ProbeState, Resize, Sandbox, Setup,
+    Terminated, Waiting, Why,
 };
 use crate::status::{container_id, terminated};
 use jiff::Timestamp;
@@ -27,6 +27,7 @@ pub fn seed(pod: &PodView, live: Option<&PodInfo>, now: Timestamp, wall: Timesta
         volumes_refresh_at: None,
         initialized: false,
         containers: Default::default(),
+        resize: Resize::default(),
         verdict: None,
         ending: None,
         teardown: Setup::default(),
@@ -106,6 +107,10 @@ fn from_runtime(
             record.phase = Phase::Running { started_at: record.since };
             // What the API last said stands until a probe says otherwise.
             record.started = stored.and_then(|s| s.started).unwrap_or(false);
+            // What a former agent resized it to, it told.
+            let id = container_id(uid, &info.spec.name, info.spec.attempt);
+            let told = stored.filter(|s| s.container_id.as_deref() == Some(id.as_str()));
+            record.resources = told.and_then(|s| s.resources.clone());
             if stored.is_some_and(|s| s.ready) {
                 let ready = ProbeState { result: Some(true), good: 1, ..ProbeState::default() };
                 record.probes.insert(ProbeKind::Readiness, ready);

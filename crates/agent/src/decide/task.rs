@@ -7,13 +7,17 @@
 
 use super::{Input, Plan, after};
 use crate::pod::{ContainerView, PodView, Role};
-use crate::state::{ContainerRecord, Phase, PodState, ProbeKind, Terminated};
+use crate::state::{ContainerRecord, Phase, PodState, ProbeKind, Setup, Terminated};
 use ecs_model::annotation::{Condition, ContainerNote, Dependency, TaskNote};
 use jiff::{SignedDuration, Timestamp};
 use std::collections::BTreeSet;
 
 /// Exit code that stands for "never ran", as the runtime's own start errors have it.
 const NEVER_RAN: i32 = 128;
+/// `reason` of a container whose pod could not be prepared (ECS: `ResourceInitializationError`).
+const SETUP_ERROR: &str = "CreateContainerConfigError";
+/// Failed preparations (some two seconds) before a task is given up.
+const SETUP_ATTEMPTS_MAX: u32 = 3;
 /// `reason` of a container whose dependency cannot be met any more.
 pub const DEPENDENCY_ERROR: &str = "DependencyError";
 
@@ -72,8 +76,9 @@ pub(super) fn may_start(
     plan: &mut Plan,
 ) -> bool {
     let Some(note) = note(input.pod, container.name()) else { return true };
-    let waits =
-        |s: &PodState| matches!(s.containers.get(container.name()).map(|r| &r.phase), Some(Phase::Waiting { .. }));
+    let waits = |s: &PodState| {
+        matches!(s.containers.get(container.name()).map(|r| &r.phase), Some(Phase::Waiting { .. }))
+    };
     if note.depends_on.is_empty() || !waits(state) {
         return true;
     }
@@ -102,13 +107,18 @@ pub(super) fn may_start(
     !open
 }
 
+/// Ends a task whose volumes or sandbox cannot be made, where a pod would go on trying.
+pub(super) fn give_up(state: &mut PodState, input: &Input) {
+    let hopeless = |setup: &Setup| !setup.ready && setup.failures >= SETUP_ATTEMPTS_MAX;
+    let failed = [&state.volumes, &state.sandbox.setup].into_iter().find(|s| hopeless(s));
+    let Some(error) = failed.filter(|_| input.pod.task.is_some()).map(|s| s.error.clone()) else { return };
+    for record in state.containers.values_mut().filter(|r| matches!(r.phase, Phase::Waiting { .. })) {
+        end_unstarted(record, SETUP_ERROR, error.clone(), input);
+    }
+}
+
 /// Books a container as ended that never ran.
-pub(super) fn end_unstarted(
-    record: &mut ContainerRecord,
-    reason: &str,
-    message: String,
-    input: &Input,
-) {
+pub(super) fn end_unstarted(record: &mut ContainerRecord, reason: &str, message: String, input: &Input) {
     record.since = input.now;
     record.phase = Phase::Exited(Terminated {
         exit_code: NEVER_RAN,

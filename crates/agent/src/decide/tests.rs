@@ -183,6 +183,10 @@ impl World {
                 let result = if good { Ok(()) } else { Err("no".to_string()) };
                 self.queue.push((now, Outcome::Probe { container, attempt, kind, result }));
             }
+            Action::Resize { generation, .. } => {
+                self.say("resize".into());
+                self.queue.push((now, Outcome::Resized { generation, result: Ok(Vec::new()) }));
+            }
             Action::Teardown => {
                 self.say("teardown".into());
                 self.queue.push((now, Outcome::TornDown(Ok(()))));

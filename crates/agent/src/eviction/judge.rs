@@ -51,7 +51,10 @@ pub fn judge(
     }
     memory.caused.retain(|_, at| now.duration_since(*at) < settings.transition || *at == now);
     let due = |n: &usize| now.duration_since(memory.since[n]) >= settings.thresholds[*n].grace;
-    Judgement { pressure: memory.caused.keys().copied().collect(), due: met.iter().copied().filter(due).collect() }
+    Judgement {
+        pressure: memory.caused.keys().copied().collect(),
+        due: met.iter().copied().filter(due).collect(),
+    }
 }
 
 #[cfg(test)]
@@ -61,7 +64,9 @@ mod tests {
 
     fn settings() -> Settings {
         let soft = "nodefs.available<50%";
-        let mut all = Settings::parse("memory.available<100,nodefs.available<10%", soft, "nodefs.available=30s", "").unwrap();
+        let mut all =
+            Settings::parse("memory.available<100,nodefs.available<10%", soft, "nodefs.available=30s", "")
+                .unwrap();
         all.transition = SignedDuration::from_secs(60);
         all
     }
@@ -89,7 +94,14 @@ mod tests {
         assert_eq!(bench.at(32, 100, 499).1, [(Signal::NodefsAvailable, true)]);
         // Memory first, whatever else is short.
         let due = bench.at(33, 0, 0).1;
-        assert_eq!(due, [(Signal::MemoryAvailable, false), (Signal::NodefsAvailable, false), (Signal::NodefsAvailable, true)]);
+        assert_eq!(
+            due,
+            [
+                (Signal::MemoryAvailable, false),
+                (Signal::NodefsAvailable, false),
+                (Signal::NodefsAvailable, true)
+            ]
+        );
     }
 
     #[test]

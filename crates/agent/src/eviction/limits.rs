@@ -2,8 +2,11 @@
 //! containers and of the pod. Pure.
 
 use crate::pod::{PodView, Role};
+use k8s_openapi::api::core::v1::Pod;
 use machinery::quantity::Quantity;
 use std::collections::BTreeMap;
+
+const RESOURCE: &str = "ephemeral-storage";
 
 /// Bytes that a pod has on the disk.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -38,14 +41,18 @@ fn volume_limits(pod: &PodView) -> impl Iterator<Item = (&str, Quantity)> {
 
 fn container_limits(pod: &PodView) -> impl Iterator<Item = (&str, Role, Quantity)> {
     pod.containers.iter().filter_map(|c| {
-        let limit = c.spec.resources.as_ref()?.limits.as_ref()?.get("ephemeral-storage")?;
+        let limit = c.spec.resources.as_ref()?.limits.as_ref()?.get(RESOURCE)?;
         Some((c.name(), c.role, limit.0.parse().ok()?))
     })
 }
 
-/// Is there anything to be measured?
-pub fn limited(pod: &PodView) -> bool {
-    volume_limits(pod).next().is_some() || container_limits(pod).next().is_some()
+/// Is there anything to be measured? (Asked of all pods, now and then: it must cost nothing.)
+pub fn limited(pod: &Pod) -> bool {
+    let Some(spec) = &pod.spec else { return false };
+    let mut volumes = spec.volumes.iter().flatten().filter_map(|v| v.empty_dir.as_ref());
+    let all = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let mut limits = all.filter_map(|c| c.resources.as_ref()?.limits.as_ref());
+    volumes.any(|dir| dir.size_limit.is_some()) || limits.any(|l| l.contains_key(RESOURCE))
 }
 
 /// The first limit that the pod exceeds, in upstream's words.
@@ -72,7 +79,9 @@ pub fn exceeded(pod: &PodView, usage: &DiskUsage) -> Option<String> {
         ));
     }
     container_limits(pod).find(|(name, _, limit)| used(&usage.containers, name) > bytes(limit)).map(
-        |(name, _, limit)| format!("Container {name} exceeded its local ephemeral storage limit \"{limit}\". "),
+        |(name, _, limit)| {
+            format!("Container {name} exceeded its local ephemeral storage limit \"{limit}\". ")
+        },
     )
 }
 
@@ -92,8 +101,11 @@ mod tests {
         let pod = pod(json!({"containers": [{"name": "a", "image": "i"}], "volumes": [
             {"name": "free", "emptyDir": {}}, {"name": "small", "emptyDir": {"sizeLimit": "10Mi"}},
             {"name": "memory", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}]}));
-        assert!(limited(&pod));
-        assert_eq!(exceeded(&pod, &usage(&[("a", 900)], &[("free", 900), ("small", 10), ("memory", 2)])), None);
+        assert!(limited(&pod.pod));
+        assert_eq!(
+            exceeded(&pod, &usage(&[("a", 900)], &[("free", 900), ("small", 10), ("memory", 2)])),
+            None
+        );
         assert_eq!(
             exceeded(&pod, &usage(&[], &[("small", 11)])).unwrap(),
             "Usage of EmptyDir volume \"small\" exceeds the limit \"10Mi\". "
@@ -118,7 +130,9 @@ mod tests {
 
     #[test]
     fn nothing_is_measured_without_limits() {
-        let pod = pod(json!({"containers": [{"name": "a", "image": "i"}], "volumes": [{"name": "v", "emptyDir": {}}]}));
-        assert!(!limited(&pod) && exceeded(&pod, &usage(&[("a", 1 << 20)], &[])).is_none());
+        let pod = pod(
+            json!({"containers": [{"name": "a", "image": "i"}], "volumes": [{"name": "v", "emptyDir": {}}]}),
+        );
+        assert!(!limited(&pod.pod) && exceeded(&pod, &usage(&[("a", 1 << 20)], &[])).is_none());
     }
 }

@@ -114,7 +114,11 @@ pub fn candidate(node: &Node, pod: &PodView, signal: Signal) -> Candidate {
     let usage = |id: Option<&str>| node.runtime.usage(pod.uid(), id).unwrap_or_default();
     let requests = crate::admit::Claim::of(pod).requests;
     let live = node.live(pod.uid()).map(|l| l.containers).unwrap_or_default();
-    let disk = if matches!(resource, "ephemeral-storage" | "inodes") { disk_usage(node, pod) } else { DiskUsage::default() };
+    let disk = if matches!(resource, "ephemeral-storage" | "inodes") {
+        disk_usage(node, pod)
+    } else {
+        DiskUsage::default()
+    };
     let of = |usage: &Usage| if resource == "memory" { usage.working_set_bytes } else { usage.pids };
     (candidate.used, candidate.requested) = match resource {
         "memory" => (of(&usage(None)), positive(requests.memory_bytes)),

@@ -54,7 +54,11 @@ pub fn message(threshold: &Threshold, seen: Observation, pod: &Candidate) -> Str
         "The node was low on resource: {resource}. Threshold quantity: {}, available: {}. ",
         of(threshold.value.of(seen.capacity)),
         // Whole Ki, as upstream measures.
-        of(if matches!(resource, "memory" | "ephemeral-storage") { seen.available / 1024 * 1024 } else { seen.available }),
+        of(if matches!(resource, "memory" | "ephemeral-storage") {
+            seen.available / 1024 * 1024
+        } else {
+            seen.available
+        }),
     );
     if resource == "pids" || resource == "inodes" {
         return message;

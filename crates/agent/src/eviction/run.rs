@@ -9,6 +9,7 @@ use crate::pod::PodView;
 use crate::state::Verdict;
 use crate::worker::Event;
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Write;
@@ -37,7 +38,10 @@ const MEMORY_STALLS: &str = "/proc/pressure/memory";
 /// Tells when tasks wait for memory, where the kernel can.
 struct Stalls(Option<AsyncFd<File>>);
 
-#[expect(deprecated, reason = "what replaces it is unsafe, because of types that lie about their descriptor; a File does not")]
+#[expect(
+    deprecated,
+    reason = "what replaces it is unsafe, because of types that lie about their descriptor; a File does not"
+)]
 fn register(file: File) -> std::io::Result<AsyncFd<File>> {
     AsyncFd::with_interest(file, Interest::PRIORITY)
 }
@@ -109,11 +113,17 @@ impl Evictor {
             }
             return;
         }
-        let Some(threshold) = judgement.due.first().map(|n| self.settings.thresholds[*n].clone()) else { return };
+        let Some(threshold) = judgement.due.first().map(|n| self.settings.thresholds[*n].clone()) else {
+            return;
+        };
         let resource = threshold.signal.resource();
         let name = self.node.facts.node_name.clone();
         tracing::warn!(signal = threshold.signal.name(), "the node is short");
-        self.node.recorder.node_warning(&name, "EvictionThresholdMet", format!("Attempting to reclaim {resource}"));
+        self.node.recorder.node_warning(
+            &name,
+            "EvictionThresholdMet",
+            format!("Attempting to reclaim {resource}"),
+        );
         if threshold.signal.pressure() == super::Pressure::Disk && self.made_room().await {
             return;
         }
@@ -125,16 +135,17 @@ impl Evictor {
         blocking(move || observe::observe(&node)).await.ok()
     }
 
-    /// Pods that may still be ended.
-    fn pods(&self) -> Vec<PodView> {
-        let all = self.node.pods.list().into_iter().filter_map(|o| PodView::new(o).ok());
+    /// Pods that may still be ended, of those that are wanted.
+    fn pods(&self, wanted: fn(&Pod) -> bool) -> Vec<PodView> {
+        let all = self.node.pods.list().into_iter();
+        let all = all.filter(|o| o.view::<Pod>().is_ok_and(|p| wanted(&p)));
         let stays = |p: &PodView| {
             !p.stored_phase_is_terminal()
                 && !is_critical(p)
                 && !self.going.contains(p.uid())
                 && self.node.live(p.uid()).is_some()
         };
-        all.filter(stays).collect()
+        all.filter_map(|o| PodView::new(o).ok()).filter(stays).collect()
     }
 
     /// Pods that use more disk than they may. Only those with limits are measured.
@@ -142,7 +153,7 @@ impl Evictor {
         if self.measure_at > Instant::now() {
             return Vec::new();
         }
-        let limited: Vec<PodView> = self.pods().into_iter().filter(limits::limited).collect();
+        let limited: Vec<PodView> = self.pods(limits::limited);
         if limited.is_empty() {
             return Vec::new();
         }
@@ -175,11 +186,12 @@ impl Evictor {
         }
         let Some(seen) = self.observe().await else { return false };
         let thresholds = &self.settings.thresholds;
-        !met(&self.settings, &seen, &self.memory).any(|n| thresholds[n].signal.pressure() == super::Pressure::Disk)
+        !met(&self.settings, &seen, &self.memory)
+            .any(|n| thresholds[n].signal.pressure() == super::Pressure::Disk)
     }
 
     async fn evict_one(&mut self, threshold: &Threshold, seen: Observation) {
-        let (node, pods, signal) = (self.node.clone(), self.pods(), threshold.signal);
+        let (node, pods, signal) = (self.node.clone(), self.pods(|_| true), threshold.signal);
         let ranked = blocking(move || {
             let mut all: Vec<_> = pods.iter().map(|pod| observe::candidate(&node, pod, signal)).collect();
             rank::sort(signal, &mut all);

@@ -35,7 +35,9 @@ impl Amount {
     pub fn of(self, capacity: u64) -> u64 {
         match self {
             Amount::Units(units) => units,
-            Amount::Share(share) => u64::try_from(u128::from(capacity) * u128::from(share) / 100_000).unwrap_or(0),
+            Amount::Share(share) => {
+                u64::try_from(u128::from(capacity) * u128::from(share) / 100_000).unwrap_or(0)
+            }
         }
     }
 }
@@ -96,7 +98,12 @@ impl Settings {
                 let value = amount(&text)?;
                 let grace = match graces.get(&signal).filter(|_| soft) {
                     Some(text) => duration(text).ok_or_else(|| format!("invalid duration {text:?}"))?,
-                    None if soft => return Err(format!("grace period must be specified for the soft eviction threshold {}", signal.name())),
+                    None if soft => {
+                        return Err(format!(
+                            "grace period must be specified for the soft eviction threshold {}",
+                            signal.name()
+                        ));
+                    }
                     None => SignedDuration::ZERO,
                 };
                 let min_reclaim = reclaim.get(&signal).map_or(Ok(Amount::Units(0)), |text| amount(text))?;
@@ -112,7 +119,8 @@ impl Settings {
 fn pairs(text: &str, between: char) -> Result<BTreeMap<Signal, String>, String> {
     let mut all = BTreeMap::new();
     for entry in text.split(',').map(str::trim).filter(|e| !e.is_empty()) {
-        let (name, value) = entry.split_once(between).ok_or_else(|| format!("{entry:?} is not name{between}value"))?;
+        let (name, value) =
+            entry.split_once(between).ok_or_else(|| format!("{entry:?} is not name{between}value"))?;
         let signal = Signal::ALL.into_iter().find(|s| s.name() == name.trim());
         let signal = signal.ok_or_else(|| format!("unsupported eviction signal {:?}", name.trim()))?;
         if all.insert(signal, value.trim().to_string()).is_some() {
@@ -153,7 +161,10 @@ mod tests {
             Settings::parse(HARD, soft, "memory.available=1m30s", "nodefs.available=500Mi").unwrap();
         let list = &settings.thresholds;
         let order: Vec<_> = list.iter().map(|t| (t.signal.name(), t.soft)).collect();
-        assert_eq!(order[..3], [("memory.available", false), ("memory.available", true), ("nodefs.available", false)]);
+        assert_eq!(
+            order[..3],
+            [("memory.available", false), ("memory.available", true), ("nodefs.available", false)]
+        );
         assert_eq!((list[0].value, list[1].value), (Amount::Units(100 << 20), Amount::Units(3 << 29)));
         assert_eq!((list[1].grace.as_secs(), list[2].min_reclaim), (90, Amount::Units(500 << 20)));
         assert_eq!((list[2].value, list[2].value.of(1000)), (Amount::Share(10_000), 100));

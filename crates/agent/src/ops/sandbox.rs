@@ -16,8 +16,30 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+/// Says, as long as it lives, that a pod's sandbox is being made.
+pub struct Making(Arc<Node>, String);
+
+impl Making {
+    /// From now on.
+    pub fn begin(node: &Arc<Node>, uid: &str) -> Making {
+        node.sandboxes.send_modify(|all| {
+            all.insert(uid.into());
+        });
+        Making(node.clone(), uid.into())
+    }
+}
+
+impl Drop for Making {
+    fn drop(&mut self) {
+        self.0.sandboxes.send_modify(|all| {
+            all.remove(&self.1);
+        });
+    }
+}
+
 /// Makes the sandbox, or completes a half-made one.
-pub async fn sandbox(node: Arc<Node>, pod: PodView) -> Outcome {
+pub async fn sandbox(making: Making, pod: PodView) -> Outcome {
+    let node = making.0.clone();
     let _permit = node.making.acquire().await;
     Outcome::Sandbox(make(&node, &pod).await)
 }
@@ -57,7 +79,10 @@ async fn create(node: &Arc<Node>, pod: &PodView) -> Result<PodInfo, String> {
     for folder in spec.tmpfs.iter().map(|t| t.path.clone()).chain([node.facts.pod_dir(pod.uid())]) {
         std::fs::create_dir_all(&folder).map_err(|e| format!("mkdir {}: {e}", folder.display()))?;
     }
-    node.runtime.create_pod(spec).await.map_err(|e| e.to_string())
+    let made = node.runtime.create_pod(spec).await.map_err(|e| e.to_string());
+    // Whoever waits for the shim looks again.
+    node.sandboxes.send_modify(|_| {});
+    made
 }
 
 /// The RuntimeClass's handler; `None`: Gantry's own runtime.

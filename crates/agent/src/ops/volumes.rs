@@ -3,9 +3,35 @@
 use super::{Mounted, Node, blocking, tokens::tokens};
 use crate::decide::outcome::Outcome;
 use crate::pod::PodView;
+use crate::volumes::memory_sources;
 use crate::volumes::{Context, mount_all, references};
 use jiff::Timestamp;
+use std::path::PathBuf;
 use std::sync::Arc;
+
+/// What became of waiting for a pod's shim.
+enum Shim {
+    /// Its root, when it has a memory file system for us (shims of older agents have none).
+    There(Option<PathBuf>),
+    /// It could not be made.
+    Failed,
+}
+
+/// Waits until the pod's shim is there, or its making is over.
+async fn shim(node: &Node, pod: &PodView) -> Shim {
+    let mut making = node.sandboxes.subscribe();
+    loop {
+        let busy = making.borrow_and_update().contains(pod.uid());
+        if let Some(live) = node.live(pod.uid()) {
+            let memory = node.facts.memory_dir(pod.uid());
+            let has = live.spec.tmpfs.iter().any(|t| t.path == memory);
+            return Shim::There(has.then(|| format!("/proc/{}/root", live.shim_pid).into()));
+        }
+        if !busy || making.changed().await.is_err() {
+            return Shim::Failed;
+        }
+    }
+}
 
 /// Mounts (or refreshes) all volumes.
 pub async fn volumes(node: Arc<Node>, pod: PodView) -> (Outcome, Option<Mounted>) {
@@ -19,9 +45,23 @@ pub async fn volumes(node: Arc<Node>, pod: PodView) -> (Outcome, Option<Mounted>
         Ok(objects) => objects,
         Err(error) => return (Outcome::Volumes(Err(error)), None),
     };
+    let root = match memory_sources(&pod) {
+        0 => None,
+        _ => match shim(&node, &pod).await {
+            Shim::There(root) => root,
+            Shim::Failed => return (Outcome::VolumesWait, None),
+        },
+    };
     let facts = node.facts.clone();
     let done = blocking(move || {
-        let context = Context { pod: &pod, facts: &facts, objects: &objects, tokens: &tokens, pod_ips: &[] };
+        let context = Context {
+            pod: &pod,
+            facts: &facts,
+            objects: &objects,
+            tokens: &tokens,
+            pod_ips: &[],
+            shim_root: root.as_deref(),
+        };
         mount_all(&context)
     });
     match done.await.and_then(|mounted| mounted) {

@@ -83,6 +83,8 @@ pub(crate) async fn serve(endpoint: Arc<Endpoint>, listener: TcpListener) {
             let answer = service_fn(|request| answer(endpoint.clone(), peer, request));
             let served = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
+                // `nc` and the like close their half as soon as they have asked.
+                .half_close(true)
                 .header_read_timeout(HEADER_WAIT)
                 .serve_connection(TokioIo::new(stream), answer)
                 .await;

@@ -22,10 +22,26 @@ const DATA_NEW: &str = "..data_tmp";
 /// Writes the payload of a volume, if it differs from what is there.
 pub(super) fn publish(context: &Context, volume: &str, payload: &Payload) -> Result<MountedVolume, String> {
     let path = context.facts.volume_dir(context.pod.uid(), volume);
-    make_folder(&path)?;
-    let group = fs_group(context.pod);
-    write(&path, payload, group).map_err(|e| format!("writing {}: {e}", path.display()))?;
+    publish_at(context, &path, payload)?;
     Ok(MountedVolume { path, read_only: true })
+}
+
+/// The same into the pod's memory file system, where it has one. The path is the shim's.
+pub(super) fn publish_in_memory(
+    context: &Context,
+    volume: &str,
+    payload: &Payload,
+) -> Result<MountedVolume, String> {
+    let Some(root) = context.shim_root else { return publish(context, volume, payload) };
+    let path = context.facts.memory_dir(context.pod.uid()).join(volume);
+    publish_at(context, &root.join(path.strip_prefix("/").unwrap_or(&path)), payload)?;
+    Ok(MountedVolume { path, read_only: true })
+}
+
+fn publish_at(context: &Context, folder: &Path, payload: &Payload) -> Result<(), String> {
+    make_folder(folder)?;
+    let written = write(folder, payload, fs_group(context.pod));
+    written.map(drop).map_err(|e| format!("writing {}: {e}", folder.display()))
 }
 
 /// True when something was written.

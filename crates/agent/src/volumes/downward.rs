@@ -10,7 +10,7 @@ pub(super) fn mount(context: &Context, volume: &Volume) -> Result<MountedVolume,
     let source = volume.downward_api.as_ref().ok_or("not a downwardAPI volume")?;
     let mut payload = Payload::new();
     add(&mut payload, context, source.items.as_deref().unwrap_or_default(), source.default_mode)?;
-    atomic::publish(context, &volume.name, &payload)
+    atomic::publish_in_memory(context, &volume.name, &payload)
 }
 
 /// Adds the files of a downward API source.

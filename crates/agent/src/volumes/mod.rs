@@ -1,8 +1,10 @@
 //! Volumes: one file a kind, one row a kind in [`KINDS`].
 //!
-//! Reads the pod's spec and the objects it refers to; writes below `<pod dir>/volumes/<name>`. Mounting is
-//! idempotent: running it again refreshes what changed. Everything here blocks; callers use a blocking thread.
-//! Deliberately not here: binding into containers (`config::mounts`), memory file systems (the shim's).
+//! Reads the pod's spec and the objects it refers to; writes below `<pod dir>/volumes/<name>`. What holds secrets,
+//! tokens or fields of the pod goes to memory instead: one file system a pod, mounted in its shim's namespace, so that
+//! it is never on a disk and ends with the pod; we reach it through the shim's root. Mounting is idempotent: running
+//! it again refreshes what changed. Everything here blocks; callers use a blocking thread.
+//! Deliberately not here: binding into containers (`config::mounts`), making memory file systems (the shim's).
 
 mod atomic;
 mod config_map;
@@ -49,6 +51,19 @@ pub struct Context<'a> {
     pub tokens: &'a BTreeMap<TokenNeed, Result<Token, String>>,
     /// The pod's addresses, as far as known.
     pub pod_ips: &'a [IpAddr],
+    /// The root of the shim that has the pod's memory file system; `None`: a pod without one.
+    pub shim_root: Option<&'a Path>,
+}
+
+/// Shall this volume be in memory?
+fn in_memory(volume: &Volume) -> bool {
+    volume.secret.is_some() || volume.downward_api.is_some() || volume.projected.is_some()
+}
+
+/// How many sources the pod has that belong into memory.
+pub fn memory_sources(pod: &PodView) -> usize {
+    let sources = |v: &Volume| v.projected.as_ref().and_then(|p| p.sources.as_ref()).map_or(1, Vec::len);
+    pod.spec().volumes.iter().flatten().filter(|v| in_memory(v)).map(sources).sum()
 }
 
 /// One kind of volume.

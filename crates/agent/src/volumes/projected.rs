@@ -68,5 +68,5 @@ pub(super) fn mount(context: &Context, volume: &Volume) -> Result<MountedVolume,
             return Err("this projected source is not supported yet".into());
         }
     }
-    atomic::publish(context, &volume.name, &payload)
+    atomic::publish_in_memory(context, &volume.name, &payload)
 }

@@ -17,5 +17,5 @@ pub(super) fn mount(context: &Context, volume: &Volume) -> Result<MountedVolume,
         default_mode: source.default_mode,
     };
     add_object(&mut payload, context.objects, &what)?;
-    atomic::publish(context, &volume.name, &payload)
+    atomic::publish_in_memory(context, &volume.name, &payload)
 }

@@ -35,8 +35,14 @@ impl Fixture {
     fn mount(&self, spec: Value, objects: &Objects) -> Result<BTreeMap<String, MountedVolume>, String> {
         let view = pod(spec);
         let ips = ["10.0.0.9".parse().unwrap()];
-        let context =
-            Context { pod: &view, facts: &self.facts, objects, tokens: &self.tokens, pod_ips: &ips };
+        let context = Context {
+            pod: &view,
+            facts: &self.facts,
+            objects,
+            tokens: &self.tokens,
+            pod_ips: &ips,
+            shim_root: None,
+        };
         mount_all(&context)
     }
 }
@@ -132,6 +138,38 @@ fn projected_joins_all_sources() {
     let path = it.mount(spec, &there).unwrap()["v"].path.clone();
     let read = |name: &str| fs::read_to_string(path.join(name)).unwrap();
     assert_eq!((read("ca.crt"), read("ns"), read("token")), ("1".into(), "n".into(), "t0ken".into()));
+}
+
+#[test]
+fn what_is_secret_goes_to_memory() {
+    let it = Fixture::new();
+    let secret = json!({"name": "s", "secret": {"secretName": "s"}});
+    let field = json!({"path": "n", "fieldRef": {"fieldPath": "metadata.name"}});
+    let sources = json!([{"downwardAPI": {"items": [field]}}, {"secret": {"name": "s"}}]);
+    let view = pod(json!({"containers": [], "volumes": [secret, {"name": "c", "configMap": {"name": "c"}},
+        {"name": "p", "projected": {"sources": sources}}]}));
+    assert_eq!(memory_sources(&view), 3);
+    let there = objects(&[
+        (RefKind::Secret, "s", json!({"data": {"k": "eA=="}})),
+        (RefKind::ConfigMap, "c", json!({"data": {"k": "y"}})),
+    ]);
+    let shim = tempfile::tempdir().unwrap();
+    let (ips, tokens) = ([], BTreeMap::new());
+    let context = Context {
+        pod: &view,
+        facts: &it.facts,
+        objects: &there,
+        tokens: &tokens,
+        pod_ips: &ips,
+        shim_root: Some(shim.path()),
+    };
+    let mounted = mount_all(&context).unwrap();
+    let inside = |name: &str| shim.path().join(mounted[name].path.strip_prefix("/").unwrap());
+    assert_eq!(mounted["s"].path, it.facts.memory_dir("u").join("s"));
+    assert_eq!(fs::read(inside("s").join("k")).unwrap(), b"x");
+    assert_eq!(fs::read(inside("p").join("n")).unwrap(), b"p");
+    assert_eq!(fs::read(mounted["c"].path.join("k")).unwrap(), b"y");
+    assert!(!mounted["s"].path.exists() && !it.facts.volume_dir("u", "s").exists(), "nothing on the disk");
 }
 
 #[test]

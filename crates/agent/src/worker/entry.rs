@@ -49,6 +49,8 @@ pub(super) struct Entry {
     pub(super) references: BTreeSet<(RefKind, String)>,
     /// What it takes of the node.
     pub(super) claim: Claim,
+    /// The generation that the claim is of: a resize that is refused claims nothing.
+    pub(super) claimed: i64,
     /// The node was asked whether it fits; its answer is in the state.
     pub(super) admitted: bool,
 }
@@ -87,6 +89,7 @@ impl Entry {
         Entry {
             present: true,
             claim: Claim::of(&view),
+            claimed: view.object.meta().generation,
             admitted,
             wake: None,
             mounted: Mounted::default(),
@@ -115,9 +118,6 @@ impl Entry {
         if references != self.references {
             node.objects.uses(view.uid(), view.namespace(), &references);
             self.references = references;
-        }
-        if view.object.meta().generation != self.view.object.meta().generation {
-            self.claim = Claim::of(&view);
         }
         self.view = view;
     }

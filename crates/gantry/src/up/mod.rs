@@ -7,9 +7,11 @@ pub mod aws;
 mod control;
 mod dial;
 pub mod ecs;
+pub mod exec;
 pub mod facts;
 mod figures;
 mod leader;
+pub mod logs;
 pub mod node;
 mod place;
 pub mod registry;
@@ -55,7 +57,10 @@ const COMPONENTS: &[Component] = &[
     ("peers", |i| Box::pin(node::peers(i))),
     ("services", |i| Box::pin(node::services(i))),
     ("DNS", |i| Box::pin(node::dns(i))),
+    ("logs", |i| Box::pin(logs::open(i))),
+    ("exec", |i| Box::pin(exec::start(i))),
     ("AWS endpoint", |i| Box::pin(aws::endpoint(i))),
+    ("log drivers", |i| Box::pin(logs::drivers(i))),
     ("ECS controllers", |i| Box::pin(ecs::controllers(i))),
     ("task metadata", |i| Box::pin(ecs::metadata(i))),
     ("admin socket", |i| Box::pin(control::admin(i))),

@@ -41,18 +41,32 @@ fn failed(cluster: &Cluster, name: &str, reason: &str, message: &str) -> Result<
         has(&cluster.kubectl(&["get", "pod", name])?, &[reason])?;
     }
     cluster.eventually("the event", || {
-        has(&cluster.kubectl(&["get", "events", "--field-selector", &format!("involvedObject.name={name}")])?, &[reason])
+        has(
+            &cluster.kubectl(&[
+                "get",
+                "events",
+                "--field-selector",
+                &format!("involvedObject.name={name}"),
+            ])?,
+            &[reason],
+        )
     })
 }
 
 fn forced_pods_that_do_not_fit(cluster: &Cluster) -> Result<()> {
     let asks = |what: &str| format!("resources: {{requests: {{{what}}}}}");
     bound(cluster, "cpu", &asks("cpu: 1000"), "")?;
-    failed(cluster, "cpu", "OutOfcpu", "Pod was rejected: Node didn't have enough resource: cpu, requested: 1000000, used: ")?;
+    failed(
+        cluster,
+        "cpu",
+        "OutOfcpu",
+        "Pod was rejected: Node didn't have enough resource: cpu, requested: 1000000, used: ",
+    )?;
     bound(cluster, "memory", &asks("memory: 100Ti"), "")?;
     failed(cluster, "memory", "OutOfmemory", "Node didn't have enough resource: memory, requested: ")?;
     bound(cluster, "elsewhere", "", "nodeSelector: {disk: ssd}")?;
-    let words = "Pod was rejected: Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector";
+    let words =
+        "Pod was rejected: Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector";
     failed(cluster, "elsewhere", "NodeAffinity", words)?;
     let port = "ports: [{containerPort: 80, hostPort: 8099}]";
     bound(cluster, "port-one", port, "")?;
@@ -84,13 +98,19 @@ fn an_empty_dir_over_its_limit(cluster: &Cluster) -> Result<()> {
 fn a_container_over_its_limit(cluster: &Cluster) -> Result<()> {
     let limit = "resources: {limits: {ephemeral-storage: 2Mi}}";
     cluster.apply(&pod("writer", "head -c 4194304 /dev/zero > /f; exec sleep 1000", limit, ""))?;
-    failed(cluster, "writer", "Evicted", "Pod ephemeral local storage usage exceeds the total limit of containers 2Mi. ")
+    failed(
+        cluster,
+        "writer",
+        "Evicted",
+        "Pod ephemeral local storage usage exceeds the total limit of containers 2Mi. ",
+    )
 }
 
 /// Short of memory from the start: who asks for nothing is not let in, who uses more than he asks for goes.
 #[test]
 fn memory_pressure() {
-    let cluster = node(&["--eviction-soft", "memory.available<100%", "--eviction-soft-grace", "memory.available=10s"]);
+    let cluster =
+        node(&["--eviction-soft", "memory.available<100%", "--eviction-soft-grace", "memory.available=10s"]);
     let check = || -> Result<()> {
         let asks = |amount: &str| format!("resources: {{requests: {{memory: {amount}}}}}");
         // Bound by hand: the scheduler sees the taint.
@@ -111,7 +131,10 @@ fn memory_pressure() {
         has(&message, &["Container c was using ", ", request is 1Mi, has larger consumption of memory. "])?;
         let told = || cluster.kubectl(&["get", "events", "--field-selector=involvedObject.kind=Node"]);
         cluster.eventually("the node's events", || {
-            has(&told()?, &["NodeHasInsufficientMemory", "EvictionThresholdMet", "Attempting to reclaim memory"])
+            has(
+                &told()?,
+                &["NodeHasInsufficientMemory", "EvictionThresholdMet", "Attempting to reclaim memory"],
+            )
         })
     };
     check().unwrap();
@@ -156,7 +179,12 @@ fn disk_pressure() {
         ready(&cluster, "quiet")?;
         let fill = "head -c 500000000 /dev/zero > /v/f; exec sleep 1000";
         cluster.apply(&pod("filler", fill, volume.0, volume.1))?;
-        failed(&cluster, "filler", "Evicted", "The node was low on resource: ephemeral-storage. Threshold quantity: ")?;
+        failed(
+            &cluster,
+            "filler",
+            "Evicted",
+            "The node was low on resource: ephemeral-storage. Threshold quantity: ",
+        )?;
         ensure!(cluster.field(&["pod", "quiet"], "/status/phase")? == "Running", "the quiet pod stays");
         let told = cluster.get(&NODE)?["status"]["images"].to_string();
         ensure!(!told.contains("spare:1") && told.contains("busybox"), "{told}");

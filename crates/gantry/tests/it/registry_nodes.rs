@@ -79,7 +79,10 @@ fn refused(cluster: &Cluster, push: &dyn Fn(&str, &str) -> Result<String>) -> Re
         let options = format!("-sS --cacert {} -w ' %{{http_code}}'", ca.display());
         cluster.sh(&format!("curl {options} {more} https://10.99.0.1:5000/v2/{path}"))
     };
-    has(&curl("-i", "")?, &["401", "www-authenticate: Basic", "UNAUTHORIZED", "docker-distribution-api-version"])?;
+    has(
+        &curl("-i", "")?,
+        &["401", "www-authenticate: Basic", "UNAUTHORIZED", "docker-distribution-api-version"],
+    )?;
     has(&curl("-u ann:wrong", "")?, &["UNAUTHORIZED", " 401"])?;
     has(&curl("-u robot:pw", "team/app/tags/list")?, &["\"1\"", " 200"])?;
     has(&curl("-u robot:pw", "_catalog")?, &["DENIED", " 403"])?;
@@ -98,7 +101,8 @@ fn refused(cluster: &Cluster, push: &dyn Fn(&str, &str) -> Result<String>) -> Re
     let bearer = format!("-H 'Authorization: Bearer {}'", token.trim());
     has(&curl(&bearer, "team/app/tags/list")?, &["DENIED", " 403"])?;
     cluster.apply(ROLE)?;
-    cluster.eventually("the role counts", || has(&curl(&bearer, "team/app/tags/list")?, &["\"1\"", " 200"]))?;
+    cluster
+        .eventually("the role counts", || has(&curl(&bearer, "team/app/tags/list")?, &["\"1\"", " 200"]))?;
     has(&curl(&bearer, "library/nginx/tags/list")?, &["DENIED", " 403"])?;
     has(&curl("-H 'Authorization: Bearer a.b.c'", "team/app/tags/list")?, &["UNAUTHORIZED", " 401"])?;
     push(&format!("--dest-creds token:{}", token.trim()), "team/app:3").map(drop)

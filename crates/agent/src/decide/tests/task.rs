@@ -9,7 +9,8 @@ fn task(containers: &[(&str, Value)]) -> World {
         .map(|(name, note)| {
             let mut spec = json!({"name": name, "image": "i"});
             if note["health"] == true {
-                spec["readinessProbe"] = json!({"exec": {"command": ["x"]}, "periodSeconds": 5, "failureThreshold": 2});
+                spec["readinessProbe"] =
+                    json!({"exec": {"command": ["x"]}, "periodSeconds": 5, "failureThreshold": 2});
             }
             spec
         })
@@ -42,7 +43,8 @@ fn deeds(world: &mut World, until: i64) -> Vec<String> {
 #[test]
 fn an_essential_end_stops_the_others_in_their_own_time() {
     let slow = json!({"essential": false, "stopTimeout": 4});
-    let mut world = task(&[("a", json!({})), ("b", slow), ("c", json!({"essential": false}))]).runs("a", &[(5, 3)]);
+    let mut world =
+        task(&[("a", json!({})), ("b", slow), ("c", json!({"essential": false}))]).runs("a", &[(5, 3)]);
     world.stubborn.push("b".into());
     world.stubborn.push("c".into());
     assert_eq!(
@@ -77,7 +79,8 @@ fn starts_wait_for_their_conditions_and_stops_go_backwards() {
     let mut web = after_other("init", "SUCCESS");
     web["dependsOn"].as_array_mut().unwrap().push(json!({"container": "db", "condition": "HEALTHY"}));
     let init = json!({"essential": false});
-    let mut world = task(&[("web", web), ("init", init), ("db", json!({"health": true}))]).runs("init", &[(2, 0)]);
+    let mut world =
+        task(&[("web", web), ("init", init), ("db", json!({"health": true}))]).runs("init", &[(2, 0)]);
     world.quiet_probes = true;
     world.probes.insert(("db".into(), ProbeKind::Readiness), [false, true].into());
     assert_eq!(
@@ -88,7 +91,15 @@ fn starts_wait_for_their_conditions_and_stops_go_backwards() {
     world.delete(60);
     assert_eq!(
         deeds(&mut world, 90),
-        [" 20 Stop web", " 50 Kill web", " 50 web exits 137", " 50 Stop db", " 50 db exits 0", " 50 teardown", " 50 finalize"]
+        [
+            " 20 Stop web",
+            " 50 Kill web",
+            " 50 web exits 137",
+            " 50 Stop db",
+            " 50 db exits 0",
+            " 50 teardown",
+            " 50 finalize"
+        ]
     );
 }
 
@@ -96,7 +107,10 @@ fn starts_wait_for_their_conditions_and_stops_go_backwards() {
 fn a_dependency_that_cannot_be_met_ends_the_task() {
     let mut world = task(&[("web", after_other("init", "SUCCESS")), ("init", json!({"essential": false}))]);
     world = world.runs("init", &[(2, 1)]);
-    assert_eq!(deeds(&mut world, 20), ["  0 sandbox", "  0 start init#0", "  2 init exits 1", "  2 teardown"]);
+    assert_eq!(
+        deeds(&mut world, 20),
+        ["  0 sandbox", "  0 start init#0", "  2 init exits 1", "  2 teardown"]
+    );
     let web = world.status()["containerStatuses"][0]["state"]["terminated"].clone();
     assert_eq!(web["reason"], "DependencyError");
     assert_eq!(world.status()["phase"], "Failed");
@@ -149,10 +163,42 @@ fn an_image_that_cannot_be_had_ends_the_task_at_once() {
 }
 
 #[test]
+fn volumes_that_cannot_be_mounted_end_the_task() {
+    let mut world = task(&[("a", json!({}))]);
+    let input = |world: &World| Input {
+        pod: Box::leak(Box::new(world.pod.clone())),
+        present: true,
+        node_down: false,
+        now: world.now,
+        wall: world.now,
+    };
+    for _ in 0..3 {
+        let at = input(&world);
+        step(&mut world.state, &at);
+        world.state.volumes.busy = true;
+        apply(&mut world.state, &at, Outcome::Volumes(Err("no such folder".into())));
+        world.now = after(world.now, SignedDuration::from_secs(5));
+    }
+    let at = input(&world);
+    step(&mut world.state, &at);
+    let ended = world.status()["containerStatuses"][0]["state"]["terminated"].clone();
+    assert_eq!(
+        (&ended["reason"], &ended["message"]),
+        (&json!("CreateContainerConfigError"), &json!("no such folder"))
+    );
+    assert_eq!(world.status()["phase"], "Failed");
+}
+
+#[test]
 fn health_is_reported_and_nothing_is_killed() {
     let health = |world: &World| {
         let all = world.status()["conditions"].clone();
-        all.as_array().unwrap().iter().find(|c| c["type"] == "ecs.gantry.dev/ContainersHealthy").cloned().unwrap()
+        all.as_array()
+            .unwrap()
+            .iter()
+            .find(|c| c["type"] == "ecs.gantry.dev/ContainersHealthy")
+            .cloned()
+            .unwrap()
     };
     let mut world = task(&[("a", json!({"health": true, "startPeriod": 12}))]);
     world.quiet_probes = true;
@@ -161,7 +207,10 @@ fn health_is_reported_and_nothing_is_killed() {
     world.until(15);
     assert_eq!(health(&world)["status"], "True");
     world.until(21);
-    assert_eq!((health(&world)["status"].clone(), health(&world)["message"].clone()), (json!("False"), json!("a")));
+    assert_eq!(
+        (health(&world)["status"].clone(), health(&world)["message"].clone()),
+        (json!("False"), json!("a"))
+    );
     assert_eq!(deeds(&mut world, 300), Vec::<String>::new());
     assert_eq!(world.status()["phase"], "Running");
 }

@@ -1,0 +1,189 @@
+//! In-place resize: running containers get the resources that their pod now asks for. Pure.
+//!
+//! What an instance was started with is in its facts, what it was given since in its record; where the specification
+//! says otherwise, a resize is pending. The worker says whether the node has room (`PodState::resize.refusal`). The
+//! pod's cgroup and all containers that may stay are changed by one operation; containers whose policy asks for it
+//! are restarted afterwards, and start with the new amounts.
+
+use super::{Action, Input, Plan, SETUP_RETRY, after, delay, stop};
+use crate::pod::{ContainerView, PodView, Role};
+use crate::state::{ContainerRecord, PodState, Resize};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ResourceRequirements;
+use machinery::quantity::Quantity;
+
+/// Resources that are changed in place.
+const MUTABLE: [&str; 2] = ["cpu", "memory"];
+
+/// What a running instance has; `None` where nobody knows.
+pub fn actuated(record: &ContainerRecord) -> Option<&ResourceRequirements> {
+    record.resources.as_ref().or_else(|| record.facts.as_ref()?.resources.as_ref())
+}
+
+fn wanted(container: &ContainerView) -> ResourceRequirements {
+    container.spec.resources.clone().unwrap_or_default()
+}
+
+/// The resources whose amounts differ.
+fn changed(a: &ResourceRequirements, b: &ResourceRequirements) -> Vec<&'static str> {
+    let amount = |r: &ResourceRequirements, limit: bool, name: &str| {
+        let list = if limit { &r.limits } else { &r.requests };
+        list.as_ref()?.get(name)?.0.parse::<Quantity>().ok()
+    };
+    let differs = |name: &&str| [true, false].iter().any(|l| amount(a, *l, name) != amount(b, *l, name));
+    MUTABLE.into_iter().filter(differs).collect()
+}
+
+/// Running containers that have not what they should, with what is to change.
+fn unequal<'a>(state: &PodState, pod: &'a PodView) -> Vec<(&'a ContainerView, Vec<&'static str>)> {
+    let resizable = pod.containers.iter().filter(|c| matches!(c.role, Role::Main | Role::Sidecar));
+    let unequal = resizable.filter_map(|container| {
+        let record = state.containers.get(container.name()).filter(|r| r.running())?;
+        let changed = changed(actuated(record)?, &wanted(container));
+        (!changed.is_empty()).then_some((container, changed))
+    });
+    unequal.collect()
+}
+
+/// Does the pod wait for a resize?
+pub fn pending(state: &PodState, pod: &PodView) -> bool {
+    state.ending.is_none() && !unequal(state, pod).is_empty()
+}
+
+fn restarts(container: &ContainerView, changed: &[&str]) -> bool {
+    let policies = container.spec.resize_policy.iter().flatten();
+    policies
+        .filter(|p| p.restart_policy == "RestartContainer")
+        .any(|p| changed.contains(&p.resource_name.as_str()))
+}
+
+/// Carries on with a resize that the node has room for.
+pub(super) fn drive(state: &mut PodState, input: &Input, plan: &mut Plan) {
+    let todo = unequal(state, input.pod);
+    if todo.is_empty() || state.resize.refusal.is_some() || state.resize.busy {
+        return;
+    }
+    if let Some(at) = state.resize.retry_at.filter(|at| *at > input.now) {
+        return plan.wake_at(at);
+    }
+    let generation = input.pod.object.meta().generation;
+    let in_place: Vec<(String, u32)> = todo
+        .iter()
+        .filter(|(container, changed)| !restarts(container, changed))
+        .map(|(c, _)| (c.name().to_string(), state.containers[c.name()].attempt))
+        .collect();
+    if !in_place.is_empty() || state.resize.settled != generation {
+        state.resize.busy = true;
+        return plan.act(Action::Resize { containers: in_place, generation });
+    }
+    let restarting: Vec<ContainerView> = todo.into_iter().map(|(c, _)| c.clone()).collect();
+    for container in restarting {
+        let Some(record) = state.containers.get_mut(container.name()) else { continue };
+        if record.stopping.is_some() {
+            continue;
+        }
+        record.restart_now = true;
+        let message = format!("Container {} resize requires restart", container.name());
+        let reason = stop::Reason { message, grace: input.pod.spec_grace() };
+        stop::begin(record, &container, reason, input.now, plan);
+    }
+}
+
+/// What the shell reports of a resize: the containers it changed, with what they have now.
+pub type Resized = Vec<(String, u32, ResourceRequirements)>;
+
+/// Books the end of a resize operation.
+pub(super) fn book(state: &mut PodState, generation: i64, result: Result<Resized, String>, now: Timestamp) {
+    state.resize.busy = false;
+    match result {
+        Ok(done) => {
+            for (name, attempt, resources) in done {
+                let record = state.containers.get_mut(&name).filter(|r| r.attempt == attempt);
+                if let Some(record) = record {
+                    record.resources = Some(resources);
+                }
+            }
+            state.resize = Resize { settled: generation, ..Resize::default() };
+        }
+        Err(error) => {
+            state.resize.retry_at = Some(after(now, delay(SETUP_RETRY, state.resize.failures)));
+            state.resize.failures = state.resize.failures.saturating_add(1);
+            state.resize.error = error;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decide::step;
+    use crate::pod::tests::pod_from;
+    use crate::state::{Facts, Phase, Refusal};
+    use serde_json::json;
+
+    fn view(cpu: &str, policy: &str, generation: i64) -> PodView {
+        pod_from(json!({"metadata": {"namespace": "n", "name": "p", "uid": "u", "generation": generation},
+            "spec": {"containers": [{"name": "c", "image": "i", "resources": {"requests": {"cpu": cpu}},
+                "resizePolicy": [{"resourceName": "cpu", "restartPolicy": policy}]}]}}))
+    }
+
+    fn now() -> Timestamp {
+        "2026-01-01T00:00:00Z".parse().unwrap()
+    }
+
+    /// A pod that runs with 100m.
+    fn running() -> PodState {
+        let before = view("100m", "NotRequired", 1);
+        let mut state = crate::decide::seed::seed(&before, None, now(), now());
+        state.initialized = true;
+        state.sandbox.setup.ready = true;
+        state.volumes.ready = true;
+        let record = state.containers.get_mut("c").unwrap();
+        record.phase = Phase::Running { started_at: now() };
+        record.started = true;
+        record.facts = Some(Facts {
+            spec_image: "i".into(),
+            resources: before.containers[0].spec.resources.clone(),
+            ..Facts::default()
+        });
+        state
+    }
+
+    fn actions(state: &mut PodState, pod: &PodView) -> Vec<Action> {
+        let input = Input { pod, present: true, node_down: false, now: now(), wall: now() };
+        step(state, &input).actions
+    }
+
+    #[test]
+    fn in_place_once() {
+        let (mut state, pod) = (running(), view("0.2", "NotRequired", 2));
+        assert!(pending(&state, &pod) && !pending(&state, &view("0.1", "NotRequired", 2)));
+        let resize = Action::Resize { containers: vec![("c".into(), 0)], generation: 2 };
+        assert_eq!(actions(&mut state, &pod), [resize]);
+        assert_eq!(actions(&mut state, &pod), [], "under way");
+        book(&mut state, 2, Err("busy".into()), now());
+        assert_eq!(state.resize.error, "busy");
+        assert_eq!(actions(&mut state, &pod), [], "after a while");
+        let given = pod.containers[0].spec.resources.clone().unwrap();
+        book(&mut state, 2, Ok(vec![("c".into(), 0, given)]), now());
+        assert!(!pending(&state, &pod) && state.resize.error.is_empty());
+        assert_eq!(actions(&mut state, &pod), []);
+    }
+
+    #[test]
+    fn a_restart_where_the_policy_says_so() {
+        let (mut state, pod) = (running(), view("200m", "RestartContainer", 2));
+        assert_eq!(actions(&mut state, &pod), [Action::Resize { containers: vec![], generation: 2 }]);
+        book(&mut state, 2, Ok(Vec::new()), now());
+        let all = actions(&mut state, &pod);
+        assert!(all.iter().any(|a| matches!(a, Action::Signal { .. })), "{all:?}");
+        assert!(state.containers["c"].restart_now);
+    }
+
+    #[test]
+    fn nothing_while_the_node_has_no_room() {
+        let (mut state, pod) = (running(), view("8", "NotRequired", 2));
+        state.resize.refusal = Some(Refusal { reason: "Infeasible", message: "no".into() });
+        assert_eq!(actions(&mut state, &pod), []);
+    }
+}
