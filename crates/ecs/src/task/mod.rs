@@ -21,7 +21,7 @@ use ecs_model::names::{Arn, ECS_NAMESPACE, Place, Resource, Scope};
 use ecs_model::raise::fail;
 use index::Index;
 use jiff::Timestamp;
-use k8s_schema::gvr::{ECS_TASK_DEFINITIONS, ECS_TASKS, NODES, PODS};
+use k8s_schema::gvr::{ECS_TASK_DEFINITIONS, ECS_TASKS, NODES, PODS, SECRETS};
 use machinery::status::ApiError;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -217,7 +217,20 @@ impl Controller {
         (self.clock)().as_millisecond()
     }
 
+    /// What only the pod needed goes with it; the task stays for its record.
+    async fn drop_secrets(&self, key: &ObjectKey, pod: &Value) -> Result<(), ApiError> {
+        let spec = pod["spec"].to_string();
+        for name in [lower::secret_name(&key.name), lower::registry_secret_name(&key.name)] {
+            if spec.contains(&name) {
+                let secret = ObjectKey::new(key.namespace.clone(), name);
+                gone_is_fine(self.client.delete(&SECRETS, &secret, DeleteOptions::default()).await)?;
+            }
+        }
+        Ok(())
+    }
+
     async fn release(&self, key: &ObjectKey, pod: &Value) -> Result<(), ApiError> {
+        self.drop_secrets(key, pod).await?;
         if is_held(pod) {
             gone_is_fine(self.client.merge_patch(&PODS, key, release_patch(pod)).await)?;
         }

@@ -23,14 +23,15 @@ async fn a_task_runs_is_stopped_and_leaves_nothing_but_its_record() {
     let status = world.state(&key, "RUNNING").await;
     assert_eq!(status["containers"][0]["networkInterfaces"][0]["privateIpv4Address"], "10.0.0.9");
     let secret = ObjectKey::new(NAMESPACE, format!("{}-secrets", key.name));
-    let secret = world.until(&SECRETS, &secret, |s| !s.is_null()).await;
-    assert_eq!(secret["data"]["0.0"], "czNjcmV0");
+    let held = world.until(&SECRETS, &secret, |s| !s.is_null()).await;
+    assert_eq!(held["data"]["0.0"], "czNjcmV0");
     let patch =
         json!({"spec": {"desiredStatus": "STOPPED", "stopCode": "UserInitiated", "stoppedReason": "done"}});
     world.client.merge_patch(&ECS_TASKS, &key, patch).await.unwrap();
     let status = world.state(&key, "STOPPED").await;
     assert_eq!((&status["stopCode"], &status["stoppedReason"]), (&json!("UserInitiated"), &json!("done")));
     assert_eq!(status["containers"][0]["exitCode"], 143);
+    world.until(&SECRETS, &secret, Value::is_null).await;
     world.until(&PODS, &key, Value::is_null).await;
 }
 

@@ -1,0 +1,20 @@
+//! ECS tasks on a real node, by AWS's own Python client and by kubectl at the same time.
+
+use crate::{busy, feed};
+use std::path::Path;
+
+#[test]
+fn tasks_run_on_both_launch_types() {
+    let cluster = busy();
+    // `./dev test` makes this environment.
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let python = root.join("../../target/tools/boto3/bin/python");
+    assert!(python.exists(), "{} is missing: run ./dev test", python.display());
+    let mut command = cluster.inside("timeout");
+    command.arg("150").arg(python).arg(root.join("tests/it/ecs.py"));
+    let output = feed(&mut command, b"").unwrap();
+    let said =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("ECS is content"), "{said}\n{}", cluster.output());
+    println!("{said}");
+}
