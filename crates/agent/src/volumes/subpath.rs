@@ -1,15 +1,18 @@
 //! `subPath` without races: the path is walked by the kernel below the volume's root and held open as a descriptor,
 //! so no link that a container plants can lead outside (CVE-2017-1002101, CVE-2021-25741).
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fchmod, fstat, mkdirat, openat, openat2};
 use rustix::io::Errno;
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path};
 
+/// What a new folder takes over of the volume's mode: who may do what, and whose group new files get.
+const MODE_TAKEN: u32 = 0o2777;
 const INSIDE: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS);
 
-/// Opens (`O_PATH`) what is at `below` in `volume`; makes folders where nothing is, if `create`.
+/// Opens (`O_PATH`) what is at `below` in `volume`; makes folders where nothing is, if `create`: open to the same users
+/// as the volume.
 pub fn open(volume: &Path, below: &Path, create: bool) -> Result<OwnedFd, String> {
     let fail =
         |e: Errno| format!("failed to prepare subPath {:?}: {}", below.display(), std::io::Error::from(e));
@@ -20,6 +23,7 @@ pub fn open(volume: &Path, below: &Path, create: bool) -> Result<OwnedFd, String
         Err(Errno::NOENT) if create => {}
         Err(e) => return Err(fail(e)),
     }
+    let mode = Mode::from_raw_mode(fstat(&root).map_err(fail)?.st_mode & MODE_TAKEN);
     let mut walked = std::path::PathBuf::new();
     let mut parent = root.try_clone().map_err(|e| format!("failed to prepare subPath: {e}"))?;
     for part in below.components() {
@@ -29,10 +33,7 @@ pub fn open(volume: &Path, below: &Path, create: bool) -> Result<OwnedFd, String
         match openat2(&root, &walked, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), INSIDE) {
             Ok(fd) => parent = fd,
             Err(Errno::NOENT) => {
-                match mkdirat(&parent, name, Mode::from_raw_mode(0o755)) {
-                    Ok(()) | Err(Errno::EXIST) => {}
-                    Err(e) => return Err(fail(e)),
-                }
+                make(&parent, name, mode).map_err(fail)?;
                 parent = openat2(&root, &walked, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), INSIDE)
                     .map_err(fail)?;
             }
@@ -40,6 +41,17 @@ pub fn open(volume: &Path, below: &Path, create: bool) -> Result<OwnedFd, String
         }
     }
     Ok(parent)
+}
+
+fn make(parent: &OwnedFd, name: &OsStr, mode: Mode) -> Result<(), Errno> {
+    match mkdirat(parent, name, Mode::RWXU) {
+        Ok(()) => {}
+        Err(Errno::EXIST) => return Ok(()),
+        Err(e) => return Err(e),
+    }
+    // Apart, because of the umask; no link is followed, so what is changed is in the volume.
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    fchmod(openat(parent, name, flags, Mode::empty())?, mode)
 }
 
 /// Reads a small file below a root, links resolved inside the root. `None`: not there, or too large.
