@@ -35,6 +35,12 @@ const COMMANDS: &[Command] = &[
         run: up::run,
     },
     Command {
+        name: "server",
+        arguments: "",
+        help: "a control plane alone; several over one etcd (--store) stand in for each other",
+        run: up::server::run,
+    },
+    Command {
         name: "agent",
         arguments: "--server URL --token T --ca-hash H",
         help: "a node alone, of the cluster at URL (--insecure-trust-first in place of the hash)",

@@ -53,7 +53,8 @@ impl Parts {
         self.puller.clone().context("the registry starts before what uses it")
     }
 
-    fn network(&self) -> Result<Arc<Network>> {
+    /// The network.
+    pub fn network(&self) -> Result<Arc<Network>> {
         self.network.clone().context("the network starts before what uses it")
     }
 
@@ -162,12 +163,8 @@ pub fn runtime_config(config: &Config) -> Result<RuntimeConfig> {
 /// When pods go because the node runs short.
 pub fn eviction(config: &Config) -> Result<Settings> {
     let hard = if config.eviction_hard == "none" { "" } else { &config.eviction_hard };
-    let read = Settings::parse(
-        hard,
-        &config.eviction_soft,
-        &config.eviction_soft_grace,
-        &config.eviction_reclaim,
-    );
+    let read =
+        Settings::parse(hard, &config.eviction_soft, &config.eviction_soft_grace, &config.eviction_reclaim);
     let settings = read.map_err(|e| anyhow::anyhow!("--eviction-…: {e}"))?;
     Ok(Settings {
         transition: jiff::SignedDuration::from_secs(config.eviction_transition.into()),
@@ -194,7 +191,7 @@ pub async fn agent(instance: &mut Instance) -> Result<()> {
         cluster_domain: config.cluster_domain.clone(),
         pod_cidr: String::new(),
         max_pods: config.max_pods,
-        pids_max: 0,
+        pids_max: instance.config.pod_pids_max,
         labels: BTreeMap::new(),
         capacity: Capacity::default(),
         eviction: eviction(config)?,

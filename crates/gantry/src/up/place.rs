@@ -1,5 +1,6 @@
 //! Where objects are kept: the embedded store, or an etcd named by the setting `store`.
 
+use super::figures;
 use anyhow::{Context, Result, bail};
 use auth::Issued;
 use std::path::Path;
@@ -33,6 +34,25 @@ impl Place {
         match self {
             Place::Embedded(store) => store.clone(),
             Place::Etcd(store) => store.clone(),
+        }
+    }
+
+    /// May other servers use it too?
+    pub fn is_shared(&self) -> bool {
+        matches!(self, Place::Etcd(_))
+    }
+
+    /// Its figures, as lines of `/metrics`.
+    pub fn metrics(&self) -> Arc<dyn Fn() -> String + Send + Sync> {
+        match self {
+            Place::Embedded(store) => {
+                let store = store.clone();
+                Arc::new(move || figures::embedded(&store.stats()))
+            }
+            Place::Etcd(store) => {
+                let store = store.clone();
+                Arc::new(move || figures::etcd(&store.stats()))
+            }
         }
     }
 
