@@ -6,16 +6,17 @@ use crate::config::ApiConfig;
 use crate::inproc::InProcess;
 use crate::metrics::Metrics;
 use crate::node_access::NodeAccess;
-use crate::openapi::Documents;
+use crate::openapi::{Documents, Row};
 use crate::rbac::Rbac;
-use crate::resources::Registry;
+use crate::resources::{LiveRegistry, Registry};
 use crate::services::ServicePools;
 use crate::storage::Storage;
-use crate::{bootstrap, expiry, resources};
+use crate::{bootstrap, custom, expiry, resources};
 use auth::Identity;
 use client::{ApiClient, Object, ObjectKey};
-use k8s_schema::{Gvr, Held};
+use k8s_schema::Gvr;
 use machinery::status::ApiError;
+use parking_lot::Mutex;
 use std::sync::Arc;
 use tokio::sync::watch;
 
@@ -38,11 +39,11 @@ pub enum OpenError {
 /// One realm's API server.
 pub struct Api {
     pub(crate) config: ApiConfig,
-    pub(crate) registry: Registry,
+    pub(crate) registry: LiveRegistry,
     pub(crate) storage: Storage,
     pub(crate) services: Arc<ServicePools>,
     pub(crate) metrics: Metrics,
-    pub(crate) documents: Documents,
+    documents: Mutex<(Arc<Registry>, Arc<Documents>)>,
     pub(crate) authorizer: Arc<dyn Authorizer>,
     pub(crate) rbac: Arc<Rbac>,
     closing: watch::Sender<bool>,
@@ -55,17 +56,17 @@ impl Api {
         let closing = watch::Sender::new(false);
         tokio::spawn(cache.clone().feed(config.store.clone(), closing.subscribe()));
         let registry = Registry::builtin(&config.realm, config.legacy);
-        let rows = registry.all().map(|r| Held::Static(r.row)).collect();
         let rbac = Arc::new(Rbac::new(cache.clone(), &registry));
         let nodes = NodeAccess::new(cache.clone(), &registry);
         let standard = || Arc::new(Standard { nodes, rbac: rbac.clone() }) as Arc<dyn Authorizer>;
         let authorizer = config.authorizer.clone().unwrap_or_else(standard);
+        let registry = LiveRegistry::new(registry);
         let api = Arc::new(Api {
+            documents: Mutex::new((registry.now(), Arc::new(documents(&registry.now())))),
             registry,
             storage: Storage { store: config.store.clone(), cache },
             services: Arc::new(ServicePools::new(config.service_cidr, &config.node_ports)),
             metrics: Metrics::default(),
-            documents: Documents::new(rows),
             authorizer,
             rbac,
             closing,
@@ -74,7 +75,10 @@ impl Api {
         for service in api.cached_all(&k8s_schema::gvr::SERVICES).values() {
             api.services.adopt(&service.key, &service.value().unwrap_or_default());
         }
+        custom::controller::adopt(&api);
         bootstrap::ensure(&api).await?;
+        let definitions = api.client(bootstrap::server());
+        tokio::spawn(custom::controller::run(Arc::downgrade(&api), definitions));
         tokio::spawn(expiry::run(Arc::downgrade(&api)));
         Ok(api)
     }
@@ -92,6 +96,16 @@ impl Api {
     /// Turns true when the server closes.
     pub(crate) fn closing(&self) -> watch::Receiver<bool> {
         self.closing.subscribe()
+    }
+
+    /// The OpenAPI documents of what is served now.
+    pub(crate) fn documents(&self) -> Arc<Documents> {
+        let now = self.registry.now();
+        let mut kept = self.documents.lock();
+        if !Arc::ptr_eq(&kept.0, &now) {
+            *kept = (now.clone(), Arc::new(documents(&now)));
+        }
+        kept.1.clone()
     }
 
     /// Now, as objects carry it.
@@ -116,4 +130,12 @@ impl Api {
             self.services.release(key);
         }
     }
+}
+
+fn documents(registry: &Registry) -> Documents {
+    let row = |r: &Arc<resources::Resource>| Row {
+        row: r.row.clone(),
+        custom: r.custom.as_ref().map(|c| c.published.clone()),
+    };
+    Documents::new(registry.all().map(row).collect())
 }

@@ -92,7 +92,7 @@ async fn kubernetes_service(api: &Arc<Api>, address: Ipv4Addr, port: u16) -> Res
     put(api, &gvr::ENDPOINT_SLICES, slice).await
 }
 
-fn server() -> Identity {
+pub(crate) fn server() -> Identity {
     Identity::new("system:apiserver", [SYSTEM_MASTERS, "system:authenticated"])
 }
 

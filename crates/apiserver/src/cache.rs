@@ -349,6 +349,13 @@ impl Cache {
         (Snapshot { objects, revision }, Subscription { changes, backlog: VecDeque::new(), lagged })
     }
 
+    /// Ends the watches of a resource: its version is no longer served.
+    pub fn cut(&self, prefix: &str) {
+        if let Some(resource) = self.state.write().resources.get_mut(prefix) {
+            resource.subscribers.clear();
+        }
+    }
+
     /// Figures by key prefix.
     pub fn figures(&self) -> BTreeMap<Arc<str>, ResourceFigures> {
         let state = self.state.read();

@@ -53,7 +53,7 @@ pub async fn run(api: Weak<Api>) {
         if let Some(resource) = api_now.registry.find(&gvr::EVENTS) {
             for event in &gone {
                 // A lost race means that it was seen again; the next round looks anew.
-                if let Err(error) = api_now.storage.remove(resource, event).await {
+                if let Err(error) = api_now.storage.remove(&resource, event).await {
                     tracing::debug!(%error, "an old event could not be removed");
                     break;
                 }

@@ -41,7 +41,7 @@ impl InProcess {
     }
 
     fn call(&self, gvr: &Gvr, key: ObjectKey, subresource: &str) -> Result<Call, ApiError> {
-        let resource = self.api.registry.find(gvr).cloned().ok_or_else(no_such_resource)?;
+        let resource = self.api.registry.find(gvr).ok_or_else(no_such_resource)?;
         Ok(Call {
             identity: self.identity.clone(),
             resource,

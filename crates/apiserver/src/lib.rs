@@ -15,6 +15,7 @@ mod bootstrap;
 mod bootstrap_tokens;
 mod cache;
 mod config;
+mod custom;
 mod expiry;
 mod fence;
 mod http;

@@ -52,7 +52,7 @@ fn with_writer<T>(call: &Call, now: &str, act: impl FnOnce(&Writer<'_>) -> T) ->
         manager,
         subresource,
         now,
-        row: resource.row,
+        row: &resource.row,
         sibling: &|version| sibling(resource, version),
     })
 }

@@ -3,24 +3,30 @@
 //! A [`Resource`] joins the served row with the row it is stored as: all versions of a resource share one place
 //! in the store and one cache. Deliberately not here: behaviour of kinds (`rules`).
 
-use k8s_schema::{Gvr, ResourceRow};
-use std::collections::BTreeMap;
+use crate::custom::Custom;
+use imbl::OrdMap;
+use k8s_schema::{Gvr, Held, ResourceRow};
+use parking_lot::{Mutex, RwLock};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// One served resource in one version.
 pub struct Resource {
     /// The row as served.
-    pub row: &'static ResourceRow,
+    pub row: Held<ResourceRow>,
     /// The row as stored; the same one for most.
-    pub stored: &'static ResourceRow,
+    pub stored: Held<ResourceRow>,
     /// Key prefix in the store: `/<realm>/<group or core>/<resource>/`.
     pub prefix: Arc<str>,
+    /// What a custom resource has beyond the row.
+    pub custom: Option<Arc<Custom>>,
 }
 
 impl Resource {
-    /// Served as stored?
+    /// Served as stored? Not where a schema's defaults must be filled in that came after the object.
     pub fn is_storage_version(&self) -> bool {
-        std::ptr::eq(self.row, self.stored)
+        std::ptr::eq(&*self.row, &*self.stored) && !self.custom.as_ref().is_some_and(|c| c.reshapes)
     }
 
     /// Group, version, plural as served.
@@ -79,17 +85,20 @@ pub fn split_suffix(suffix: &str) -> Option<(&str, &str)> {
     Some((if namespace == "-" { "" } else { namespace }, name))
 }
 
-/// All served resources.
+/// All served resources. Cheap to clone: a change of one definition shares the rest.
+#[derive(Clone)]
 pub struct Registry {
-    by_gvr: BTreeMap<Gvr, Arc<Resource>>,
+    by_gvr: OrdMap<Gvr, Arc<Resource>>,
+    /// What each CustomResourceDefinition added.
+    defined: OrdMap<Arc<str>, Arc<[Arc<Resource>]>>,
 }
 
 impl Registry {
     /// The built-in resources of a realm.
     pub fn builtin(realm: &str, legacy: bool) -> Self {
         let rows = k8s_schema::resources().iter().filter(|r| legacy || !r.legacy);
-        let by_gvr = rows.map(|row| (row.gvr.clone(), Arc::new(resource(realm, row)))).collect();
-        Registry { by_gvr }
+        let by_gvr = rows.map(|row| (row.gvr.clone(), Arc::new(builtin(realm, row)))).collect();
+        Registry { by_gvr, defined: OrdMap::new() }
     }
 
     /// The resource served under this path.
@@ -97,17 +106,114 @@ impl Registry {
         self.by_gvr.get(gvr)
     }
 
-    /// Every resource, sorted.
+    /// Every resource: built-in ones in discovery's order, then custom ones, sorted.
     pub fn all(&self) -> impl Iterator<Item = &Arc<Resource>> {
-        self.by_gvr.values()
+        let builtin = k8s_schema::resources().iter().filter_map(|row| self.by_gvr.get(&row.gvr));
+        builtin.chain(self.by_gvr.values().filter(|r| r.custom.is_some()))
+    }
+
+    /// Makes these the resources of a definition. Returns the prefixes whose watches must end: of versions that are no
+    /// longer served.
+    pub fn define(&mut self, definition: &Arc<str>, resources: Vec<Arc<Resource>>) -> Vec<Arc<str>> {
+        let before = self.take(definition);
+        let gone = |old: &&Arc<Resource>| !resources.iter().any(|new| new.gvr() == old.gvr());
+        let gone = before.iter().filter(gone).map(|r| r.prefix.clone()).collect();
+        for resource in &resources {
+            self.by_gvr.insert(resource.gvr().clone(), resource.clone());
+        }
+        if !resources.is_empty() {
+            self.defined.insert(definition.clone(), resources.into());
+        }
+        gone
+    }
+
+    /// Takes a definition's resources away; returns their prefixes.
+    pub fn withdraw(&mut self, definition: &str) -> Vec<Arc<str>> {
+        self.take(definition).iter().map(|r| r.prefix.clone()).collect()
+    }
+
+    fn take(&mut self, definition: &str) -> Arc<[Arc<Resource>]> {
+        let before = self.defined.remove(definition).unwrap_or_else(|| Arc::new([]));
+        for resource in before.iter() {
+            self.by_gvr.remove(resource.gvr());
+        }
+        before
+    }
+
+    /// The definitions that add something.
+    pub fn definitions(&self) -> Vec<Arc<str>> {
+        self.defined.keys().cloned().collect()
+    }
+
+    /// A served version of a definition, the storage version where that is served.
+    pub fn of_definition(&self, definition: &str) -> Option<Arc<Resource>> {
+        let all = self.defined.get(definition)?;
+        all.iter().find(|r| std::ptr::eq(&*r.row, &*r.stored)).or(all.first()).cloned()
+    }
+
+    /// The names that custom resources of a group have, but for one definition's.
+    pub fn accepted_names(&self, group: &str, but: &str) -> Vec<Value> {
+        let others = self
+            .defined
+            .iter()
+            .filter(|(name, all)| ***name != *but && all.iter().any(|r| r.group() == group));
+        let names = others.filter_map(|(_, all)| all.first()).map(|r| {
+            let short: Vec<&str> = r.row.short_names.iter().map(|s| &**s).collect();
+            json!({"plural": &*r.row.gvr.resource, "singular": &*r.row.singular, "kind": &*r.row.kind,
+                "listKind": format!("{}List", r.row.kind), "shortNames": short})
+        });
+        names.collect()
     }
 }
 
-fn resource(realm: &str, row: &'static ResourceRow) -> Resource {
+/// The registry of a running server: read without waiting, changed as a whole.
+pub struct LiveRegistry {
+    now: RwLock<Arc<Registry>>,
+    emptying: Mutex<BTreeSet<Arc<str>>>,
+}
+
+impl LiveRegistry {
+    /// Starts with this one.
+    pub fn new(registry: Registry) -> Self {
+        LiveRegistry { now: RwLock::new(Arc::new(registry)), emptying: Mutex::default() }
+    }
+
+    /// The registry as it is now; it does not change under its reader.
+    pub fn now(&self) -> Arc<Registry> {
+        self.now.read().clone()
+    }
+
+    /// The resource served under this path now.
+    pub fn find(&self, gvr: &Gvr) -> Option<Arc<Resource>> {
+        self.now.read().find(gvr).cloned()
+    }
+
+    /// Changes it.
+    pub fn change<T>(&self, edit: impl FnOnce(&mut Registry) -> T) -> T {
+        let mut now = self.now.write();
+        let mut next = Registry::clone(&now);
+        let outcome = edit(&mut next);
+        *now = Arc::new(next);
+        outcome
+    }
+
+    /// Notes that a definition's objects are being removed; false when somebody is at it.
+    pub fn begin_emptying(&self, definition: &Arc<str>) -> bool {
+        self.emptying.lock().insert(definition.clone())
+    }
+
+    /// The reverse.
+    pub fn end_emptying(&self, definition: &str) {
+        self.emptying.lock().remove(definition);
+    }
+}
+
+fn builtin(realm: &str, row: &'static ResourceRow) -> Resource {
     let at = row.storage_gvr();
     let stored = k8s_schema::resource(&at.group, &at.version, &at.resource).unwrap_or(row);
     let group = if at.group.is_empty() { "core" } else { &at.group };
-    Resource { row, stored, prefix: format!("/{realm}/{group}/{}/", at.resource).into() }
+    let (row, stored) = (Held::Static(row), Held::Static(stored));
+    Resource { row, stored, prefix: format!("/{realm}/{group}/{}/", at.resource).into(), custom: None }
 }
 
 #[cfg(test)]

@@ -2,11 +2,13 @@
 //!
 //! Everything here is pure; everything special about a kind is in `machinery::kinds`.
 
+use crate::custom::Custom;
 use crate::resources::Resource;
 use crate::verbs::modify::Part;
 use crate::verbs::{Call, FieldValidation, WriteOptions};
 use client::{Object, PatchKind};
 use machinery::convert;
+use machinery::crd;
 use machinery::kinds::{self, strategy};
 use machinery::patch;
 use machinery::selector::FieldSelector;
@@ -30,12 +32,39 @@ pub fn decode(
         FieldValidation::Strict => Unknown::Error,
     };
     let row = &*resource.row;
+    if let Some(custom) = &resource.custom {
+        let warnings = decode_custom(resource, custom, &mut value, mode, &options.duplicates)?;
+        return Ok((value, warnings));
+    }
     convert::before_decode(row, &mut value);
     let warnings = walk::decode(&mut value, row.def.get(), mode, &options.duplicates)
         .map_err(|e| e.of_body(&row.kind, &row.gvr.version))?;
     convert::to_storage(row, &mut value);
     strategy::defaults(&resource.stored, &mut value);
     Ok((value, warnings))
+}
+
+/// A custom resource's body: metadata as everywhere, the rest as its schema says.
+fn decode_custom(
+    resource: &Resource,
+    custom: &Custom,
+    value: &mut Value,
+    mode: Unknown,
+    duplicates: &[String],
+) -> Result<Vec<String>, ApiError> {
+    let row = &*resource.row;
+    let mut envelope = json!({"metadata": value["metadata"].take()});
+    let mut outcome = walk::check(&mut envelope, &custom.envelope, mode);
+    match envelope["metadata"].take() {
+        Value::Null => drop(value.as_object_mut().and_then(|map| map.remove("metadata"))),
+        metadata => value["metadata"] = metadata,
+    }
+    outcome.unknown.extend(crd::prune(value, &custom.schema));
+    let warnings =
+        walk::report(outcome, mode, duplicates).map_err(|e| e.of_body(&row.kind, &row.gvr.version))?;
+    crd::default(value, &custom.schema);
+    value["apiVersion"] = json!(resource.stored.api_version());
+    Ok(warnings)
 }
 
 /// The body must be of the resource's kind and version; an absent kind is taken for granted, as upstream does.
@@ -194,7 +223,13 @@ pub fn prepare_update(resource: &Resource, part: Part, new: &mut Value, old: &Va
 
 /// Checks a new object or an update: 422 with every cause.
 pub fn validate(resource: &Resource, part: Part, new: &Value, old: Option<&Value>) -> Result<(), ApiError> {
-    let Some(old) = old else { return strategy::validate_create(&resource.stored, new) };
+    let Some(old) = old else {
+        strategy::validate_create(&resource.stored, new)?;
+        return validate_custom(resource, new, None);
+    };
+    if matches!(part, Part::Whole | Part::Status) {
+        validate_custom(resource, new, Some(old))?;
+    }
     match part {
         Part::Whole => strategy::validate_update(&resource.stored, new, old, strategy::Part::Main),
         Part::Status => strategy::validate_update(&resource.stored, new, old, strategy::Part::Status),
@@ -206,19 +241,50 @@ pub fn validate(resource: &Resource, part: Part, new: &Value, old: Option<&Value
     }
 }
 
+fn validate_custom(resource: &Resource, new: &Value, old: Option<&Value>) -> Result<(), ApiError> {
+    let Some(custom) = &resource.custom else { return Ok(()) };
+    let mut errors = machinery::field_errors::FieldErrors::new();
+    let own = |value: &Value| {
+        let mut value = value.clone();
+        value.as_object_mut().map(|map| map.remove("metadata"));
+        value
+    };
+    crd::validate(&own(new), &custom.schema, old.map(own).as_ref(), "", &mut errors);
+    let name = new["metadata"]["name"].as_str().unwrap_or_default();
+    errors.into_result(resource.group(), &resource.row.kind, name)
+}
+
 /// Refuses field selectors that the kind does not support.
 pub fn check_selectable(resource: &Resource, fields: &FieldSelector) -> Result<(), ApiError> {
+    if let Some(custom) = &resource.custom {
+        let own = |field: &str| custom.selectable.iter().any(|(label, _)| label == field);
+        let known = |field: &str| matches!(field, "metadata.name" | "metadata.namespace") || own(field);
+        let unknown = fields.requirements.iter().find(|r| !known(&r.field));
+        return unknown.map_or(Ok(()), |r| {
+            Err(ApiError::bad_request(format!("field label not supported: {}", r.field)))
+        });
+    }
     strategy::check_field_selector(&resource.row, fields)
 }
 
 /// The value of a selectable field of a stored document.
 pub fn field(resource: &Resource, value: &Value, field: &str) -> Option<String> {
+    let own = resource.custom.iter().flat_map(|c| &c.selectable).find(|(label, _)| label == field);
+    if let Some((_, path)) = own {
+        let found = path.find(value);
+        let text = |v: &&Value| v.as_str().map_or_else(|| v.to_string(), str::to_string);
+        return Some(found.first().map(text).unwrap_or_default());
+    }
     kinds::field_value(&resource.stored, value, field)
 }
 
 /// A document of the stored version in the served one.
 pub fn to_served(resource: &Resource, mut value: Value) -> Value {
-    if !resource.is_storage_version() {
+    if let Some(custom) = &resource.custom {
+        crd::default(&mut value, &custom.schema);
+        crd::strip_unknown(&mut value, &custom.schema);
+        value["apiVersion"] = json!(resource.row.api_version());
+    } else if !resource.is_storage_version() {
         convert::from_storage(&resource.row, &mut value);
     }
     value
@@ -253,9 +319,18 @@ pub fn table(
     let mut rows = Vec::with_capacity(objects.len());
     for object in objects {
         let value = object.value().map_err(ApiError::internal)?;
-        rows.push(table::table_row(&resource.row, &value, style.now, include, &group_version));
+        rows.push(match &resource.custom {
+            Some(custom) => {
+                let cells = crd::columns::cells(&custom.columns, &value, style.now);
+                table::row(cells, &value, include, &group_version)
+            }
+            None => table::table_row(&resource.row, &value, style.now, include, &group_version),
+        });
     }
-    let columns = style.columns.then(|| table::columns(&resource.row));
+    let columns = style.columns.then(|| match &resource.custom {
+        Some(custom) => crd::columns::definitions(&custom.columns),
+        None => table::columns(&resource.row),
+    });
     Ok(table::table(&group_version, metadata, columns, rows))
 }
 

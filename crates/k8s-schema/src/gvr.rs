@@ -28,6 +28,7 @@ gvrs! {
     REPLICA_SETS = "apps" / "v1" / "replicasets";
     STATEFUL_SETS = "apps" / "v1" / "statefulsets";
     JOBS = "batch" / "v1" / "jobs";
+    CUSTOM_RESOURCE_DEFINITIONS = "apiextensions.k8s.io" / "v1" / "customresourcedefinitions";
     LEASES = "coordination.k8s.io" / "v1" / "leases";
     ENDPOINT_SLICES = "discovery.k8s.io" / "v1" / "endpointslices";
     PRIORITY_CLASSES = "scheduling.k8s.io" / "v1" / "priorityclasses";

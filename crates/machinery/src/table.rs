@@ -127,7 +127,12 @@ pub fn table_row(
     include: Include,
     group_version: &str,
 ) -> Value {
-    let cells: Vec<Value> = behaviour_of(row).columns.iter().map(|c| c.render(obj, now)).collect();
+    let cells = behaviour_of(row).columns.iter().map(|c| c.render(obj, now)).collect();
+    self::row(cells, obj, include, group_version)
+}
+
+/// One table row with these cells.
+pub fn row(cells: Vec<Value>, obj: &Value, include: Include, group_version: &str) -> Value {
     let mut out = json!({"cells": cells});
     let object = match include {
         Include::Object => Some(obj.clone()),

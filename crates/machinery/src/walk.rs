@@ -47,7 +47,11 @@ pub fn decode(
     mode: Unknown,
     duplicates: &[String],
 ) -> Result<Vec<String>, DecodeError> {
-    let outcome = check(value, def, mode);
+    report(check(value, def, mode), mode, duplicates)
+}
+
+/// What is made of a walk's findings.
+pub fn report(outcome: Outcome, mode: Unknown, duplicates: &[String]) -> Result<Vec<String>, DecodeError> {
     if let Some(words) = outcome.error {
         return Err(DecodeError(words));
     }

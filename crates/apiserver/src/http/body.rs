@@ -71,15 +71,18 @@ pub const APPLY: &str = "application/apply-patch+yaml";
 
 const PATCH_TYPES: &str = "application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json, application/apply-patch+yaml";
 
-/// Reads and parses a patch.
-pub async fn patch(request: Request<Incoming>) -> Result<(PatchKind, Body), ApiError> {
+const STRATEGIC: &str = "application/strategic-merge-patch+json";
+
+/// Reads and parses a patch; custom resources know no strategic ones.
+pub async fn patch(request: Request<Incoming>, strategic: bool) -> Result<(PatchKind, Body), ApiError> {
     let content_type = super::header_text(request.headers(), header::CONTENT_TYPE).to_string();
     let kind = match negotiate::media_type(&content_type) {
         "application/json-patch+json" => PatchKind::Json,
         "application/merge-patch+json" => PatchKind::Merge,
-        "application/strategic-merge-patch+json" => PatchKind::Strategic,
+        STRATEGIC if strategic => PatchKind::Strategic,
         APPLY => PatchKind::Apply,
-        _ => return Err(negotiate::unsupported(PATCH_TYPES)),
+        _ if strategic => return Err(negotiate::unsupported(PATCH_TYPES)),
+        _ => return Err(negotiate::unsupported(&PATCH_TYPES.replace(&format!("{STRATEGIC}, "), ""))),
     };
     let bytes = read(request).await?;
     let format = if kind == PatchKind::Apply { Format::Yaml } else { Format::Json };

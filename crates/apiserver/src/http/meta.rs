@@ -4,6 +4,7 @@ use super::Inbound;
 use super::respond::{self, Body, Wishes};
 use crate::Api;
 use crate::discovery::{self, Form, Root};
+use crate::resources::Registry;
 use crate::verbs::{no_such_resource, not_allowed};
 use ::http::{HeaderValue, Method, Response, header};
 use k8s_schema::ResourceRow;
@@ -27,6 +28,7 @@ pub async fn answer(api: &Arc<Api>, inbound: &Inbound, path: &str) -> Result<Res
     let segments: Vec<&str> = path.split('/').filter(|s| !s.is_empty()).collect();
     let wishes = inbound.wishes();
     let json = |value: Value| Ok(respond::json_value(200, "application/json", &value, wishes));
+    let registry = api.registry.now();
     match segments.as_slice() {
         [] => json(json!({"paths": index(api)})),
         ["healthz" | "livez" | "readyz", rest @ ..] => health(api, inbound, segments[0], rest),
@@ -37,12 +39,12 @@ pub async fn answer(api: &Arc<Api>, inbound: &Inbound, path: &str) -> Result<Res
         }
         ["api"] => Ok(root(api, inbound, Root::Core, wishes)),
         ["apis"] => Ok(root(api, inbound, Root::Groups, wishes)),
-        ["apis", group] => json(discovery::group(&rows(api), group).ok_or_else(no_such_resource)?),
+        ["apis", group] => json(discovery::group(&rows(&registry), group).ok_or_else(no_such_resource)?),
         ["api", version] => {
-            json(discovery::resource_list(&rows(api), "", version).ok_or_else(no_such_resource)?)
+            json(discovery::resource_list(&rows(&registry), "", version).ok_or_else(no_such_resource)?)
         }
         ["apis", group, version] => {
-            json(discovery::resource_list(&rows(api), group, version).ok_or_else(no_such_resource)?)
+            json(discovery::resource_list(&rows(&registry), group, version).ok_or_else(no_such_resource)?)
         }
         ["openapi", ..] => openapi(api, inbound, path).await,
         [".well-known", "openid-configuration"] => match &api.config.service_tokens {
@@ -57,14 +59,15 @@ pub async fn answer(api: &Arc<Api>, inbound: &Inbound, path: &str) -> Result<Res
     }
 }
 
-fn rows(api: &Api) -> Vec<&'static ResourceRow> {
-    // The table's own order is discovery's.
-    k8s_schema::resources().iter().filter(|r| api.config.legacy || !r.legacy).collect()
+/// What is served now; keeps the rows alive that [`rows`] borrows.
+fn rows(registry: &Registry) -> Vec<&ResourceRow> {
+    registry.all().map(|r| &*r.row).collect()
 }
 
 fn index(api: &Api) -> Vec<String> {
+    let registry = api.registry.now();
     let mut paths = vec!["/api".to_string(), "/api/v1".into(), "/apis".into()];
-    for row in rows(api).into_iter().filter(|r| !r.gvr.group.is_empty()) {
+    for row in rows(&registry).into_iter().filter(|r| !r.gvr.group.is_empty()) {
         paths.push(format!("/apis/{}", row.gvr.group));
         paths.push(format!("/apis/{}", row.api_version()));
     }
@@ -81,7 +84,8 @@ fn index(api: &Api) -> Vec<String> {
 
 fn root(api: &Api, inbound: &Inbound, root: Root, wishes: Wishes) -> Response<Body> {
     let form = Form::negotiate(inbound.header(header::ACCEPT));
-    let rows = rows(api);
+    let registry = api.registry.now();
+    let rows = rows(&registry);
     let value = match (form, root) {
         (Form::Plain, Root::Core) => discovery::api_versions(&rows, inbound.header(header::HOST)),
         (Form::Plain, Root::Groups) => discovery::group_list(&rows),
@@ -95,7 +99,7 @@ fn root(api: &Api, inbound: &Inbound, root: Root, wishes: Wishes) -> Response<Bo
 async fn openapi(api: &Arc<Api>, inbound: &Inbound, path: &str) -> Result<Response<Body>, ApiError> {
     let (own, path, accept) = (api.clone(), path.to_string(), inbound.header(header::ACCEPT).to_string());
     // The first request for a document builds it, which takes a while.
-    let built = tokio::task::spawn_blocking(move || own.documents.get(&path, &accept)).await;
+    let built = tokio::task::spawn_blocking(move || own.documents().get(&path, &accept)).await;
     let document = built.map_err(ApiError::internal)?.map_err(|_| super::negotiate::not_acceptable())?;
     let document = document.ok_or_else(no_such_resource)?;
     let etag = HeaderValue::from_str(&document.etag).map_err(ApiError::internal)?;

@@ -42,7 +42,7 @@ pub async fn answer(
         version: path.version.clone().into(),
         resource: path.resource.clone().into(),
     };
-    let resource = api.registry.find(&gvr).cloned().ok_or_else(no_such_resource)?;
+    let resource = api.registry.find(&gvr).ok_or_else(no_such_resource)?;
     check_scope(&resource, &path, verb)?;
     if !path.subresource.is_empty() && !resource.has_subresource(&path.subresource) {
         return Err(no_such_resource());
@@ -121,7 +121,8 @@ async fn get(
         Some(0) => Freshness::Any,
         Some(n) => Freshness::NotOlderThan(n),
     };
-    if !matches!(call.subresource.as_str(), "" | "status" | "scale" | "approval" | "ephemeralcontainers") {
+    const READABLE: [&str; 6] = ["", "status", "scale", "approval", "ephemeralcontainers", "resize"];
+    if !READABLE.contains(&call.subresource.as_str()) {
         return Err(not_allowed());
     }
     let object = api.get(call, freshness).await?;
@@ -176,7 +177,7 @@ async fn list(
 
 /// A page in the wished form.
 fn many(api: &Api, call: &Call, page: Page, shape: &Shape) -> Result<Response<Body>, ApiError> {
-    let row = call.resource.row;
+    let row = &*call.resource.row;
     let frame = ListFrame {
         kind: format!("{}List", row.kind),
         api_version: row.api_version(),
@@ -266,7 +267,7 @@ async fn write(
             if verb == "create" { Verb::Create(body.value) } else { Verb::Update(body.value) }
         }
         "patch" => {
-            let (kind, body) = body::patch(inbound.request).await?;
+            let (kind, body) = body::patch(inbound.request, call.resource.custom.is_none()).await?;
             call.options.duplicates = body.duplicates;
             Verb::Patch(kind, body.value)
         }
@@ -297,14 +298,14 @@ async fn write(
 }
 
 fn deprecation(resource: &Resource) -> String {
-    let (row, stored) = (resource.row, resource.stored);
+    let (row, stored) = (&*resource.row, &*resource.stored);
     format!("{} {} is deprecated; use {} {}", row.api_version(), row.kind, stored.api_version(), stored.kind)
 }
 
 /// `POST bindings` is `POST pods/{name}/binding`.
 fn binding(api: &Api, call: Call, body: &Value) -> Result<Call, ApiError> {
     let name = body["metadata"]["name"].as_str().unwrap_or_default();
-    let resource = api.registry.find(&k8s_schema::gvr::PODS).cloned().ok_or_else(no_such_resource)?;
+    let resource = api.registry.find(&k8s_schema::gvr::PODS).ok_or_else(no_such_resource)?;
     let key = ObjectKey::new(call.key.namespace.clone(), name);
     Ok(Call { resource, key, subresource: "binding".into(), ..call })
 }

@@ -3,6 +3,7 @@
 use k8s_schema::ResourceRow;
 use serde_json::{Map, Value, json};
 
+use super::Shown;
 use super::operations::{self, Body, Operation, PathItem};
 use super::schemas::{Dialect, Schemas, meta, reference};
 
@@ -27,7 +28,7 @@ const COMMON: [&str; 9] = [
 ];
 
 /// The OpenAPI v2 document of all rows.
-pub fn v2(rows: &[&ResourceRow]) -> Value {
+pub fn v2(rows: &[Shown]) -> Value {
     let schemas = Schemas::new(Dialect::V2);
     let (paths, definitions) = parts(rows, schemas, v2_path);
     json!({
@@ -43,7 +44,7 @@ pub fn v2(rows: &[&ResourceRow]) -> Value {
 }
 
 /// The OpenAPI v3 document of one group version's rows.
-pub fn v3(rows: &[&ResourceRow]) -> Value {
+pub fn v3(rows: &[Shown]) -> Value {
     let schemas = Schemas::new(Dialect::V3);
     let (paths, definitions) = parts(rows, schemas, v3_path);
     json!({
@@ -61,15 +62,12 @@ pub fn v3(rows: &[&ResourceRow]) -> Value {
 
 type Render = fn(&PathItem, &ResourceRow) -> Value;
 
-fn parts(
-    rows: &[&ResourceRow],
-    mut schemas: Schemas,
-    render: Render,
-) -> (Map<String, Value>, Map<String, Value>) {
+fn parts(rows: &[Shown], mut schemas: Schemas, render: Render) -> (Map<String, Value>, Map<String, Value>) {
     let mut paths = Map::new();
     COMMON.iter().for_each(|kind| schemas.add_builtin(&meta(kind)));
-    for row in rows {
-        schemas.add_row(row);
+    for shown in rows {
+        let row = shown.row;
+        schemas.add_row(row, shown.custom);
         for item in operations::paths(row) {
             for operation in &item.operations {
                 if let Body::Object(name) = &operation.body {

@@ -34,6 +34,21 @@ const V2_PROTO: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protob
 /// What clients call it.
 const V2_PROTO_ASKED: [&str; 2] = [V2_PROTO, "application/com.github.proto-openapi.spec.v2@v1.0+protobuf"];
 
+/// A row, borrowed, with its custom schema.
+#[derive(Clone, Copy)]
+pub struct Shown<'a> {
+    /// The row.
+    pub row: &'a ResourceRow,
+    /// The schema as the definition has it.
+    pub custom: Option<&'a Value>,
+}
+
+impl<'a> From<&'a ResourceRow> for Shown<'a> {
+    fn from(row: &'a ResourceRow) -> Self {
+        Shown { row, custom: None }
+    }
+}
+
 /// A finished answer.
 #[derive(Clone, Debug)]
 pub struct Document {
@@ -62,9 +77,18 @@ impl Document {
 #[error("only application/json and application/com.github.proto-openapi.* are served here")]
 pub struct NotAcceptable;
 
+/// A resource as the documents show it.
+#[derive(Clone)]
+pub struct Row {
+    /// `Held::Static(row)` for built-in ones, `Held::Shared(arc)` for custom ones.
+    pub row: Held<ResourceRow>,
+    /// `openAPIV3Schema` of a custom resource's version; `None` for built-in ones.
+    pub custom: Option<Value>,
+}
+
 /// The documents of one set of resource rows; cheap to make, documents are built when first asked for.
 pub struct Documents {
-    rows: Vec<Held<ResourceRow>>,
+    rows: Vec<Row>,
     v2_json: OnceLock<Document>,
     v2_proto: OnceLock<Document>,
     v3_index: OnceLock<Document>,
@@ -73,8 +97,8 @@ pub struct Documents {
 }
 
 impl Documents {
-    /// For these rows. `Held::Static(row)` for built-in ones, `Held::Shared(arc)` for custom ones.
-    pub fn new(rows: Vec<Held<ResourceRow>>) -> Self {
+    /// For these rows.
+    pub fn new(rows: Vec<Row>) -> Self {
         Documents {
             rows,
             v2_json: OnceLock::new(),
@@ -107,12 +131,12 @@ impl Documents {
         })
     }
 
-    fn refs(&self) -> Vec<&ResourceRow> {
-        self.rows.iter().map(|r| &**r).collect()
+    fn refs(&self) -> Vec<Shown<'_>> {
+        self.rows.iter().map(|r| Shown { row: &r.row, custom: r.custom.as_ref() }).collect()
     }
 
     fn group_version(&self, path: &str) -> Option<Document> {
-        let rows: Vec<&ResourceRow> = self.refs().into_iter().filter(|r| index_key(r) == path).collect();
+        let rows: Vec<Shown> = self.refs().into_iter().filter(|r| index_key(r.row) == path).collect();
         if rows.is_empty() {
             return None;
         }
@@ -122,10 +146,12 @@ impl Documents {
 }
 
 /// `/openapi/v3`: where each group version's document is, with a hash that changes when its rows do.
-pub fn v3_index(rows: &[&ResourceRow]) -> Value {
+pub fn v3_index(rows: &[Shown]) -> Value {
     let mut hashers: BTreeMap<String, DefaultHasher> = BTreeMap::new();
-    for row in rows {
-        hash_row(row, hashers.entry(index_key(row)).or_default());
+    for shown in rows {
+        let hasher = hashers.entry(index_key(shown.row)).or_default();
+        hash_row(shown.row, hasher);
+        shown.custom.map(Value::to_string).hash(hasher);
     }
     let paths: Map<String, Value> = hashers
         .into_iter()

@@ -283,7 +283,7 @@ mod tests {
 
     #[test]
     fn nothing_of_the_built_in_document_is_lost() {
-        let rows: Vec<_> = k8s_schema::resources().iter().collect();
+        let rows: Vec<_> = k8s_schema::resources().iter().map(Into::into).collect();
         check(&DOCUMENT, &super::super::document::v2(&rows), "");
     }
 

@@ -9,6 +9,7 @@ use k8s_schema::{Def, DefRef, Field, ListType, PatchStrategy, ResourceRow, Type,
 use serde_json::{Map, Value, json};
 
 const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1";
+const PRESERVE: &str = "x-kubernetes-preserve-unknown-fields";
 /// How deep unnamed definitions are written in place; deeper ones are left open (CRDs may nest 64 levels).
 const INLINE_DEPTH_MAX: usize = 64;
 /// Fields that old versions had in `spec` and today's lack.
@@ -76,12 +77,15 @@ impl Schemas {
     }
 
     /// Adds a row's body and its list.
-    pub fn add_row(&mut self, row: &ResourceRow) {
+    pub fn add_row(&mut self, row: &ResourceRow, custom: Option<&Value>) {
         let (body, list) = (body_name(row), list_name(row));
         if matches!(row.def, DefRef::Builtin(_)) && !row.legacy {
             self.add_builtin(&body);
         } else {
-            let mut schema = self.custom_body(row);
+            let mut schema = match custom {
+                Some(published) => self.published_body(published),
+                None => self.custom_body(row),
+            };
             set_gvk(&mut schema, row, "");
             self.done.insert(body.clone(), schema);
         }
@@ -224,6 +228,50 @@ impl Schemas {
             self.done.insert(name.to_owned(), schema);
         }
         reference(self.dialect, name)
+    }
+
+    /// The body of a custom resource as its definition's schema says, with what every object has.
+    fn published_body(&mut self, published: &Value) -> Value {
+        if !published.is_object() || (self.dialect == Dialect::V2 && published[PRESERVE] == true) {
+            return json!({"type": "object"});
+        }
+        let mut schema = published.clone();
+        self.complete(&mut schema, true);
+        schema
+    }
+
+    /// Gives objects their own fields; for v2, leaves out what its readers (kubectl's validation) cannot bear.
+    fn complete(&mut self, schema: &mut Value, object: bool) {
+        let embedded = object || schema["x-kubernetes-embedded-resource"] == true;
+        let Some(map) = schema.as_object_mut() else { return };
+        if self.dialect == Dialect::V2 {
+            ["allOf", "anyOf", "oneOf", "not"].iter().for_each(|key| drop(map.remove(*key)));
+            if map.remove("nullable") == Some(Value::Bool(true)) {
+                ["type", "items", "properties", "additionalProperties"]
+                    .iter()
+                    .for_each(|key| drop(map.remove(*key)));
+            }
+            if map.get(PRESERVE) == Some(&Value::Bool(true)) {
+                ["items", "properties"].iter().for_each(|key| drop(map.remove(*key)));
+            }
+        }
+        for key in ["items", "additionalProperties"] {
+            if let Some(below) = map.get_mut(key) {
+                self.complete(below, false);
+            }
+        }
+        for below in
+            map.get_mut("properties").and_then(Value::as_object_mut).into_iter().flat_map(|p| p.values_mut())
+        {
+            self.complete(below, false);
+        }
+        if embedded && !(self.dialect == Dialect::V2 && map.contains_key(PRESERVE)) {
+            let metadata = self.meta_reference("ObjectMeta");
+            let properties = &mut schema["properties"];
+            properties["apiVersion"] = json!({"type": "string"});
+            properties["kind"] = json!({"type": "string"});
+            properties["metadata"] = metadata;
+        }
     }
 
     /// The body of a custom or legacy resource: as its definition says, with type and object metadata.

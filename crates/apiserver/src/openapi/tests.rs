@@ -7,8 +7,8 @@ use k8s_schema::{Def, Field, Gvr, ListType, PatchStrategy, Type};
 
 use super::*;
 
-fn builtin() -> Vec<Held<ResourceRow>> {
-    k8s_schema::resources().iter().map(Held::Static).collect()
+fn builtin() -> Vec<Row> {
+    k8s_schema::resources().iter().map(|r| Row { row: Held::Static(r), custom: None }).collect()
 }
 
 fn parse(document: &Document) -> Value {
@@ -80,7 +80,7 @@ fn v2_is_closed_and_has_what_kubectl_looks_up() {
 
 #[test]
 fn legacy_bodies_require_less_and_keep_their_old_fields() {
-    let v2 = v2_json(&k8s_schema::resources().iter().collect::<Vec<_>>());
+    let v2 = v2_json(&k8s_schema::resources().iter().map(Shown::from).collect::<Vec<_>>());
     let old = &v2["definitions"]["io.k8s.api.extensions.v1beta1.Deployment"]["properties"]["spec"];
     assert!(old.get("required").is_none() && old["properties"]["rollbackTo"].is_object());
     let new = &v2["definitions"]["io.k8s.api.apps.v1.DeploymentSpec"];
@@ -168,7 +168,7 @@ fn crontab(field_name: &str) -> ResourceRow {
 #[test]
 fn custom_resources_are_written_in_place_and_change_their_hash() {
     let row = crontab("hosts");
-    let rows: Vec<&ResourceRow> = vec![&row];
+    let rows: Vec<Shown> = vec![(&row).into()];
     let v3 = v3_json(&rows);
     assert_closed(&v3, &v3["components"]["schemas"], "#/components/schemas/");
     let body = &v3["components"]["schemas"]["com.example.stable.v1.CronTab"];
@@ -179,6 +179,6 @@ fn custom_resources_are_written_in_place_and_change_their_hash() {
     let patch = &v3["paths"]["/apis/stable.example.com/v1/namespaces/{namespace}/crontabs/{name}"]["patch"];
     assert!(patch["requestBody"]["content"].get("application/strategic-merge-patch+json").is_none());
     let other = crontab("targets");
-    assert_eq!(v3_index(&rows), v3_index(&[&crontab("hosts")]));
-    assert_ne!(v3_index(&rows), v3_index(&[&other]));
+    assert_eq!(v3_index(&rows), v3_index(&[(&crontab("hosts")).into()]));
+    assert_ne!(v3_index(&rows), v3_index(&[(&other).into()]));
 }

@@ -14,8 +14,30 @@ use machinery::status::ApiError;
 use serde_json::{Value, json};
 use std::sync::Arc;
 
-/// The Scale of a workload.
-fn scale_of(object: &Value) -> Value {
+/// The Scale of an object of this resource, in its served version.
+fn scale_of(resource: &Resource, object: &Value) -> Value {
+    let Some(paths) = resource.custom.as_ref().and_then(|c| c.scale.as_ref()) else {
+        return workload(object);
+    };
+    let number = |at: &str| object.pointer(at).and_then(Value::as_i64).unwrap_or(0);
+    let selector = paths.selector.as_ref().and_then(|at| object.pointer(at)?.as_str());
+    json!({
+        "kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": metadata(object),
+        "spec": {"replicas": number(&paths.wanted)},
+        "status": {"replicas": number(&paths.actual), "selector": selector.unwrap_or_default()},
+    })
+}
+
+/// Writes the wished replicas where the resource keeps them.
+fn set_replicas(resource: &Resource, object: &mut Value, replicas: i64) {
+    let paths = resource.custom.as_ref().and_then(|c| c.scale.as_ref());
+    let at = paths.map_or("/spec/replicas", |p| &p.wanted);
+    let place = at.split('/').skip(1).fold(object, |place, segment| &mut place[segment]);
+    *place = json!(replicas);
+}
+
+/// What a Scale takes over of the object's metadata.
+fn metadata(object: &Value) -> Value {
     let metadata = &object["metadata"];
     let mut meta = json!({});
     for field in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
@@ -23,6 +45,11 @@ fn scale_of(object: &Value) -> Value {
             meta[field] = metadata[field].clone();
         }
     }
+    meta
+}
+
+/// The Scale of a built-in workload.
+fn workload(object: &Value) -> Value {
     let selector = &object["spec"]["selector"];
     // A ReplicationController's selector is a bare map.
     let full = match selector.get("matchLabels").or(selector.get("matchExpressions")) {
@@ -31,7 +58,7 @@ fn scale_of(object: &Value) -> Value {
     };
     let text = LabelSelector::from_json(Some(&full)).map(|s| s.to_string()).unwrap_or_default();
     json!({
-        "kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": meta,
+        "kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": metadata(object),
         "spec": {"replicas": object["spec"]["replicas"].as_i64().unwrap_or(0)},
         "status": {"replicas": object["status"]["replicas"].as_i64().unwrap_or(0), "selector": text},
     })
@@ -40,7 +67,7 @@ fn scale_of(object: &Value) -> Value {
 /// The Scale of a stored object.
 pub fn read(resource: &Resource, object: &Object) -> Result<Arc<Object>, ApiError> {
     let value = object.value().map_err(ApiError::internal)?;
-    let scale = scale_of(&rules::to_served(resource, value));
+    let scale = scale_of(resource, &rules::to_served(resource, value));
     Ok(unstored(&object.key, object.revision, scale))
 }
 
@@ -59,10 +86,10 @@ impl Api {
             Verb::Create(_) | Verb::Delete(_) => return Err(not_allowed()),
         };
         let edit = |mut workload| {
-            let scale = wish(scale_of(&workload))?;
+            let scale = wish(scale_of(&call.resource, &workload))?;
             rules::check_names(call, &scale)?;
             let replicas = check(call, &scale)?;
-            workload["spec"]["replicas"] = json!(replicas);
+            set_replicas(&call.resource, &mut workload, replicas);
             // A Scale without a revision is an unconditional wish; one with must be current.
             workload["metadata"]["resourceVersion"] = match &scale["metadata"]["resourceVersion"] {
                 Value::String(text) if !text.is_empty() => json!(text),
@@ -81,11 +108,11 @@ impl Api {
             ));
         }
         rules::check_names(call, scale)?;
-        let row = call.resource.row;
+        let row = &*call.resource.row;
         let mut config =
             json!({"apiVersion": row.api_version(), "kind": &*row.kind, "metadata": scale["metadata"]});
         if !scale["spec"]["replicas"].is_null() {
-            config["spec"] = json!({"replicas": check(call, scale)?});
+            set_replicas(&call.resource, &mut config, check(call, scale)?);
         }
         let now = self.now_text();
         let edit = |workload| owners::applied(call, &now, Some(workload), &config);
@@ -98,7 +125,7 @@ impl Api {
             Call { options: WriteOptions { duplicates: Vec::new(), ..call.options.clone() }, ..call.clone() };
         let written = self.modify(&inner, change).await?;
         let value = written.object.value().map_err(ApiError::internal)?;
-        let object = unstored(&call.key, written.object.revision, scale_of(&value));
+        let object = unstored(&call.key, written.object.revision, scale_of(&call.resource, &value));
         Ok(Written { object, ..written })
     }
 }
@@ -128,11 +155,11 @@ mod tests {
     fn scales_show_selectors_of_both_shapes() {
         let deployment = json!({"metadata": {"name": "a", "labels": {"x": "y"}}, "status": {"replicas": 2},
             "spec": {"replicas": 3, "selector": {"matchLabels": {"app": "web"}}}});
-        let scale = scale_of(&deployment);
+        let scale = workload(&deployment);
         assert_eq!(scale["spec"]["replicas"], 3);
         assert_eq!(scale["status"], json!({"replicas": 2, "selector": "app=web"}));
         assert!(scale["metadata"]["labels"].is_null());
         let rc = json!({"metadata": {}, "spec": {"selector": {"app": "web"}}});
-        assert_eq!(scale_of(&rc)["status"]["selector"], "app=web");
+        assert_eq!(workload(&rc)["status"]["selector"], "app=web");
     }
 }

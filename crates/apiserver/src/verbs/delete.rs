@@ -327,7 +327,8 @@ mod tests {
             let at = |options: &DeleteOptions| decide(resource, &json!({"metadata": {}}), options, now);
             let Plan::Mark(marked) = at(&DeleteOptions::default()) else { panic!("{kind}") };
             assert_eq!(marked["metadata"]["finalizers"], json!(["orphan"]));
-            let wish = DeleteOptions { propagation: Some(Propagation::Background), ..DeleteOptions::default() };
+            let wish =
+                DeleteOptions { propagation: Some(Propagation::Background), ..DeleteOptions::default() };
             assert_eq!(at(&wish), Plan::Remove);
         }
     }

@@ -3,6 +3,7 @@
 #![cfg(test)]
 
 mod bad_input;
+mod custom;
 mod every_kind;
 mod harness;
 mod identity;

@@ -164,7 +164,7 @@ fn check_number(value: &Value, checks: &Checks, path: &str, errors: &mut FieldEr
     }
     let range = match checks.format.as_str() {
         "int32" => f64::from(i32::MIN)..=f64::from(i32::MAX),
-        "int64" => -9.223_372_036_854_775_8e18..=9.223_372_036_854_775_8e18,
+        "int64" => -(2f64.powi(63))..=2f64.powi(63),
         _ => return,
     };
     if !range.contains(&number) {

@@ -71,9 +71,12 @@ fn common(obj: &Value, errors: &mut FieldErrors) {
     annotations(obj, "/metadata/annotations", "metadata.annotations", errors);
     owners(obj, errors);
     let finalizers: Vec<&str> = texts(obj, "/metadata/finalizers").collect();
+    // Upstream is stricter about built-in kinds than about custom resources and their definitions.
+    let group = text(obj, "/apiVersion").split_once('/').map_or("", |(group, _)| group);
+    let strict = group != "apiextensions.k8s.io" && k8s_schema::groups().contains(&group);
     for finalizer in &finalizers {
         errors.invalid_all("metadata.finalizers", finalizer, name::qualified_name(finalizer));
-        if !finalizer.contains('/') && !STANDARD_FINALIZERS.contains(finalizer) {
+        if strict && !finalizer.contains('/') && !STANDARD_FINALIZERS.contains(finalizer) {
             let words = "name is neither a standard finalizer name nor is it fully qualified";
             errors.invalid("metadata.finalizers", *finalizer, words);
         }

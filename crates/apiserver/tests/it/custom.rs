@@ -1,0 +1,224 @@
+//! Custom resources: defined, served at once, checked by their schema, shown, applied, emptied and gone.
+
+use crate::harness::*;
+use serde_json::{Value, json};
+
+const CRDS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+const WIDGETS: &str = "/apis/example.org/v1/namespaces/default/widgets";
+
+fn definition() -> Value {
+    json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": "widgets.example.org"},
+        "spec": {
+            "group": "example.org", "scope": "Namespaced",
+            "names": {"plural": "widgets", "kind": "Widget", "shortNames": ["wd"], "categories": ["all"]},
+            "versions": [
+                {
+                    "name": "v1", "served": true, "storage": true,
+                    "subresources": {
+                        "status": {},
+                        "scale": {"specReplicasPath": ".spec.replicas", "statusReplicasPath": ".status.replicas",
+                            "labelSelectorPath": ".status.selector"},
+                    },
+                    "selectableFields": [{"jsonPath": ".spec.colour"}],
+                    "additionalPrinterColumns": [{"name": "Colour", "type": "string", "jsonPath": ".spec.colour"}],
+                    "schema": {"openAPIV3Schema": {
+                        "type": "object", "description": "A widget.",
+                        "properties": {
+                            "spec": {"type": "object", "properties": {
+                                "replicas": {"type": "integer", "minimum": 0},
+                                "colour": {"type": "string", "enum": ["red", "blue"], "default": "red"},
+                                "parts": {"type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"],
+                                    "items": {"type": "object", "required": ["name"], "properties": {
+                                        "name": {"type": "string"}, "size": {"type": "integer"}}}},
+                            }},
+                            "status": {"type": "object", "x-kubernetes-preserve-unknown-fields": true},
+                        },
+                    }},
+                },
+                {"name": "v2beta1", "served": true, "storage": false,
+                    "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}},
+            ],
+        },
+    })
+}
+
+fn widget(name: &str, spec: Value) -> Value {
+    json!({"apiVersion": "example.org/v1", "kind": "Widget", "metadata": {"name": name}, "spec": spec})
+}
+
+async fn established(s: &Server, name: &str) -> Value {
+    eventually("established", async || {
+        let definition = s.get(&format!("{CRDS}/{name}")).await.expect(200);
+        let conditions = definition["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        conditions.iter().any(|c| c["type"] == "Established" && c["status"] == "True").then_some(definition)
+    })
+    .await
+}
+
+async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let wait = async {
+        loop {
+            if let Some(found) = look().await {
+                return found;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("never: {what}"))
+}
+
+async fn defined() -> Server {
+    let s = server().await;
+    s.post(CRDS, &definition()).await.expect(201);
+    let definition = established(&s, "widgets.example.org").await;
+    assert_eq!(definition["status"]["acceptedNames"]["listKind"], "WidgetList");
+    assert_eq!(definition["status"]["storedVersions"], json!(["v1"]));
+    s
+}
+
+#[tokio::test]
+async fn a_definition_is_served_at_once_everywhere() {
+    let s = defined().await;
+    let list = s.get("/apis/example.org/v1").await.expect(200);
+    let names: Vec<&str> =
+        list["resources"].as_array().unwrap().iter().map(|r| r["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["widgets", "widgets/scale", "widgets/status"]);
+    assert_eq!(list["resources"][0]["shortNames"], json!(["wd"]));
+    let group = s.get("/apis/example.org").await.expect(200);
+    assert_eq!(group["preferredVersion"]["version"], "v1");
+    let v3 = s.get("/openapi/v3/apis/example.org/v1").await.expect(200);
+    let body = &v3["components"]["schemas"]["org.example.v1.Widget"];
+    assert_eq!(body["description"], "A widget.");
+    assert_eq!(body["properties"]["spec"]["properties"]["colour"]["enum"], json!(["red", "blue"]));
+    assert!(body["properties"]["metadata"].is_object());
+    let v2 = s.get("/openapi/v2").await.expect(200);
+    assert_eq!(v2["definitions"]["org.example.v2beta1.Widget"]["type"], "object");
+    let empty = s.get(WIDGETS).await.expect(200);
+    assert_eq!(
+        (empty["kind"].as_str(), empty["apiVersion"].as_str()),
+        (Some("WidgetList"), Some("example.org/v1"))
+    );
+}
+
+#[tokio::test]
+async fn objects_are_pruned_defaulted_and_checked() {
+    let s = defined().await;
+    let made = s.post(WIDGETS, &widget("a", json!({"replicas": 2, "odd": 1}))).await.expect(201);
+    assert_eq!(made["spec"], json!({"replicas": 2, "colour": "red"}));
+    assert_eq!(made["metadata"]["generation"], 1);
+    let strict = format!("{WIDGETS}?fieldValidation=Strict");
+    let message = s.post(&strict, &widget("b", json!({"odd": 1}))).await.fails(400, "BadRequest");
+    assert!(message.ends_with("strict decoding error: unknown field \"spec.odd\""), "{message}");
+    let message =
+        s.post(WIDGETS, &widget("b", json!({"replicas": -1, "colour": "green"}))).await.fails(422, "Invalid");
+    assert_eq!(
+        message,
+        "Widget.example.org \"b\" is invalid: [spec.colour: Unsupported value: \"green\": supported values: \"red\", \"blue\", spec.replicas: Invalid value: -1: spec.replicas in body should be greater than or equal to 0]"
+    );
+    let message = s.post(WIDGETS, &widget("b", json!({"replicas": "x"}))).await.fails(422, "Invalid");
+    assert!(message.contains("must be of type integer: \"string\""), "{message}");
+    let other = s.get("/apis/example.org/v2beta1/namespaces/default/widgets/a").await.expect(200);
+    assert_eq!(
+        (&other["apiVersion"], &other["spec"]["replicas"]),
+        (&json!("example.org/v2beta1"), &json!(2))
+    );
+    let red = s.get(&format!("{WIDGETS}?fieldSelector=spec.colour%3Dred")).await.expect(200);
+    let blue = s.get(&format!("{WIDGETS}?fieldSelector=spec.colour%3Dblue")).await.expect(200);
+    assert_eq!((red["items"].as_array().unwrap().len(), blue["items"].as_array().unwrap().len()), (1, 0));
+    s.get(&format!("{WIDGETS}?fieldSelector=spec.replicas%3D1")).await.fails(400, "BadRequest");
+    let patch = [("content-type", "application/strategic-merge-patch+json")];
+    s.call("PATCH", &format!("{WIDGETS}/a"), &patch, "{}").await.fails(415, "UnsupportedMediaType");
+}
+
+#[tokio::test]
+async fn status_scale_columns_and_apply_work() {
+    let s = defined().await;
+    s.post(WIDGETS, &widget("a", json!({"replicas": 2}))).await.expect(201);
+    let mut body = s.get(&format!("{WIDGETS}/a")).await.expect(200);
+    body["spec"]["replicas"] = json!(9);
+    body["status"] = json!({"replicas": 1, "selector": "app=a", "anything": true});
+    let updated = s.put(&format!("{WIDGETS}/a/status"), &body).await.expect(200);
+    assert_eq!((&updated["spec"]["replicas"], &updated["status"]["anything"]), (&json!(2), &json!(true)));
+    let scale = s.get(&format!("{WIDGETS}/a/scale")).await.expect(200);
+    assert_eq!(
+        (&scale["spec"], &scale["status"]),
+        (&json!({"replicas": 2}), &json!({"replicas": 1, "selector": "app=a"}))
+    );
+    let merge = [("content-type", "application/merge-patch+json")];
+    s.call("PATCH", &format!("{WIDGETS}/a/scale"), &merge, r#"{"spec":{"replicas":5}}"#).await.expect(200);
+    assert_eq!(s.get(&format!("{WIDGETS}/a")).await.expect(200)["spec"]["replicas"], 5);
+    let table = [("accept", "application/json;as=Table;v=v1;g=meta.k8s.io")];
+    let shown = s.call("GET", WIDGETS, &table, "").await.expect(200);
+    assert_eq!(shown["columnDefinitions"][1]["name"], "Colour");
+    assert_eq!(shown["rows"][0]["cells"], json!(["a", "red"]));
+    let apply = [("content-type", "application/apply-patch+yaml")];
+    for (manager, part, size) in [("one", "x", 1), ("two", "y", 2)] {
+        let config = widget("b", json!({"parts": [{"name": part, "size": size}]}));
+        let path = format!("{WIDGETS}/b?fieldManager={manager}");
+        let reply = s.call("PATCH", &path, &apply, config.to_string()).await;
+        assert!(matches!(reply.code, 200 | 201), "{:?}", reply.body);
+    }
+    let both = s.get(&format!("{WIDGETS}/b")).await.expect(200);
+    assert_eq!(both["spec"]["parts"], json!([{"name": "x", "size": 1}, {"name": "y", "size": 2}]));
+}
+
+#[tokio::test]
+async fn a_default_that_came_later_is_seen_in_what_is_stored() {
+    let s = defined().await;
+    s.post(WIDGETS, &widget("a", json!({}))).await.expect(201);
+    let mut body = s.get(&format!("{CRDS}/widgets.example.org")).await.expect(200);
+    body["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["replicas"]
+        ["default"] = json!(7);
+    s.put(&format!("{CRDS}/widgets.example.org"), &body).await.expect(200);
+    let seven = async || {
+        let widget = s.get(&format!("{WIDGETS}/a")).await.expect(200);
+        (widget["spec"]["replicas"] == 7).then_some(())
+    };
+    eventually("the default is shown", seven).await;
+}
+
+#[tokio::test]
+async fn names_that_are_taken_are_not_accepted_until_they_are_free() {
+    let s = defined().await;
+    let mut second = definition();
+    second["metadata"]["name"] = json!("gadgets.example.org");
+    second["spec"]["names"] = json!({"plural": "gadgets", "singular": "gadget", "kind": "Widget"});
+    s.post(CRDS, &second).await.expect(201);
+    let refused = async || {
+        let definition = s.get(&format!("{CRDS}/gadgets.example.org")).await.expect(200);
+        let condition =
+            definition["status"]["conditions"].as_array()?.iter().find(|c| c["type"] == "NamesAccepted")?;
+        (condition["reason"] == "KindConflict").then_some(())
+    };
+    eventually("refused", refused).await;
+    s.get("/apis/example.org/v1/namespaces/default/gadgets").await.fails(404, "NotFound");
+    s.delete(&format!("{CRDS}/widgets.example.org")).await.expect(200);
+    established(&s, "gadgets.example.org").await;
+    s.get("/apis/example.org/v1/namespaces/default/gadgets").await.expect(200);
+}
+
+#[tokio::test]
+async fn a_deleted_definition_takes_its_objects_along() {
+    let s = defined().await;
+    let mut held = widget("held", json!({}));
+    held["metadata"]["finalizers"] = json!(["example.org/wait"]);
+    s.post(WIDGETS, &held).await.expect(201);
+    s.post(WIDGETS, &widget("free", json!({}))).await.expect(201);
+    s.delete(&format!("{CRDS}/widgets.example.org")).await.expect(200);
+    let one_left = async || (s.get(WIDGETS).await.expect(200)["items"].as_array()?.len() == 1).then_some(());
+    eventually("the free one is gone", one_left).await;
+    let waiting = s.get(&format!("{CRDS}/widgets.example.org")).await.expect(200);
+    assert!(waiting["status"]["conditions"].as_array().unwrap().iter().any(|c| c["type"] == "Terminating"));
+    let merge = [("content-type", "application/merge-patch+json")];
+    s.call("PATCH", &format!("{WIDGETS}/held"), &merge, r#"{"metadata":{"finalizers":null}}"#)
+        .await
+        .expect(200);
+    let gone = async || (s.get(&format!("{CRDS}/widgets.example.org")).await.code == 404).then_some(());
+    eventually("the definition is gone", gone).await;
+    s.get(WIDGETS).await.fails(404, "NotFound");
+    s.post(CRDS, &definition()).await.expect(201);
+    established(&s, "widgets.example.org").await;
+    assert_eq!(s.get(WIDGETS).await.expect(200)["items"], json!([]));
+}
