@@ -13,6 +13,7 @@ pub mod query;
 pub mod raise;
 pub mod refusal;
 pub mod secret;
+pub mod service;
 pub mod task;
 pub mod taskdef;
 pub mod units;

@@ -15,6 +15,7 @@ mod instance_ops;
 mod paging;
 mod protection;
 mod run;
+mod service;
 mod tag;
 mod task;
 mod task_definition;
@@ -67,6 +68,12 @@ static OPERATIONS: &[Operation<Ecs>] = &[
     operation!("DescribeTasks", task::describe),
     operation!("ListTasks", task::list),
     operation!("StopTask", task::stop),
+    operation!("CreateService", service::create),
+    operation!("DeleteService", service::delete),
+    operation!("DescribeServices", service::describe),
+    operation!("ListServices", service::list),
+    operation!("ListServicesByNamespace", service::list_by_namespace),
+    operation!("UpdateService", service::update),
     operation!("GetTaskProtection", protection::get),
     operation!("UpdateTaskProtection", protection::update),
     operation!("DeregisterContainerInstance", instance_ops::deregister),

@@ -57,13 +57,13 @@ struct Draft {
 }
 
 /// Where the tasks go.
-enum Launch {
+pub enum Launch {
     Type(String),
     Providers(Strategy),
 }
 
 impl Launch {
-    fn on_fargate(&self) -> bool {
+    pub fn on_fargate(&self) -> bool {
         match self {
             Launch::Type(kind) => kind == "FARGATE",
             Launch::Providers(strategy) => strategy.items().iter().any(|i| is_fargate(&i.provider)),
@@ -131,7 +131,7 @@ fn chosen(cx: &Context<'_>, row: &Row) -> (String, String, String) {
     (row.arn.clone(), row.node_name.clone(), zone)
 }
 
-fn launch(cx: &Context<'_>, cluster: &Cluster) -> Result<Launch, AwsError> {
+pub fn launch(cx: &Context<'_>, cluster: &Cluster) -> Result<Launch, AwsError> {
     let given = list(&cx.call.input, "/capacityProviderStrategy");
     let kind = cx.text("launchType");
     if !kind.is_empty() && !given.is_empty() {
@@ -215,7 +215,7 @@ fn plan(cx: &Context<'_>, cluster: Cluster, on_fargate: bool) -> Result<Plan, Aw
     Ok(Plan { cluster, definition, spec, demand, print: print(cx)? })
 }
 
-fn network(input: &Value, definition: &Value) -> Result<(), AwsError> {
+pub fn network(input: &Value, definition: &Value) -> Result<(), AwsError> {
     let awsvpc = text(definition, "/networkMode") == "awsvpc";
     let given = has(input, "/networkConfiguration/awsvpcConfiguration");
     if awsvpc && !given {
@@ -242,7 +242,7 @@ fn network(input: &Value, definition: &Value) -> Result<(), AwsError> {
 }
 
 /// What Fargate adds, and what it does not take.
-fn platform(
+pub fn platform(
     cx: &Context<'_>,
     spec: &mut Value,
     definition: &Value,

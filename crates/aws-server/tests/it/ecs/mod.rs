@@ -5,4 +5,5 @@ mod definitions;
 mod harness;
 mod instances;
 mod more;
+mod services;
 mod tasks;

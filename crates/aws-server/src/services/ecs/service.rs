@@ -1,0 +1,338 @@
+//! Services: what was asked for, as an object. The service scheduler (`ecs`) makes and replaces the tasks.
+//!
+//! A deleted service is DRAINING while it has tasks, INACTIVE then, and can be made again.
+
+use super::Ecs;
+use super::context::{Cluster, Context, client_error, doc, failure, internal, parameter};
+use super::paging::{PAGE_MAX, Page};
+use super::run::{Launch, launch, network, platform};
+use crate::service::{AwsError, Call, Outcome};
+use client::{Object, ObjectKey};
+use ecs_model::doc::{Doc, object};
+use ecs_model::names::Resource;
+use ecs_model::placement;
+use ecs_model::service::{DEPLOYMENT, MEMBERS, check, describe as shown, renews};
+use ecs_model::task::is_stopped;
+use ecs_model::taskdef::is_name;
+use k8s_schema::gvr;
+use machinery::kinds::get::{has, list as items, text, texts};
+use serde_json::{Map, Value, json};
+use std::sync::Arc;
+
+/// Most services in one DescribeServices.
+const DESCRIBE_MAX: usize = 10;
+/// Services of a page when nothing is said.
+const PAGE: i64 = 10;
+
+fn not_found() -> AwsError {
+    AwsError::client("ServiceNotFoundException", "Service not found.")
+}
+
+fn not_active() -> AwsError {
+    AwsError::client("ServiceNotActiveException", "Service was not ACTIVE.")
+}
+
+/// The service's name in a name or ARN.
+fn name_of(cx: &Context<'_>, cluster: &Cluster, given: &str) -> Result<String, AwsError> {
+    if !given.starts_with("arn:") {
+        return Ok(given.to_string());
+    }
+    match cx.parse_arn(given)? {
+        Resource::Service(name, service) => {
+            cx.same_cluster(cluster, &name)?;
+            Ok(service)
+        }
+        _ => Err(parameter("Invalid identifier: Unexpected resource type in service identifier.")),
+    }
+}
+
+fn key(cx: &Context<'_>, cluster: &Cluster, name: &str) -> ObjectKey {
+    ObjectKey::new(&*cluster.namespace, cx.scope.object_name(name))
+}
+
+fn arn(cx: &Context<'_>, cluster: &Cluster, name: &str) -> String {
+    cx.scope.arn(&Resource::Service(cluster.name.clone(), name.to_string()))
+}
+
+fn find(cx: &Context<'_>, cluster: &Cluster, name: &str) -> Result<Option<Arc<Doc>>, AwsError> {
+    let Some(object) = cx.views.services.get(&key(cx, cluster, name)) else { return Ok(None) };
+    let doc = doc(&object)?;
+    Ok((text(doc.spec(), "/serviceArn") == arn(cx, cluster, name)).then_some(doc))
+}
+
+/// A new deployment's name and time.
+fn deployment(cx: &Context<'_>) -> Value {
+    let number = uuid::Uuid::new_v4().as_u128() % 10_000_000_000_000_000_000;
+    json!({"id": format!("ecs-svc/{number:019}"), "createdAt": cx.now()})
+}
+
+/// The members that the request gives.
+fn given(input: &Value) -> Value {
+    let member = |m: &str| Some((m.to_string(), input.get(m).filter(|v| !v.is_null())?.clone()));
+    Value::Object(MEMBERS.into_iter().filter_map(member).collect::<Map<_, _>>())
+}
+
+/// Checks a spec as a whole against its task definition, and settles where its tasks go.
+fn settle(cx: &Context<'_>, cluster: &Cluster, spec: &mut Value) -> Result<(), AwsError> {
+    check(spec)?;
+    let definition = cx.definition(text(spec, "/taskDefinition"))?;
+    let definition = doc(&*definition.ok_or_else(|| client_error("TaskDefinition not found."))?)?;
+    if text(definition.spec(), "/status") != "ACTIVE" {
+        return Err(client_error("TaskDefinition is inactive"));
+    }
+    spec["taskDefinition"] = definition.spec()["taskDefinitionArn"].clone();
+    let fresh = !has(spec, "/launchType") && !has(spec, "/capacityProviderStrategy");
+    let asked =
+        ["launchType", "capacityProviderStrategy"].iter().any(|m| has(&cx.call.input, &format!("/{m}")));
+    let on_fargate = if fresh || asked {
+        let launch = launch(cx, cluster)?;
+        match &launch {
+            Launch::Type(kind) => spec["launchType"] = json!(kind),
+            Launch::Providers(strategy) => {
+                spec["capacityProviderStrategy"] = strategy.document();
+                spec.as_object_mut().map(|members| members.remove("launchType"));
+            }
+        }
+        launch.on_fargate()
+    } else {
+        has(spec, "/platformVersion")
+    };
+    let needed = if on_fargate { "FARGATE" } else { "EC2" };
+    if !texts(definition.spec(), "/compatibilities").any(|c| c == needed) {
+        return Err(parameter(format!("Task definition does not support launch_type {needed}.")));
+    }
+    network(spec, definition.spec())?;
+    placement::constraints(items(spec, "/placementConstraints"))?;
+    placement::strategies(items(spec, "/placementStrategy"))?;
+    if fresh || asked || has(&cx.call.input, "/platformVersion") {
+        platform(cx, spec, definition.spec(), on_fargate)?;
+    }
+    spec.as_object_mut().map(|members| members.remove("ephemeralStorage"));
+    containers(spec, definition.spec())
+}
+
+/// Load balancers name containers and ports that there are.
+fn containers(spec: &Value, definition: &Value) -> Result<(), AwsError> {
+    for balancer in items(spec, "/loadBalancers") {
+        let (name, port) = (text(balancer, "/containerName"), &balancer["containerPort"]);
+        let found = items(definition, "/containerDefinitions").iter().find(|c| text(c, "/name") == name);
+        let Some(container) = found else {
+            return Err(parameter(format!("The container {name} does not exist in the task definition.")));
+        };
+        if !items(container, "/portMappings").iter().any(|m| m["containerPort"] == *port) {
+            return Err(parameter(format!(
+                "The container {name} did not have a container port {port} defined."
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// CreateService.
+pub async fn create(ecs: &Ecs, call: &Call) -> Outcome {
+    let cx = ecs.enter(call).await;
+    let cluster = cx.cluster().await?;
+    let name = cx.text("serviceName");
+    if !is_name(name) {
+        return Err(parameter(
+            "Invalid service name. Up to 255 letters (uppercase and lowercase), numbers, underscores, and hyphens are \
+             allowed.",
+        ));
+    }
+    if let Some(old) = find(&cx, &cluster, name)? {
+        match text(old.spec(), "/status") {
+            "INACTIVE" => {}
+            "DRAINING" => return Err(parameter("Unable to Start a service that is still Draining.")),
+            _ => return Err(parameter("Creation of service was not idempotent.")),
+        }
+    }
+    super::tag::check(items(&call.input, "/tags"))?;
+    let mut spec = given(&call.input);
+    let daemon = text(&spec, "/schedulingStrategy") == "DAEMON";
+    if !has(&spec, "/desiredCount") && !daemon {
+        return Err(parameter("The desired count must be specified with the REPLICA scheduling strategy."));
+    }
+    spec["taskDefinition"] = call.input["taskDefinition"].clone();
+    settle(&cx, &cluster, &mut spec)?;
+    machinery::patch::merge(
+        &mut spec,
+        &json!({
+            "serviceArn": arn(&cx, &cluster, name), "serviceName": name, "clusterArn": cluster.arn,
+            "status": "ACTIVE", "createdAt": cx.now(), "createdBy": call.caller.arn, DEPLOYMENT: deployment(&cx),
+        }),
+    );
+    let written = write(&cx, &key(&cx, &cluster, name), spec).await?;
+    answer(&written)
+}
+
+/// Writes a service that is not there or inactive.
+async fn write(cx: &Context<'_>, key: &ObjectKey, spec: Value) -> Result<Arc<Object>, AwsError> {
+    let body = object("Service", &key.namespace, &key.name, spec.clone());
+    if let Some(written) = cx.create(&gvr::ECS_SERVICES, &cx.views.services, body).await? {
+        return Ok(written);
+    }
+    let revived = cx
+        .modify(&gvr::ECS_SERVICES, &cx.views.services, key, |old| {
+            if text(old.spec(), "/status") != "INACTIVE" {
+                return Err(parameter("Creation of service was not idempotent."));
+            }
+            Ok(Some(json!({"spec": replaced(old.spec(), &spec)})))
+        })
+        .await?
+        .ok_or_else(not_found)?;
+    // What the last life of the service left behind.
+    let gone = cx.shared.client.merge_patch_status(&gvr::ECS_SERVICES, key, json!({"status": null})).await;
+    let written = gone.map_err(internal)?;
+    cx.views.services.observe(written.clone());
+    Ok(if written.revision > revived.revision { written } else { revived })
+}
+
+/// A merge patch that makes one document of another.
+fn replaced(old: &Value, new: &Value) -> Value {
+    let mut patch = new.clone();
+    for member in old.as_object().into_iter().flatten().map(|(k, _)| k) {
+        if patch.get(member).is_none() {
+            patch[member] = Value::Null;
+        }
+    }
+    patch
+}
+
+fn answer(object: &Object) -> Outcome {
+    let service = doc(object)?;
+    Ok(json!({"service": shown(service.spec(), service.status())}))
+}
+
+/// UpdateService.
+pub async fn update(ecs: &Ecs, call: &Call) -> Outcome {
+    let cx = ecs.enter(call).await;
+    let cluster = cx.cluster().await?;
+    let name = name_of(&cx, &cluster, cx.text("service"))?;
+    find(&cx, &cluster, &name)?.ok_or_else(not_found)?;
+    let mut change = given(&call.input);
+    let fixed = ["launchType", "schedulingStrategy", "tags"];
+    if let Some(members) = change.as_object_mut() {
+        members.retain(|member, _| !fixed.contains(&member.as_str()));
+        if let Some(definition) = call.input.get("taskDefinition").filter(|d| !d.is_null()) {
+            members.insert("taskDefinition".into(), definition.clone());
+        }
+    }
+    let fresh = deployment(&cx);
+    let force = call.input["forceNewDeployment"] == true;
+    let written = cx
+        .modify(&gvr::ECS_SERVICES, &cx.views.services, &key(&cx, &cluster, &name), |old| {
+            if text(old.spec(), "/status") != "ACTIVE" {
+                return Err(not_active());
+            }
+            let mut spec = old.spec().clone();
+            machinery::patch::merge(&mut spec, &change);
+            settle(&cx, &cluster, &mut spec)?;
+            if force || renews(old.spec(), &spec) {
+                spec[DEPLOYMENT] = fresh.clone();
+            }
+            Ok((spec != *old.spec()).then(|| json!({"spec": replaced(old.spec(), &spec)})))
+        })
+        .await?
+        .ok_or_else(not_found)?;
+    answer(&written)
+}
+
+/// DeleteService.
+pub async fn delete(ecs: &Ecs, call: &Call) -> Outcome {
+    let cx = ecs.enter(call).await;
+    let cluster = cx.cluster().await?;
+    let name = name_of(&cx, &cluster, cx.text("service"))?;
+    find(&cx, &cluster, &name)?.ok_or_else(not_found)?;
+    let group = format!("service:{name}");
+    let mut busy = false;
+    for object in cx.views.tasks.list_in(&cluster.namespace) {
+        let task = doc(&object)?;
+        busy |= text(task.spec(), "/group") == group && !is_stopped(task.status());
+    }
+    let force = call.input["force"] == true;
+    let written = cx
+        .modify(&gvr::ECS_SERVICES, &cx.views.services, &key(&cx, &cluster, &name), |old| {
+            if text(old.spec(), "/status") != "ACTIVE" {
+                return Err(not_active());
+            }
+            let replica = text(old.spec(), "/schedulingStrategy") != "DAEMON";
+            if replica && !force && old.spec()["desiredCount"].as_i64().unwrap_or(0) > 0 {
+                return Err(parameter("The service cannot be stopped while it is scaled above 0."));
+            }
+            let status = if busy { "DRAINING" } else { "INACTIVE" };
+            Ok(Some(json!({"spec": {"status": status, "desiredCount": 0}})))
+        })
+        .await?
+        .ok_or_else(not_found)?;
+    answer(&written)
+}
+
+/// DescribeServices.
+pub async fn describe(ecs: &Ecs, call: &Call) -> Outcome {
+    let cx = ecs.enter(call).await;
+    let asked = cx.texts("services");
+    if asked.is_empty() {
+        return Err(parameter("Services cannot be empty."));
+    }
+    if asked.len() > DESCRIBE_MAX {
+        return Err(parameter(format!("services can have at most {DESCRIBE_MAX} items.")));
+    }
+    let cluster = cx.cluster().await?;
+    let with_tags = cx.includes("TAGS");
+    let (mut services, mut failures) = (Vec::new(), Vec::new());
+    for given in asked {
+        let name = name_of(&cx, &cluster, given)?;
+        let Some(service) = find(&cx, &cluster, &name)? else {
+            failures.push(failure(&arn(&cx, &cluster, &name), "MISSING"));
+            continue;
+        };
+        let mut out = shown(service.spec(), service.status());
+        if !with_tags {
+            out["tags"] = json!([]);
+        }
+        services.push(out);
+    }
+    Ok(json!({"services": services, "failures": failures}))
+}
+
+/// ListServices.
+pub async fn list(ecs: &Ecs, call: &Call) -> Outcome {
+    let cx = ecs.enter(call).await;
+    let mut asked = call.clone();
+    if asked.input["maxResults"].is_null() && asked.input.is_object() {
+        asked.input["maxResults"] = json!(PAGE);
+    }
+    let page = Page::of(&asked, PAGE_MAX)?;
+    let cluster = cx.cluster().await?;
+    let is = |member: &str, spec: &Value| {
+        let wanted = cx.text(member);
+        wanted.is_empty() || text(spec, &format!("/{member}")) == wanted
+    };
+    let mut out = Vec::new();
+    for object in cx.views.services.list_in(&cluster.namespace) {
+        let service = doc(&object)?;
+        let spec = service.spec();
+        if text(spec, "/status") != "INACTIVE" && is("launchType", spec) && is("schedulingStrategy", spec) {
+            out.push((object.key.name.to_string(), spec["serviceArn"].clone()));
+        }
+    }
+    Ok(page.answer("serviceArns", out))
+}
+
+/// ListServicesByNamespace: the services whose Service Connect names that Cloud Map namespace.
+pub async fn list_by_namespace(ecs: &Ecs, call: &Call) -> Outcome {
+    let cx = ecs.enter(call).await;
+    let page = Page::of(call, PAGE_MAX)?;
+    let prefix = cx.cluster_arn("");
+    let mut out = Vec::new();
+    for object in cx.views.services.list() {
+        let service = doc(&object)?;
+        let spec = service.spec();
+        let named = text(spec, "/serviceConnectConfiguration/namespace") == cx.text("namespace");
+        if named && text(spec, "/status") == "ACTIVE" && text(spec, "/clusterArn").starts_with(&prefix) {
+            out.push((object.key.to_string(), spec["serviceArn"].clone()));
+        }
+    }
+    out.sort_by(|a, b| a.0.cmp(&b.0));
+    Ok(page.answer("serviceArns", out))
+}
