@@ -347,6 +347,8 @@ fn pod_spec(input: &Input, mode: NetworkMode) -> Map<String, Value> {
     match text(&definition["pidMode"]) {
         "host" => put("hostPID", json!(true)),
         "task" => put("shareProcessNamespace", json!(true)),
+        // Orphans need somebody who reaps them: the process that holds a shared namespace does.
+        _ if wants_init(definition) => put("shareProcessNamespace", json!(true)),
         _ => {}
     }
     if text(&definition["ipcMode"]) == "host" {
@@ -364,9 +366,7 @@ fn pod_spec(input: &Input, mode: NetworkMode) -> Map<String, Value> {
     if let Some(hostname) = containers.iter().map(|c| text(&c["hostname"])).find(|h| !h.is_empty()) {
         put("hostname", json!(hostname));
     }
-    let hosts = containers.iter().flat_map(|c| items(&c["extraHosts"]));
-    let aliases: Vec<Value> =
-        hosts.map(|h| json!({"ip": text(&h["ipAddress"]), "hostnames": [text(&h["hostname"])]})).collect();
+    let aliases = host_aliases(containers);
     if !aliases.is_empty() {
         put("hostAliases", Value::Array(aliases));
     }
@@ -379,6 +379,20 @@ fn pod_spec(input: &Input, mode: NetworkMode) -> Map<String, Value> {
         put("securityContext", json!({"sysctls": sysctls}));
     }
     spec
+}
+
+fn wants_init(definition: &Value) -> bool {
+    let containers = items(&definition["containerDefinitions"]);
+    containers.iter().any(|c| c["linuxParameters"]["initProcessEnabled"] == true)
+}
+
+/// `extraHosts`, and `links`: linked containers share the task's network.
+fn host_aliases(containers: &[Value]) -> Vec<Value> {
+    let extra = containers.iter().flat_map(|c| items(&c["extraHosts"]));
+    let extra = extra.map(|h| (text(&h["ipAddress"]), vec![text(&h["hostname"])]));
+    let links = containers.iter().flat_map(|c| items(&c["links"]));
+    let links = links.map(|l| ("127.0.0.1", text(l).split(':').collect()));
+    extra.chain(links).map(|(ip, names)| json!({"ip": ip, "hostnames": names})).collect()
 }
 
 /// Limits of the whole task, where it has any.

@@ -174,6 +174,18 @@ fn the_note_holds_what_a_pod_cannot_say() {
 }
 
 #[test]
+fn links_lead_to_the_task_itself_and_an_init_process_to_a_shared_namespace() {
+    let definition = json!({"family": "f", "revision": 1, "containerDefinitions": [
+        {"name": "db", "image": "i", "linuxParameters": {"initProcessEnabled": true}},
+        {"name": "web", "image": "i", "links": ["db:database"], "extraHosts": [{"hostname": "x", "ipAddress": "10.0.0.1"}]}]});
+    let spec = run(definition, json!({"launchType": "EC2"})).unwrap().pod["spec"].clone();
+    let wanted =
+        json!([{"ip": "10.0.0.1", "hostnames": ["x"]}, {"ip": "127.0.0.1", "hostnames": ["db", "database"]}]);
+    assert_eq!(spec["hostAliases"], wanted);
+    assert_eq!(spec["shareProcessNamespace"], true);
+}
+
+#[test]
 fn what_cannot_be_done_is_refused() {
     for part in [
         json!({"environmentFiles": [{"type": "s3", "value": "arn:aws:s3:::b/f.env"}]}),
