@@ -67,7 +67,7 @@ async fn every_resource_answers_every_verb() {
     for row in k8s_schema::resources() {
         stored += usize::from(walk(&s, row).await);
     }
-    assert!(stored > 25, "{stored} kinds could be made from a bare name");
+    assert!(stored > 20, "{stored} kinds could be made from a bare name");
 }
 
 #[tokio::test]
