@@ -345,7 +345,7 @@ fn verdicts(state: &PodState, pod: &PodView, phase: &str) -> Vec<Verdict> {
 }
 
 /// Conditions that are there only while a resize is pending.
-const RESIZING: [&str; 2] = ["PodResizePending", "PodResizeInProgress"];
+pub const RESIZING: [&str; 2] = ["PodResizePending", "PodResizeInProgress"];
 
 fn resizing(state: &PodState, pod: &PodView, stored: &[PodCondition], now: Timestamp) -> Option<Value> {
     if !pending(state, pod) {

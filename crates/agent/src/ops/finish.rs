@@ -3,6 +3,7 @@
 use super::{Node, blocking};
 use crate::decide::outcome::Outcome;
 use crate::pod::PodView;
+use crate::status::RESIZING;
 use client::{DeleteOptions, Object, ObjectKey};
 use k8s_schema::gvr::PODS;
 use machinery::status::ApiError;
@@ -38,7 +39,9 @@ pub async fn write_status(node: Arc<Node>, pod: PodView, status: Value) -> Resul
 
 fn with_foreign_conditions(mut status: Value, stored: &Value) -> Value {
     let own = status["conditions"].as_array().cloned().unwrap_or_default();
-    let known = |c: &Value| own.iter().any(|o| o["type"] == c["type"]);
+    let known = |c: &Value| {
+        own.iter().any(|o| o["type"] == c["type"]) || RESIZING.iter().any(|kind| c["type"] == *kind)
+    };
     let foreign: Vec<Value> =
         stored["conditions"].as_array().into_iter().flatten().filter(|c| !known(c)).cloned().collect();
     if let Some(list) = status["conditions"].as_array_mut() {

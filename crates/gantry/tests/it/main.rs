@@ -4,16 +4,20 @@
 //! each check uses names of its own.
 
 mod api;
+mod attacks;
 mod batch;
 mod chaos;
 mod clients;
 mod configs;
 mod crash;
+mod disruption;
+mod ecs;
 mod etcd;
 mod eviction;
 mod examples;
 mod identity;
 mod lifecycle;
+mod memory_volumes;
 mod registry;
 mod registry_nodes;
 mod samples;
