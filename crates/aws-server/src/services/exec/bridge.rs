@@ -108,8 +108,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     }
 
     async fn session(&mut self, sessions: &Sessions, id: &str, exec: &dyn Exec) -> io::Result<()> {
-        let opening = tokio::time::timeout(BEGIN_WITHIN, self.messages.recv()).await;
-        let Ok(Some((Kind::Text, opening))) = opening else { return Err(error("no opening message")) };
+        let opening = tokio::time::timeout(BEGIN_WITHIN, self.opening()).await;
+        let opening = opening.map_err(|_| error("no opening message"))??;
         let opening: Value = serde_json::from_slice(&opening).map_err(io::Error::other)?;
         let token = opening["TokenValue"].as_str().unwrap_or_default();
         let Some(grant) = sessions.take(id, token, Instant::now()) else {
@@ -121,6 +121,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             Err(failed) => failed.message,
         };
         self.close(id, &output).await
+    }
+
+    /// The first message that is no ping: the plugin's pings may come before it.
+    async fn opening(&mut self) -> io::Result<Bytes> {
+        loop {
+            match self.messages.recv().await {
+                Some((Kind::Text, opening)) => return Ok(opening),
+                Some((Kind::Ping, payload)) => self.put(Kind::Pong, &payload).await?,
+                Some((Kind::Pong, _)) => {}
+                Some((Kind::Binary | Kind::Close, _)) | None => return Err(error("no opening message")),
+            }
+        }
     }
 
     async fn handshake(&mut self) -> io::Result<()> {

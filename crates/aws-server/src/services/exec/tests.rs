@@ -71,6 +71,8 @@ impl Plugin {
         let (read, write) = tokio::io::split(near);
         let reader = Reader::new(read, false);
         let mut plugin = Plugin { reader, write, next_out: 0, text: String::new(), deaf: 0, last_in: -1 };
+        // The plugin pings from another thread, which may be first.
+        plugin.put(Kind::Ping, b"keepalive").await;
         let opening = json!({"MessageSchemaVersion": "1.0", "TokenValue": token}).to_string();
         plugin.put(Kind::Text, opening.as_bytes()).await;
         plugin
@@ -101,8 +103,10 @@ impl Plugin {
     async fn next(&mut self) -> Option<Message> {
         loop {
             let (kind, bytes) = tokio::time::timeout(PATIENCE, self.reader.next()).await.unwrap().ok()?;
-            if kind != Kind::Binary {
-                return None;
+            match kind {
+                Kind::Pong => continue,
+                Kind::Binary => {}
+                _ => return None,
             }
             let message = Message::decode(&bytes).unwrap();
             if message.kind == OUTPUT {
