@@ -204,24 +204,54 @@ impl AccessKeys {
         Ok(Temporary { pair: Pair { access_key, secret: self.secret_of(&token) }, token, expires })
     }
 
+    /// A password of limited life for one purpose, which says for itself whose it is.
+    ///
+    /// # Errors
+    /// Never in practice: the facts always serialize.
+    pub fn ticket(&self, purpose: &str, principal: Principal, expires: i64) -> Result<String, AccessError> {
+        let facts = Facts { k: purpose.into(), p: principal, e: expires };
+        let mut body = serde_json::to_vec(&facts).map_err(|_| AccessError::Damaged(FILE))?;
+        let tag = hmac::sign(&self.master, &ticket_text(purpose, &body));
+        body.extend_from_slice(tag.as_ref());
+        Ok(BASE64_STANDARD.encode(body))
+    }
+
+    /// Whose such a password is; `now` in seconds.
+    ///
+    /// # Errors
+    /// It is none of ours for that purpose, or its time has come.
+    pub fn holder(&self, purpose: &str, ticket: &str, now: i64) -> Result<Principal, KeyError> {
+        let facts = self.sealed(ticket, |body| ticket_text(purpose, body)).ok_or(KeyError::Unknown)?;
+        if facts.e <= now { Err(KeyError::Expired) } else { Ok(facts.p) }
+    }
+
     /// A text that only this instance can make, for things that it gives out and takes back.
     pub fn seal(&self, purpose: &str, text: &str) -> String {
         hex_tag(&self.master, purpose, text)
     }
 
     fn facts(&self, token: &str) -> Option<Facts> {
+        self.sealed(token, <[u8]>::to_vec)
+    }
+
+    /// The facts of a sealed text; `signed`: what its tag is over.
+    fn sealed(&self, token: &str, signed: impl Fn(&[u8]) -> Vec<u8>) -> Option<Facts> {
         if token.len() > TOKEN_MAX_BYTES {
             return None;
         }
         let bytes = BASE64_STANDARD.decode(token).ok()?;
         let (body, tag) = bytes.split_at_checked(bytes.len().checked_sub(TAG_BYTES)?)?;
-        hmac::verify(&self.master, body, tag).ok()?;
+        hmac::verify(&self.master, &signed(body), tag).ok()?;
         serde_json::from_slice(body).ok()
     }
 
     fn secret_of(&self, token: &str) -> String {
         secret_text(hmac::sign(&self.master, format!("secret\n{token}").as_bytes()).as_ref())
     }
+}
+
+fn ticket_text(purpose: &str, body: &[u8]) -> Vec<u8> {
+    [b"ticket\n", purpose.as_bytes(), b"\n", body].concat()
 }
 
 fn hex_tag(key: &hmac::Key, purpose: &str, text: &str) -> String {
@@ -264,6 +294,18 @@ mod tests {
         for bad in ["x", "a:b@1", ":b", "a:"] {
             assert!(AccessKeys::load_or_create(folder.path(), "123456789012", bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_ticket_is_for_one_purpose() {
+        let folder = tempfile::tempdir().unwrap();
+        let keys = keys(folder.path());
+        let ticket = keys.ticket("ecr", Principal::root("123456789012"), 1_000).unwrap();
+        assert_eq!(keys.holder("ecr", &ticket, 999), Ok(Principal::root("123456789012")));
+        assert_eq!(keys.holder("ecr", &ticket, 1_000), Err(KeyError::Expired));
+        assert_eq!(keys.holder("other", &ticket, 1), Err(KeyError::Unknown));
+        let token = keys.issue(Principal::root("123456789012"), 1_000).unwrap().token;
+        assert_eq!(keys.holder("ecr", &token, 1), Err(KeyError::Unknown));
     }
 
     #[test]

@@ -35,7 +35,7 @@ mod unpack;
 mod watch;
 
 pub use depot::{
-    Committed, Depot, DepotError, GcHow, Manifest, ManifestRef, Put, Referrer, Stored, Swept, Upload,
+    Committed, Depot, DepotError, GcHow, Listed, Manifest, ManifestRef, Put, Referrer, Stored, Swept, Upload,
 };
 pub use digest::{Digest, Hasher};
 pub use error::ImageError;

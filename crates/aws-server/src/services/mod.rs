@@ -1,5 +1,6 @@
 //! One module a service: its shared state, its operation table, and a file a family of operations.
 
+pub mod ecr;
 pub mod ecs;
 pub mod exec;
 pub mod iam;
@@ -40,6 +41,7 @@ pub struct Registry {
 /// where their stores are opened.)
 pub fn all(parts: &Parts) -> Vec<Arc<dyn Service>> {
     vec![
+        ecr::service(parts),
         ecs::service(&parts.shared),
         iam::service(parts),
         secretsmanager::service(parts),

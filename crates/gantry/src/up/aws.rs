@@ -7,10 +7,12 @@ use super::Instance;
 use crate::config::Config;
 use crate::kubeconfig;
 use anyhow::{Context, Result, ensure};
+use async_trait::async_trait;
 use auth::{AccessKeys, Identity, SYSTEM_MASTERS};
 use aws_server::service::{Service, Shared};
 use aws_server::{Aws, AwsConfig, Upgrade, services};
 use k8s_schema::gvr::NAMESPACES;
+use registry::{Action, Authorizer, Credentials, Principal};
 use serde_json::json;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
@@ -35,6 +37,10 @@ pub struct Parts {
     pub upgrades: Vec<Arc<dyn Upgrade>>,
     /// All services, for those who ask them in process; there once the endpoint is.
     pub all: Vec<Arc<dyn Service>>,
+    /// CloudWatch Logs, for the log drivers.
+    pub logs: Option<Arc<services::logs::State>>,
+    /// Exec sessions.
+    pub exec: Option<Arc<services::exec::Sessions>>,
     /// The endpoint.
     pub aws: Option<Arc<Aws>>,
 }
@@ -93,12 +99,40 @@ pub async fn account(instance: &mut Instance) -> Result<()> {
     Ok(())
 }
 
+/// Users of the registry with a password from ECR's GetAuthorizationToken: they pull and push everything, as every
+/// caller of the AWS endpoint may.
+struct EcrUsers(Arc<AccessKeys>);
+
+struct EcrUser(String);
+
+#[async_trait]
+impl Authorizer for EcrUsers {
+    async fn identify(&self, credentials: Credentials<'_>) -> Option<Arc<dyn Principal>> {
+        let Credentials::Password { user: services::ecr::USER, password } = credentials else { return None };
+        let now = jiff::Timestamp::now().as_second();
+        let holder = self.0.holder(services::ecr::PASSWORD, password, now).ok()?;
+        Some(Arc::new(EcrUser(holder.arn)))
+    }
+}
+
+#[async_trait]
+impl Principal for EcrUser {
+    fn name(&self) -> &str {
+        &self.0
+    }
+
+    async fn allows(&self, _: Action, _: &str) -> bool {
+        true
+    }
+}
+
 /// All services, and the listener.
 pub async fn endpoint(instance: &mut Instance) -> Result<()> {
     let config = &instance.config;
     if config.aws_port == 0 {
         return Ok(());
     }
+    instance.node.registry_users.add(Arc::new(EcrUsers(instance.aws.keys()?)));
     let depot = instance.node.puller().ok().and_then(|p| p.depot().cloned());
     let parts = services::Parts {
         shared: instance.aws.shared()?,
@@ -109,6 +143,9 @@ pub async fn endpoint(instance: &mut Instance) -> Result<()> {
     };
     let mut all = services::all(&parts);
     all.append(&mut instance.aws.services);
+    if let Some(sessions) = &instance.aws.exec {
+        all = services::exec::with_exec(all, &parts.shared, sessions);
+    }
     instance.aws.all.clone_from(&all);
     let clock = || u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or_default();
     let aws = Aws::new(AwsConfig {

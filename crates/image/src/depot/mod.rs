@@ -11,12 +11,14 @@
 
 mod error;
 mod gc;
+mod listing;
 mod manifest;
 mod repository;
 mod upload;
 
 pub use error::DepotError;
 pub use gc::{GcHow, Swept};
+pub use listing::Listed;
 pub use manifest::{Manifest, ManifestRef, Put, Referrer};
 pub use upload::{Committed, Upload};
 
