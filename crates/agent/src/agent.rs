@@ -141,20 +141,13 @@ impl Agent {
         let address = listener.local_addr().map_err(failed)?;
         let (runtime, runtime_events) = Runtime::open(config.runtime.clone())?;
         let adopted = runtime.recover().await?;
-        for (name, shares) in GROUPS {
-            let cpu = oci::Cpu { shares: *shares, ..oci::Cpu::default() };
-            runtime.set_group(name, oci::Resources { cpu, ..oci::Resources::default() }).await?;
-        }
+        make_groups(&runtime).await?;
         recover_network(config.network.clone(), &adopted).await?;
         let facts = Arc::new(facts(&config));
         let recorder = Recorder::start(config.client.clone(), &config.node_name);
         let inbox = Arc::new(Inbox::default());
-        let on_node = ListOptions {
-            field_selector: format!("spec.nodeName={}", config.node_name),
-            ..ListOptions::default()
-        };
-        let this_node = ListOptions {
-            field_selector: format!("metadata.name={}", config.node_name),
+        let of_node = |field: &str| ListOptions {
+            field_selector: format!("{field}={}", config.node_name),
             ..ListOptions::default()
         };
         let changed = inbox.clone();
@@ -166,8 +159,8 @@ impl Agent {
             network: config.network,
             objects: ObjectCaches::new(config.client.clone(), move |kind, key| changed.object(kind, key)),
             services: Cache::start(config.client.clone(), SERVICES, ListOptions::default()),
-            pods: Cache::start(config.client.clone(), PODS, on_node),
-            this: Cache::start(config.client.clone(), NODES, this_node),
+            pods: Cache::start(config.client.clone(), PODS, of_node("spec.nodeName")),
+            this: Cache::start(config.client.clone(), NODES, of_node("metadata.name")),
             pressure: watch::Sender::default(),
             sandboxes: watch::Sender::default(),
             recorder: recorder.clone(),
@@ -284,6 +277,14 @@ fn spawn(tasks: &mut JoinSet<()>, task: impl Future<Output = ()> + Send + 'stati
 fn make_private(path: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+async fn make_groups(runtime: &Runtime) -> Result<(), RuntimeError> {
+    for (name, shares) in GROUPS {
+        let cpu = oci::Cpu { shares: *shares, ..oci::Cpu::default() };
+        runtime.set_group(name, oci::Resources { cpu, ..oci::Resources::default() }).await?;
+    }
+    Ok(())
 }
 
 async fn recover_network(network: Arc<Network>, adopted: &[PodInfo]) -> Result<(), AgentError> {
