@@ -4,7 +4,7 @@
 //! first start (a server whose authority is another one does not start). Each serves the API; the controllers run in
 //! the one that holds the lease (`leader`).
 
-use super::{Component, aws, control, ecs, serve};
+use super::{Component, aws, control, ecs, exec, logs, serve};
 use crate::config::Config;
 use crate::join::publish;
 use crate::preflight;
@@ -18,6 +18,8 @@ const COMPONENTS: &[Component] = &[
     ("controllers", |i| Box::pin(control::controllers(i))),
     ("AWS account", |i| Box::pin(aws::account(i))),
     ("joining information", |i| Box::pin(publish::start(i))),
+    ("logs", |i| Box::pin(logs::open(i))),
+    ("exec", |i| Box::pin(exec::start(i))),
     ("AWS endpoint", |i| Box::pin(aws::endpoint(i))),
     ("ECS controllers", |i| Box::pin(ecs::controllers(i))),
     ("admin socket", |i| Box::pin(control::admin(i))),

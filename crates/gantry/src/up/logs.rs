@@ -1,0 +1,57 @@
+//! CloudWatch Logs' store and service, and the log drivers of this node's ECS tasks.
+
+use super::Instance;
+use super::control::private_folder;
+use agent::logging::{Destination, LogEvent, LogSink, SinkError};
+use anyhow::Result;
+use async_trait::async_trait;
+use aws_server::services::logs::{self as service, Sink, State};
+use logs::{Limits, Store};
+use std::sync::Arc;
+
+/// Below the data folder; `logs` there are the containers' own files.
+const FOLDER: &str = "cloudwatch";
+
+/// Opens the store and leaves the service for the endpoint.
+pub async fn open(instance: &mut Instance) -> Result<()> {
+    let Some(shared) = instance.aws.shared.clone() else { return Ok(()) };
+    let folder = instance.config.data_dir.join(FOLDER);
+    private_folder(&folder)?;
+    let store = tokio::task::spawn_blocking(move || Store::open(folder, Limits::default())).await??;
+    let state = State::new(shared, store);
+    instance.tasks.push(tokio::spawn(service::expire(state.clone())));
+    instance.aws.services.push(service::service(state.clone()));
+    instance.aws.logs = Some(state);
+    Ok(())
+}
+
+/// Starts the log drivers, where there is a node and a store.
+pub async fn drivers(instance: &mut Instance) -> Result<()> {
+    if let (Some(state), Ok(agent)) = (instance.aws.logs.clone(), instance.node.agent()) {
+        instance.tasks.push(agent.ship_logs(Arc::new(InProcess(Sink::new(state)))));
+    }
+    Ok(())
+}
+
+/// The store of this process.
+struct InProcess(Sink);
+
+fn worded(error: service::SinkError) -> SinkError {
+    match error {
+        service::SinkError::Refused(why) => SinkError::Refused(why),
+        service::SinkError::Later(why) => SinkError::Later(why),
+    }
+}
+
+/// The driver's region option is a name in the task definition; here there is one store for all of them.
+#[async_trait]
+impl LogSink for InProcess {
+    async fn open(&self, to: &Destination) -> Result<(), SinkError> {
+        self.0.open(&to.region, &to.group, &to.stream, to.create_group).await.map_err(worded)
+    }
+
+    async fn put(&self, to: &Destination, events: Vec<LogEvent>) -> Result<(), SinkError> {
+        let events = events.into_iter().map(|e| (e.time_ms, e.message)).collect();
+        self.0.put(&to.region, &to.group, &to.stream, events).await.map_err(worded)
+    }
+}
