@@ -44,7 +44,7 @@ pub static ROWS: &[Behaviour] = &[
         columns: &[
             Column::NAME,
             Column::new("Definition", Cell::Fn(|t| tail(text(t, "/spec/taskDefinitionArn")).into())),
-            Column::new("Desired", Cell::Text("/spec/desiredStatus")),
+            Column::new("Desired", Cell::Fn(|t| desired(t).into())),
             Column::new("Status", Cell::Text("/status/lastStatus")),
             Column::new("Health", Cell::TextOrNone("/status/healthStatus")),
             Column::new("Launch", Cell::Text("/spec/launchType")),
@@ -111,6 +111,14 @@ fn joined(v: &Value, at: &str) -> String {
 
 fn names(v: &Value, at: &str) -> String {
     list(v, at).iter().map(|c| text(c, "/name")).collect::<Vec<_>>().join(",")
+}
+
+/// What a task should be: nothing, once it has stopped.
+fn desired(task: &Value) -> &str {
+    match text(task, "/status/lastStatus") {
+        "STOPPED" => "STOPPED",
+        _ => text(task, "/spec/desiredStatus"),
+    }
 }
 
 /// Why a task stopped: what was seen, else what was asked.
