@@ -5,11 +5,12 @@
 //! need no note: a set of indexes cannot count twice.
 
 use super::model::{Job, JobPod, format_indexes, parse_indexes, time};
+use super::policy::{self, Action};
 use crate::workload::{self, BURST, count};
 use client::events::EventType;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use stdx::backoff::Backoff;
 
@@ -27,6 +28,8 @@ pub struct Plan {
     pub delete: Vec<usize>,
     /// Pods to create, each with its index.
     pub create: Vec<Option<usize>>,
+    /// With a limit per index: failures of each created index before, counted and ignored ones.
+    pub before: BTreeMap<usize, (usize, usize)>,
     /// Events: type, reason, message.
     pub events: Vec<(EventType, String, String)>,
     /// When to look again.
@@ -39,6 +42,7 @@ struct Tally {
     succeeded: usize,
     failed: usize,
     completed: BTreeSet<usize>,
+    failed_indexes: BTreeSet<usize>,
     noted_succeeded: BTreeSet<String>,
     noted_failed: BTreeSet<String>,
 }
@@ -54,6 +58,7 @@ impl Tally {
             succeeded: number("succeeded"),
             failed: number("failed"),
             completed: parse_indexes(status["completedIndexes"].as_str().unwrap_or_default()),
+            failed_indexes: parse_indexes(status["failedIndexes"].as_str().unwrap_or_default()),
             noted_succeeded: uids("succeeded"),
             noted_failed: uids("failed"),
         }
@@ -79,10 +84,43 @@ impl Tally {
         self.failed + self.noted_failed.len()
     }
 
-    /// Notes the ends among the pods; those that may lose their finalizer.
-    fn note(&mut self, job: &Job, pods: &[JobPod], over: bool) -> Vec<usize> {
+    /// Gives up indexes that failed too often, or whose failure a rule says is final.
+    fn fail_indexes(&mut self, job: &Job, pods: &[JobPod]) {
+        let Some(limit) = job.limit_per_index.filter(|_| job.indexed) else { return };
+        for pod in pods.iter().filter(|p| p.tracked && job.has_failed(p, false)) {
+            let lost = match job.meaning(pod) {
+                Some(Action::FailIndex) => true,
+                Some(Action::Ignore) => false,
+                _ => pod.before.0 >= limit,
+            };
+            self.failed_indexes.extend(pod.index.filter(|_| lost));
+        }
+    }
+
+    /// Must this index still succeed?
+    fn is_open(&self, index: usize) -> bool {
+        !self.completed.contains(&index) && !self.failed_indexes.contains(&index)
+    }
+
+    /// With a limit per index: the last failed pods of open indexes without an active one. They stay until they
+    /// are replaced, for they alone know how often their index failed.
+    fn held(&self, job: &Job, scene: &Scene<'_>) -> BTreeSet<usize> {
+        if job.limit_per_index.is_none() {
+            return BTreeSet::new();
+        }
+        let active: BTreeSet<usize> = scene.active.iter().filter_map(|i| scene.pods[*i].index).collect();
+        let wanted = |i: &usize| self.is_open(*i) && !active.contains(i);
+        last_failures(job, scene.pods)
+            .into_iter()
+            .filter(|(index, _)| wanted(index))
+            .map(|(_, at)| at)
+            .collect()
+    }
+
+    /// Notes the ends among the pods but the held ones; those that may lose their finalizer.
+    fn note(&mut self, job: &Job, pods: &[JobPod], held: &BTreeSet<usize>, over: bool) -> Vec<usize> {
         let mut release = Vec::new();
-        for (i, pod) in pods.iter().enumerate().filter(|(_, p)| p.tracked) {
+        for (i, pod) in pods.iter().enumerate().filter(|(i, p)| p.tracked && !held.contains(i)) {
             let uid = &pod.facts.uid;
             if self.noted_failed.contains(uid) || self.noted_succeeded.contains(uid) {
                 release.push(i);
@@ -94,8 +132,10 @@ impl Tally {
                     self.completed.insert(index);
                 }
                 release.push(i);
-            } else if pod.facts.phase == "Failed" || (pod.facts.deleting && (!job.replaces_late || over)) {
-                self.noted_failed.insert(uid.clone());
+            } else if job.has_failed(pod, over) {
+                if job.meaning(pod) != Some(Action::Ignore) {
+                    self.noted_failed.insert(uid.clone());
+                }
                 release.push(i);
             }
         }
@@ -105,6 +145,19 @@ impl Tally {
         }
         release
     }
+}
+
+/// The last failed pod of each index.
+fn last_failures(job: &Job, pods: &[JobPod]) -> BTreeMap<usize, usize> {
+    let mut last: BTreeMap<usize, usize> = BTreeMap::new();
+    for (at, pod) in pods.iter().enumerate().filter(|(_, p)| job.has_failed(p, false)) {
+        let Some(index) = pod.index else { continue };
+        let rank = |i: usize| (pods[i].before.0 + pods[i].before.1, pods[i].facts.created);
+        if last.get(&index).is_none_or(|known| rank(*known) <= rank(at)) {
+            last.insert(index, at);
+        }
+    }
+    last
 }
 
 /// How a Job ends.
@@ -117,6 +170,10 @@ struct Verdict {
 impl Verdict {
     fn failure(reason: &str, message: &str) -> Option<Verdict> {
         Some(Verdict { success: false, reason: reason.into(), message: message.into() })
+    }
+
+    fn success(reason: &str, message: &str) -> Verdict {
+        Verdict { success: true, reason: reason.into(), message: message.into() }
     }
 
     fn kinds(&self) -> (&'static str, &'static str) {
@@ -142,6 +199,11 @@ fn judge(job: &Job, tally: &Tally, scene: &Scene<'_>) -> Option<Verdict> {
             return Some(Verdict { success, reason: text("reason"), message: text("message") });
         }
     }
+    let failed = scene.pods.iter().filter(|p| p.tracked && p.facts.phase == "Failed");
+    let fatal = |p: &JobPod| policy::of_failure(&job.failure_rules, p).filter(|(a, _)| *a == Action::FailJob);
+    if let Some((_, why)) = failed.into_iter().find_map(fatal) {
+        return Verdict::failure("PodFailurePolicy", &why);
+    }
     let restarts: usize = scene.active.iter().map(|i| scene.pods[*i].restarts).sum();
     let worn_out = job.restarts_in_place && restarts > 0 && restarts >= job.backoff_limit;
     if tally.failures() > job.backoff_limit || worn_out {
@@ -150,15 +212,30 @@ fn judge(job: &Job, tally: &Tally, scene: &Scene<'_>) -> Option<Verdict> {
     if remaining(job, scene.now).is_some_and(|left| left.is_zero()) {
         return Verdict::failure("DeadlineExceeded", "Job was active longer than specified deadline");
     }
-    let done = match job.completions {
-        Some(wanted) => tally.successes() >= wanted,
-        None => tally.successes() > 0 && scene.active.is_empty() && scene.terminating.is_empty(),
-    };
-    done.then(|| Verdict {
-        success: true,
-        reason: "CompletionsReached".into(),
-        message: "Reached expected number of succeeded pods".into(),
+    judge_indexes(job, tally).or_else(|| {
+        let done = match job.completions {
+            Some(wanted) => tally.successes() >= wanted,
+            None => tally.successes() > 0 && scene.active.is_empty() && scene.terminating.is_empty(),
+        };
+        done.then(|| Verdict::success("CompletionsReached", "Reached expected number of succeeded pods"))
     })
+}
+
+/// Judges by indexes: too many failed, all ended but not all well, or enough succeeded.
+fn judge_indexes(job: &Job, tally: &Tally) -> Option<Verdict> {
+    if !job.indexed {
+        return None;
+    }
+    let failed = tally.failed_indexes.len();
+    if job.failed_indexes_max.is_some_and(|max| failed > max) {
+        let why = "Job has exceeded the specified maximal number of failed indexes";
+        return Verdict::failure("MaxFailedIndexesExceeded", why);
+    }
+    if failed > 0 && job.completions.is_some_and(|all| failed + tally.completed.len() >= all) {
+        return Verdict::failure("FailedIndexes", "Job has failed indexes");
+    }
+    policy::of_successes(&job.success_rules, &tally.completed)
+        .map(|why| Verdict::success("SuccessPolicy", &why))
 }
 
 /// Time left until the deadline; `None` when there is none or the Job has not begun.
@@ -190,14 +267,16 @@ pub fn decide(job: &Job, pods: &[JobPod], doomed: impl Fn(&str) -> bool, now: Ti
     let mut plan = Plan::default();
     tally.settle(pods);
     let over = job.going || job.condition("FailureTarget").or(job.condition("SuccessCriteriaMet")).is_some();
-    plan.release = tally.note(job, pods, over);
+    tally.fail_indexes(job, pods);
+    let held = if over { BTreeSet::new() } else { tally.held(job, &scene) };
+    plan.release = tally.note(job, pods, &held, over);
     let mut conditions = workload::conditions_of(&job.status);
     let mut status = job.status.as_object().cloned().unwrap_or_default();
     let verdict = judge(job, &tally, &scene);
     if let Some(verdict) = &verdict {
         plan.delete = scene.active.clone();
         conclude(verdict, &mut conditions, now);
-        let idle = scene.active.is_empty() && scene.terminating.is_empty();
+        let idle = scene.active.is_empty() && scene.terminating.is_empty() && held.is_empty();
         if idle && tally.noted_succeeded.is_empty() && tally.noted_failed.is_empty() {
             end(verdict, &mut conditions, &mut status, &mut plan, now);
         }
@@ -240,6 +319,9 @@ fn report(job: &Job, tally: &Tally, status: &mut Map<String, Value>) {
     if job.indexed {
         let text = format_indexes(&tally.completed);
         status.insert("completedIndexes".into(), if text.is_empty() { Value::Null } else { json!(text) });
+        if job.limit_per_index.is_some() {
+            status.insert("failedIndexes".into(), json!(format_indexes(&tally.failed_indexes)));
+        }
     }
 }
 
@@ -314,7 +396,7 @@ fn staff(job: &Job, tally: &Tally, scene: &Scene<'_>, plan: &mut Plan) {
         plan.delete.extend(surplus);
     }
     let wanted = match job.completions {
-        Some(all) => all.saturating_sub(tally.successes()).min(job.parallelism),
+        Some(all) => all.saturating_sub(tally.successes() + tally.failed_indexes.len()).min(job.parallelism),
         None if tally.successes() > 0 => active.len(),
         None => job.parallelism,
     };
@@ -339,20 +421,49 @@ fn staff(job: &Job, tally: &Tally, scene: &Scene<'_>, plan: &mut Plan) {
     if missing == 0 {
         return;
     }
-    let pause = pause(pods, scene.now);
+    let pause = if job.limit_per_index.is_some() { Duration::ZERO } else { pause(pods, scene.now) };
     if !pause.is_zero() {
         plan.again = Some(pause);
-        return;
-    }
-    if !job.indexed {
+    } else if job.indexed {
+        let late = scene.terminating.iter().filter(|_| job.replaces_late);
+        let taken = active.iter().chain(late).filter_map(|i| pods[*i].index).collect();
+        fill(job, tally, scene, (&taken, missing), plan);
+    } else {
         plan.create = vec![None; missing];
-        return;
     }
-    let late = scene.terminating.iter().filter(|_| job.replaces_late);
-    let taken: BTreeSet<usize> = active.iter().chain(late).filter_map(|i| pods[*i].index).collect();
-    let free =
-        (0..job.completions.unwrap_or(0)).filter(|i| !taken.contains(i) && !tally.completed.contains(i));
-    plan.create = free.take(missing).map(Some).collect();
+}
+
+/// Creates up to `missing` of the open indexes that are not `taken`; one that failed has a pause of its own.
+fn fill(
+    job: &Job,
+    tally: &Tally,
+    scene: &Scene<'_>,
+    (taken, missing): (&BTreeSet<usize>, usize),
+    plan: &mut Plan,
+) {
+    let last = if job.limit_per_index.is_some() { last_failures(job, scene.pods) } else { BTreeMap::new() };
+    for index in (0..job.completions.unwrap_or(0)).filter(|i| !taken.contains(i) && tally.is_open(*i)) {
+        if plan.create.len() == missing {
+            return;
+        }
+        let mut before = (0, 0);
+        if let Some(pod) = last.get(&index).map(|at| &scene.pods[*at]) {
+            let (counted, ignored) = pod.before;
+            let delay = FAILED.delay(u32::try_from(counted + ignored).unwrap_or(u32::MAX));
+            let ended = pod.ended.unwrap_or(scene.now);
+            let left = delay.saturating_sub(machinery::time::since(scene.now, ended));
+            if !left.is_zero() {
+                plan.again = plan.again.into_iter().chain([left]).min();
+                continue;
+            }
+            let is_ignored = job.meaning(pod) == Some(Action::Ignore);
+            before = if is_ignored { (counted, ignored + 1) } else { (counted + 1, ignored) };
+        }
+        plan.create.push(Some(index));
+        if job.limit_per_index.is_some() {
+            plan.before.insert(index, before);
+        }
+    }
 }
 
 /// Active pods whose index is none, done, or another's.
@@ -361,7 +472,7 @@ fn misplaced(job: &Job, tally: &Tally, pods: &[JobPod], active: &[usize]) -> BTr
     let mut fits = |i: &usize| {
         let index = pods[*i].index;
         let wanted = index.is_some_and(|n| job.completions.is_none_or(|all| n < all));
-        let open = index.is_some_and(|n| !tally.completed.contains(&n));
+        let open = index.is_some_and(|n| tally.is_open(n));
         wanted && open && seen.insert(index)
     };
     let kept: BTreeSet<usize> = active.iter().copied().filter(|i| fits(i)).collect();

@@ -2,10 +2,11 @@
 //!
 //! [`decide`] says what to do; the shell writes the status first, because a pod may only lose its finalizer after its
 //! end is noted. A second queue frees pods of Jobs that are gone. Finished Jobs are deleted after their time.
-//! Deliberately not here (yet): pod failure policy, success policy, limits of failures per index.
+//! Failure and success policies are rules of [`policy`].
 
 mod decide;
 mod model;
+mod policy;
 #[cfg(test)]
 mod tests;
 
@@ -19,7 +20,7 @@ use client::{DeleteOptions, Object, ObjectKey, Propagation};
 use decide::{Plan, decide};
 use k8s_schema::gvr;
 use machinery::status::ApiError;
-use model::{INDEX, Job, JobPod, TRACKING, is_tracked, time};
+use model::{FAILURES, IGNORED, INDEX, Job, JobPod, TRACKING, is_tracked, time};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
@@ -158,7 +159,13 @@ impl Controller {
             control.delete(&pods[*i].key, pods[*i].uid()).await?;
         }
         let one = |i: usize| {
-            let (control, body) = (&control, pod_body(job, object, plan.create[i]));
+            let (control, mut body) = (&control, pod_body(job, object, plan.create[i]));
+            if let Some((counted, ignored)) = plan.create[i].and_then(|index| plan.before.get(&index)) {
+                body["metadata"]["annotations"][FAILURES] = json!(counted.to_string());
+                if *ignored > 0 {
+                    body["metadata"]["annotations"][IGNORED] = json!(ignored.to_string());
+                }
+            }
             async move { control.create(body).await.map(drop) }
         };
         match workload::slow_start(plan.create.len(), one).await.1 {

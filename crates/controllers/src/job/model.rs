@@ -1,5 +1,6 @@
 //! A Job and its pods as the decision reads them. Pure.
 
+use super::policy::{self, Action, FailureRule, SuccessRule};
 use crate::workload::PodFacts;
 use client::Object;
 use jiff::Timestamp;
@@ -14,6 +15,10 @@ use std::time::Duration;
 pub const TRACKING: &str = "batch.kubernetes.io/job-tracking";
 /// Annotation and label that hold a pod's index.
 pub const INDEX: &str = "batch.kubernetes.io/job-completion-index";
+/// Annotation of a pod: how often its index failed before it.
+pub const FAILURES: &str = "batch.kubernetes.io/job-index-failure-count";
+/// Annotation of a pod: how often its index failed before it and a rule said to ignore that.
+pub const IGNORED: &str = "batch.kubernetes.io/job-index-ignored-failure-count";
 /// `spec.managedBy` of the Jobs that are ours.
 const OURS: &str = "kubernetes.io/job-controller";
 
@@ -28,6 +33,14 @@ pub struct Job {
     pub indexed: bool,
     /// Failures that are borne.
     pub backoff_limit: usize,
+    /// Failures of each index that are borne; only of an indexed Job.
+    pub limit_per_index: Option<usize>,
+    /// Failed indexes that are borne.
+    pub failed_indexes_max: Option<usize>,
+    /// What failures of pods mean.
+    pub failure_rules: Vec<FailureRule>,
+    /// Which successes are enough.
+    pub success_rules: Vec<SuccessRule>,
     /// How long it may be active.
     pub deadline: Option<Duration>,
     /// How long it is kept once it is finished.
@@ -63,16 +76,31 @@ impl Job {
             completions: count(&spec["completions"]),
             indexed: spec["completionMode"] == "Indexed",
             backoff_limit: count(&spec["backoffLimit"]).unwrap_or(6),
+            limit_per_index: count(&spec["backoffLimitPerIndex"]),
+            failed_indexes_max: count(&spec["maxFailedIndexes"]),
+            failure_rules: policy::failure_rules(&spec["podFailurePolicy"]),
+            success_rules: policy::success_rules(&spec["successPolicy"]),
             deadline: seconds(&spec["activeDeadlineSeconds"]),
             ttl: seconds(&spec["ttlSecondsAfterFinished"]),
             suspended: spec["suspend"] == true,
-            replaces_late: spec["podReplacementPolicy"] == "Failed",
+            replaces_late: spec["podReplacementPolicy"] == "Failed" || spec["podFailurePolicy"].is_object(),
             restarts_in_place: spec["template"]["spec"]["restartPolicy"] == "OnFailure",
             going: object.meta().deletion_timestamp.is_some(),
             selector: LabelSelector::from_json(Some(&spec["selector"])).ok()?,
             template: spec["template"].take(),
             status: value["status"].take(),
         })
+    }
+
+    /// Has the pod failed? A pod on its way out counts as failed where it is replaced at once, and at the end.
+    pub fn has_failed(&self, pod: &JobPod, over: bool) -> bool {
+        pod.facts.phase == "Failed"
+            || (pod.facts.phase != "Succeeded" && pod.facts.deleting && (!self.replaces_late || over))
+    }
+
+    /// What a failed pod means, where a rule says it.
+    pub fn meaning(&self, pod: &JobPod) -> Option<Action> {
+        policy::of_failure(&self.failure_rules, pod).map(|(action, _)| action)
     }
 
     /// The condition of that type, when it is true.
@@ -105,24 +133,39 @@ pub struct JobPod {
     pub ended: Option<Timestamp>,
     /// Restarts of all its containers.
     pub restarts: usize,
+    /// Failures of its index before it, and those that were ignored.
+    pub before: (usize, usize),
+    /// Containers that ended, with their exit codes.
+    pub exits: Vec<(String, i64)>,
+    /// Types and statuses of its conditions.
+    pub conditions: Vec<(String, String)>,
 }
 
 impl JobPod {
     /// Reads one.
     pub fn read(object: &Arc<Object>) -> JobPod {
         let meta = object.meta();
+        let number = |name: &str| meta.annotations.get(name).and_then(|n| n.parse().ok()).unwrap_or(0);
         let mut pod = JobPod {
             facts: PodFacts::read(object),
             tracked: is_tracked(object),
             index: meta.annotations.get(INDEX).and_then(|i| i.parse().ok()),
             ended: meta.deletion_timestamp.as_deref().and_then(|t| machinery::time::parse(t).ok()),
-            restarts: 0,
+            before: (number(FAILURES), number(IGNORED)),
+            ..JobPod::default()
         };
         let Ok(view) = object.view::<core::Pod>() else { return pod };
         let Some(status) = &view.status else { return pod };
         let containers = || status.container_statuses.iter().flatten();
-        let all = containers().chain(status.init_container_statuses.iter().flatten());
-        pod.restarts = all.map(|c| usize::try_from(c.restart_count).unwrap_or(0)).sum();
+        let all = || containers().chain(status.init_container_statuses.iter().flatten());
+        let exit = |c: &core::ContainerStatus| {
+            let end = c.state.as_ref()?.terminated.as_ref()?;
+            Some((c.name.clone(), i64::from(end.exit_code)))
+        };
+        pod.exits = all().filter_map(exit).collect();
+        pod.conditions =
+            status.conditions.iter().flatten().map(|c| (c.type_.clone(), c.status.clone())).collect();
+        pod.restarts = all().map(|c| usize::try_from(c.restart_count).unwrap_or(0)).sum();
         let ends = containers().filter_map(|c| c.state.as_ref()?.terminated.as_ref()?.finished_at.as_ref());
         let last = ends.map(|t| t.0).max();
         let unready = status.conditions.iter().flatten().find(|c| c.type_ == "Ready" && c.status != "True");

@@ -1,7 +1,7 @@
 //! What a Job does and reports, on hand-made pods.
 
 use super::decide::{Plan, decide};
-use super::model::{INDEX, Job, JobPod, format_indexes, parse_indexes};
+use super::model::{FAILURES, IGNORED, INDEX, Job, JobPod, format_indexes, parse_indexes};
 use super::{TRACKING, pod_body};
 use crate::testing::{at, object, stamp};
 use serde_json::{Value, json};
@@ -17,7 +17,8 @@ fn started(spec: Value) -> Job {
     job(spec, json!({"startTime": stamp(0), "uncountedTerminatedPods": {}}))
 }
 
-/// `name phase`, with ` free` (no finalizer), ` going` (being deleted), ` #3` (index), ` @9` (ended after 9 s).
+/// `name phase`, with ` free` (no finalizer), ` going` (being deleted), ` #3` (index), ` %2-1` (failures
+/// of its index before it, 2 counted and 1 ignored), ` @9` (ended after 9 s), ` !42` (ended at 0 s with this code).
 fn pod(text: &str) -> JobPod {
     let mut words = text.split(' ');
     let (name, phase) = (words.next().unwrap(), words.next().unwrap());
@@ -26,6 +27,17 @@ fn pod(text: &str) -> JobPod {
     for word in words {
         match word.split_at(1) {
             ("#", index) => pod["metadata"]["annotations"][INDEX] = json!(index),
+            // Failures of its index before it; with a minus those that were ignored.
+            ("%", before) => {
+                let (counted, ignored) = before.split_once('-').unwrap_or((before, "0"));
+                pod["metadata"]["annotations"][FAILURES] = json!(counted);
+                pod["metadata"]["annotations"][IGNORED] = json!(ignored);
+            }
+            ("!", code) => {
+                let end = json!({"finishedAt": stamp(0), "exitCode": code.parse::<i32>().unwrap()});
+                pod["status"]["containerStatuses"] = json!([{"name": "c", "image": "i", "imageID": "", "ready": false,
+                    "restartCount": 0, "state": {"terminated": end}}]);
+            }
             ("@", seconds) => {
                 let end = json!({"finishedAt": stamp(seconds.parse().unwrap()), "exitCode": 1});
                 pod["status"]["containerStatuses"] = json!([{"name": "c", "image": "i", "imageID": "", "ready": false,
@@ -169,6 +181,91 @@ fn indexes_are_filled_and_refilled() {
     // Pods of a wrong or a double index go.
     let odd = plan(&started(spec), &["a Running #0", "b Running #0", "c Running #7"], 60);
     assert_eq!((odd.delete.as_slice(), odd.create.as_slice()), ([1, 2].as_slice(), [Some(1)].as_slice()));
+}
+
+#[test]
+fn failures_of_one_index_do_not_end_the_others() {
+    let spec = json!({"completionMode": "Indexed", "completions": 2, "parallelism": 2, "backoffLimitPerIndex": 1,
+        "backoffLimit": 2147483647});
+    let first = plan(&started(spec.clone()), &[], 0);
+    assert_eq!((first.create.len(), first.before[&0]), (2, (0, 0)));
+    // The failed pod of an open index keeps its finalizer, and so its count, until it is replaced.
+    let held = plan(&started(spec.clone()), &["a Failed #0 @1", "b Running #1"], 5);
+    assert_eq!((held.release.len(), held.create.len(), held.again.map(|d| d.as_secs())), (0, 0, Some(6)));
+    assert_eq!((&held.status["failedIndexes"], held.status.get("failed")), (&json!(""), None));
+    let again = plan(&started(spec.clone()), &["a Failed #0 @1", "b Running #1"], 12);
+    assert_eq!((again.create.as_slice(), again.before[&0]), ([Some(0)].as_slice(), (1, 0)));
+    let replaced = plan(&started(spec.clone()), &["a Failed #0 @1", "b Running #1", "c Running #0 %1"], 13);
+    assert_eq!(replaced.release, [0]);
+    // The second failure is one too many for the index; the other runs on to its end.
+    let lost = plan(&started(spec.clone()), &["b Running #1", "c Failed #0 %1 @9"], 900);
+    assert_eq!(
+        (&lost.status["failedIndexes"], lost.create.len(), lost.release.as_slice()),
+        (&json!("0"), 0, [1].as_slice())
+    );
+    assert!(conditions(&lost).is_empty());
+    let end = plan(&job(spec.clone(), lost.status), &["b Succeeded #1"], 901);
+    assert_eq!(
+        (&end.status["conditions"][0]["reason"], conditions(&end)),
+        (&json!("FailedIndexes"), vec!["FailureTarget", "Failed"])
+    );
+    let mut few = spec;
+    few["maxFailedIndexes"] = json!(0);
+    let over = plan(&started(few), &["b Running #1", "c Failed #0 %1 @9"], 900);
+    assert_eq!(
+        (&over.status["conditions"][0]["reason"], over.delete.as_slice()),
+        (&json!("MaxFailedIndexesExceeded"), [0].as_slice())
+    );
+}
+
+#[test]
+fn a_verdict_waits_for_the_pods_that_were_held() {
+    let spec = json!({"completionMode": "Indexed", "completions": 2, "backoffLimitPerIndex": 9, "activeDeadlineSeconds": 5});
+    let verdict = plan(&started(spec.clone()), &["a Failed #0 @1"], 6);
+    assert_eq!(conditions(&verdict), ["FailureTarget"]);
+    let noted = plan(&job(spec.clone(), verdict.status), &["a Failed #0 @1"], 6);
+    assert_eq!((noted.release.as_slice(), conditions(&noted)), ([0].as_slice(), vec!["FailureTarget"]));
+    let end = plan(&job(spec, noted.status), &["a Failed free #0 @1"], 6);
+    assert_eq!((&end.status["failed"], conditions(&end)), (&json!(1), vec!["FailureTarget", "Failed"]));
+}
+
+#[test]
+fn a_failure_policy_decides_what_counts() {
+    let policy = |action: &str| {
+        json!({"completionMode": "Indexed", "completions": 2, "parallelism": 1, "backoffLimit": 9, "backoffLimitPerIndex": 5,
+            "podFailurePolicy": {"rules": [{"action": action, "onExitCodes": {"operator": "In", "values": [42]}}]}})
+    };
+    let of = |action: &str| plan(&started(policy(action)), &["a Failed #0 !42"], 900);
+    let ended = of("FailJob");
+    assert_eq!(ended.status["conditions"][0]["reason"], "PodFailurePolicy");
+    assert_eq!(
+        ended.status["conditions"][0]["message"],
+        "Container c for pod n/a failed with exit code 42 matching FailJob rule at index 0"
+    );
+    let lost = of("FailIndex");
+    assert_eq!((&lost.status["failedIndexes"], lost.create.as_slice()), (&json!("0"), [Some(1)].as_slice()));
+    let ignored = of("Ignore");
+    assert_eq!((ignored.create.as_slice(), ignored.before[&0]), ([Some(0)].as_slice(), (0, 1)));
+    let freed = plan(&started(policy("Ignore")), &["a Failed #0 !42", "b Running #0 %0-1"], 900);
+    assert_eq!(
+        (freed.release.as_slice(), &freed.status["uncountedTerminatedPods"]),
+        ([0].as_slice(), &json!({}))
+    );
+}
+
+#[test]
+fn some_indexes_can_be_success_enough() {
+    let spec = json!({"completionMode": "Indexed", "completions": 3, "parallelism": 3,
+        "successPolicy": {"rules": [{"succeededIndexes": "1"}]}});
+    let met = plan(&started(spec.clone()), &["a Running #0", "b Succeeded #1", "c Pending #2"], 5);
+    assert_eq!((met.delete.as_slice(), conditions(&met)), ([0, 2].as_slice(), vec!["SuccessCriteriaMet"]));
+    assert_eq!(met.status["conditions"][0]["message"], "Matched rules at index 0");
+    let end = plan(&job(spec, met.status), &["b Succeeded free #1"], 6);
+    assert_eq!(conditions(&end), ["SuccessCriteriaMet", "Complete"]);
+    assert_eq!(
+        (&end.status["completedIndexes"], &end.status["conditions"][1]["reason"]),
+        (&json!("1"), &json!("SuccessPolicy"))
+    );
 }
 
 #[test]
