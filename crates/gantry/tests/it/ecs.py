@@ -74,7 +74,7 @@ def patiently(what, wanted):
 
 
 def fargate():
-    web = define("web", shell("web", "echo hello > /www/x; httpd -f -h /www -p 80", portMappings=[{"containerPort": 80}]))
+    web = define("web", shell("web", "echo hello > /www/x; httpd -f -h /www -p 80", portMappings=[{"containerPort": 80}], stopTimeout=2))
     arn = run(web)
     seen = until(arn, "RUNNING")
     took = (seen["startedAt"] - seen["createdAt"]).total_seconds()
@@ -180,10 +180,10 @@ def details():
     main = shell(
         "Main_1", "cat /data/shared; sleep 1000", stopTimeout=2, user="1000:2000", readonlyRootFilesystem=True,
         ulimits=[{"name": "nofile", "softLimit": 100, "hardLimit": 200}], workingDirectory="/tmp",
-        environment=[{"name": "TEXT", "value": "$(HOME) $$"}], mountPoints=[{"sourceVolume": "v", "containerPath": "/data"}],
+        environment=[{"name": "TEXT", "value": "$(HOME) $$"}], volumesFrom=[{"sourceContainer": "writer"}],
         linuxParameters={"capabilities": {"drop": ["ALL"]}}, systemControls=[{"namespace": "net.core.somaxconn", "value": "77"}],
         dependsOn=[{"containerName": "writer", "condition": "SUCCESS"}])
-    writer = shell("writer", "echo shared > /data/shared", essential=False, volumesFrom=[{"sourceContainer": "Main_1"}])
+    writer = shell("writer", "echo shared > /data/shared", essential=False, mountPoints=[{"sourceVolume": "v", "containerPath": "/data"}])
     arn = run(define("details", main, writer, volumes=[{"name": "v"}]), tags=[{"key": "team", "value": "blue"}])
     until(arn, "RUNNING")
     pod = arn.split("/")[-1]
@@ -217,6 +217,29 @@ def details():
         until(one, "STOPPED")
 
 
+def trusted():
+    aws("ssm").put_parameter(Name="/app/plain", Value="one", Type="SecureString")
+    secret = aws("secretsmanager").create_secret(Name="app/db", SecretString=json.dumps({"password": "two"}))["ARN"]
+    role = aws("iam").create_role(RoleName="app", AssumeRolePolicyDocument='{"Version": "2012-10-17", "Statement": []}')
+    role = role["Role"]["Arn"]
+    main = shell("main", "sleep 1000", stopTimeout=2, secrets=[
+        {"name": "ONE", "valueFrom": "/app/plain"}, {"name": "TWO", "valueFrom": f"{secret}:password::"}])
+    arn = run(define("trusted", main, taskRoleArn=role, executionRoleArn=role))
+    until(arn, "RUNNING")
+    assert inside(arn, "main", "echo $ONE $TWO") == "one two\n"
+    fetch = "printf \"GET $AWS_CONTAINER_CREDENTIALS_RELATIVE_URI HTTP/1.0\\r\\nHost: x\\r\\n\\r\\n\" | nc -w 5 169.254.170.2 80"
+    held = json.loads(inside(arn, "main", fetch).replace("\r", "").partition("\n\n")[2])
+    assert held["RoleArn"] == role, held
+    own = boto3.session.Session(held["AccessKeyId"], held["SecretAccessKey"], held["Token"], region_name="us-east-1")
+    caller = own.client("sts", endpoint_url="http://127.0.0.1:4566").get_caller_identity()
+    assert f"assumed-role/app/{arn.split('/')[-1]}" in caller["Arn"], caller
+    ecs.stop_task(cluster="prod", task=arn)
+    until(arn, "STOPPED")
+    missing = shell("main", "sleep 1", secrets=[{"name": "X", "valueFrom": "/no/such"}])
+    seen = until(run(define("missing", missing, executionRoleArn=role)), "STOPPED")
+    assert seen["stoppedReason"].startswith("ResourceInitializationError: unable to pull secrets"), seen
+
+
 def overridden():
     arn = run(
         define("override", shell("main", "exit 1", environment=[{"name": "CODE", "value": "1"}])), "EC2",
@@ -235,7 +258,7 @@ def outside():
 
 
 ecs.create_cluster(clusterName="prod")
-checks = [fargate, bridge, essential, order, unmet, failures, details, overridden, outside]
+checks = [fargate, bridge, essential, order, unmet, failures, details, trusted, overridden, outside]
 with ThreadPoolExecutor(4) as pool:
     runs = [(check.__name__, pool.submit(check)) for check in checks]
 for name, one in runs:
