@@ -122,7 +122,9 @@ impl FileUsers {
     /// Reads the file's text.
     pub fn parse(text: &str) -> Result<FileUsers> {
         let mut users = BTreeMap::new();
-        for (number, line) in text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty() && !l.starts_with('#')) {
+        for (number, line) in
+            text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty() && !l.starts_with('#'))
+        {
             // The line itself is not repeated: it holds a password.
             let place = || format!("line {}", number + 1);
             let (name, rest) = line.split_once(':').with_context(place)?;
