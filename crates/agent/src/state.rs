@@ -80,7 +80,7 @@ pub struct Facts {
     pub last: Option<Terminated>,
     /// What it was started with.
     #[serde(default)]
-    pub resources: Option<ResourceRequirements>,
+    pub resources: Option<Box<ResourceRequirements>>,
 }
 
 /// Where one container is.

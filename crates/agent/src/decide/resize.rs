@@ -17,7 +17,7 @@ const MUTABLE: [&str; 2] = ["cpu", "memory"];
 
 /// What a running instance has; `None` where nobody knows.
 pub fn actuated(record: &ContainerRecord) -> Option<&ResourceRequirements> {
-    record.resources.as_ref().or_else(|| record.facts.as_ref()?.resources.as_ref())
+    record.resources.as_ref().or_else(|| record.facts.as_ref()?.resources.as_deref())
 }
 
 fn wanted(container: &ContainerView) -> ResourceRequirements {
@@ -143,7 +143,7 @@ mod tests {
         record.started = true;
         record.facts = Some(Facts {
             spec_image: "i".into(),
-            resources: before.containers[0].spec.resources.clone(),
+            resources: before.containers[0].spec.resources.clone().map(Box::new),
             ..Facts::default()
         });
         state

@@ -88,7 +88,7 @@ pub(super) fn prepare(node: &Node, start: Start) -> Result<(ContainerSpec, Facts
         gid: configured.user.gid,
         groups: configured.user.groups,
         last,
-        resources: Some(container.spec.resources.clone().unwrap_or_default()),
+        resources: Some(Box::new(container.spec.resources.clone().unwrap_or_default())),
     };
     let name = container.name();
     let on_disk =

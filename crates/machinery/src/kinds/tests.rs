@@ -313,6 +313,128 @@ fn ordinary_manifests_pass() {
     }
 }
 
+/// One good body of each kind of the API machinery itself, of storage drivers and of devices.
+#[test]
+fn bodies_of_the_rarer_kinds_pass() {
+    let rule =
+        json!({"operations": ["CREATE"], "apiGroups": [""], "apiVersions": ["v1"], "resources": ["pods"]});
+    let call = json!({"service": {"name": "s", "namespace": "n"}});
+    let hook = json!({"name": "a.b.c", "sideEffects": "None", "admissionReviewVersions": ["v1"], "clientConfig": call, "rules": [rule]});
+    let constraints = json!({"resourceRules": [rule]});
+    let claim = json!({"devices": {"requests": [{"name": "a", "exactly": {"deviceClassName": "gpu"}}]}});
+    let admission = "admissionregistration.k8s.io";
+    let rows = [
+        (admission, "mutatingwebhookconfigurations", "x", json!({"webhooks": [hook]})),
+        (admission, "validatingwebhookconfigurations", "x", json!({"webhooks": [hook]})),
+        (
+            admission,
+            "validatingadmissionpolicies",
+            "x",
+            json!({"spec": {"matchConstraints": constraints, "validations": [{"expression": "true"}]}}),
+        ),
+        (
+            admission,
+            "validatingadmissionpolicybindings",
+            "x",
+            json!({"spec": {"policyName": "p", "validationActions": ["Deny"], "matchResources": {}}}),
+        ),
+        (
+            admission,
+            "mutatingadmissionpolicies",
+            "x",
+            json!({"spec": {"matchConstraints": constraints, "reinvocationPolicy": "Never",
+            "mutations": [{"patchType": "JSONPatch", "jsonPatch": {"expression": "[]"}}]}}),
+        ),
+        (admission, "mutatingadmissionpolicybindings", "x", json!({"spec": {"policyName": "p"}})),
+        (
+            "apiextensions.k8s.io",
+            "customresourcedefinitions",
+            "foos.x.io",
+            json!({"spec": {"group": "x.io", "scope": "Cluster",
+            "names": {"plural": "foos", "kind": "Foo"}, "versions": [{"name": "v1", "served": true, "storage": true,
+                "schema": {"openAPIV3Schema": {"type": "object"}}}]}}),
+        ),
+        (
+            "apiregistration.k8s.io",
+            "apiservices",
+            "v1.x.io",
+            json!({"spec": {"group": "x.io", "version": "v1",
+            "groupPriorityMinimum": 10, "versionPriority": 10, "service": {"name": "s", "namespace": "n"}}}),
+        ),
+        (
+            "certificates.k8s.io",
+            "certificatesigningrequests",
+            "x",
+            json!({"spec": {"request": "eA==", "signerName": "x.io/a", "usages": ["client auth"]}}),
+        ),
+        (
+            "flowcontrol.apiserver.k8s.io",
+            "flowschemas",
+            "x",
+            json!({"spec": {"priorityLevelConfiguration": {"name": "l"}}}),
+        ),
+        (
+            "flowcontrol.apiserver.k8s.io",
+            "prioritylevelconfigurations",
+            "x",
+            json!({"spec": {"type": "Limited", "limited": {"limitResponse": {"type": "Reject"}}}}),
+        ),
+        (
+            "networking.k8s.io",
+            "ipaddresses",
+            "10.0.0.1",
+            json!({"spec": {"parentRef": {"resource": "services", "name": "s", "namespace": "n"}}}),
+        ),
+        ("networking.k8s.io", "servicecidrs", "x", json!({"spec": {"cidrs": ["10.0.0.0/24"]}})),
+        ("", "limitranges", "x", json!({"spec": {"limits": [{"type": "Container", "max": {"cpu": "1"}}]}})),
+        (
+            "resource.k8s.io",
+            "deviceclasses",
+            "x",
+            json!({"spec": {"selectors": [{"cel": {"expression": "true"}}]}}),
+        ),
+        ("resource.k8s.io", "resourceclaims", "x", json!({"spec": claim})),
+        ("resource.k8s.io", "resourceclaimtemplates", "x", json!({"spec": {"spec": claim}})),
+        (
+            "resource.k8s.io",
+            "resourceslices",
+            "x",
+            json!({"spec": {"driver": "x.io", "pool": {"name": "p", "generation": 1, "resourceSliceCount": 1}, "allNodes": true}}),
+        ),
+        ("storage.k8s.io", "csidrivers", "x.io", json!({"spec": {}})),
+        ("storage.k8s.io", "csinodes", "x", json!({"spec": {"drivers": [{"name": "x.io", "nodeID": "1"}]}})),
+        ("storage.k8s.io", "csistoragecapacities", "x", json!({"storageClassName": "c"})),
+        (
+            "storage.k8s.io",
+            "volumeattachments",
+            "x",
+            json!({"spec": {"attacher": "x.io", "nodeName": "n", "source": {"persistentVolumeName": "p"}}}),
+        ),
+        (
+            "storage.k8s.io",
+            "volumeattributesclasses",
+            "x",
+            json!({"driverName": "x.io", "parameters": {"a": "b"}}),
+        ),
+    ];
+    for (group, plural, name, mut body) in rows {
+        let r = row(group, plural);
+        body["metadata"] = json!({"name": name});
+        body["apiVersion"] = json!(r.api_version());
+        let made = create(r, body).unwrap_or_else(|e| panic!("{plural}: {}", e.message));
+        let mut again = made.clone();
+        strategy::defaults(r, &mut again);
+        assert_eq!(again, made, "{plural}: defaults are idempotent");
+        let mut same = made.clone();
+        strategy::prepare_update(r, &mut same, &made, Part::Main);
+        assert_eq!(same, made, "{plural}: an update by itself changes nothing");
+        strategy::validate_update(r, &same, &made, Part::Main)
+            .unwrap_or_else(|e| panic!("{plural}: {}", e.message));
+        let shown = table::table_row(r, &made, now(), table::Include::None, "v1");
+        assert_eq!(shown["cells"][0], name, "{plural}");
+    }
+}
+
 /// What kubectl 1.32 itself makes (`kubectl create … --dry-run=client -o json`): strict, complete, accepted.
 #[test]
 fn what_kubectl_makes_passes() {
