@@ -12,7 +12,7 @@ pub mod publish;
 pub mod token;
 
 use crate::config::Config;
-use crate::up::{self, Component, Instance, facts::Facts, node, registry};
+use crate::up::{self, Component, Instance, ecs, facts::Facts, node, registry};
 use crate::{kubeconfig, preflight};
 use anyhow::{Context, Result, bail};
 use auth::Issued;
@@ -41,6 +41,7 @@ const COMPONENTS: &[Component] = &[
     ("peers", |i| Box::pin(node::peers(i))),
     ("services", |i| Box::pin(node::services(i))),
     ("DNS", |i| Box::pin(node::dns(i))),
+    ("task metadata", |i| Box::pin(ecs::metadata(i))),
     ("admin socket", |i| Box::pin(up::admin(i))),
 ];
 
@@ -74,7 +75,8 @@ impl Joined {
         let (identity, ca_pem) = (self.identity.clone(), self.ca_pem.clone());
         let tls: image::TlsSource = Arc::new(move || {
             // Read anew: it renews itself.
-            let issued = identity.load(std::time::SystemTime::now()).ok_or("this node has no valid certificate")?;
+            let issued =
+                identity.load(std::time::SystemTime::now()).ok_or("this node has no valid certificate")?;
             auth::client_config(&issued, &ca_pem).map_err(|e| e.to_string())
         });
         (!self.registry.is_empty()).then(|| image::Parent { url: self.registry.clone(), tls })
