@@ -45,7 +45,10 @@ pub fn check_server(config: &Config) -> Result<()> {
         Some(finding) => none(vec![finding]),
         None => {
             let config = Config { registry_port: 0, ..config.clone() };
-            none(ports_taken(&config, &[(config.bind.unwrap_or(Ipv4Addr::UNSPECIFIED), config.port)]))
+            let bind = config.bind.unwrap_or(Ipv4Addr::UNSPECIFIED);
+            let mut wanted = vec![(bind, config.port)];
+            wanted.extend((config.aws_port != 0).then_some((bind, config.aws_port)));
+            none(ports_taken(&config, &wanted))
         }
     }
 }

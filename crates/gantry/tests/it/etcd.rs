@@ -120,3 +120,111 @@ fn a_cluster_over_etcd() -> Result<()> {
     cluster.kubectl(&["delete", "pod", "runs"])?;
     has(&refusal(cluster.kubectl(&["get", "pod", "runs"]))?, &["not found"])
 }
+
+/// A control plane without a node beside the cluster's own.
+struct Second(Child);
+
+impl Second {
+    fn start(cluster: &Cluster, flags: &[&str]) -> Result<Second> {
+        let mut command = cluster.inside(env!("CARGO_BIN_EXE_gantry"));
+        command
+            .args(["server", "--port", "7443", "--aws-port", "7566", "--node-ip", "10.99.0.1"])
+            .args(["--node-name", "second"])
+            .args(flags);
+        Ok(Second(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?))
+    }
+
+    /// Waits for its end; what it complained about.
+    fn ended(&mut self) -> Result<String> {
+        let mut said = String::new();
+        std::io::Read::read_to_string(&mut self.0.stderr.take().context("stderr is piped")?, &mut said)?;
+        self.0.wait()?;
+        Ok(said)
+    }
+}
+
+impl Drop for Second {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn at_second(cluster: &Cluster, args: &str) -> Result<String> {
+    cluster.sh(&format!("kubectl --server https://127.0.0.1:7443 {args}"))
+}
+
+/// Who runs the controllers.
+fn leader(cluster: &Cluster) -> Result<String> {
+    at_second(
+        cluster,
+        "get lease -n kube-system kube-controller-manager -o 'jsonpath={.spec.holderIdentity}'",
+    )
+}
+
+fn deploy(cluster: &Cluster, name: &str) -> Result<String> {
+    at_second(cluster, &format!("create deployment {name} --image busybox -- sleep 100000"))
+}
+
+fn replicas(cluster: &Cluster, name: &str) -> Result<()> {
+    cluster.eventually(&format!("{name} has its pod"), || {
+        let pods = at_second(cluster, &format!("get pods -l app={name} -o name"))?;
+        ensure!(pods.lines().count() == 1, "{pods}");
+        Ok(())
+    })
+}
+
+/// The controllers run in one of two servers: when that one dies, and when it ends, in the other.
+#[test]
+fn servers_stand_in_for_each_other() -> Result<()> {
+    if Command::new("etcd").arg("--version").stdout(Stdio::null()).status().is_err() {
+        return Ok(());
+    }
+    let mut etcd = Etcd { folder: tempfile::tempdir()?, child: None };
+    let store = ["--store", "etcd://127.0.0.1:2379"];
+    let mut cluster = Cluster::prepare(env!("CARGO_BIN_EXE_gantry"), &store)?;
+    etcd.up(&cluster)?;
+    cluster.up()?;
+    cluster.load_busybox()?;
+    let data = tempfile::tempdir()?;
+    let (folder, name) =
+        (data.path().display().to_string(), format!("{}b", &cluster.name()[..7.min(cluster.name().len())]));
+    let flags = [&store[..], &["--name", &name, "--data-dir", &folder]].concat();
+
+    // With an authority of its own it would split the cluster.
+    let mut stranger = Second::start(&cluster, &flags)?;
+    let said = stranger.ended()?;
+    has(&said, &["another certificate authority"])?;
+    std::fs::remove_dir_all(data.path().join("pki"))?;
+    cluster.sh(&format!("cp -r {}/pki {folder}/", cluster.folder().display()))?;
+    let mut second = Second::start(&cluster, &flags)?;
+    let answers = cluster.eventually("the second server answers", || at_second(&cluster, "get node node-1"));
+    if let (Err(_), Some(_)) = (&answers, second.0.try_wait()?) {
+        anyhow::bail!("the second server ended: {}", second.ended()?);
+    }
+    answers?;
+    ensure!(leader(&cluster)?.starts_with("node-1_"), "{}", leader(&cluster)?);
+
+    // Written at one, made true by the other's controllers.
+    deploy(&cluster, "one")?;
+    replicas(&cluster, "one")?;
+    ready(&cluster, "one")?;
+
+    cluster.kill9()?;
+    deploy(&cluster, "two")?;
+    replicas(&cluster, "two")?;
+    ensure!(leader(&cluster)?.starts_with("second_"), "{}", leader(&cluster)?);
+    // The node comes back and follows; what was scheduled meanwhile runs.
+    cluster.up()?;
+    ready(&cluster, "two")?;
+    ensure!(leader(&cluster)?.starts_with("second_"), "{}", leader(&cluster)?);
+
+    // One that ends gives its turn back: the next one need not wait for it to lapse.
+    let start = Instant::now();
+    testkit::cluster::run(Command::new("kill").arg(second.0.id().to_string()))?;
+    let said = second.ended()?;
+    cluster.kubectl(&["create", "deployment", "three", "--image", "busybox", "--", "sleep", "100000"])?;
+    ready(&cluster, "three")?;
+    ensure!(start.elapsed() < Duration::from_secs(13), "it took {:?}: {said}", start.elapsed());
+    Ok(())
+}
