@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -248,6 +249,23 @@ def overridden():
     assert until(arn, "STOPPED")["containers"][0]["exitCode"] == 42
 
 
+def spot():
+    """Spot capacity that is wanted back."""
+    strategy = [{"capacityProvider": "FARGATE_SPOT", "weight": 1}]
+    ecs.put_cluster_capacity_providers(
+        cluster="prod", capacityProviders=["FARGATE", "FARGATE_SPOT"], defaultCapacityProviderStrategy=[])
+    definition = define("spot", shell("main", "trap 'exit 0' TERM; while :; do sleep 0.1; done"))
+    answer = ecs.run_task(
+        cluster="prod", taskDefinition=definition, capacityProviderStrategy=strategy, networkConfiguration=NETWORK)
+    assert not answer["failures"], answer
+    arn = answer["tasks"][0]["taskArn"]
+    assert until(arn, "RUNNING")["capacityProviderName"] == "FARGATE_SPOT"
+    kubectl("annotate", "tasks.ecs.gantry.dev", "-n", "ecs-prod", arn.split("/")[-1], "ecs.gantry.dev/interrupt=now")
+    seen = until(arn, "STOPPED")
+    assert (seen["stopCode"], seen["containers"][0]["exitCode"]) == ("SpotInterruption", 0), seen
+    assert seen["stoppedReason"] == "Your Spot Task was interrupted.", seen
+
+
 def outside():
     """A pod that is deleted through the other API is a task that stopped."""
     arn = run(define("outside", shell("main", "sleep 1000", stopTimeout=2)))
@@ -257,8 +275,35 @@ def outside():
     assert seen["stopCode"] == "UserInitiated" and seen["containers"][0]["exitCode"] == 137, seen
 
 
+def before(state):
+    """Two tasks: one runs, one is just being started when Gantry is killed."""
+    init = shell("init", "sleep 1", essential=False)
+    web = shell("web", "sleep 1000", stopTimeout=2, dependsOn=[{"containerName": "init", "condition": "SUCCESS"}])
+    definition = define("survivor", web, init)
+    one = run(definition)
+    seen = until(one, "RUNNING")
+    ids = {c["name"]: c["runtimeId"] for c in seen["containers"]}
+    with open(state, "w") as file:
+        json.dump({"one": one, "two": run(definition), "ids": ids}, file)
+
+
+def after(state):
+    with open(state) as file:
+        told = json.load(file)
+    seen = until(told["one"], "RUNNING")
+    assert {c["name"]: c["runtimeId"] for c in seen["containers"]} == told["ids"], seen
+    until(told["two"], "RUNNING")
+    for arn in (told["one"], told["two"]):
+        ecs.stop_task(cluster="prod", task=arn)
+        seen = until(arn, "STOPPED")
+        assert [c["exitCode"] for c in seen["containers"]] == [137, 0], seen
+
+
 ecs.create_cluster(clusterName="prod")
-checks = [fargate, bridge, essential, order, unmet, failures, details, trusted, overridden, outside]
+checks = [fargate, bridge, essential, order, unmet, failures, details, trusted, overridden, spot, outside]
+if len(sys.argv) > 1:
+    {"before": before, "after": after}[sys.argv[1]](sys.argv[2])
+    checks = []
 with ThreadPoolExecutor(4) as pool:
     runs = [(check.__name__, pool.submit(check)) for check in checks]
 for name, one in runs:
