@@ -31,6 +31,8 @@ const COALESCE: Duration = Duration::from_millis(2);
 const RETRY: Backoff = Backoff { base: Duration::from_millis(100), factor: 2, max: Duration::from_secs(30) };
 /// The label that ties a slice to its Service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// Labels of a Service that somebody else, or nobody, is to make reachable.
+const NOT_OURS: [&str; 2] = ["service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless"];
 
 /// Starts keeping the maps of node `node`, the host ports of its pods among them; ends when the handle is aborted.
 pub fn start(
@@ -121,9 +123,9 @@ fn service_ports(
     slices: &[Arc<discovery::EndpointSlice>],
     node: &str,
 ) -> Vec<ServicePort> {
-    let Some(spec) = service.spec.as_ref().filter(|s| s.type_.as_deref() != Some("ExternalName")) else {
-        return Vec::new();
-    };
+    let ours = !service.metadata.labels.iter().flatten().any(|(label, _)| NOT_OURS.contains(&label.as_str()));
+    let wanted = |s: &&core::ServiceSpec| ours && s.type_.as_deref() != Some("ExternalName");
+    let Some(spec) = service.spec.as_ref().filter(wanted) else { return Vec::new() };
     let cluster_ips = addresses(spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip));
     if cluster_ips.is_empty() {
         return Vec::new();
@@ -202,7 +204,11 @@ mod tests {
     }
 
     fn ports(spec: Value, endpoints: Value) -> Vec<ServicePort> {
-        let service = serde_json::from_value(json!({"metadata": {}, "spec": spec,
+        labelled(json!({}), spec, endpoints)
+    }
+
+    fn labelled(labels: Value, spec: Value, endpoints: Value) -> Vec<ServicePort> {
+        let service = serde_json::from_value(json!({"metadata": {"labels": labels}, "spec": spec,
             "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.1", "ipMode": "VIP"}]}}}));
         service_ports("n/s", &service.unwrap(), &[slice(endpoints)], "here")
     }
@@ -224,6 +230,15 @@ mod tests {
         let members: Vec<(String, bool)> =
             all[0].endpoints.iter().map(|e| (e.ip.to_string(), e.local)).collect();
         assert_eq!(members, [("10.1.0.1".to_string(), true), ("10.1.0.2".into(), false)]);
+    }
+
+    #[test]
+    fn what_another_proxy_serves_is_left_to_it() {
+        let spec = json!({"clusterIP": "10.0.0.1", "ports": [{"port": 80}]});
+        assert_eq!(labelled(json!({"app": "x"}), spec.clone(), json!([])).len(), 1);
+        for label in NOT_OURS {
+            assert!(labelled(json!({label: ""}), spec.clone(), json!([])).is_empty(), "{label}");
+        }
     }
 
     #[test]
