@@ -17,6 +17,7 @@ mod eviction;
 mod examples;
 mod identity;
 mod lifecycle;
+mod logs;
 mod memory_volumes;
 mod registry;
 mod registry_nodes;

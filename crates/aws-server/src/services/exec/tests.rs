@@ -208,9 +208,8 @@ async fn none(_: &(), _: &Call) -> crate::service::Outcome {
 }
 const INNER: &[Operation<()>] = &[crate::operation!("ListTasks", none)];
 
-#[tokio::test]
-async fn execute_command_in_awss_words() {
-    let folder = tempfile::tempdir().unwrap();
+/// A server with a cluster `prod` and three tasks: one to reach, one without exec, one that does not run yet.
+async fn cluster(folder: &tempfile::TempDir) -> (Arc<Api>, Shared) {
     let objects =
         store::Embedded::open(&folder.path().join("store"), store::EmbeddedOptions::default()).unwrap();
     let api = Api::open(ApiConfig::new("main", Arc::new(objects))).await.unwrap();
@@ -233,71 +232,73 @@ async fn execute_command_in_awss_words() {
         client.merge_patch_status(&ECS_TASKS, &ObjectKey::new("ecs-prod", id), status).await.unwrap();
     }
     let (account, region) = ("123456789012".to_string(), "us-east-1".to_string());
-    let shared = Shared { client, account: account.clone(), region: region.clone(), zones: Vec::new() };
+    (api, Shared { client, account, region, zones: Vec::new() })
+}
+
+fn execute(cluster: &str, task: &str, container: &str, interactive: bool) -> Call {
+    let account = "123456789012".into();
+    let caller = Caller { account, access_key: "k".into(), arn: "a".into(), user_id: "u".into() };
+    let mut input =
+        json!({"cluster": cluster, "task": task, "command": "sh -c 'a b'", "interactive": interactive});
+    if !container.is_empty() {
+        input["container"] = json!(container);
+    }
+    let endpoint = "http://127.0.0.1:4566".into();
+    let (operation, region, request_id) = ("ExecuteCommand", "us-east-1".into(), "r".into());
+    Call { caller, region, operation, input, request_id, now_ms: 1, endpoint }
+}
+
+/// Cluster, task, container, interactive, and what is answered.
+const REFUSALS: &[(&str, &str, &str, bool, &str)] = &[
+    (
+        "prod",
+        "0a",
+        "side",
+        false,
+        "InvalidParameterException: Interactive is the only mode supported currently.",
+    ),
+    ("none", "0a", "side", true, "ClusterNotFoundException: Cluster not found."),
+    ("prod", "0f", "side", true, "InvalidParameterException: The referenced task was not found."),
+    (
+        "prod",
+        "0b",
+        "side",
+        true,
+        "InvalidParameterException: The execute command failed because execute command was",
+    ),
+    (
+        "prod",
+        "0c",
+        "side",
+        true,
+        "TargetNotConnectedException: The execute command failed due to an internal error.",
+    ),
+    ("prod", "0a", "", true, "InvalidParameterException: A container name must be specified"),
+    ("prod", "0a", "x", true, "InvalidParameterException: The container name x does not belong"),
+];
+
+#[tokio::test]
+async fn execute_command_in_awss_words() {
+    let folder = tempfile::tempdir().unwrap();
+    let (api, shared) = cluster(&folder).await;
     let sessions = Sessions::new(Arc::new(Echo));
     let inner: Arc<dyn Service> = Arc::new(Table { name: "ecs", state: Arc::new(()), operations: INNER });
     let service = with_exec(vec![inner], &shared, &sessions).remove(0);
     assert_eq!(service.served(), ["ListTasks", "ExecuteCommand"]);
-    let run = async |cluster: &str, task: &str, container: &str, interactive: bool| {
-        let caller =
-            Caller { account: account.clone(), access_key: "k".into(), arn: "a".into(), user_id: "u".into() };
-        let mut input =
-            json!({"cluster": cluster, "task": task, "command": "sh -c 'a b'", "interactive": interactive});
-        if !container.is_empty() {
-            input["container"] = json!(container);
-        }
-        let call = Call {
-            caller,
-            region: region.clone(),
-            operation: "ExecuteCommand",
-            input,
-            request_id: "r".into(),
-            now_ms: 1,
-            endpoint: "http://127.0.0.1:4566".into(),
-        };
-        service.call(&call).await
-    };
-    for (cluster, task, container, interactive, expected) in [
-        (
-            "prod",
-            "0a",
-            "side",
-            false,
-            "InvalidParameterException: Interactive is the only mode supported currently.",
-        ),
-        ("none", "0a", "side", true, "ClusterNotFoundException: Cluster not found."),
-        ("prod", "0f", "side", true, "InvalidParameterException: The referenced task was not found."),
-        (
-            "prod",
-            "0b",
-            "side",
-            true,
-            "InvalidParameterException: The execute command failed because execute command was",
-        ),
-        (
-            "prod",
-            "0c",
-            "side",
-            true,
-            "TargetNotConnectedException: The execute command failed due to an internal error.",
-        ),
-        ("prod", "0a", "", true, "InvalidParameterException: A container name must be specified"),
-        ("prod", "0a", "x", true, "InvalidParameterException: The container name x does not belong"),
-    ] {
-        let error = run(cluster, task, container, interactive).await.unwrap_err().to_string();
+    for (cluster, task, container, interactive, expected) in REFUSALS {
+        let error =
+            service.call(&execute(cluster, task, container, *interactive)).await.unwrap_err().to_string();
         assert!(error.starts_with(expected), "{error}");
     }
     let arn = "arn:aws:ecs:us-east-1:123456789012:task/prod/0a";
-    let out = run("prod", arn, "Web_1", true).await.unwrap();
+    let out = service.call(&execute("prod", arn, "Web_1", true)).await.unwrap();
     let id = out["session"]["sessionId"].as_str().unwrap().to_string();
     assert_eq!(out["session"]["streamUrl"], format!("ws://127.0.0.1:4566/_gantry/exec/{id}"));
     assert_eq!(out["clusterArn"], "arn:aws:ecs:us-east-1:123456789012:cluster/prod");
     let token = out["session"]["tokenValue"].as_str().unwrap();
     let grant = sessions.take(&id, token, Instant::now()).unwrap();
-    assert_eq!(
-        (grant.target.pod.as_str(), grant.command),
-        ("0a", vec!["sh".into(), "-c".into(), "a b".into()])
-    );
+    let words = vec!["sh".to_string(), "-c".into(), "a b".into()];
+    assert_eq!((grant.target.pod.as_str(), grant.command), ("0a", words));
     assert!(grant.target.container.starts_with("web-1-"), "{}", grant.target.container);
     api.close();
 }
