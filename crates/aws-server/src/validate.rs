@@ -125,10 +125,12 @@ fn blob_bytes(base64: &str) -> f64 {
     (base64.len() / 4 * 3).saturating_sub(padding) as f64
 }
 
+/// `None`: not enforced.
+type Patterns = BTreeMap<&'static str, Option<Arc<Regex>>>;
+
 /// Patterns by text, compiled when first needed. There are as many as the models have.
 fn compiled(pattern: &'static str) -> Option<Arc<Regex>> {
-    static PATTERNS: LazyLock<RwLock<BTreeMap<&'static str, Option<Arc<Regex>>>>> =
-        LazyLock::new(RwLock::default);
+    static PATTERNS: LazyLock<RwLock<Patterns>> = LazyLock::new(RwLock::default);
     if let Some(known) = PATTERNS.read().get(pattern) {
         return known.clone();
     }

@@ -97,6 +97,10 @@ struct Asking<'a> {
     parts: &'a Parts,
     headers: Vec<(String, String)>,
     peer: SocketAddr,
+    /// The request's id, given here.
+    id: String,
+    /// When it came.
+    now_ms: u64,
 }
 
 impl Asking<'_> {
@@ -166,12 +170,12 @@ impl Aws {
         }
         let started = Instant::now();
         let (parts, body) = request.into_parts();
-        let asking = Asking { headers: headers(&parts), parts: &parts, peer };
+        let (id, now_ms) = (uuid::Uuid::new_v4().to_string(), (self.clock)());
+        let asking = Asking { headers: headers(&parts), parts: &parts, peer, id, now_ms };
         if let Some(response) = self.probe(&asking) {
             return response;
         }
-        let id = uuid::Uuid::new_v4().to_string();
-        let answered = self.answer(&asking, body, &id).await;
+        let answered = self.answer(&asking, body).await;
         let code = match &answered.outcome {
             Ok(_) => "200",
             Err(error) => error.code.as_str(),
@@ -186,7 +190,7 @@ impl Aws {
                 false => tracing::debug!(service = of, operation, %error, "AWS call"),
             }
         }
-        respond(answered, &id)
+        respond(answered, &asking.id)
     }
 
     /// What is asked without a signature by those who only look whether somebody is there.
@@ -196,25 +200,30 @@ impl Aws {
         let plain = |text: String| Response::new(full(text));
         match (method, path) {
             (&Method::OPTIONS, _) => {
-                let response = Response::builder().status(204).header(header::ALLOW, "GET, HEAD, POST, PUT, PATCH, DELETE");
+                let response = Response::builder()
+                    .status(204)
+                    .header(header::ALLOW, "GET, HEAD, POST, PUT, PATCH, DELETE");
                 response.body(full("")).ok()
             }
             (&Method::GET | &Method::HEAD, "/" | "/health" | "/_gantry/health") if !signed => {
                 Some(plain(format!("{}\n", serde_json::json!({"gantry": "aws", "status": "running"}))))
             }
-            (&Method::GET, "/_gantry/metrics") if asking.peer.ip().is_loopback() => Some(plain(self.metrics_text())),
+            (&Method::GET, "/_gantry/metrics") if asking.peer.ip().is_loopback() => {
+                Some(plain(self.metrics_text()))
+            }
             _ => None,
         }
     }
 
-    async fn answer(&self, asking: &Asking<'_>, body: Incoming, id: &str) -> Answered {
+    async fn answer(&self, asking: &Asking<'_>, body: Incoming) -> Answered {
         let early = |error: AwsError, scope: Option<&str>| {
             let wire = route::manner(&asking.asked(scope));
             Answered { wire, service: None, operation: None, outcome: Err(error) }
         };
-        let (now_ms, head) = ((self.clock)(), asking.head());
+        let (now_ms, head) = (asking.now_ms, asking.head());
         let near = asking.peer.ip().is_loopback();
-        let problem = |p: Problem, scope: Option<&str>| early(p.worded(route::manner(&asking.asked(scope))), scope);
+        let problem =
+            |p: Problem, scope: Option<&str>| early(p.worded(route::manner(&asking.asked(scope))), scope);
         let signer = match signature::signer(&self.keys, &head, near, (now_ms / 1_000) as i64) {
             Ok(signer) => signer,
             Err(p) => {
@@ -248,7 +257,7 @@ impl Aws {
                 return Answered { wire, service, operation: None, outcome: Err(error) };
             }
         };
-        let outcome = self.run(asking, &route, signer, &body, (id, now_ms)).await;
+        let outcome = self.run(asking, &route, signer, &body).await;
         Answered { wire: route.wire, service: Some(route.service), operation: Some(route.operation), outcome }
     }
 
@@ -259,7 +268,6 @@ impl Aws {
         route: &Route,
         signer: Option<Signer>,
         body: &[u8],
-        (id, now_ms): (&str, u64),
     ) -> Result<Output, AwsError> {
         let (table, operation) = (route.service, route.operation);
         let (caller, region) = match signer {
@@ -267,11 +275,12 @@ impl Aws {
             None if operation.unsigned => (anonymous(), self.shared.region.clone()),
             None => return Err(Problem::Missing.worded(route.wire)),
         };
-        if !self.throttle.admit(&caller.access_key, now_ms) {
+        if !self.throttle.admit(&caller.access_key, asking.now_ms) {
             return Err(throttled(route.wire));
         }
         let served = self.served.get(table.head.name).is_some_and(|list| list.contains(&operation.name));
-        let Some(service) = self.services.get(table.head.name).filter(|_| served && operation.modelled) else {
+        let Some(service) = self.services.get(table.head.name).filter(|_| served && operation.modelled)
+        else {
             return Err(not_served(route));
         };
         let request = protocol::Request {
@@ -280,7 +289,8 @@ impl Aws {
             body,
             labels: &route.labels,
         };
-        let input = protocol::decode(route.wire, table, operation, &request).map_err(|e| unreadable(route.wire, e))?;
+        let input = protocol::decode(route.wire, table, operation, &request)
+            .map_err(|e| unreadable(route.wire, e))?;
         if let Some(shape) = operation.input {
             validate::check(table, operation.name, shape, &input)?;
         }
@@ -289,17 +299,18 @@ impl Aws {
             region,
             operation: operation.name,
             input,
-            request_id: id.into(),
-            now_ms,
+            request_id: asking.id.clone(),
+            now_ms: asking.now_ms,
             endpoint: format!("http://{}", asking.header("host")),
         };
-        let panicked = |_| AwsError::server("InternalFailure", "The operation failed inside Gantry; its log says more");
+        let panicked =
+            |_| AwsError::server("InternalFailure", "The operation failed inside Gantry; its log says more");
         if let Some(streaming) = service.stream(&call) {
             let events = AssertUnwindSafe(streaming).catch_unwind().await.map_err(panicked)??;
             return Ok(Output::Stream(frames(table, operation, events)));
         }
         let output = AssertUnwindSafe(service.call(&call)).catch_unwind().await.map_err(panicked)??;
-        Ok(Output::Whole(protocol::encode(route.wire, table, operation, &output, id)))
+        Ok(Output::Whole(protocol::encode(route.wire, table, operation, &output, &asking.id)))
     }
 }
 
@@ -320,15 +331,24 @@ fn frames(
 
 /// Callers of operations that need no signature.
 fn anonymous() -> Caller {
-    Caller { account: String::new(), access_key: "anonymous".into(), arn: String::new(), user_id: String::new() }
+    Caller {
+        account: String::new(),
+        access_key: "anonymous".into(),
+        arn: String::new(),
+        user_id: String::new(),
+    }
 }
 
 fn throttled(wire: Wire) -> AwsError {
     use aws_schema::Protocol;
     match wire.protocol {
-        Protocol::Ec2 => AwsError { status: 503, ..AwsError::client("RequestLimitExceeded", "Request limit exceeded.") },
+        Protocol::Ec2 => {
+            AwsError { status: 503, ..AwsError::client("RequestLimitExceeded", "Request limit exceeded.") }
+        }
         Protocol::Query => AwsError::client("Throttling", "Rate exceeded"),
-        Protocol::RestJson => AwsError { status: 429, ..AwsError::client("ThrottlingException", "Rate exceeded") },
+        Protocol::RestJson => {
+            AwsError { status: 429, ..AwsError::client("ThrottlingException", "Rate exceeded") }
+        }
         Protocol::Json | Protocol::Cbor => AwsError::client("ThrottlingException", "Rate exceeded"),
     }
 }

@@ -4,7 +4,7 @@
 use crate::protocol::Wire;
 use crate::service::{AwsError, Caller};
 use auth::access::{AccessKeys, KeyError};
-use auth::sigv4::{Head, Payload, Presented, SignatureError};
+use auth::sigv4::{ChunkError, Head, Payload, Presented, SignatureError};
 use aws_schema::Protocol;
 
 /// A key that may sign: what the request presents, and the secret it must have been signed with.
@@ -43,7 +43,10 @@ impl Signer {
         match self.presented.payload {
             Payload::SignedChunks | Payload::UnsignedChunks => {
                 let chunks = self.presented.chunks(&self.secret).read(&body);
-                chunks.map(Into::into).map_err(|_| Problem::Signature(SignatureError::Mismatch))
+                chunks.map(Into::into).map_err(|error| match error {
+                    ChunkError::Mismatch => Problem::Signature(SignatureError::Mismatch),
+                    malformed => Problem::Signature(SignatureError::Incomplete(malformed.to_string())),
+                })
             }
             Payload::Hash(_) | Payload::Unsigned => Ok(body),
         }

@@ -5,6 +5,7 @@
 
 mod api;
 mod attacks;
+mod aws;
 mod batch;
 mod chaos;
 mod clients;

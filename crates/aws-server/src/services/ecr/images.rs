@@ -28,8 +28,9 @@ fn paged(
     key: impl Fn(&Value) -> String,
 ) -> Result<(Vec<Value>, Option<String>), AwsError> {
     let max = call.input["maxResults"].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(PAGE);
-    page(list, key, text(&call.input, "nextToken"), max)
-        .map_err(|_| invalid("Invalid parameter at 'nextToken' failed to satisfy constraint: 'not a valid token'"))
+    page(list, key, text(&call.input, "nextToken"), max).map_err(|_| {
+        invalid("Invalid parameter at 'nextToken' failed to satisfy constraint: 'not a valid token'")
+    })
 }
 
 /// Does the filter of the call want images with (or without) tags?
@@ -157,7 +158,8 @@ pub(super) async fn batch_get(state: &State, call: &Call) -> Outcome {
             }
         };
         let (place, digest) = (state.place(call, name(call)), image.digest.clone());
-        let manifest = state.on_disk(move |depot| depot.manifest(&place, &ManifestRef::Digest(digest))).await?;
+        let manifest =
+            state.on_disk(move |depot| depot.manifest(&place, &ManifestRef::Digest(digest))).await?;
         found.push(json!({
             "registryId": call.caller.account,
             "repositoryName": name(call),
@@ -199,10 +201,12 @@ pub(super) async fn put(state: &State, call: &Call) -> Outcome {
     let bytes = text(&call.input, "imageManifest").as_bytes().to_vec();
     let (digest, tag) = (Digest::of(&bytes), call.input["imageTag"].as_str().map(String::from));
     if call.input["imageDigest"].as_str().is_some_and(|said| said != digest.as_str()) {
-        let text = "The specified image digest does not match the digest that Amazon ECR calculated for the image.";
+        let text =
+            "The specified image digest does not match the digest that Amazon ECR calculated for the image.";
         return Err(AwsError::client("ImageDigestDoesNotMatchException", text));
     }
-    let where_ = format!("in the repository with name '{}' in registry with id '{}'", name(call), call.caller.account);
+    let where_ =
+        format!("in the repository with name '{}' in registry with id '{}'", name(call), call.caller.account);
     if let Some(tag) = &tag {
         let holder = images.iter().find(|i| i.tags.contains(tag));
         if holder.is_some_and(|i| i.digest == digest) {
@@ -222,7 +226,9 @@ pub(super) async fn put(state: &State, call: &Call) -> Outcome {
     };
     let media_type = call.input["imageManifestMediaType"].as_str().map(String::from);
     let (place, manifest) = (state.place(call, name(call)), bytes.clone());
-    state.on_disk(move |depot| depot.put_manifest(&place, &reference, media_type.as_deref(), &manifest)).await?;
+    state
+        .on_disk(move |depot| depot.put_manifest(&place, &reference, media_type.as_deref(), &manifest))
+        .await?;
     Ok(json!({"image": {
         "registryId": call.caller.account,
         "repositoryName": name(call),

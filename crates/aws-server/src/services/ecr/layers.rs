@@ -44,7 +44,10 @@ pub(super) async fn download_url(state: &State, call: &Call) -> Outcome {
     let (registry, place) = (state.registry()?, state.place(call, name(call)));
     let digest = digest(text(&call.input, "layerDigest"))?;
     if registry.depot.blob_size(&place, &digest).is_none() {
-        let text = format!("The layer with digest '{digest}' does not exist in the repository with name '{}'", name(call));
+        let text = format!(
+            "The layer with digest '{digest}' does not exist in the repository with name '{}'",
+            name(call)
+        );
         return Err(AwsError::client("LayersNotFoundException", text));
     }
     let url = format!("http://{}/v2/{place}/blobs/{digest}", registry.host);
@@ -69,7 +72,8 @@ fn no_upload(call: &Call) -> AwsError {
 
 pub(super) async fn part(state: &State, call: &Call) -> Outcome {
     let place = state.place(call, name(call));
-    let upload = state.registry()?.depot.upload(&place, text(&call.input, "uploadId")).map_err(|_| no_upload(call))?;
+    let upload =
+        state.registry()?.depot.upload(&place, text(&call.input, "uploadId")).map_err(|_| no_upload(call))?;
     let bytes = base64::prelude::BASE64_STANDARD.decode(text(&call.input, "layerPartBlob"));
     let bytes = Bytes::from(bytes.map_err(|_| invalid("Invalid parameter at 'layerPartBlob': not base64"))?);
     let range = (call.input["partFirstByte"].as_u64(), call.input["partLastByte"].as_u64());
@@ -98,12 +102,16 @@ pub(super) async fn part(state: &State, call: &Call) -> Outcome {
 
 pub(super) async fn complete(state: &State, call: &Call) -> Outcome {
     let place = state.place(call, name(call));
-    let digest = digest(items(&call.input["layerDigests"]).first().and_then(Value::as_str).unwrap_or_default())?;
+    let digest =
+        digest(items(&call.input["layerDigests"]).first().and_then(Value::as_str).unwrap_or_default())?;
     let depot = &state.registry()?.depot;
     let upload = depot.upload(&place, text(&call.input, "uploadId")).map_err(|_| no_upload(call))?;
     let mut writing = upload.lock().await;
     if writing.offset() == 0 {
-        return Err(AwsError::client("EmptyUploadException", "The specified layer upload does not contain any layer parts."));
+        return Err(AwsError::client(
+            "EmptyUploadException",
+            "The specified layer upload does not contain any layer parts.",
+        ));
     }
     let (ending, wanted) = (upload.clone(), digest.clone());
     state.on_disk(move |depot| depot.commit(&ending, &mut writing, &wanted)).await?;

@@ -100,7 +100,10 @@ impl State {
     fn name_of(&self, call: &Call, place: &str) -> Option<String> {
         let (account, region) = (&call.caller.account, &call.region);
         if *account == self.account && *region == self.region {
-            let foreign = place.split('/').next().is_some_and(|p| p.len() == 12 && p.bytes().all(|b| b.is_ascii_digit()));
+            let foreign = place
+                .split('/')
+                .next()
+                .is_some_and(|p| p.len() == 12 && p.bytes().all(|b| b.is_ascii_digit()));
             return (!foreign).then(|| place.to_string());
         }
         place.strip_prefix(&format!("{account}/{region}/")).map(String::from)
@@ -161,8 +164,11 @@ async fn authorization(state: &State, call: &Call) -> Outcome {
     use base64::Engine;
     let host = &state.registry()?.host;
     let caller = &call.caller;
-    let principal =
-        Principal { account: caller.account.clone(), arn: caller.arn.clone(), user_id: caller.user_id.clone() };
+    let principal = Principal {
+        account: caller.account.clone(),
+        arn: caller.arn.clone(),
+        user_id: caller.user_id.clone(),
+    };
     let expires = (call.now_ms / 1_000) as i64 + PASSWORD_SECONDS;
     let password = state.keys.ticket(PASSWORD, principal, expires).map_err(|error| {
         tracing::error!(%error, "no password could be made");

@@ -112,8 +112,9 @@ pub(super) async fn describe(state: &State, call: &Call) -> Outcome {
     let all: Vec<Value> = all(state, call).await?.into_values().collect();
     let max = call.input["maxResults"].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(PAGE);
     let name = |spec: &Value| text(spec, "repositoryName").to_string();
-    let (found, token) = page(&all, name, text(&call.input, "nextToken"), max)
-        .map_err(|_| invalid("Invalid parameter at 'nextToken' failed to satisfy constraint: 'not a valid token'"))?;
+    let (found, token) = page(&all, name, text(&call.input, "nextToken"), max).map_err(|_| {
+        invalid("Invalid parameter at 'nextToken' failed to satisfy constraint: 'not a valid token'")
+    })?;
     Ok(json!({"repositories": found, "nextToken": token}))
 }
 
@@ -137,7 +138,11 @@ pub(super) async fn delete(state: &State, call: &Call) -> Outcome {
 /// The repository of an ARN.
 fn name_in<'a>(call: &Call, arn: &'a str) -> Result<&'a str, AwsError> {
     let prefix = format!("arn:aws:ecr:{}:{}:repository/", call.region, call.caller.account);
-    let text = || invalid(format!("Invalid parameter at 'resourceArn' failed to satisfy constraint: 'Invalid ARN' ({arn})"));
+    let text = || {
+        invalid(format!(
+            "Invalid parameter at 'resourceArn' failed to satisfy constraint: 'Invalid ARN' ({arn})"
+        ))
+    };
     arn.strip_prefix(&prefix).ok_or_else(text)
 }
 
@@ -161,4 +166,3 @@ pub(super) async fn list_tags(state: &State, call: &Call) -> Outcome {
     let spec = find(state, call, name_in(call, text(&call.input, "resourceArn"))?).await?;
     Ok(json!({"tags": items(&spec["tags"])}))
 }
-

@@ -46,7 +46,9 @@ pub(super) fn policy(arn: &str) -> Option<Value> {
     let rest = arn.strip_prefix(PREFIX).filter(|rest| KNOWN.contains(rest))?;
     let (path, name) = rest.rsplit_once('/').unwrap_or(("", rest));
     let path = if path.is_empty() { "/".to_string() } else { format!("/{path}/") };
-    Some(json!({"PolicyName": name, "Arn": arn, "Path": path, "DefaultVersionId": "v1", "IsAttachable": true}))
+    Some(
+        json!({"PolicyName": name, "Arn": arn, "Path": path, "DefaultVersionId": "v1", "IsAttachable": true}),
+    )
 }
 
 /// All of them.

@@ -29,7 +29,11 @@ pub(super) async fn find(state: &State, call: &Call, arn: &str) -> Result<Value,
 }
 
 /// Changes the policy that the call names.
-async fn change(state: &State, call: &Call, edit: impl FnMut(&mut Value) -> Result<Value, AwsError>) -> Outcome {
+async fn change(
+    state: &State,
+    call: &Call,
+    edit: impl FnMut(&mut Value) -> Result<Value, AwsError>,
+) -> Outcome {
     let arn = text(&call.input, "PolicyArn");
     let Some(name) = name_of(call, arn) else { return Err(no_policy(arn)) };
     state.policies.change(call, name, edit).await?.ok_or_else(|| no_policy(arn))
@@ -203,7 +207,8 @@ pub(super) async fn entities(state: &State, call: &Call) -> Outcome {
     let arn = text(&call.input, "PolicyArn");
     let roles = state.roles.list(call).await?;
     let having = roles.iter().filter(|r| items(&r["Attached"]).iter().any(|a| a == arn));
-    let roles: Vec<Value> = having.map(|r| json!({"RoleName": r["RoleName"], "RoleId": r["RoleId"]})).collect();
+    let roles: Vec<Value> =
+        having.map(|r| json!({"RoleName": r["RoleName"], "RoleId": r["RoleId"]})).collect();
     Ok(json!({"PolicyRoles": roles, "PolicyGroups": [], "PolicyUsers": [], "IsTruncated": false}))
 }
 

@@ -39,7 +39,8 @@ pub(super) async fn get(state: &State, call: &Call) -> Outcome {
 
 pub(super) async fn list(state: &State, call: &Call) -> Outcome {
     let role = role(state, call).await?;
-    let names: Vec<Value> = role["Inline"].as_object().into_iter().flatten().map(|(n, _)| n.as_str().into()).collect();
+    let names: Vec<Value> =
+        role["Inline"].as_object().into_iter().flatten().map(|(n, _)| n.as_str().into()).collect();
     listing(call, "PolicyNames", &names, |name| name.as_str().unwrap_or_default().to_string())
 }
 

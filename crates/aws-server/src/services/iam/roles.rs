@@ -74,7 +74,9 @@ pub(super) async fn create_service_linked(state: &State, call: &Call) -> Outcome
     match state.roles.create(call, &name, role.clone()).await? {
         true => Ok(json!({"Role": shown(&role)})),
         false => {
-            let text = format!("Service role name {name} has been taken in this account, please try a different suffix.");
+            let text = format!(
+                "Service role name {name} has been taken in this account, please try a different suffix."
+            );
             Err(AwsError::client("InvalidInput", text))
         }
     }

@@ -25,7 +25,8 @@ fn stage(versions: &mut Map<String, Value>, version: &str, stages: &[String]) {
     moves.extend(before.map(|id| (PREVIOUS, id)));
     for (stage, to) in moves {
         for (id, one) in versions.iter_mut() {
-            let mut have: Vec<Value> = items(&one["Stages"]).iter().filter(|s| *s != stage).cloned().collect();
+            let mut have: Vec<Value> =
+                items(&one["Stages"]).iter().filter(|s| *s != stage).cloned().collect();
             if *id == to {
                 have.push(stage.into());
             }
@@ -59,7 +60,10 @@ fn add(spec: &mut Value, call: &Call, id: &str, stages: &[String]) -> Result<boo
         let oldest = versions.iter().filter(|(_, v)| bare(v));
         let oldest = oldest.min_by(|a, b| date(a.1).total_cmp(&date(b.1))).map(|(id, _)| id.clone());
         let Some(oldest) = oldest else {
-            return Err(AwsError::client("LimitExceededException", "The secret has too many versions with stages."));
+            return Err(AwsError::client(
+                "LimitExceededException",
+                "The secret has too many versions with stages.",
+            ));
         };
         versions.remove(&oldest);
     }
@@ -77,7 +81,9 @@ fn has_value(call: &Call) -> bool {
 
 fn one_value(call: &Call) -> Result<(), AwsError> {
     match ["SecretString", "SecretBinary"].iter().all(|m| call.input.get(*m).is_some()) {
-        true => Err(invalid("You can't specify both a binary secret value and a string secret value in the same secret.")),
+        true => Err(invalid(
+            "You can't specify both a binary secret value and a string secret value in the same secret.",
+        )),
         false => Ok(()),
     }
 }
@@ -135,7 +141,8 @@ pub(super) async fn create(state: &State, call: &Call) -> Outcome {
         ));
     }
     // The same call again (its token says so) is answered as the first was.
-    let same = |version: &Value| ["SecretString", "SecretBinary"].iter().all(|m| version[*m] == call.input[*m]);
+    let same =
+        |version: &Value| ["SecretString", "SecretBinary"].iter().all(|m| version[*m] == call.input[*m]);
     if call.input.get("ClientRequestToken").is_some() && there["Versions"].get(&id).is_some_and(same) {
         return Ok(json!({"ARN": there["ARN"], "Name": there["Name"], "VersionId": id}));
     }
@@ -240,7 +247,9 @@ pub(super) async fn delete(state: &State, call: &Call) -> Outcome {
     let force = call.input["ForceDeleteWithoutRecovery"] == true;
     let days = call.input["RecoveryWindowInDays"].as_u64();
     if force && days.is_some() {
-        return Err(invalid("You can't use ForceDeleteWithoutRecovery in conjunction with RecoveryWindowInDays."));
+        return Err(invalid(
+            "You can't use ForceDeleteWithoutRecovery in conjunction with RecoveryWindowInDays.",
+        ));
     }
     if days.is_some_and(|d| !(7..=30).contains(&d)) {
         return Err(invalid("The RecoveryWindowInDays value must be between 7 and 30 days (inclusive)."));

@@ -10,7 +10,9 @@ const SUFFIX: usize = 6;
 
 /// Names that an id may mean, the likelier first.
 pub(super) fn names(id: &str) -> Vec<&str> {
-    let Some(name) = id.strip_prefix("arn:").and_then(|arn| arn.splitn(6, ':').nth(5)) else { return vec![id] };
+    let Some(name) = id.strip_prefix("arn:").and_then(|arn| arn.splitn(6, ':').nth(5)) else {
+        return vec![id];
+    };
     let whole = Some(name);
     let cut = name.rsplit_once('-').filter(|(_, tail)| tail.len() == SUFFIX).map(|(name, _)| name);
     cut.into_iter().chain(whole).collect()
@@ -22,7 +24,8 @@ pub(super) async fn secret(state: &State, call: &Call, id: &str) -> Result<(Stri
         let Some(spec) = state.secrets.get(call, name).await? else { continue };
         let arn = text(&spec, "ARN");
         // An ARN means this secret, not a later one of the same name.
-        let meant = !id.starts_with("arn:") || arn == id || arn.rsplit_once('-').is_some_and(|(a, _)| a == id);
+        let meant =
+            !id.starts_with("arn:") || arn == id || arn.rsplit_once('-').is_some_and(|(a, _)| a == id);
         if meant && !expired(&spec, call.now_ms) {
             return Ok((name.to_string(), spec));
         }

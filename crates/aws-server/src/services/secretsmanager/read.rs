@@ -48,7 +48,8 @@ async fn value_of(state: &State, call: &Call, id: &str, version: &str, stage: &s
 
 pub(super) async fn value(state: &State, call: &Call) -> Outcome {
     let input = &call.input;
-    let (id, version, stage) = (text(input, "SecretId"), text(input, "VersionId"), text(input, "VersionStage"));
+    let (id, version, stage) =
+        (text(input, "SecretId"), text(input, "VersionId"), text(input, "VersionStage"));
     value_of(state, call, id, version, stage).await
 }
 
@@ -70,7 +71,9 @@ pub(super) async fn values(state: &State, call: &Call) -> Outcome {
     for id in ids {
         match value_of(state, call, &id, "", "").await {
             Ok(value) => found.push(value),
-            Err(error) => errors.push(json!({"SecretId": id, "ErrorCode": error.code, "Message": error.message})),
+            Err(error) => {
+                errors.push(json!({"SecretId": id, "ErrorCode": error.code, "Message": error.message}))
+            }
         }
     }
     Ok(json!({"SecretValues": found, "Errors": errors, "NextToken": token}))
@@ -156,7 +159,9 @@ pub(super) async fn versions(state: &State, call: &Call) -> Outcome {
     let deprecated = call.input["IncludeDeprecated"] == true;
     let all = spec["Versions"].as_object().into_iter().flatten();
     let shown = all.filter(|(_, v)| deprecated || !items(&v["Stages"]).is_empty());
-    let list = shown.map(|(id, v)| json!({"VersionId": id, "VersionStages": v["Stages"], "CreatedDate": v["CreatedDate"]}));
+    let list = shown.map(
+        |(id, v)| json!({"VersionId": id, "VersionStages": v["Stages"], "CreatedDate": v["CreatedDate"]}),
+    );
     Ok(json!({"ARN": spec["ARN"], "Name": spec["Name"], "Versions": list.collect::<Vec<_>>()}))
 }
 

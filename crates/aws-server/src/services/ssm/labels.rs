@@ -32,7 +32,9 @@ async fn on_version(
         let newest = versions.last().and_then(|v| v["Version"].as_i64()).unwrap_or_default();
         let number = call.input["ParameterVersion"].as_i64().unwrap_or(newest);
         if !versions.iter().any(|v| v["Version"] == number) {
-            let text = format!("Systems Manager could not find version {number} of {name}. Verify the version and try again.");
+            let text = format!(
+                "Systems Manager could not find version {number} of {name}. Verify the version and try again."
+            );
             return Err(AwsError::client("ParameterVersionNotFound", text));
         }
         change(versions, number)
@@ -46,7 +48,8 @@ pub(super) async fn label(state: &State, call: &Call) -> Outcome {
     on_version(state, call, |versions, number| {
         for version in versions.iter_mut() {
             // A label is on one version only.
-            let mut labels: Vec<String> = texts(&version["Labels"]).into_iter().filter(|l| !good.contains(l)).collect();
+            let mut labels: Vec<String> =
+                texts(&version["Labels"]).into_iter().filter(|l| !good.contains(l)).collect();
             if version["Version"] == number {
                 labels.extend(good.iter().cloned());
             }
@@ -66,7 +69,8 @@ pub(super) async fn unlabel(state: &State, call: &Call) -> Outcome {
     on_version(state, call, |versions, number| {
         let version = versions.iter_mut().find(|v| v["Version"] == number);
         let have = version.as_ref().map(|v| texts(&v["Labels"])).unwrap_or_default();
-        let (removed, invalid): (Vec<String>, Vec<String>) = asked.iter().cloned().partition(|l| have.contains(l));
+        let (removed, invalid): (Vec<String>, Vec<String>) =
+            asked.iter().cloned().partition(|l| have.contains(l));
         let left: Vec<String> = have.into_iter().filter(|l| !removed.contains(l)).collect();
         if let Some(version) = version {
             version["Labels"] = left.into();
@@ -88,7 +92,10 @@ fn resource(call: &Call) -> Result<String, AwsError> {
 }
 
 fn no_resource() -> AwsError {
-    AwsError::client("InvalidResourceId", "The resource ID is not valid. Verify that you entered the correct ID and try again.")
+    AwsError::client(
+        "InvalidResourceId",
+        "The resource ID is not valid. Verify that you entered the correct ID and try again.",
+    )
 }
 
 pub(super) async fn add_tags(state: &State, call: &Call) -> Outcome {

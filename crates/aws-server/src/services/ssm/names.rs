@@ -52,7 +52,10 @@ pub(super) fn check_new(name: &str) -> Result<(), AwsError> {
     }
     let first = name.trim_start_matches('/').to_ascii_lowercase();
     if first.starts_with("aws") || first.starts_with("ssm") {
-        return Err(AwsError::client("AccessDeniedException", format!("No access to reserved parameter name: {name}.")));
+        return Err(AwsError::client(
+            "AccessDeniedException",
+            format!("No access to reserved parameter name: {name}."),
+        ));
     }
     Ok(())
 }

@@ -104,7 +104,8 @@ pub(super) async fn by_path(state: &State, call: &Call) -> Outcome {
     };
     let all = list(state, call, below).await?;
     let name = |spec: &Value| text(spec, "Name").to_string();
-    let (found, token) = page(&all, name, text(&call.input, "NextToken"), limit(call, PAGE)).map_err(|_| bad_token())?;
+    let (found, token) =
+        page(&all, name, text(&call.input, "NextToken"), limit(call, PAGE)).map_err(|_| bad_token())?;
     let parameters: Vec<Value> = found
         .iter()
         .filter_map(|spec| Some(state.parameter(call, spec, select(spec, "").ok()?, "")))
@@ -149,8 +150,8 @@ fn filtered(call: &Call, spec: &Value) -> bool {
 pub(super) async fn describe(state: &State, call: &Call) -> Outcome {
     let all = list(state, call, |spec| filtered(call, spec)).await?;
     let name = |spec: &Value| text(spec, "Name").to_string();
-    let (found, token) =
-        page(&all, name, text(&call.input, "NextToken"), limit(call, DESCRIBE_PAGE)).map_err(|_| bad_token())?;
+    let (found, token) = page(&all, name, text(&call.input, "NextToken"), limit(call, DESCRIBE_PAGE))
+        .map_err(|_| bad_token())?;
     let metadata = found.iter().map(|spec| {
         let mut out = items(&spec["Versions"]).last().cloned().unwrap_or_default();
         if let Some(map) = out.as_object_mut() {
