@@ -12,8 +12,8 @@ use crate::config::mounts::MountedVolume;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
-use std::io;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 const DATA: &str = "..data";
@@ -101,7 +101,10 @@ fn fill(folder: &Path, payload: &Payload, group: Option<u32>) -> io::Result<()> 
         if let Some(parent) = target.parent() {
             fs::create_dir_all(parent)?;
         }
-        fs::write(&target, &file.data)?;
+        // Closed to others until it is as it must be: the folder is in the containers' sight already.
+        let mut made = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&target)?;
+        made.write_all(&file.data)?;
+        std::os::unix::fs::chown(&target, Some(file.owner), None)?;
         fs::set_permissions(&target, fs::Permissions::from_mode(file.mode))?;
     }
     match group {
@@ -119,8 +122,9 @@ fn same(folder: &Path, payload: &Payload, group: Option<u32>) -> bool {
     }
     payload.iter().all(|(path, file)| {
         let target = folder.join(path);
-        let mode = target.symlink_metadata().map(|m| m.permissions().mode() & 0o777).ok();
-        mode == Some(file.mode | extra_mode) && fs::read(&target).is_ok_and(|data| data == file.data)
+        let found = target.symlink_metadata().map(|m| (m.permissions().mode() & 0o777, m.uid())).ok();
+        found == Some((file.mode | extra_mode, file.owner))
+            && fs::read(&target).is_ok_and(|data| data == file.data)
     })
 }
 

@@ -29,7 +29,7 @@ pub(super) fn add(
         } else {
             return Err(format!("file {:?} names neither a field nor a resource", item.path));
         };
-        let file = File { data: text.into_bytes(), mode: mode(item.mode, default_mode) };
+        let file = File { data: text.into_bytes(), mode: mode(item.mode, default_mode), owner: 0 };
         payload.insert(safe_path(&item.path)?, file);
     }
     Ok(())

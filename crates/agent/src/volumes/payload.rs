@@ -15,6 +15,8 @@ pub struct File {
     pub data: Vec<u8>,
     /// Its mode.
     pub mode: u32,
+    /// User that it belongs to.
+    pub owner: u32,
 }
 
 /// Files by their path below the volume.
@@ -60,14 +62,15 @@ pub fn add_object(payload: &mut Payload, objects: &Objects, what: &Selection) ->
     let data = byte_data(what.kind, object);
     let Some(items) = what.items.filter(|items| !items.is_empty()) else {
         for (key, data) in data {
-            payload.insert(safe_path(&key)?, File { data, mode: mode(None, what.default_mode) });
+            payload.insert(safe_path(&key)?, File { data, mode: mode(None, what.default_mode), owner: 0 });
         }
         return Ok(());
     };
     for item in items {
         match data.get(&item.key) {
             Some(data) => {
-                let file = File { data: data.clone(), mode: mode(item.mode, what.default_mode) };
+                let mode = mode(item.mode, what.default_mode);
+                let file = File { data: data.clone(), mode, owner: 0 };
                 payload.insert(safe_path(&item.path)?, file);
             }
             None if what.optional => {}

@@ -1,10 +1,10 @@
 //! `projected`: ConfigMaps, Secrets, the downward API and service account tokens in one folder.
 
 use super::payload::{File, Payload, Selection, add_object, mode, safe_path};
-use super::{Context, atomic, downward};
+use super::{Context, atomic, downward, fs_group};
 use crate::config::RefKind;
 use crate::config::mounts::MountedVolume;
-use crate::pod::PodView;
+use crate::pod::{ContainerView, PodView, Role};
 use k8s_openapi::api::core::v1::{ServiceAccountTokenProjection, Volume};
 
 /// Seconds that a token lasts when nobody says otherwise.
@@ -62,11 +62,49 @@ pub(super) fn mount(context: &Context, volume: &Volume) -> Result<MountedVolume,
                 Some(Err(error)) => return Err(format!("failed to fetch token: {error}")),
                 None => return Err("failed to fetch token: not asked for".into()),
             };
-            let file = File { data: token.text.clone().into_bytes(), mode: mode(None, default_mode) };
-            payload.insert(safe_path(&s.path)?, file);
+            payload.insert(safe_path(&s.path)?, token_file(context.pod, token.text.clone(), default_mode));
         } else {
             return Err("this projected source is not supported yet".into());
         }
     }
     atomic::publish_in_memory(context, &volume.name, &payload)
+}
+
+/// A token is for the pod's one user, or for its group (which is let in later); only where there is neither, for all.
+fn token_file(pod: &PodView, text: String, default_mode: Option<i32>) -> File {
+    let user = only_user(pod);
+    let private = user.is_some() || fs_group(pod).is_some();
+    let mode = if private { 0o600 } else { mode(None, default_mode) };
+    File { data: text.into_bytes(), mode, owner: user.unwrap_or(0) }
+}
+
+/// The user that all containers of the pod are told to run as.
+fn only_user(pod: &PodView) -> Option<u32> {
+    let pods = pod.spec().security_context.as_ref().and_then(|c| c.run_as_user);
+    let own = |c: &ContainerView| c.spec.security_context.as_ref().and_then(|c| c.run_as_user).or(pods);
+    let mut users = pod.containers.iter().filter(|c| c.role != Role::Ephemeral).map(own);
+    let first = users.next()??;
+    users.all(|user| user == Some(first)).then(|| u32::try_from(first).ok())?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pod::tests::pod;
+    use serde_json::{Value, json};
+
+    #[test]
+    fn a_token_is_for_the_pods_user_or_group() {
+        let of = |pods: Value, containers: [Value; 2]| {
+            let list = containers.map(|c| json!({"name": "c", "image": "i", "securityContext": c}));
+            let file =
+                token_file(&pod(json!({"securityContext": pods, "containers": list})), "t".into(), None);
+            (file.mode, file.owner)
+        };
+        assert_eq!(of(json!({}), [json!({}), json!({})]), (0o644, 0));
+        assert_eq!(of(json!({"runAsUser": 7}), [json!({}), json!({"runAsUser": 7})]), (0o600, 7));
+        assert_eq!(of(json!({"runAsUser": 7}), [json!({}), json!({"runAsUser": 8})]), (0o644, 0));
+        assert_eq!(of(json!({}), [json!({"runAsUser": 7}), json!({})]), (0o644, 0));
+        assert_eq!(of(json!({"fsGroup": 9}), [json!({}), json!({})]), (0o600, 0));
+    }
 }

@@ -7,8 +7,8 @@ use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path};
 
-/// What a new folder takes over of the volume's mode: who may do what, and whose group new files get.
-const MODE_TAKEN: u32 = 0o2777;
+/// What a new folder takes over of the volume's mode: who may do what, who may remove, and whose group new files get.
+const MODE_TAKEN: u32 = 0o3777;
 const INSIDE: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS);
 
 /// Opens (`O_PATH`) what is at `below` in `volume`; makes folders where nothing is, if `create`: open to the same users

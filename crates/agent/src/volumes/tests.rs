@@ -215,9 +215,9 @@ fn sub_paths_never_leave_the_volume() {
     assert!(open("up", false).is_err());
     assert!(open("no", false).is_err());
     assert_eq!(stat(open("a/b/c", true).unwrap()), of(&root.join("a/b/c")));
-    fs::set_permissions(&root, fs::Permissions::from_mode(0o2777)).unwrap();
+    fs::set_permissions(&root, fs::Permissions::from_mode(0o3777)).unwrap();
     assert_eq!(stat(open("slash/new", true).unwrap()), of(&root.join("new")));
-    assert_eq!(fs::metadata(root.join("new")).unwrap().mode() & 0o7777, 0o2777, "as the volume's");
+    assert_eq!(fs::metadata(root.join("new")).unwrap().mode() & 0o7777, 0o3777, "as the volume's");
     assert_eq!(subpath::read_text(&root, "up", 100), None);
 }
 
