@@ -14,6 +14,7 @@ pub mod raise;
 pub mod refusal;
 pub mod secret;
 pub mod service;
+pub mod targets;
 pub mod task;
 pub mod taskdef;
 pub mod units;
