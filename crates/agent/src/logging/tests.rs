@@ -1,15 +1,20 @@
-//! Tails over real files, with a sink in memory.
+//! Tails over real files, with a sink in memory and a log router on a pipe.
 
 use super::deliver::Delivery;
 use super::tail::Tail;
 use super::{Destination, LogEvent, LogSink, SinkError};
+use crate::nodeapi::{AttachSpec, Duplex, LogSource, NodeBackend, Session, Target};
 use async_trait::async_trait;
+use machinery::status::ApiError;
 use parking_lot::Mutex;
 use regex_lite::Regex;
+use runtime::api::ExecSpec;
+use serde_json::Value;
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -148,4 +153,82 @@ async fn an_open_group_is_read_again_after_a_restart() {
     let lines = sink.lines.lock().clone();
     assert_eq!(lines.last().unwrap(), "BEGIN c\n d");
     assert!(lines.iter().filter(|l| l.starts_with("BEGIN a")).count() <= 2, "at most the last batch again");
+}
+
+/// A pod with a log router that is up from the second connection on.
+struct Router {
+    dials: Mutex<u32>,
+    got: Arc<Mutex<Vec<u8>>>,
+}
+
+fn unasked() -> ApiError {
+    ApiError::bad_request("not asked here")
+}
+
+#[async_trait]
+impl NodeBackend for Router {
+    async fn check(&self, _: &Target) -> Result<(), ApiError> {
+        Err(unasked())
+    }
+    async fn exec(&self, _: &Target, _: ExecSpec) -> Result<Session, ApiError> {
+        Err(unasked())
+    }
+    async fn attach(&self, _: &Target, _: AttachSpec) -> Result<Session, ApiError> {
+        Err(unasked())
+    }
+    async fn logs(&self, _: &Target, _: bool) -> Result<LogSource, ApiError> {
+        Err(unasked())
+    }
+    async fn port_forward(&self, target: &Target, port: u16) -> Result<Box<dyn Duplex>, ApiError> {
+        assert_eq!((target.pod.as_str(), port), ("p", 24_224));
+        *self.dials.lock() += 1;
+        if *self.dials.lock() == 1 {
+            return Err(ApiError::bad_request("connection refused"));
+        }
+        let (near, mut far) = tokio::io::duplex(1 << 16);
+        let got = self.got.clone();
+        tokio::spawn(async move {
+            let mut message = Vec::new();
+            while far.read_buf(&mut message).await.is_ok_and(|n| n > 0) {
+                // The chunk's id is the last text of the message.
+                let Some(at) = message.windows(7).position(|w| w == b"\x81\xa5chunk") else { continue };
+                let acknowledgement = [b"\x81\xa3ack", &message[at + 7..]].concat();
+                got.lock().append(&mut message);
+                far.write_all(&acknowledgement).await.unwrap();
+            }
+        });
+        Ok(Box::new(near))
+    }
+    async fn pods(&self) -> Value {
+        Value::Null
+    }
+    async fn stats_summary(&self) -> Value {
+        Value::Null
+    }
+    async fn metrics(&self) -> String {
+        String::new()
+    }
+}
+
+#[tokio::test]
+async fn a_router_gets_every_line_once_it_is_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let got = Arc::<Mutex<Vec<u8>>>::default();
+    let backend = Arc::new(Router { dials: Mutex::new(0), got: got.clone() });
+    let pod = client::ObjectKey::new("n", "p");
+    let route = super::Route { pod, router: "r".into(), tag: "t".into(), facts: Vec::new() };
+    let (finish, finished) = watch::channel(false);
+    let tail = Tail::new(folder.path().into(), None, Delivery::to_router(backend.clone(), route), finished);
+    write(folder.path(), "0.log", &["first"]);
+    let running = Running { finish, task: tokio::spawn(tail.run()) };
+    let has = |text: &str| got.lock().windows(text.len()).any(|w| w == text.as_bytes());
+    let until = tokio::time::Instant::now() + PATIENCE;
+    while !has("first") {
+        assert!(tokio::time::Instant::now() < until);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    write(folder.path(), "0.log", &["second"]);
+    running.end().await;
+    assert!(has("second"));
+    assert_eq!(*backend.dials.lock(), 2, "a connection is kept");
 }

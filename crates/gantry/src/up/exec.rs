@@ -74,7 +74,7 @@ fn request(target: &Target, command: &[String]) -> String {
     let mut query = String::from("input=1&output=1&tty=1");
     command.iter().for_each(|word| query.push_str(&format!("&command={}", escaped(word))));
     let Target { namespace, pod, container } = target;
-    let key = STANDARD.encode(uuid_like());
+    let key = STANDARD.encode(handshake_key());
     format!(
         "GET /exec/{namespace}/{pod}/{container}?{query} HTTP/1.1\r\nHost: node\r\nConnection: Upgrade\r\n\
          Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n\
@@ -83,7 +83,7 @@ fn request(target: &Target, command: &[String]) -> String {
 }
 
 /// The protocol wants 16 bytes; TLS guards the connection, so that they need not be secret.
-fn uuid_like() -> [u8; 16] {
+fn handshake_key() -> [u8; 16] {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     since.as_nanos().to_be_bytes()
 }
@@ -177,14 +177,16 @@ async fn receive(read: ReadHalf<Io>, out: mpsc::Sender<Bytes>) -> Result<i32, St
         if message.is_empty() {
             continue;
         }
-        match message.split_to(1)[0] {
-            STDOUT | STDERR if !message.is_empty() => {
-                if out.send(message).await.is_err() {
-                    break;
-                }
+        let is_wanted = match message.split_to(1)[0] {
+            STDOUT | STDERR if !message.is_empty() => out.send(message).await.is_ok(),
+            STATUS => {
+                status = serde_json::from_slice::<Value>(&message).ok();
+                true
             }
-            STATUS => status = serde_json::from_slice::<Value>(&message).ok(),
-            _ => {}
+            _ => true,
+        };
+        if !is_wanted {
+            break;
         }
     }
     exit_code(&status.unwrap_or_default())
