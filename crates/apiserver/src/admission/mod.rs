@@ -12,6 +12,7 @@ mod priority;
 mod runtime_class;
 pub mod service_account;
 mod services;
+mod task_notes;
 mod tolerations;
 
 use crate::Api;
@@ -75,8 +76,9 @@ impl<'a> Attempt<'a> {
 type Plugin = fn(&Attempt<'_>, &mut Value) -> Result<(), ApiError>;
 
 /// The plug-ins, in order.
-const PLUGINS: [Plugin; 10] = [
+const PLUGINS: [Plugin; 11] = [
     aws_objects::admit,
+    task_notes::admit,
     namespace_lifecycle::admit,
     node_restriction::admit,
     service_account::admit,

@@ -233,6 +233,12 @@ def trusted():
     assert held["RoleArn"] == role, held
     own = boto3.session.Session(held["AccessKeyId"], held["SecretAccessKey"], held["Token"], region_name="us-east-1")
     caller = own.client("sts", endpoint_url="http://127.0.0.1:4566").get_caller_identity()
+    # Nobody else's pod gets there by the annotation.
+    forged = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "forged", "namespace": "ecs-prod", "annotations": {
+        "ecs.gantry.dev/task": json.dumps({"version": 1, "task": {"roleArn": role, "credentialsId": "x"}})}},
+        "spec": {"containers": [{"name": "c", "image": "busybox:1.36"}]}}
+    done = subprocess.run(["kubectl", "create", "-f", "-"], input=json.dumps(forged), capture_output=True, text=True)
+    assert done.returncode != 0 and "task controller only" in done.stderr, done
     assert f"assumed-role/app/{arn.split('/')[-1]}" in caller["Arn"], caller
     ecs.stop_task(cluster="prod", task=arn)
     until(arn, "STOPPED")

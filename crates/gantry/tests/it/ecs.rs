@@ -12,7 +12,7 @@ fn script(cluster: &Cluster, args: &[&str]) {
     assert!(python.exists(), "{} is missing: run ./dev test", python.display());
     let mut command = cluster.inside("timeout");
     command.arg("150").arg(python).arg(root.join("tests/it/ecs.py")).args(args);
-    let output = feed(&mut command, b"").unwrap();
+    let output = feed(&mut command, b"").expect("python starts");
     let said =
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && said.contains("ECS is content"), "{said}\n{}", cluster.output());
