@@ -147,7 +147,7 @@ pub fn place(instances: &mut [Instance], request: &Request, count: usize) -> (Ve
 
 fn refuses(instance: &Instance, request: &Request) -> Option<String> {
     let demand = &request.demand;
-    let lacks = |name: &&String| !instance.facts.attributes.contains_key(*name);
+    let lacks = |name: &&String| instance.facts.attribute(name).is_none();
     let reason = if !instance.facts.agent_connected {
         "AGENT"
     } else if request.attributes.iter().any(|name| lacks(&name)) {
@@ -199,7 +199,7 @@ fn narrow(open: &mut Vec<usize>, instances: &[Instance], strategy: &Strategy, gr
 
 fn value_of<'a>(instance: &'a Instance, field: &str) -> &'a str {
     match field.split_once(':') {
-        Some((_, name)) => instance.facts.attributes.get(name).map_or("", String::as_str),
+        Some((_, name)) => instance.facts.attribute(name).unwrap_or_default(),
         None => &instance.id,
     }
 }

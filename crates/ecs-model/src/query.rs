@@ -41,8 +41,10 @@ pub enum QueryError {
 /// What an expression asks of an instance.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
-    /// Attributes; "" for one without a value.
+    /// Attributes of its own; "" for one without a value.
     pub attributes: BTreeMap<String, String>,
+    /// Attributes without a value that it has in common with all others, not copied for each.
+    pub common: Option<&'static BTreeSet<String>>,
     /// Is its agent there?
     pub agent_connected: bool,
     /// The agent's version.
@@ -55,6 +57,14 @@ pub struct Facts {
     pub running_tasks: u64,
     /// Groups of the tasks on it.
     pub groups: BTreeSet<String>,
+}
+
+impl Facts {
+    /// The value of an attribute.
+    pub fn attribute(&self, name: &str) -> Option<&str> {
+        let shared = || self.common.is_some_and(|c| c.contains(name)).then_some("");
+        self.attributes.get(name).map(String::as_str).or_else(shared)
+    }
 }
 
 /// A read expression.
@@ -149,7 +159,7 @@ impl Subject {
     fn values(&self, facts: &Facts) -> Vec<String> {
         let some = |text: &str| if text.is_empty() { Vec::new() } else { vec![text.to_string()] };
         match self {
-            Subject::Attribute(name) => facts.attributes.get(name).cloned().into_iter().collect(),
+            Subject::Attribute(name) => facts.attribute(name).map(str::to_string).into_iter().collect(),
             Subject::AgentConnected => vec![facts.agent_connected.to_string()],
             Subject::AgentVersion => some(&facts.agent_version),
             Subject::InstanceId => some(&facts.ec2_instance_id),
@@ -357,6 +367,7 @@ mod tests {
             [("ecs.instance-type", "t3.micro"), ("stack", ""), ("ecs.availability-zone", "us-east-1a")];
         Facts {
             attributes: attributes.map(|(k, v)| (k.to_string(), v.to_string())).into(),
+            common: None,
             agent_connected: true,
             agent_version: "1.10.2".into(),
             ec2_instance_id: "i-0a".into(),

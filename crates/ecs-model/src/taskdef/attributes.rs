@@ -3,6 +3,8 @@
 use super::container::is_set;
 use machinery::kinds::get::{has, list, text};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::sync::LazyLock;
 
 const PREFIX: &str = "com.amazonaws.ecs.capability.";
 
@@ -114,8 +116,10 @@ const NOT_OURS: [&str; 6] = [
 ];
 
 /// The full names of the capabilities that every one of our nodes has.
-pub fn capabilities() -> impl Iterator<Item = String> {
-    ROWS.iter().map(|r| r.name).filter(|n| !NOT_OURS.contains(n)).map(full)
+pub fn capabilities() -> &'static BTreeSet<String> {
+    static ALL: LazyLock<BTreeSet<String>> =
+        LazyLock::new(|| ROWS.iter().map(|r| r.name).filter(|n| !NOT_OURS.contains(n)).map(full).collect());
+    &ALL
 }
 
 fn full(name: &str) -> String {

@@ -6,6 +6,7 @@ use super::instance::Row;
 use super::instance_ops::id_of;
 use super::paging::{PAGE_MAX, Page};
 use crate::service::{AwsError, Call, Outcome};
+use ecs_model::taskdef::capabilities;
 use machinery::kinds::get::{list as items, text};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -112,7 +113,9 @@ pub async fn list(ecs: &Ecs, call: &Call) -> Outcome {
     let (name, value) = (cx.text("attributeName"), cx.text("attributeValue"));
     let mut out = Vec::new();
     for row in cx.instances(&cluster)? {
-        for (own, held) in row.attributes(&cx.shared.zones) {
+        let mut all = row.attributes(&cx.shared.zones);
+        all.extend(capabilities().iter().map(|name| (name.clone(), String::new())));
+        for (own, held) in all {
             if (name.is_empty() || own == name) && (value.is_empty() || held == value) {
                 out.push((format!("{}/{own}", row.id), shown(&row.arn, &own, &held)));
             }

@@ -5,7 +5,7 @@
 
 use super::Ecs;
 use super::capacity_provider;
-use super::context::{Cluster, Context, client_error, doc, failure, internal, parameter};
+use super::context::{Cluster, Context, client_error, doc, failure, parameter};
 use super::paging::{PAGE_MAX, Page};
 use crate::service::{AwsError, Call, Outcome};
 use client::{DeleteOptions, ObjectKey};
@@ -140,9 +140,8 @@ async fn make(cx: &Context<'_>, name: &str, spec: Value) -> Result<Cluster, AwsE
             })
             .await?;
         if revived.is_none() {
-            // Another server made it this moment: this one's cache has not seen it.
-            let object = cx.shared.client.get(&gvr::ECS_CLUSTERS, &key).await.map_err(internal)?;
-            cx.views.clusters.observe(object);
+            // This server's cache has not seen it.
+            cx.made_by_another(&gvr::ECS_CLUSTERS, &cx.views.clusters, &key).await?;
         }
     }
     cx.find_cluster(name)?.ok_or_else(|| AwsError::client("ClusterNotFoundException", "Cluster not found."))

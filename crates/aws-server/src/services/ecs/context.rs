@@ -17,6 +17,9 @@ use std::time::Duration;
 
 /// Attempts at a compare-and-swap before the caller is told to try again.
 const ATTEMPTS: usize = 10;
+/// Patience with an object that somebody else is making.
+const MADE_ATTEMPTS: u32 = 200;
+const MADE_PAUSE: Duration = Duration::from_millis(5);
 /// Patience with a namespace of the same name that is still going away.
 const NAMESPACE_ATTEMPTS: u32 = 100;
 const NAMESPACE_PAUSE: Duration = Duration::from_millis(100);
@@ -260,6 +263,28 @@ impl Context<'_> {
         }
     }
 
+    /// An object that somebody else is making or has just made. (A create is refused as soon as another one is on its
+    /// way; the object can be read when that one is on disk.)
+    pub async fn made_by_another(
+        &self,
+        gvr: &Gvr,
+        cache: &Cache,
+        key: &ObjectKey,
+    ) -> Result<Arc<Object>, AwsError> {
+        let mut pauses = 0;
+        loop {
+            match self.shared.client.get(gvr, key).await {
+                Ok(object) => {
+                    cache.observe(object.clone());
+                    return Ok(object);
+                }
+                Err(error) if error.is_not_found() && pauses < MADE_ATTEMPTS => pauses += 1,
+                Err(error) => return Err(internal(error)),
+            }
+            tokio::time::sleep(MADE_PAUSE).await;
+        }
+    }
+
     /// Changes an object: `edit` sees it and gives a merge patch (`None`: leave it), again whenever another writer was
     /// faster. `None` where there is no such object.
     pub async fn modify(
@@ -314,6 +339,7 @@ impl Context<'_> {
             if let Some(object) = self.create(gvr, cache, body).await? {
                 return Ok(object);
             }
+            self.made_by_another(gvr, cache, &key).await?;
         }
         Err(AwsError::server(
             "ServerException",

@@ -107,7 +107,7 @@ impl Row {
         list(self.spec(), "/attributes").iter().map(|a| (text(a, "/name"), text(a, "/value")))
     }
 
-    /// All attributes.
+    /// All attributes, but for the capabilities that every node has.
     pub fn attributes(&self, zones: &[String]) -> BTreeMap<String, String> {
         let label = |key: &str| self.node.metadata.labels.as_ref().and_then(|l| l.get(key)).cloned();
         let info = self.node.status.as_ref().and_then(|s| s.node_info.as_ref());
@@ -125,7 +125,6 @@ impl Row {
             ("ecs.ami-id", AMI.into()),
         ];
         let mut out: BTreeMap<String, String> = own.into_iter().map(|(k, v)| (k.to_string(), v)).collect();
-        out.extend(capabilities().map(|name| (name, String::new())));
         out.extend(self.custom().map(|(k, v)| (k.to_string(), v.to_string())));
         out
     }
@@ -163,6 +162,7 @@ impl Row {
             node: self.node_name.clone(),
             facts: Facts {
                 attributes: self.attributes(&cx.shared.zones),
+                common: Some(capabilities()),
                 agent_connected: self.is_ready(),
                 agent_version: env!("CARGO_PKG_VERSION").into(),
                 ec2_instance_id: self.ec2_instance_id(),
@@ -194,10 +194,13 @@ impl Row {
         };
         let status = |task: &&Arc<Doc>| text(task.status(), "/lastStatus") == "RUNNING";
         let running = tasks.iter().filter(status).count();
-        let attribute = |(name, value): (&String, &String)| match value.as_str() {
+        let attribute = |(name, value): (&str, &str)| match value {
             "" => json!({"name": name}),
             value => json!({"name": name, "value": value}),
         };
+        let own = free.facts.attributes.iter().map(|(k, v)| (k.as_str(), v.as_str()));
+        let attributes: Vec<Value> =
+            own.chain(capabilities().iter().map(|c| (c.as_str(), ""))).map(attribute).collect();
         let runtime = self.node.status.as_ref().and_then(|s| s.node_info.as_ref());
         json!({
             "containerInstanceArn": self.arn, "ec2InstanceId": self.ec2_instance_id(), "version": 1,
@@ -207,7 +210,7 @@ impl Row {
             "remainingResources": resources(free.cpu.max(0), free.memory.max(0), ports("tcp"), ports("udp")),
             "status": self.status(), "agentConnected": self.is_ready(),
             "runningTasksCount": running, "pendingTasksCount": tasks.len() - running,
-            "attributes": free.facts.attributes.iter().map(attribute).collect::<Vec<_>>(),
+            "attributes": attributes,
             "registeredAt": machinery::time::parse(&self.registered_at).map_or(0.0, |t| t.as_second() as f64),
             "attachments": [],
             "tags": if with_tags { json!(list(self.spec(), "/tags")) } else { json!([]) },
@@ -235,9 +238,7 @@ impl Row {
             if let Some(written) = cx.create(gvr, &views.instances, body).await? {
                 return Ok(written);
             }
-            // Made by another server this moment.
-            let found = cx.shared.client.get(gvr, &key).await.map_err(super::context::internal)?;
-            views.instances.observe(found);
+            cx.made_by_another(gvr, &views.instances, &key).await?;
         }
     }
 

@@ -171,6 +171,7 @@ async fn write(cx: &Context<'_>, key: &ObjectKey, spec: Value) -> Result<Arc<Obj
     if let Some(written) = cx.create(&gvr::ECS_SERVICES, &cx.views.services, body).await? {
         return Ok(written);
     }
+    cx.made_by_another(&gvr::ECS_SERVICES, &cx.views.services, key).await?;
     let revived = cx
         .modify(&gvr::ECS_SERVICES, &cx.views.services, key, |old| {
             if text(old.spec(), "/status") != "INACTIVE" {

@@ -110,3 +110,22 @@ async fn only_tasks_of_services_are_protected() {
     let described = ecs.ok("DescribeTasks", json!({"tasks": [id]})).await;
     assert!(described["tasks"][0].get("protection").is_none());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_thing_at_the_same_time_is_made_once() {
+    let ecs = ecs().await;
+    ecs.fargate_definition("web").await;
+    let clusters = (0..8).map(|_| ecs.ok("CreateCluster", json!({"clusterName": "c"})));
+    let made = futures_util::future::join_all(clusters).await;
+    assert!(made.iter().all(|m| m["cluster"]["status"] == "ACTIVE"));
+    let set = json!({"name": "containerInsights", "value": "enabled"});
+    let settings = (0..8).map(|_| ecs.ok("PutAccountSettingDefault", set.clone()));
+    futures_util::future::join_all(settings).await;
+    let mut input = on_fargate("web");
+    input["serviceName"] = json!("s");
+    input["desiredCount"] = json!(0);
+    let create = || ecs.call_in(ACCOUNT, "us-east-1", "CreateService", input.clone());
+    let services = futures_util::future::join_all((0..8).map(|_| create())).await;
+    let refused: Vec<_> = services.into_iter().filter_map(Result::err).map(|e| e.message).collect();
+    assert_eq!(refused, vec!["Creation of service was not idempotent."; 7]);
+}
