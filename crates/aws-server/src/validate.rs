@@ -142,7 +142,10 @@ fn compiled(pattern: &'static str) -> Option<Arc<Regex>> {
 /// The models' patterns are Java's and about whole values.
 fn compile(pattern: &str) -> Option<Regex> {
     let pattern = DIALECT.iter().fold(pattern.to_string(), |p, (theirs, ours)| p.replace(theirs, ours));
-    RegexBuilder::new(&format!(r"\A(?:{})\z", ascii_classes(&pattern))).size_limit(PATTERN_BYTES_MAX).build().ok()
+    RegexBuilder::new(&format!(r"\A(?:{})\z", ascii_classes(&pattern)))
+        .size_limit(PATTERN_BYTES_MAX)
+        .build()
+        .ok()
 }
 
 /// What Java writes otherwise: UTF-16's pairs, and the one look-ahead that has a plain form.

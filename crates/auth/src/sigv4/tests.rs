@@ -1,5 +1,6 @@
 //! Against botocore's signer (vectors made with botocore 1.44.5, see each) and against wrong requests.
 
+use super::vectors::VECTORS;
 use super::*;
 
 const SECRET: &str = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY";
@@ -7,8 +8,6 @@ const SECRET: &str = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY";
 fn headers(list: &[(&str, &str)]) -> Vec<(String, String)> {
     list.iter().map(|(n, v)| (n.to_string(), v.to_string())).collect()
 }
-
-include!("vectors.rs");
 
 #[test]
 fn what_botocore_signed_is_accepted_and_nothing_else() {

@@ -67,6 +67,9 @@ async fn every_wrong_signature_has_its_code() {
     let mut half = clusters();
     half.headers.push(("authorization", "AWS4-HMAC-SHA256 Credential=x".into()));
     refused(&world, &half, 400, &["IncompleteSignatureException", "requires 'Signature' parameter"]).await;
+    let mut page = identity();
+    page.headers.push(("origin", "https://evil.test".into()));
+    refused(&world, &signed(&by("sts"), &page), 403, &["<Code>InvalidClientTokenId<"]).await;
     let scope = signed(&by("logs"), &clusters());
     refused(&world, &scope, 400, &["Credential should be scoped to correct service: 'ecs'"]).await;
 }
