@@ -3,4 +3,5 @@
 mod credentials;
 mod operations;
 mod signatures;
+mod slices;
 mod world;
