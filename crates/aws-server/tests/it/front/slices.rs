@@ -25,15 +25,14 @@ async fn run(world: &World, service: &'static str, rows: Vec<Row>) {
     }
 }
 
-#[tokio::test]
-async fn parameters() {
-    let world = world().await;
+/// What is written, and read back.
+fn writes() -> Vec<Row> {
     let put = |name: &str, value: &str, more: Value| {
         let mut input = json!({"Name": name, "Value": value, "Type": "String"});
         more.as_object().unwrap().iter().for_each(|(k, v)| input[k] = v.clone());
         input
     };
-    let rows = vec![
+    vec![
         ("PutParameter", json!({"Name": "/a/b", "Value": "x"}), "/__type", json!("ValidationException")),
         (
             "PutParameter",
@@ -66,6 +65,12 @@ async fn parameters() {
             "/Parameter/Version",
             json!(2),
         ),
+    ]
+}
+
+/// Labels, lists, tags, the end.
+fn labels_and_lists() -> Vec<Row> {
+    vec![
         (
             "LabelParameterVersion",
             json!({"Name": "/a/b", "ParameterVersion": 1, "Labels": ["prod", "aws"]}),
@@ -110,8 +115,14 @@ async fn parameters() {
         ),
         ("DeleteParameters", json!({"Names": ["/a/b", "/no"]}), "/DeletedParameters", json!(["/a/b"])),
         ("DeleteParameter", json!({"Name": "/a/b"}), "/__type", json!("ParameterNotFound")),
-    ];
-    run(&world, "ssm", rows).await;
+    ]
+}
+
+#[tokio::test]
+async fn parameters() {
+    let world = world().await;
+    run(&world, "ssm", writes()).await;
+    run(&world, "ssm", labels_and_lists()).await;
 }
 
 #[tokio::test]
@@ -188,15 +199,15 @@ async fn secrets() {
     run(&world, "secretsmanager", rows).await;
 }
 
-/// An image goes in by API calls alone: layers in parts, then the manifest.
+fn of(more: Value) -> Value {
+    let mut input = json!({"repositoryName": "team/web"});
+    more.as_object().unwrap().iter().for_each(|(k, v)| input[k] = v.clone());
+    input
+}
+
 #[tokio::test]
 async fn repositories() {
     let world = world().await;
-    let of = |more: Value| {
-        let mut input = json!({"repositoryName": "team/web"});
-        more.as_object().unwrap().iter().for_each(|(k, v)| input[k] = v.clone());
-        input
-    };
     let rows = vec![
         ("CreateRepository", json!({"repositoryName": "Bad"}), "/__type", json!("InvalidParameterException")),
         (
@@ -229,7 +240,13 @@ async fn repositories() {
         ),
     ];
     run(&world, "ecr", rows).await;
+}
 
+/// An image goes in by API calls alone: layers in parts, then the manifest.
+#[tokio::test]
+async fn images() {
+    let world = world().await;
+    call(&world, "ecr", "CreateRepository", of(json!({"imageTagMutability": "IMMUTABLE"}))).await;
     let config = br#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}"#;
     let digest = image::Digest::of(config);
     let (_, begun) = call(&world, "ecr", "InitiateLayerUpload", of(json!({}))).await;
