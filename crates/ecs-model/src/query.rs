@@ -6,7 +6,7 @@
 //! instance has not makes every comparison false, but for the negative ones. Bounded: length and depth.
 
 use machinery::time;
-use regex_lite::Regex;
+use regex::Regex;
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 

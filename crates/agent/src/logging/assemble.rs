@@ -5,7 +5,7 @@
 
 use super::LogEvent;
 use jiff::Timestamp;
-use regex_lite::Regex;
+use regex::Regex;
 use serde::{Deserialize, Serialize};
 
 /// Longest event; a longer one becomes several (CloudWatch Logs' classic limit).

@@ -3,7 +3,7 @@
 use super::Route;
 use client::ObjectKey;
 use ecs_model::annotation::TaskNote;
-use regex_lite::{Regex, RegexBuilder};
+use regex::{Regex, RegexBuilder};
 
 /// Compiled size of a multi-line pattern, so that none takes much memory.
 const REGEX_BYTES_MAX: usize = 256 << 10;
@@ -110,7 +110,7 @@ fn strftime(format: &str) -> String {
     let mut characters = format.chars();
     while let Some(c) = characters.next() {
         if c != '%' {
-            out.push_str(&regex_lite::escape(c.encode_utf8(&mut [0; 4])));
+            out.push_str(&regex::escape(c.encode_utf8(&mut [0; 4])));
             continue;
         }
         out.push_str(match characters.next() {

@@ -5,7 +5,7 @@ use super::assemble::{Assembler, Place};
 use super::deliver::{BATCH_BYTES, BATCH_EVENTS, Delivery, EVENT_OVERHEAD};
 use super::{Folder, LogEvent};
 use crate::nodeapi::FolderWatch;
-use regex_lite::Regex;
+use regex::Regex;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};

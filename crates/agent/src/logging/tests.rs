@@ -7,7 +7,7 @@ use crate::nodeapi::{AttachSpec, Duplex, LogSource, NodeBackend, Session, Target
 use async_trait::async_trait;
 use machinery::status::ApiError;
 use parking_lot::Mutex;
-use regex_lite::Regex;
+use regex::Regex;
 use runtime::api::ExecSpec;
 use serde_json::Value;
 use std::io::Write;

@@ -17,6 +17,9 @@ const GROWTH_MAX_KB: u64 = 16 << 10;
 /// The longest a neighbour's answer may take on a machine that is busy with the attack and other tests.
 const ANSWER_MAX: Duration = Duration::from_secs(3);
 
+/// What one pod does beside the others.
+type Attack = fn(&Cluster) -> Result<()>;
+
 #[test]
 fn bombs_hurt_only_their_pod() {
     let cluster = Cluster::start(env!("CARGO_BIN_EXE_gantry"), &["--pod-pids-max", PIDS_MAX]).unwrap();
@@ -25,7 +28,7 @@ fn bombs_hurt_only_their_pod() {
     cluster.apply(&pod("neighbour", web, "", "")).unwrap();
     ready(&cluster, "neighbour").unwrap();
     let ip = cluster.field(&["pod", "neighbour"], "/status/podIP").unwrap();
-    let attacks: [(&str, fn(&Cluster) -> Result<()>); 4] =
+    let attacks: [(&str, Attack); 4] =
         [("forks", forks), ("memory", memory), ("logs", logs), ("inodes", inodes)];
     let only = std::env::var("CHECK").unwrap_or_default();
     for (name, attack) in attacks.iter().filter(|(name, _)| name.contains(&only)) {

@@ -37,7 +37,8 @@ const PULLS_AT_ONCE: usize = 4;
 const CREDENTIALS_MAX: usize = 8;
 const RETRY: Backoff = Backoff { base: Duration::from_secs(1), factor: 2, max: Duration::from_secs(8) };
 /// The cluster's registry is near: it is there, or it is not.
-const PARENT_RETRY: Backoff = Backoff { base: Duration::from_millis(100), factor: 2, max: Duration::from_secs(1) };
+const PARENT_RETRY: Backoff =
+    Backoff { base: Duration::from_millis(100), factor: 2, max: Duration::from_secs(1) };
 const HUB: &str = "docker.io";
 const HUB_ADDRESS: &str = "https://registry-1.docker.io/";
 

@@ -3,7 +3,7 @@
 use super::PatternError;
 use super::lex::Cursor;
 use super::value::regex;
-use regex_lite::Regex;
+use regex::Regex;
 
 #[derive(Clone, Debug)]
 enum Term {

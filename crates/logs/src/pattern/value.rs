@@ -1,7 +1,7 @@
 //! Comparing a text or number with what a pattern names: wildcards, numbers, regular expressions.
 
 use super::PatternError;
-use regex_lite::{Regex, RegexBuilder};
+use regex::{Regex, RegexBuilder};
 
 /// Compiled size of a regular expression, so that no pattern takes much memory.
 const REGEX_BYTES_MAX: usize = 64 << 10;
