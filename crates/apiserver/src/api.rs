@@ -46,6 +46,7 @@ pub struct Api {
     documents: Mutex<(Arc<Registry>, Arc<Documents>)>,
     pub(crate) authorizer: Arc<dyn Authorizer>,
     pub(crate) rbac: Arc<Rbac>,
+    pub(crate) webhooks: crate::webhooks::Webhooks,
     closing: watch::Sender<bool>,
 }
 
@@ -69,6 +70,7 @@ impl Api {
             metrics: Metrics::default(),
             authorizer,
             rbac,
+            webhooks: crate::webhooks::Webhooks::default(),
             closing,
             config,
         });

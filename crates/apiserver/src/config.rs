@@ -30,6 +30,13 @@ pub trait TokenAuthenticator: Send + Sync + 'static {
     async fn authenticate(&self, token: &str) -> Option<Identity>;
 }
 
+/// Looks up hosts outside the cluster, for webhooks that are given by URL.
+#[async_trait]
+pub trait NameResolver: Send + Sync + 'static {
+    /// The addresses of a host; the error is a sentence.
+    async fn resolve(&self, host: &str) -> Result<Vec<std::net::IpAddr>, String>;
+}
+
 /// An IPv4 range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ipv4Range {
@@ -86,6 +93,8 @@ pub struct ApiConfig {
     pub service_tokens: Option<Arc<ServiceTokens>>,
     /// Connections to agents, for logs, exec, attach, port-forward.
     pub nodes: Option<Arc<dyn NodeDialer>>,
+    /// Addresses of hosts outside the cluster. Without it webhooks are reached by service or by address only.
+    pub resolver: Option<Arc<dyn NameResolver>>,
     /// More lines for `/metrics` (the store's own figures), each ending in a line feed.
     pub more_metrics: Arc<dyn Fn() -> String + Send + Sync>,
     /// Serve group versions that Kubernetes has removed (`extensions/v1beta1` …)?
@@ -108,6 +117,7 @@ impl ApiConfig {
             authenticator: None,
             service_tokens: None,
             nodes: None,
+            resolver: None,
             more_metrics: Arc::new(String::new),
             legacy: true,
         }

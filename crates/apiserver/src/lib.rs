@@ -36,6 +36,7 @@ mod subresources;
 mod tokens;
 mod verbs;
 mod watch;
+mod webhooks;
 
 pub use api::{Api, OpenError};
-pub use config::{ApiConfig, Duplex, Ipv4Range, NodeDialer, TokenAuthenticator};
+pub use config::{ApiConfig, Duplex, Ipv4Range, NameResolver, NodeDialer, TokenAuthenticator};

@@ -15,5 +15,8 @@ pub mod tokens;
 pub use access::AccessKeys;
 pub use ca::{Ca, CaError, Issued, SYSTEM_MASTERS};
 pub use identity::{Identity, identity_of};
-pub use tls::{Serving, TlsError, client_config, server_config, serving, unchecked_client_config};
+pub use tls::{
+    ClientAuthority, Serving, TlsError, client_config, presenting_client_config, server_config, serving,
+    trusting_client_config, unchecked_client_config,
+};
 pub use tokens::ServiceTokens;

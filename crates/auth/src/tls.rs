@@ -1,12 +1,15 @@
 //! rustls configurations from PEM: servers that take (but do not demand) client certificates, and clients.
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::client::{WebPkiServerVerifier, verify_server_name};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{ClientHello, ParsedCertificate, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{DigitallySignedStruct, RootCertStore, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use std::sync::{Arc, PoisonError, RwLock};
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::ca::Issued;
 
@@ -103,6 +106,136 @@ pub fn client_config(issued: &Issued, ca_pem: &str) -> Result<Arc<rustls::Client
         .with_root_certificates(roots(ca_pem)?)
         .with_client_auth_cert(chain, key)?;
     Ok(Arc::new(config))
+}
+
+/// Where this machine keeps the authorities that everybody trusts.
+const SYSTEM_AUTHORITIES: [&str; 2] =
+    ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt"];
+
+/// A client that shows no certificate and trusts the authorities, and the very certificates, of `ca_pem`; the machine's
+/// authorities where that is empty. HTTP/1.1 only.
+///
+/// # Errors
+/// `ca_pem` is no PEM of certificates, or there is nobody to trust.
+pub fn trusting_client_config(ca_pem: &str) -> Result<Arc<rustls::ClientConfig>, TlsError> {
+    let mut config = rustls::ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()?
+        .dangerous()
+        .with_custom_certificate_verifier(pinned(ca_pem)?)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
+/// The same for a server that is shown `issued`; without `ca_pem` its own certificate is not checked. HTTP/1.1 only.
+///
+/// # Errors
+/// As above, or `issued` is no certificate with its key.
+pub fn presenting_client_config(
+    issued: &Issued,
+    ca_pem: Option<&str>,
+) -> Result<Arc<rustls::ClientConfig>, TlsError> {
+    let verifier: Arc<dyn ServerCertVerifier> = match ca_pem {
+        Some(ca_pem) => pinned(ca_pem)?,
+        None => Arc::new(Unchecked(provider().signature_verification_algorithms.supported_schemes())),
+    };
+    let (chain, key) = material(issued)?;
+    let mut config = rustls::ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_client_auth_cert(chain, key)?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
+fn pinned(ca_pem: &str) -> Result<Arc<Pinned>, TlsError> {
+    let mut pinned: Vec<CertificateDer<'static>> = Vec::new();
+    let mut roots = RootCertStore::empty();
+    if ca_pem.is_empty() {
+        let pem = SYSTEM_AUTHORITIES.iter().find_map(|path| std::fs::read(path).ok()).unwrap_or_default();
+        roots.add_parsable_certificates(CertificateDer::pem_slice_iter(&pem).flatten());
+    }
+    for certificate in CertificateDer::pem_slice_iter(ca_pem.as_bytes()) {
+        let certificate = certificate?;
+        roots.add(certificate.clone())?;
+        pinned.push(certificate);
+    }
+    let inner = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider()).build()?;
+    Ok(Arc::new(Pinned { inner, pinned }))
+}
+
+/// An authority whose clients are told apart from those of others that a server trusts as well.
+#[derive(Debug)]
+pub struct ClientAuthority(Arc<dyn ClientCertVerifier>);
+
+impl ClientAuthority {
+    /// # Errors
+    /// `ca_pem` is no PEM of certificates.
+    pub fn new(ca_pem: &str) -> Result<ClientAuthority, TlsError> {
+        let verifier = WebPkiClientVerifier::builder_with_provider(roots(ca_pem)?, provider()).build()?;
+        Ok(ClientAuthority(verifier))
+    }
+
+    /// Is the first certificate a client's of this authority now?
+    pub fn signed(&self, chain: &[CertificateDer<'_>]) -> bool {
+        let Some((first, rest)) = chain.split_first() else { return false };
+        self.0.verify_client_cert(first, rest, UnixTime::now()).is_ok()
+    }
+}
+
+/// Chains to an authority, or the very certificate that is trusted: webpki refuses a self-signed one as a server's.
+#[derive(Debug)]
+struct Pinned {
+    inner: Arc<WebPkiServerVerifier>,
+    pinned: Vec<CertificateDer<'static>>,
+}
+
+impl ServerCertVerifier for Pinned {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        chain: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        if !self.pinned.iter().any(|p| p.as_ref() == certificate.as_ref()) {
+            return self.inner.verify_server_cert(certificate, chain, name, ocsp, now);
+        }
+        let valid = X509Certificate::from_der(certificate).is_ok_and(|(_, parsed)| {
+            let (from, to) =
+                (parsed.validity().not_before.timestamp(), parsed.validity().not_after.timestamp());
+            i64::try_from(now.as_secs()).is_ok_and(|now| (from..=to).contains(&now))
+        });
+        if !valid {
+            return Err(rustls::CertificateError::Expired.into());
+        }
+        verify_server_name(&ParsedCertificate::try_from(certificate)?, name)?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
+    }
 }
 
 /// A client that takes any certificate and shows none: for servers whose address is all that is known of them (pods,

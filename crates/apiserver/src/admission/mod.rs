@@ -1,7 +1,9 @@
 //! Admission: what is changed about, or held against, a write before it is validated and stored.
 //!
-//! One file a plug-in, one row a plug-in in [`PLUGINS`], run in order. They read the cache (the caller has waited
-//! until it is fresh) and never wait. [`allocate`] runs last, after validation, because it takes things.
+//! One file a plug-in, one row a plug-in: those that may change the object in [`PLUGINS`], those that only judge what
+//! has become of it in [`JUDGES`], run in order. They read the cache (the caller has waited until it is fresh) and never
+//! wait. Programs outside ([`crate::webhooks`]) have their say after the first and after the second. [`allocate`] runs
+//! last, after validation, because it takes things.
 
 mod aws_objects;
 mod certificates;
@@ -17,7 +19,9 @@ mod tolerations;
 
 use crate::Api;
 use crate::services::Reservation;
+use crate::subresources::scale;
 use crate::verbs::Call;
+use crate::webhooks::{self, Document, Request, Rounds};
 use client::ObjectKey;
 use machinery::status::ApiError;
 use serde_json::Value;
@@ -47,6 +51,8 @@ pub struct Attempt<'a> {
     pub key: &'a ObjectKey,
     /// The object before, for updates.
     pub old: Option<&'a Value>,
+    /// Sentences for the caller.
+    pub warnings: Vec<String>,
     reservation: Reservation,
 }
 
@@ -59,7 +65,19 @@ impl<'a> Attempt<'a> {
         key: &'a ObjectKey,
         old: Option<&'a Value>,
     ) -> Self {
-        Attempt { api, call, operation, key, old, reservation: Reservation::none(&api.services) }
+        let reservation = Reservation::none(&api.services);
+        Attempt { api, call, operation, key, old, warnings: Vec::new(), reservation }
+    }
+
+    /// The same for programs outside.
+    fn request(&self) -> Request<'a> {
+        let operation = match self.operation {
+            Operation::Create => "CREATE",
+            Operation::Update | Operation::UpdatePart => "UPDATE",
+            Operation::Delete => "DELETE",
+        };
+        let (api, call, key, old) = (self.api, self.call, self.key, self.old);
+        Request { api, call, key, operation, document: Document::Stored, old }
     }
 
     /// What was allocated; given back when it is dropped without a commit.
@@ -90,9 +108,99 @@ const PLUGINS: [Plugin; 11] = [
     certificates::admit,
 ];
 
+type Judge = fn(&Attempt<'_>, &Value, &mut Vec<String>) -> Result<(), ApiError>;
+
+/// The plug-ins that judge, in order.
+const JUDGES: [Judge; 0] = [];
+
 /// Runs the plug-ins.
 pub fn mutate(attempt: &mut Attempt<'_>, object: &mut Value) -> Result<(), ApiError> {
     PLUGINS.iter().try_for_each(|plugin| plugin(attempt, object))
+}
+
+/// Lets programs outside change the object; where they do, the plug-ins see it again.
+pub async fn mutate_outside(attempt: &mut Attempt<'_>, object: &mut Value) -> Result<(), ApiError> {
+    if attempt.call.subresource == "scale" {
+        return mutate_scale(attempt, object).await;
+    }
+    let request = attempt.request();
+    let mut rounds = Rounds::default();
+    let mut warnings = Vec::new();
+    if webhooks::mutate(&request, object, &mut rounds, &mut warnings).await? {
+        let before = object.clone();
+        mutate(attempt, object)?;
+        if before != *object {
+            rounds.changed();
+        }
+        if rounds.next() {
+            webhooks::mutate(&request, object, &mut rounds, &mut warnings).await?;
+        }
+    }
+    attempt.warnings.append(&mut warnings);
+    Ok(())
+}
+
+/// Of a Scale, programs outside see the Scale, and can change its replicas.
+async fn mutate_scale(attempt: &mut Attempt<'_>, object: &mut Value) -> Result<(), ApiError> {
+    let resource = &attempt.call.resource;
+    let old = attempt.old.map(|old| scale::scale_of(resource, old));
+    let mut new = scale::scale_of(resource, object);
+    let request = Request { old: old.as_ref(), document: Document::Own, ..attempt.request() };
+    let mut warnings = Vec::new();
+    let mut rounds = Rounds::default();
+    if webhooks::mutate(&request, &mut new, &mut rounds, &mut warnings).await?
+        && let Some(replicas) = new["spec"]["replicas"].as_i64()
+    {
+        scale::set_replicas(resource, object, replicas);
+    }
+    attempt.warnings.append(&mut warnings);
+    Ok(())
+}
+
+/// Judges the object as it would be stored: plug-ins, then programs outside.
+pub async fn validate(attempt: &mut Attempt<'_>, object: &Value) -> Result<(), ApiError> {
+    let mut warnings = Vec::new();
+    JUDGES.iter().try_for_each(|judge| judge(attempt, object, &mut warnings))?;
+    if attempt.call.subresource == "scale" {
+        let resource = &attempt.call.resource;
+        let old = attempt.old.map(|old| scale::scale_of(resource, old));
+        let request = Request { old: old.as_ref(), document: Document::Own, ..attempt.request() };
+        webhooks::validate(&request, &scale::scale_of(resource, object), &mut warnings).await?;
+    } else {
+        webhooks::validate(&attempt.request(), object, &mut warnings).await?;
+    }
+    attempt.warnings.append(&mut warnings);
+    Ok(())
+}
+
+/// Asks programs outside about a document of a subresource (a Binding, the options of an exec): it may be changed.
+pub async fn review_own(
+    api: &Api,
+    call: &Call,
+    operation: &'static str,
+    document: &mut Value,
+) -> Result<Vec<String>, ApiError> {
+    let request = Request { api, call, key: &call.key, operation, document: Document::Own, old: None };
+    let mut warnings = Vec::new();
+    let mut rounds = Rounds::default();
+    if webhooks::mutate(&request, document, &mut rounds, &mut warnings).await? && rounds.next() {
+        webhooks::mutate(&request, document, &mut rounds, &mut warnings).await?;
+    }
+    webhooks::validate(&request, document, &mut warnings).await?;
+    Ok(warnings)
+}
+
+/// Asks programs outside about a deletion.
+pub async fn review_deletion(api: &Api, call: &Call, old: &Value) -> Result<Vec<String>, ApiError> {
+    let mut warnings = Vec::new();
+    if !call.subresource.is_empty() {
+        return Ok(warnings);
+    }
+    let document = Document::Stored;
+    let request = Request { api, call, key: &call.key, operation: "DELETE", document, old: Some(old) };
+    webhooks::mutate(&request, &mut Value::Null, &mut Rounds::default(), &mut warnings).await?;
+    webhooks::validate(&request, &Value::Null, &mut warnings).await?;
+    Ok(warnings)
 }
 
 /// Takes addresses and ports for a valid object.

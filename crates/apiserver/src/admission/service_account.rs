@@ -17,6 +17,7 @@ use std::time::Duration;
 const DEFAULT: &str = "default";
 /// Where programs look for their token.
 const MOUNT_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+const VOLUME_PREFIX: &str = "kube-api-access-";
 const MIRROR: &str = "kubernetes.io/config.mirror";
 /// How long a pod waits for the `default` account of a namespace that was made a moment ago (upstream: 1 to 2 s).
 const WAIT_MAX: Duration = Duration::from_secs(2);
@@ -78,9 +79,12 @@ fn apply(pod: &mut Value, account: &Arc<Object>, random: u128) -> Result<(), Api
 fn mount_token(spec: &mut Value, random: u128) {
     let volumes = spec["volumes"].as_array().cloned().unwrap_or_default();
     let taken = |name: &str| volumes.iter().any(|v| v["name"] == name);
-    let drawn = (0..u128::MAX)
-        .map(|n| crate::verbs::create::generated_name("kube-api-access-", random.wrapping_add(n)));
-    let Some(name) = drawn.into_iter().find(|n| !taken(n)) else { return };
+    // A pod that is looked at again, because a webhook changed it, has its volume already.
+    let own = volumes.iter().filter_map(|v| v["name"].as_str()).find(|n| n.starts_with(VOLUME_PREFIX));
+    let mut drawn =
+        (0..u128::MAX).map(|n| crate::verbs::create::generated_name(VOLUME_PREFIX, random.wrapping_add(n)));
+    let drawn = own.map(str::to_string).or_else(|| drawn.find(|n| !taken(n)));
+    let Some(name) = drawn else { return };
     let mut mounted = false;
     for list in ["initContainers", "containers"] {
         for container in spec[list].as_array_mut().into_iter().flatten().filter(|c| c.is_object()) {
@@ -93,7 +97,7 @@ fn mount_token(spec: &mut Value, random: u128) {
             mounted = true;
         }
     }
-    if mounted {
+    if mounted && own.is_none() {
         let mut volumes = volumes;
         volumes.push(volume(&name));
         spec["volumes"] = Value::Array(volumes);

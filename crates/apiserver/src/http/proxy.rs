@@ -78,6 +78,7 @@ pub async fn answer(
     if call.subresource == "proxy" && rest.is_empty() && (method == Method::GET || method == Method::HEAD) {
         return with_slash(inbound.request.uri());
     }
+    admit(api, &call, &inbound.query, rest).await?;
     let links = links(&inbound, &call, rest);
     let route = match (call.resource.name(), call.subresource.as_str()) {
         ("pods", "proxy") => pod_route(api, &call, rest, &inbound).await?,
@@ -92,6 +93,39 @@ pub async fn answer(
     };
     let answer = forward(inbound.request, route, links).await?;
     if call.subresource == "log" { refused_log(answer).await } else { Ok(answer) }
+}
+
+/// Asks admission about a connection; reading logs is none.
+async fn admit(api: &Api, call: &Call, query: &Query, rest: &str) -> Result<(), ApiError> {
+    let kind = match (call.resource.name(), call.subresource.as_str()) {
+        ("pods", "exec") => "PodExecOptions",
+        ("pods", "attach") => "PodAttachOptions",
+        ("pods", "portforward") => "PodPortForwardOptions",
+        ("pods", "proxy") => "PodProxyOptions",
+        ("services", "proxy") => "ServiceProxyOptions",
+        ("nodes", "proxy") => "NodeProxyOptions",
+        _ => return Ok(()),
+    };
+    let mut options = serde_json::json!({"kind": kind, "apiVersion": "v1"});
+    match call.subresource.as_str() {
+        "proxy" => options["path"] = rest.into(),
+        "portforward" => {
+            options["ports"] = query.all("ports").filter_map(|p| p.parse::<u16>().ok()).collect()
+        }
+        _ => {
+            for stream in ["stdin", "stdout", "stderr", "tty"].into_iter().filter(|s| query.flag(s)) {
+                options[stream] = true.into();
+            }
+            if let Some(name) = query.find("container") {
+                options["container"] = name.into();
+            }
+            if call.subresource == "exec" {
+                options["command"] = query.all("command").collect();
+            }
+        }
+    }
+    // What a webhook would change about it has no effect: the request goes on as it came.
+    crate::admission::review_own(api, call, "CONNECT", &mut options).await.map(drop)
 }
 
 /// Sends the caller to the proxy's root: without the slash its relative links would lead elsewhere.

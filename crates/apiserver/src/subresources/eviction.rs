@@ -6,6 +6,7 @@
 
 use super::create_body;
 use crate::Api;
+use crate::admission;
 use crate::path::Query;
 use crate::verbs::modify::{Change, Owners, Part};
 use crate::verbs::{Call, Written, delete};
@@ -39,7 +40,8 @@ enum Judgement {
 impl Api {
     /// Evicts the pod.
     pub(crate) async fn evict_pod(&self, call: &Call, verb: Verb) -> Result<Written, ApiError> {
-        let body = create_body(verb)?;
+        let mut body = create_body(verb)?;
+        let mut warnings = admission::review_own(self, call, "CREATE", &mut body).await?;
         let named = body["metadata"]["name"].as_str().unwrap_or_default();
         if !named.is_empty() && *named != *call.key.name {
             return Err(ApiError::bad_request("name in URL does not match name in Eviction object"));
@@ -51,7 +53,11 @@ impl Api {
         for _ in 0..TRIES_MAX {
             match self.evict_once(&call, &asked).await {
                 Err(error) if error.is_conflict() && asked.resource_version.is_none() => {}
-                done => return done,
+                Ok(mut written) => {
+                    written.warnings.append(&mut warnings);
+                    return Ok(written);
+                }
+                failed => return failed,
             }
         }
         Err(ApiError::conflict(call.resource.gvr(), &call.key.name, ApiError::MODIFIED))

@@ -2,6 +2,7 @@
 
 use super::create_body;
 use crate::Api;
+use crate::admission;
 use crate::rules;
 use crate::verbs::modify::{Change, Owners, Part};
 use crate::verbs::{Call, WriteOptions, Written};
@@ -13,7 +14,8 @@ use serde_json::{Value, json};
 impl Api {
     /// Binds the pod to the node that the Binding names.
     pub(crate) async fn bind_pod(&self, call: &Call, verb: Verb) -> Result<Written, ApiError> {
-        let body = create_body(verb)?;
+        let mut body = create_body(verb)?;
+        let mut warnings = admission::review_own(self, call, "CREATE", &mut body).await?;
         let node = check(call, &body)?;
         let now = self.now_text();
         let inner =
@@ -22,7 +24,10 @@ impl Api {
             bind(call, &mut pod, &body, &node, &now)?;
             Ok(pod)
         };
-        self.modify(&inner, Change { part: Part::Binding, owners: Owners::Kept, edit: &edit }).await
+        let change = Change { part: Part::Binding, owners: Owners::Kept, edit: &edit };
+        let mut written = self.modify(&inner, change).await?;
+        written.warnings.append(&mut warnings);
+        Ok(written)
     }
 }
 

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 
 /// The Scale of an object of this resource, in its served version.
-fn scale_of(resource: &Resource, object: &Value) -> Value {
+pub fn scale_of(resource: &Resource, object: &Value) -> Value {
     let Some(paths) = resource.custom.as_ref().and_then(|c| c.scale.as_ref()) else {
         return workload(object);
     };
@@ -29,7 +29,7 @@ fn scale_of(resource: &Resource, object: &Value) -> Value {
 }
 
 /// Writes the wished replicas where the resource keeps them.
-fn set_replicas(resource: &Resource, object: &mut Value, replicas: i64) {
+pub fn set_replicas(resource: &Resource, object: &mut Value, replicas: i64) {
     let paths = resource.custom.as_ref().and_then(|c| c.scale.as_ref());
     let at = paths.map_or("/spec/replicas", |p| &p.wanted);
     let place = at.split('/').skip(1).fold(object, |place, segment| &mut place[segment]);

@@ -2,7 +2,7 @@
 
 use super::create_body;
 use crate::Api;
-use crate::admission::node_restriction;
+use crate::admission::{self, node_restriction};
 use crate::storage::unstored;
 use crate::verbs::{Call, Effect, Written};
 use client::Verb;
@@ -11,7 +11,8 @@ use machinery::status::ApiError;
 impl Api {
     /// Issues a token for the account.
     pub(crate) async fn issue_token(&self, call: &Call, verb: Verb) -> Result<Written, ApiError> {
-        let request = create_body(verb)?;
+        let mut request = create_body(verb)?;
+        let warnings = admission::review_own(self, call, "CREATE", &mut request).await?;
         for (field, own) in [("name", &call.key.name), ("namespace", &call.key.namespace)] {
             let given = request["metadata"][field].as_str().unwrap_or_default();
             if !given.is_empty() && *given != **own {
@@ -23,6 +24,6 @@ impl Api {
         let account = self.storage.get(&call.resource, &call.key).await?.ok_or_else(|| call.not_found())?;
         node_restriction::admit_token(self, call, &request)?;
         let answer = self.token_for(&account, request)?;
-        Ok(Written { object: unstored(&call.key, 0, answer), effect: Effect::Created, warnings: Vec::new() })
+        Ok(Written { object: unstored(&call.key, 0, answer), effect: Effect::Created, warnings })
     }
 }

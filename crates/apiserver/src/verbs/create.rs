@@ -68,9 +68,12 @@ impl Api {
         admission::service_account::settle(self, call, &value).await;
         let mut attempt = Attempt::new(self, call, Operation::Create, key, None);
         admission::mutate(&mut attempt, &mut value)?;
+        admission::mutate_outside(&mut attempt, &mut value).await?;
         rules::prepare_create(&call.resource, &mut value);
         rules::validate(&call.resource, Part::Whole, &value, None)?;
+        admission::validate(&mut attempt, &value).await?;
         admission::allocate(&mut attempt, &mut value)?;
+        warnings.append(&mut attempt.warnings);
         let reserved = attempt.take_reservations();
         if call.options.dry_run {
             let taken = self.storage.get(&call.resource, key).await?.is_some();

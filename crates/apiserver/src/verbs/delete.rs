@@ -152,6 +152,7 @@ impl Api {
             let mut old = current.value().map_err(ApiError::internal)?;
             let mut attempt = Attempt::new(self, call, Operation::Delete, &call.key, None);
             admission::mutate(&mut attempt, &mut old)?;
+            let warnings = admission::review_deletion(self, call, &old).await?;
             let plan = decide(&call.resource, &old, &options, (self.config.clock)());
             let (effect, swap) = match plan {
                 Plan::Pending => (Effect::Deleting, Swap::Done(current.clone())),
@@ -170,7 +171,7 @@ impl Api {
                         self.released(&call.resource, &call.key);
                     }
                     let object = rules::serve(&call.resource, &object)?;
-                    return Ok(Written { object, effect, warnings: Vec::new() });
+                    return Ok(Written { object, effect, warnings });
                 }
                 Swap::Lost(Some(now)) => current = now,
                 Swap::Lost(None) => return Err(call.not_found()),

@@ -159,7 +159,7 @@ impl Api {
     ) -> Result<Tried, ApiError> {
         let old = current.value().map_err(ApiError::internal)?;
         let wished = edit(rules::to_served(&call.resource, old.clone()))?;
-        let (mut new, warnings) = rules::decode(&call.resource, wished, &call.options)?;
+        let (mut new, mut warnings) = rules::decode(&call.resource, wished, &call.options)?;
         rules::settle_namespace(call, &mut new)?;
         carry_metadata(call, &mut new, &old)?;
         let managers = match owners {
@@ -171,11 +171,20 @@ impl Api {
         let operation = if part == Part::Whole { Operation::Update } else { Operation::UpdatePart };
         let mut attempt = Attempt::new(self, call, operation, &call.key, Some(&old));
         admission::mutate(&mut attempt, &mut new)?;
+        // Of a binding, programs outside are asked about the Binding.
+        let outside = part != Part::Binding;
+        if outside {
+            admission::mutate_outside(&mut attempt, &mut new).await?;
+        }
         owners::put(&mut new, managers, Some(&old));
         if new != old {
             rules::validate(&call.resource, part, &new, Some(&old))?;
         }
+        if outside {
+            admission::validate(&mut attempt, &new).await?;
+        }
         admission::allocate(&mut attempt, &mut new)?;
+        warnings.append(&mut attempt.warnings);
         let reserved = attempt.take_reservations();
         let written = |object: Arc<Object>, effect| {
             let object = rules::serve(&call.resource, &object)?;

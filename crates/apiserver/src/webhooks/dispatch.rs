@@ -1,0 +1,228 @@
+//! Asking webhooks: the mutating ones one after another, the validating ones all at once.
+
+use super::review::{self, Verdict};
+use super::{Document, Hook, MUTATING, Request, VALIDATING};
+use crate::resources::Resource;
+use crate::rules;
+use crate::verbs::{FieldValidation, WriteOptions};
+use futures_util::future::join_all;
+use machinery::patch;
+use machinery::status::ApiError;
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// Members of the metadata that no webhook changes.
+const KEPT: [&str; 7] = [
+    "creationTimestamp",
+    "deletionGracePeriodSeconds",
+    "deletionTimestamp",
+    "name",
+    "namespace",
+    "resourceVersion",
+    "uid",
+];
+
+/// Who was asked in the first round, and who must be asked again.
+#[derive(Default)]
+pub struct Rounds {
+    asked: BTreeSet<String>,
+    again: BTreeSet<String>,
+    second: bool,
+}
+
+impl Rounds {
+    /// Everybody who wants to be asked again is: something else changed the object.
+    pub fn changed(&mut self) {
+        self.again.append(&mut self.asked);
+    }
+
+    /// Starts the second and last round; false when nobody needs one.
+    pub fn next(&mut self) -> bool {
+        self.second = true;
+        !self.again.is_empty()
+    }
+}
+
+/// Why a call came to nothing.
+enum Failure {
+    /// It could not be made, or the answer was none: the failure policy decides.
+    Call(String),
+    /// The request is refused whatever the policy.
+    Refused(ApiError),
+}
+
+/// Lets the mutating webhooks change the object (`Null` where there is none). Returns whether one did.
+pub async fn mutate(
+    request: &Request<'_>,
+    object: &mut Value,
+    rounds: &mut Rounds,
+    warnings: &mut Vec<String>,
+) -> Result<bool, ApiError> {
+    let hooks = request.api.webhooks.all(request.api, &MUTATING, "mutating");
+    if hooks.is_empty() || request.is_exempt() {
+        return Ok(false);
+    }
+    let forms = request.forms();
+    let mut any = false;
+    let again = std::mem::take(&mut rounds.again);
+    let second = rounds.second;
+    for hook in hooks.iter().filter(|h| !second || again.contains(&h.id)) {
+        let Some(form) = wanted(hook, request, &forms, present(object))? else { continue };
+        let changed = match ask(hook, request, &form, present(object), true).await {
+            Ok(verdict) => {
+                warnings.extend(verdict.warnings);
+                match verdict.patch {
+                    Some(operations) => patched(hook, request, &form, object, &operations)?,
+                    None => false,
+                }
+            }
+            Err(failure) => {
+                tolerated(hook, failure)?;
+                false
+            }
+        };
+        if changed {
+            any = true;
+            rounds.changed();
+        }
+        if hook.reinvoked {
+            rounds.asked.insert(hook.id.clone());
+        }
+    }
+    Ok(any)
+}
+
+/// Asks the validating webhooks about the object (`Null` where there is none).
+pub async fn validate(
+    request: &Request<'_>,
+    object: &Value,
+    warnings: &mut Vec<String>,
+) -> Result<(), ApiError> {
+    let hooks = request.api.webhooks.all(request.api, &VALIDATING, "validating");
+    if hooks.is_empty() || request.is_exempt() {
+        return Ok(());
+    }
+    let forms = request.forms();
+    let mut asked = Vec::new();
+    for hook in &hooks {
+        if let Some(form) = wanted(hook, request, &forms, present(object))? {
+            asked.push((hook, form));
+        }
+    }
+    let asking = asked.iter().map(|(hook, form)| ask(hook, request, form, present(object), false));
+    for ((hook, _), answer) in asked.iter().zip(join_all(asking).await) {
+        match answer {
+            Ok(verdict) => warnings.extend(verdict.warnings),
+            Err(failure) => tolerated(hook, failure)?,
+        }
+    }
+    Ok(())
+}
+
+fn present(object: &Value) -> Option<&Value> {
+    Some(object).filter(|o| !o.is_null())
+}
+
+/// The form in which the webhook is asked; `None`: it is not.
+fn wanted(
+    hook: &Hook,
+    request: &Request<'_>,
+    forms: &[Arc<Resource>],
+    object: Option<&Value>,
+) -> Result<Option<Arc<Resource>>, ApiError> {
+    let matcher = hook.matcher.as_ref().map_err(ApiError::internal)?;
+    request.matched(matcher, forms, object)
+}
+
+/// Passes a failure on, unless the webhook's policy is to go on without it.
+fn tolerated(hook: &Hook, failure: Failure) -> Result<(), ApiError> {
+    match failure {
+        Failure::Refused(error) => Err(error),
+        Failure::Call(why) if hook.fails => {
+            tracing::warn!(hook = hook.id, why, "a webhook could not be called, which fails the request");
+            Err(ApiError::internal(format!("failed calling webhook {:?}: {why}", hook.name)))
+        }
+        Failure::Call(why) => {
+            tracing::warn!(hook = hook.id, why, "a webhook could not be called; the request goes on");
+            Ok(())
+        }
+    }
+}
+
+async fn ask(
+    hook: &Hook,
+    request: &Request<'_>,
+    form: &Resource,
+    object: Option<&Value>,
+    mutating: bool,
+) -> Result<Verdict, Failure> {
+    if request.call.options.dry_run && !hook.dry_run {
+        let why = format!("admission webhook {:?} does not support dry run", hook.name);
+        return Err(Failure::Refused(ApiError::bad_request(why)));
+    }
+    let api = request.api;
+    let version = hook.version.ok_or_else(|| {
+        Failure::Call("webhook does not accept known AdmissionReview versions (v1, v1beta1)".into())
+    })?;
+    let uid = uuid::Builder::from_random_bytes((api.config.random)().to_be_bytes()).into_uuid().to_string();
+    let review = review::review(request, form, version, &uid, object);
+    let answer = api.ask_webhook(&hook.client, &review, hook.timeout).await;
+    let answer = answer.map_err(|why| Failure::Call(format!("failed to call webhook: {why}")))?;
+    let mut verdict = review::verdict(&hook.name, version, &uid, mutating, &answer).map_err(Failure::Call)?;
+    match verdict.refusal.take() {
+        Some(refusal) => Err(Failure::Refused(refusal)),
+        None => Ok(verdict),
+    }
+}
+
+/// Applies a webhook's patch; true when that changed something.
+fn patched(
+    hook: &Hook,
+    request: &Request<'_>,
+    form: &Resource,
+    object: &mut Value,
+    operations: &Value,
+) -> Result<bool, ApiError> {
+    if operations.as_array().is_some_and(Vec::is_empty) {
+        return Ok(false);
+    }
+    if object.is_null() {
+        return Err(ApiError::internal(format!(
+            "admission webhook {:?} attempted to modify the object, which is not supported for this operation",
+            hook.name
+        )));
+    }
+    let mut shown = request.shown(form, object);
+    patch::json(&mut shown, operations).map_err(|e| ApiError::internal(ApiError::from(e).message))?;
+    let new = match request.document {
+        Document::Own => shown,
+        Document::Stored => read_back(request, form, object, shown)?,
+    };
+    let changed = new != *object;
+    *object = new;
+    Ok(changed)
+}
+
+/// A patched document of a form as it is stored.
+fn read_back(
+    request: &Request<'_>,
+    form: &Resource,
+    before: &Value,
+    mut shown: Value,
+) -> Result<Value, ApiError> {
+    if !shown["metadata"].is_object() {
+        return Err(ApiError::internal("a webhook removed the object's metadata"));
+    }
+    for member in KEPT {
+        match (&before["metadata"][member], shown["metadata"].as_object_mut()) {
+            (Value::Null, Some(metadata)) => drop(metadata.remove(member)),
+            (kept, Some(metadata)) => drop(metadata.insert(member.into(), kept.clone())),
+            (_, None) => {}
+        }
+    }
+    let options = WriteOptions { validation: FieldValidation::Ignore, ..request.call.options.clone() };
+    let options = WriteOptions { duplicates: Vec::new(), ..options };
+    let decoded = rules::decode(form, shown, &options);
+    Ok(decoded.map_err(|e| ApiError::internal(e.message))?.0)
+}
