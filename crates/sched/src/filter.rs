@@ -2,6 +2,7 @@
 
 use crate::interpod::PodContext;
 use crate::model::{HostPort, NodeInfo, NodeSpec, PodInfo, Taint};
+use crate::volumes::Needs;
 
 /// What a filter looks at.
 pub struct Question<'a> {
@@ -13,6 +14,8 @@ pub struct Question<'a> {
     pub node: &'a NodeInfo,
     /// What was computed once for the pod over all nodes.
     pub context: &'a PodContext,
+    /// What the pod's claims need.
+    pub volumes: &'a Needs<'a>,
 }
 
 /// Yields the reasons against the node; none: it passes.
@@ -41,6 +44,8 @@ pub const FILTERS: &[Row] = &[
     row("NodeAffinity", false, affinity),
     row("NodePorts", true, ports),
     row("NodeResourcesFit", true, resources),
+    row("VolumeRestrictions", true, |q| q.volumes.conflict().into_iter().map(str::to_string).collect()),
+    row("VolumeBinding", false, |q| q.volumes.objection(q.spec).into_iter().map(str::to_string).collect()),
     row("PodTopologySpread", true, spread),
     row("InterPodAffinity", true, interpod),
 ];

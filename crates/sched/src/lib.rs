@@ -14,6 +14,7 @@ mod resources;
 mod schedule;
 mod score;
 mod terms;
+pub mod volumes;
 
 pub use model::{NodeInfo, NodeSpec, PodId, PodInfo, Snapshot, Taint, covers};
 pub use resources::Resources;

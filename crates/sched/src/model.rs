@@ -2,6 +2,7 @@
 
 use crate::resources::{self, Resources};
 use crate::terms::{Labels, NodeTerm, PodTerm, Spread};
+use crate::volumes::{Catalog, PodClaim, claims_of};
 use k8s_openapi::api::core::v1 as core;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -60,6 +61,8 @@ pub struct PodInfo {
     pub(crate) anti_affinity: Vec<PodTerm>,
     pub(crate) preferred_affinity: Vec<PodTerm>,
     pub(crate) spread: Vec<Spread>,
+    /// The claims that it uses.
+    pub claims: Vec<PodClaim>,
     /// The controlling owner's UID: siblings are spread.
     pub(crate) owner: Option<String>,
 }
@@ -90,6 +93,7 @@ impl PodInfo {
         };
         if let Some(spec) = &pod.spec {
             info.read_spec(spec, &id.0);
+            info.claims = claims_of(&id.1, spec);
         }
         info.id = Some(id);
         info
@@ -254,6 +258,8 @@ impl NodeInfo {
 pub struct Snapshot {
     nodes: BTreeMap<String, NodeInfo>,
     places: BTreeMap<PodId, String>,
+    /// Claims and volumes.
+    pub volumes: Catalog,
     /// Placed pods that have required anti-affinity: only then must all pods be looked at for a new one.
     pub(crate) anti_affine: usize,
 }

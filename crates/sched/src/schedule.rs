@@ -4,6 +4,7 @@ use crate::filter::{FILTERS, Question};
 use crate::interpod::PodContext;
 use crate::model::{PodId, PodInfo, Snapshot};
 use crate::score;
+use crate::volumes::{Needs, Step};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -16,6 +17,8 @@ pub struct Diagnosis {
     pub reasons: BTreeMap<String, usize>,
     /// Nodes that no eviction could open to the pod.
     pub unresolvable: usize,
+    /// Why no node was asked at all, "" where they were.
+    pub before: String,
 }
 
 impl Diagnosis {
@@ -25,6 +28,7 @@ impl Diagnosis {
             return "no nodes available to schedule pods".into();
         }
         let mut reasons: Vec<String> = self.reasons.iter().map(|(r, n)| format!("{n} {r}")).collect();
+        reasons.extend(Some(self.before.clone()).filter(|b| !b.is_empty()));
         reasons.sort();
         let preemption = [
             (self.nodes - self.unresolvable, "No preemption victims found for incoming pod"),
@@ -59,8 +63,9 @@ pub fn schedule(snapshot: &mut Snapshot, waiting: &[Arc<PodInfo>]) -> Plan {
     let mut plan = Plan::default();
     for pod in order {
         match place(snapshot, pod) {
-            Ok(node) => {
+            Ok((node, steps)) => {
                 snapshot.place(&node, pod.clone());
+                pod.id.iter().for_each(|id| snapshot.volumes.assume(id, steps.clone()));
                 plan.bindings.push((pod.clone(), node));
             }
             Err(diagnosis) => plan.unschedulable.push((pod.clone(), diagnosis)),
@@ -69,13 +74,24 @@ pub fn schedule(snapshot: &mut Snapshot, waiting: &[Arc<PodInfo>]) -> Plan {
     plan
 }
 
-fn place(snapshot: &Snapshot, pod: &PodInfo) -> Result<String, Diagnosis> {
+/// Node and what must be written before the pod is bound there.
+type Place = (String, Vec<Step>);
+
+fn place(snapshot: &Snapshot, pod: &PodInfo) -> Result<Place, Diagnosis> {
+    let volumes = snapshot.volumes.needs(pod, snapshot).map_err(|before| {
+        let nodes = snapshot.nodes().count();
+        Diagnosis { nodes, unresolvable: nodes, before, ..Diagnosis::default() }
+    })?;
+    place_with(snapshot, pod, &volumes)
+}
+
+fn place_with(snapshot: &Snapshot, pod: &PodInfo, volumes: &Needs<'_>) -> Result<Place, Diagnosis> {
     let context = PodContext::new(snapshot, pod);
     let mut diagnosis = Diagnosis::default();
     let mut feasible = Vec::new();
     for (spec, node) in snapshot.nodes() {
         diagnosis.nodes += 1;
-        let question = Question { pod, spec, node, context: &context };
+        let question = Question { pod, spec, node, context: &context, volumes };
         let objections =
             FILTERS.iter().map(|row| (row, (row.filter)(&question))).find(|(_, r)| !r.is_empty());
         match objections {
@@ -91,7 +107,7 @@ fn place(snapshot: &Snapshot, pod: &PodInfo) -> Result<String, Diagnosis> {
     let totals = score::totals(&feasible);
     // Ties go to the node that a hash of pod and node prefers: even, yet the same at every run.
     let best = feasible.iter().zip(totals).max_by_key(|(q, total)| (*total, tie(&pod.id, &q.spec.name)));
-    best.map(|(q, _)| q.spec.name.clone()).ok_or(diagnosis)
+    best.map(|(q, _)| (q.spec.name.clone(), volumes.steps(q.spec).unwrap_or_default())).ok_or(diagnosis)
 }
 
 /// FNV-1a over pod and node names.
