@@ -5,7 +5,7 @@
 //! `status.targets` how they are (`{id, port, state, reason, description}`; written by the load balancers' controller,
 //! also for those that drain after they left `spec`). Pure.
 
-use crate::names::{AWS_NAMESPACE, Arn, Place, object_name};
+use crate::names::{AWS_NAMESPACE, Arn, Place, derived_id, object_name};
 use machinery::kinds::get::{int, list, text};
 use serde_json::{Value, json};
 
@@ -23,6 +23,11 @@ pub fn group_object(arn: &str, defaults: &Place) -> Option<(&'static str, String
     Some((AWS_NAMESPACE, object_name(place.account, place.region, defaults, name)))
 }
 
+/// The EC2 instance that a node is: the id that follows from its UID.
+pub fn instance_id(node_uid: &str) -> String {
+    format!("i-{}", derived_id(node_uid).get(..17).unwrap_or_default())
+}
+
 /// An entry of `spec.targets`; `owner` is a task's ARN, or "" for what a user registered.
 pub fn target(id: &str, port: u16, zone: &str, owner: &str) -> Value {
     let mut out = json!({"id": id, "port": port});
@@ -32,6 +37,23 @@ pub fn target(id: &str, port: u16, zone: &str, owner: &str) -> Value {
         }
     }
     out
+}
+
+/// The Secret (in namespace `aws`, of type `kubernetes.io/tls`) that holds a certificate: the last part of its ARN.
+pub fn certificate_secret(arn: &str) -> Option<&str> {
+    let name = Arn::parse(arn)?.resource.rsplit('/').next()?;
+    let good = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
+    (!name.is_empty() && name.len() <= 253 && name.bytes().all(good)).then_some(name)
+}
+
+/// A matcher's statuses as inclusive ranges: `200`, `200,202`, `200-299`.
+pub fn status_ranges(text: &str) -> Option<Vec<(u16, u16)>> {
+    let status = |t: &str| t.trim().parse::<u16>().ok().filter(|n| (200..=599).contains(n));
+    let range = |t: &str| match t.split_once('-') {
+        Some((low, high)) => Some((status(low)?, status(high)?)).filter(|(low, high)| low <= high),
+        None => status(t).map(|n| (n, n)),
+    };
+    text.split(',').map(range).collect()
 }
 
 /// Do two entries (of `spec` or `status`) name the same target?
@@ -72,6 +94,16 @@ mod tests {
             assert_eq!(group_name(&format!("arn:aws:elasticloadbalancing:r:1:{bad}")), None, "{bad}");
         }
         assert_ne!(group_object(&arn.replace("east", "west"), &home).unwrap().1, "web");
+    }
+
+    #[test]
+    fn matchers_and_certificates() {
+        assert_eq!(status_ranges("200,301-302"), Some(vec![(200, 200), (301, 302)]));
+        for bad in ["", "x", "200,", "302-301", "99", "600"] {
+            assert_eq!(status_ranges(bad), None, "{bad}");
+        }
+        assert_eq!(certificate_secret("arn:aws:acm:us-east-1:123456789012:certificate/web"), Some("web"));
+        assert_eq!(certificate_secret("arn:aws:acm:us-east-1:123456789012:certificate/A_b"), None);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! They are clients of the API and meet the operations (`aws-server`) and the nodes only in the store.
 //! Deliberately not here: ECS's rules as values (`ecs-model`), the wire (`aws-server`).
 
+pub mod loadbalancer;
 mod secrets;
 pub mod task;
 

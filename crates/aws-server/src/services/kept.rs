@@ -68,6 +68,16 @@ impl Kept {
         }
     }
 
+    /// One with its `metadata` and `status`.
+    pub(crate) async fn get_whole(&self, call: &Call, name: &str) -> Result<Option<Value>, AwsError> {
+        let key = self.key(&call.caller.account, self.region(call), name);
+        match self.client.get(&self.gvr, &key).await {
+            Ok(object) => object.value().map(Some).map_err(broken),
+            Err(error) if error.code == 404 => Ok(None),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
     /// Stores a new one. False: there is one of that name.
     pub(crate) async fn create(&self, call: &Call, name: &str, spec: Value) -> Result<bool, AwsError> {
         let (account, region) = (&call.caller.account, self.region(call));
@@ -126,12 +136,17 @@ impl Kept {
 
     /// All of the caller's, here.
     pub(crate) async fn list(&self, call: &Call) -> Result<Vec<Value>, AwsError> {
+        Ok(self.list_whole(call).await?.into_iter().map(|mut o| o["spec"].take()).collect())
+    }
+
+    /// The same with `metadata` and `status`, by object name.
+    pub(crate) async fn list_whole(&self, call: &Call) -> Result<Vec<Value>, AwsError> {
         let label_selector =
             format!("{ACCOUNT_LABEL}={},{REGION_LABEL}={}", call.caller.account, self.region(call));
         let options =
             ListOptions { namespace: Some(AWS_NAMESPACE.into()), label_selector, ..ListOptions::default() };
         let list = self.client.list(&self.gvr, &options).await.map_err(failed)?;
-        list.items.iter().map(|o| Ok(o.value().map_err(broken)?["spec"].take())).collect()
+        list.items.iter().map(|o| o.value().map_err(broken)).collect()
     }
 }
 

@@ -1,7 +1,9 @@
 //! One module a service: its shared state, its operation table, and a file a family of operations.
 
+pub mod ec2;
 pub mod ecr;
 pub mod ecs;
+pub mod elbv2;
 pub mod exec;
 pub mod iam;
 mod kept;
