@@ -108,7 +108,7 @@ pub fn answer(zone: &Zone, message: &[u8], transport: Transport) -> Action {
                 return Action::Chase(Chase { query, aliases: sections.answers, target: name, limit });
             }
             negative => {
-                let (owner, data) = zone.authority();
+                let (owner, data) = zone.authority(&name);
                 sections.authority.push(Answer { owner, ttl: TTL, data });
                 let code = if negative == Lookup::NoName { Code::NoSuchName } else { Code::NoError };
                 return reply(&query, code, &sections);

@@ -20,4 +20,4 @@ pub use answer::{Action, Chase, Transport, answer};
 pub use forward::upstreams_from;
 pub use name::Name;
 pub use server::{Metrics, Server};
-pub use zone::{EndpointRecord, PortRecord, ServiceKind, ServiceRecord, Zone};
+pub use zone::{EndpointRecord, ExtraRecord, ExtraZone, PortRecord, ServiceKind, ServiceRecord, Zone};

@@ -3,7 +3,7 @@
 //! Shape: a table from name to records, with empty entries for names that only have names below them; the
 //! names of pods are computed (`a-b-c-d.<namespace>.pod.<domain>`, as CoreDNS does by default).
 //! Follows the Kubernetes DNS specification, version 1.1.0.
-//! Invariants: every name below the domain is ours; a reverse name is ours only if it is in the table.
+//! Invariants: every name below the domain, or below an extra zone's, is ours; a reverse name is ours only if it is in the table.
 //! Deliberately not here: messages, forwarding.
 
 use std::collections::BTreeMap;
@@ -58,10 +58,32 @@ pub struct PortRecord {
     pub port: u16,
 }
 
+/// A zone beside the cluster's own: every name below its domain is ours too.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExtraZone {
+    /// `prod.local`.
+    pub domain: String,
+    /// Full names and what is there; names outside the domain are left out.
+    pub records: Vec<(String, ExtraRecord)>,
+}
+
+/// A record of an [`ExtraZone`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ExtraRecord {
+    /// An address.
+    A(Ipv4Addr),
+    /// Where a service is: port and host name.
+    Srv(u16, String),
+    /// Another name.
+    Cname(String),
+}
+
 /// All names of a cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Zone {
     domain: Name,
+    /// Domains of the zones beside.
+    others: Vec<Name>,
     pod_domain: Name,
     names: BTreeMap<Name, Vec<Data>>,
 }
@@ -90,7 +112,12 @@ impl Zone {
     pub fn new(domain: &str, dns_ip: Ipv4Addr, services: &[ServiceRecord]) -> Self {
         let domain = Name::parse(domain).expect("the cluster domain is a domain name");
         let below = |label: &str| domain.child(label).expect("the cluster domain leaves room for names");
-        let mut zone = Self { pod_domain: below("pod"), names: BTreeMap::new(), domain: domain.clone() };
+        let mut zone = Self {
+            pod_domain: below("pod"),
+            names: BTreeMap::new(),
+            others: Vec::new(),
+            domain: domain.clone(),
+        };
         let (server, contact) = (below("dns").child("ns"), below("hostmaster"));
         let server = server.expect("the cluster domain leaves room for names");
         zone.add(domain.clone(), Data::Soa { server: server.clone(), contact });
@@ -107,6 +134,40 @@ impl Zone {
         zone
     }
 
+    /// The same with other zones; those whose domain is no name, or is the cluster's, are left out.
+    pub fn with(mut self, extra: &[ExtraZone]) -> Self {
+        for zone in extra {
+            let Some(domain) = Name::parse(&zone.domain).filter(|d| *d != self.domain) else { continue };
+            if !self.others.contains(&domain) {
+                self.others.push(domain.clone());
+                // Authority and server are the cluster's.
+                let own: Vec<Data> =
+                    self.names.get(&self.domain).into_iter().flatten().take(2).cloned().collect();
+                own.into_iter().for_each(|data| self.add(domain.clone(), data));
+            }
+            for (name, record) in &zone.records {
+                let data = match record {
+                    ExtraRecord::A(ip) => Some(Data::A(*ip)),
+                    ExtraRecord::Srv(port, target) => {
+                        Name::parse(target).map(|target| Data::Srv { port: *port, target })
+                    }
+                    ExtraRecord::Cname(target) => Name::parse(target).map(Data::Cname),
+                };
+                let name = Name::parse(name).filter(|n| n.is_within(&domain));
+                if let (Some(name), Some(data)) = (name, data) {
+                    self.add(name, data);
+                }
+            }
+        }
+        self
+    }
+
+    /// The domain that a name is below of, the nearest one.
+    fn nearest(&self, name: &Name) -> Option<&Name> {
+        let all = std::iter::once(&self.domain).chain(&self.others);
+        all.filter(|domain| name.is_within(domain)).max_by_key(|domain| domain.wire().len())
+    }
+
     /// The zone's own name.
     pub fn domain(&self) -> &Name {
         &self.domain
@@ -114,7 +175,7 @@ impl Zone {
 
     fn exists(&mut self, name: Name) {
         let mut next = Some(name);
-        while let Some(name) = next.filter(|name| name.is_within(&self.domain)) {
+        while let Some(name) = next.filter(|name| self.nearest(name).is_some()) {
             next = name.parent();
             if self.names.contains_key(&name) {
                 return;
@@ -178,7 +239,7 @@ impl Zone {
             return match self.pod(name) {
                 Some(ip) => select(&[Data::A(ip)], kind),
                 None if self.is_pod_parent(name) => Lookup::NoData,
-                None if name.is_within(&self.domain) => Lookup::NoName,
+                None if self.nearest(name).is_some() => Lookup::NoName,
                 None => Lookup::NotOurs,
             };
         };
@@ -199,10 +260,11 @@ impl Zone {
         name.parent().as_ref() == Some(&self.pod_domain)
     }
 
-    /// The zone's start of authority, which goes with every negative answer.
-    pub(crate) fn authority(&self) -> (Name, Data) {
+    /// The start of authority of the zone that a name is in, which goes with every negative answer.
+    pub(crate) fn authority(&self, name: &Name) -> (Name, Data) {
         let soa = self.names.get(&self.domain).and_then(|records| records.first().cloned());
-        (self.domain.clone(), soa.expect("the zone starts with it"))
+        let domain = self.nearest(name).unwrap_or(&self.domain);
+        (domain.clone(), soa.expect("the zone starts with it"))
     }
 }
 

@@ -3,6 +3,7 @@
 
 pub mod annotation;
 pub mod capacity;
+pub mod discovery;
 pub mod doc;
 pub mod ledger;
 pub mod lower;
@@ -14,6 +15,7 @@ pub mod raise;
 pub mod refusal;
 pub mod secret;
 pub mod service;
+pub mod service_record;
 pub mod targets;
 pub mod task;
 pub mod taskdef;

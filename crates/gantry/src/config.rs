@@ -68,6 +68,8 @@ pub struct Config {
     pub aws_region: String,
     /// Access keys: `key:secret[@account],…`; the generated pair is always good.
     pub aws_keys: String,
+    /// Address that AWS load balancers listen at; the node's by default.
+    pub elb_address: Option<Ipv4Addr>,
     /// Minutes that stopped ECS tasks stay visible, 30 days at most.
     pub task_retention: u16,
     /// Folder that stands for EFS file systems, one folder each; "" refuses them.
@@ -191,6 +193,12 @@ const SETTINGS: &[Setting] = &[
         "testing:testing",
         "access keys, key:secret[@account],… (secrets under 16 characters: on this machine only)",
         aws_keys = text
+    ),
+    setting!(
+        "elb-address",
+        "",
+        "address that AWS load balancers listen at (default: the node's)",
+        elb_address = address
     ),
     setting!(
         "task-retention",

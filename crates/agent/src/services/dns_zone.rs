@@ -1,6 +1,7 @@
-//! What CoreDNS' kubernetes plugin does: names for Services and their endpoints, as a zone value. The server is
-//! `dns`'s.
+//! What CoreDNS' kubernetes plugin does: names for Services and their endpoints, as a zone value, with the names that AWS
+//! services give beside it. The server is `dns`'s.
 
+use super::dns_extra::Names;
 use super::{COALESCE, by_service};
 use client::cache::Cache;
 use client::{ApiClient, ListOptions, Object};
@@ -21,23 +22,25 @@ pub fn feed(
     dns_ip: Ipv4Addr,
 ) -> (watch::Receiver<Arc<Zone>>, JoinHandle<()>) {
     let services = Cache::start(client.clone(), gvr::SERVICES, ListOptions::default());
-    let slices = Cache::start(client, gvr::ENDPOINT_SLICES, ListOptions::default());
+    let slices = Cache::start(client.clone(), gvr::ENDPOINT_SLICES, ListOptions::default());
+    let names = Names::start(&client);
     let sender = watch::Sender::new(Arc::new(Zone::new(&domain, dns_ip, &[])));
     let receiver = sender.subscribe();
     let task = tokio::spawn(async move {
         services.wait_synced().await;
         slices.wait_synced().await;
-        let (mut a, mut b) = (services.changed(), slices.changed());
-        let mut last = Vec::new();
+        let mut changes: Vec<_> =
+            names.changed().into_iter().chain([services.changed(), slices.changed()]).collect();
+        let mut last = (Vec::new(), Vec::new());
         loop {
-            a.borrow_and_update();
-            b.borrow_and_update();
-            let records = records(&services.list(), &slices.list());
-            if records != last {
-                sender.send_replace(Arc::new(Zone::new(&domain, dns_ip, &records)));
-                last = records;
+            changes.iter_mut().for_each(|c| drop(c.borrow_and_update()));
+            let wanted = (records(&services.list(), &slices.list()), names.zones());
+            if wanted != last {
+                sender.send_replace(Arc::new(Zone::new(&domain, dns_ip, &wanted.0).with(&wanted.1)));
+                last = wanted;
             }
-            tokio::select! { _ = a.changed() => {}, _ = b.changed() => {}, () = sender.closed() => return }
+            let changed = futures_util::future::select_all(changes.iter_mut().map(|c| Box::pin(c.changed())));
+            tokio::select! { _ = changed => {}, () = sender.closed() => return }
             tokio::time::sleep(COALESCE).await;
         }
     });

@@ -4,6 +4,7 @@
 //! [`COALESCE`] share one apply, because the kernel waits up to 16 ms for each. When the API is gone, the last
 //! applied state goes on working.
 
+mod dns_extra;
 mod dns_zone;
 mod peers;
 

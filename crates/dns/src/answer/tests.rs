@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::message::{TYPE_ANY, TYPE_NS, TYPE_OPT, TYPE_PTR, TYPE_SOA, TYPE_SRV, TYPE_TXT, be16};
-use crate::zone::{EndpointRecord, PortRecord, ServiceKind, ServiceRecord};
+use crate::zone::{EndpointRecord, ExtraRecord, ExtraZone, PortRecord, ServiceKind, ServiceRecord};
 
 fn port(name: &str, protocol: &str, port: u16) -> PortRecord {
     PortRecord { name: name.into(), protocol: protocol.into(), port }
@@ -326,4 +326,43 @@ fn survive(message: &[u8]) -> Result<(), TestCaseError> {
         }
     }
     Ok(())
+}
+
+#[test]
+fn zones_beside_the_clusters_are_ours() {
+    let a = |last| ExtraRecord::A(Ipv4Addr::new(10, 244, 0, last));
+    let extra = |domain: &str, records: &[(&str, ExtraRecord)]| ExtraZone {
+        domain: domain.into(),
+        records: records.iter().map(|(name, r)| (name.to_string(), r.clone())).collect(),
+    };
+    let prod = extra(
+        "prod.local",
+        &[
+            ("web.prod.local", a(1)),
+            ("web.prod.local", a(2)),
+            ("api.prod.local", ExtraRecord::Srv(8080, "i-1.api.prod.local".into())),
+            ("i-1.api.prod.local", a(3)),
+            ("www.prod.local", ExtraRecord::Cname("web.prod.local".into())),
+            ("elsewhere.local", a(9)),
+        ],
+    );
+    let zone = zone().with(&[prod, extra("cluster.local", &[]), extra("bad..name", &[])]);
+    let found = |name: &str, kind| match zone.look_up(&Name::parse(name).unwrap(), kind) {
+        Lookup::Found(records) => records.len(),
+        _ => 0,
+    };
+    assert_eq!((found("web.prod.local", TYPE_A), found("api.prod.local", TYPE_SRV)), (2, 1));
+    assert_eq!((found("prod.local", TYPE_SOA), found("cluster.local", TYPE_SOA)), (1, 1));
+    let look = |name: &str| zone.look_up(&Name::parse(name).unwrap(), TYPE_A);
+    assert_eq!(look("nope.prod.local"), Lookup::NoName);
+    assert_eq!(look("elsewhere.local"), Lookup::NotOurs);
+    assert_eq!(look("www.prod.local"), Lookup::Alias(Name::parse("web.prod.local").unwrap()));
+    assert_eq!(
+        zone.authority(&Name::parse("nope.prod.local").unwrap()).0,
+        Name::parse("prod.local").unwrap()
+    );
+    let Action::Reply(reply) = answer(&zone, &query("nope.prod.local", TYPE_A), Transport::Udp) else {
+        panic!()
+    };
+    assert_eq!(reply[3] & 0xf, 3, "no such name, told by us");
 }

@@ -7,6 +7,7 @@ pub mod aws;
 mod control;
 mod dial;
 pub mod ecs;
+mod elb;
 pub mod exec;
 pub mod facts;
 mod figures;
@@ -59,9 +60,11 @@ const COMPONENTS: &[Component] = &[
     ("DNS", |i| Box::pin(node::dns(i))),
     ("logs", |i| Box::pin(logs::open(i))),
     ("exec", |i| Box::pin(exec::start(i))),
+    ("network services of AWS", |i| Box::pin(elb::services(i))),
     ("AWS endpoint", |i| Box::pin(aws::endpoint(i))),
     ("log drivers", |i| Box::pin(logs::drivers(i))),
     ("ECS controllers", |i| Box::pin(ecs::controllers(i))),
+    ("load balancers", |i| Box::pin(elb::controller(i))),
     ("task metadata", |i| Box::pin(ecs::metadata(i))),
     ("admin socket", |i| Box::pin(control::admin(i))),
 ];

@@ -1,0 +1,44 @@
+//! Load balancers and what they stand on: elbv2's operations over EC2's networks, and the controller with its listeners.
+
+use super::Instance;
+use super::leader::Candidate;
+use anyhow::Result;
+use auth::{Identity, SYSTEM_MASTERS};
+use aws_server::services::{ec2, elbv2};
+use ecs::loadbalancer::LoadBalancers;
+use jiff::Timestamp;
+use std::sync::Arc;
+
+/// The lease of the load balancers, where servers share a store: one server has all listeners.
+const LEASE: &str = "gantry-elb";
+
+/// The services, for the endpoint.
+pub async fn services(instance: &mut Instance) -> Result<()> {
+    let Some(shared) = instance.aws.shared.clone() else { return Ok(()) };
+    let vpc = Arc::new(ec2::Store::new(&shared, &instance.facts.cluster_cidr.to_string()));
+    let domain = format!("elb.{}", instance.config.cluster_domain);
+    instance.aws.services.push(elbv2::service(&shared, &domain, vpc));
+    Ok(())
+}
+
+/// The controller.
+pub async fn controller(instance: &mut Instance) -> Result<()> {
+    if instance.aws.shared.is_none() {
+        return Ok(());
+    }
+    let client = instance.control.client(Identity::new("system:gantry-elb", [SYSTEM_MASTERS]))?;
+    let address = instance.config.elb_address.unwrap_or(instance.facts.node_ip);
+    let shared = instance.control.shares_store();
+    let me = format!("{}_{}", instance.facts.node_name, instance.config.name);
+    let asks = client.clone();
+    let start = move || LoadBalancers::start(asks.clone(), address, Arc::new(Timestamp::now));
+    instance.tasks.push(tokio::spawn(async move {
+        if shared {
+            Candidate { client, lease: LEASE, me }.run(start).await;
+        } else {
+            let _running = start();
+            std::future::pending::<()>().await;
+        }
+    }));
+    Ok(())
+}
