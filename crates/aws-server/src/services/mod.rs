@@ -4,6 +4,7 @@ pub mod ec2;
 pub mod ecr;
 pub mod ecs;
 pub mod elbv2;
+pub mod events;
 pub mod exec;
 pub mod iam;
 mod kept;

@@ -140,7 +140,7 @@ impl Pieces for Reply {
 }
 
 /// An error with its causes, which hyper keeps apart.
-fn told(error: &dyn std::error::Error) -> String {
+pub(super) fn told(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {
@@ -150,7 +150,7 @@ fn told(error: &dyn std::error::Error) -> String {
     text
 }
 
-trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 
 /// Where an address may come from.
@@ -203,7 +203,7 @@ pub(crate) async fn get(ask: Ask<'_>, manners: &Manners) -> Result<Reply, NetErr
     })
 }
 
-async fn connect(url: &Url, trust: Trust, manners: &Manners) -> Result<Box<dyn Stream>, NetError> {
+pub(super) async fn connect(url: &Url, trust: Trust, manners: &Manners) -> Result<Box<dyn Stream>, NetError> {
     let found = tokio::time::timeout(manners.connect, resolve(&url.host)).await;
     let found = found.unwrap_or_else(|_| Err("i/o timeout".into()));
     let addresses = found.map_err(|why| NetError::Resolve { host: url.host.clone(), why })?;

@@ -7,4 +7,7 @@ pub(crate) mod auth;
 pub(crate) mod http;
 pub(crate) mod keyring;
 mod resolve;
+mod send;
 pub(crate) mod url;
+
+pub use send::{Outgoing, send};

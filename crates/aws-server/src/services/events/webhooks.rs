@@ -1,0 +1,175 @@
+//! API destinations (where a webhook is) and connections (how we say who we are there).
+//!
+//! A connection's `spec` holds its secrets as they are (the store's folder is root's); no answer shows them. Other than
+//! AWS, an endpoint may be `http://`. Deliberately not here: OAuth, which is refused.
+
+use super::buses::{cut, listed};
+use super::{State, exists, invalid, not_found};
+use crate::service::{AwsError, Call, Outcome};
+use crate::services::kept::{items, now, text};
+use serde_json::{Value, json};
+
+pub(super) fn no_destination(name: &str) -> AwsError {
+    not_found(format!("An API destination '{name}' does not exist."))
+}
+
+fn no_connection(name: &str) -> AwsError {
+    not_found(format!("Failed to describe the connection(s). Connection '{name}' does not exist."))
+}
+
+fn arn(call: &Call, kind: &str, name: &str) -> String {
+    let id = uuid::Uuid::new_v4();
+    format!("arn:aws:events:{}:{}:{kind}/{name}/{id}", call.region, call.caller.account)
+}
+
+/// The members that an answer shows.
+fn only(document: &Value, members: &[&str]) -> Value {
+    members
+        .iter()
+        .filter(|m| !document[**m].is_null())
+        .map(|m| ((*m).to_string(), document[*m].clone()))
+        .collect()
+}
+
+const CONNECTION: [&str; 6] =
+    ["Name", "ConnectionArn", "ConnectionState", "AuthorizationType", "CreationTime", "LastModifiedTime"];
+
+pub(super) async fn create_connection(state: &State, call: &Call) -> Outcome {
+    let (name, kind) = (text(&call.input, "Name"), text(&call.input, "AuthorizationType"));
+    let needed = match kind {
+        "BASIC" => "BasicAuthParameters",
+        "API_KEY" => "ApiKeyAuthParameters",
+        _ => return Err(invalid("Gantry knows the authorization types BASIC and API_KEY.")),
+    };
+    let parameters = &call.input["AuthParameters"];
+    if parameters[needed].is_null() {
+        return Err(invalid(format!("{needed} must be specified for authorization type {kind}.")));
+    }
+    let spec = json!({"Name": name, "ConnectionArn": arn(call, "connection", name), "ConnectionState": "AUTHORIZED",
+        "AuthorizationType": kind, "AuthParameters": parameters, "Description": call.input["Description"],
+        "CreationTime": now(call), "LastModifiedTime": now(call), "LastAuthorizedTime": now(call)});
+    match state.connections.create(call, name, spec.clone()).await? {
+        true => Ok(only(&spec, &["ConnectionArn", "ConnectionState", "CreationTime", "LastModifiedTime"])),
+        false => Err(exists(format!("Connection '{name}' already exists."))),
+    }
+}
+
+pub(super) async fn delete_connection(state: &State, call: &Call) -> Outcome {
+    let name = text(&call.input, "Name");
+    let spec = state.connections.get(call, name).await?.ok_or_else(|| no_connection(name))?;
+    state.connections.remove(call, name).await?;
+    let mut out = only(&spec, &["ConnectionArn", "CreationTime", "LastModifiedTime", "LastAuthorizedTime"]);
+    out["ConnectionState"] = json!("DELETING");
+    Ok(out)
+}
+
+pub(super) async fn describe_connection(state: &State, call: &Call) -> Outcome {
+    let name = text(&call.input, "Name");
+    let spec = state.connections.get(call, name).await?.ok_or_else(|| no_connection(name))?;
+    let mut out = only(&spec, &CONNECTION);
+    let given = &spec["AuthParameters"];
+    out["AuthParameters"] = match text(&spec, "AuthorizationType") {
+        "BASIC" => {
+            json!({"BasicAuthParameters": {"Username": given["BasicAuthParameters"]["Username"]}})
+        }
+        _ => json!({"ApiKeyAuthParameters": {"ApiKeyName": given["ApiKeyAuthParameters"]["ApiKeyName"]}}),
+    };
+    out["Description"] = spec["Description"].clone();
+    Ok(out)
+}
+
+pub(super) async fn list_connections(state: &State, call: &Call) -> Outcome {
+    let mut all = state.connections.list(call).await?;
+    all.retain(|c| text(c, "Name").starts_with(text(&call.input, "NamePrefix")));
+    let wanted = text(&call.input, "ConnectionState");
+    all.retain(|c| wanted.is_empty() || text(c, "ConnectionState") == wanted);
+    all.sort_by(|a, b| text(a, "Name").cmp(text(b, "Name")));
+    let (rows, next) = cut(call, &all, |c| text(c, "Name").to_string())?;
+    Ok(listed("Connections", rows.iter().map(|c| only(c, &CONNECTION)).collect(), next))
+}
+
+/// What may be said about a destination.
+const SAID: [&str; 5] =
+    ["ConnectionArn", "InvocationEndpoint", "HttpMethod", "InvocationRateLimitPerSecond", "Description"];
+
+fn endpoint(call: &Call) -> Result<(), AwsError> {
+    let url = text(&call.input, "InvocationEndpoint");
+    if url.is_empty() || url.starts_with("https://") || url.starts_with("http://") {
+        return Ok(());
+    }
+    Err(invalid("Parameter InvocationEndpoint is not valid. Reason: it is no http or https URL."))
+}
+
+/// The name of the connection with that ARN, if it is there.
+async fn connection(state: &State, call: &Call) -> Result<(), AwsError> {
+    let arn = text(&call.input, "ConnectionArn");
+    let name = arn.split('/').nth(1).unwrap_or_default();
+    match state.connections.get(call, name).await? {
+        Some(spec) if text(&spec, "ConnectionArn") == arn => Ok(()),
+        _ => Err(no_connection(name)),
+    }
+}
+
+const ANSWER: [&str; 4] = ["ApiDestinationArn", "ApiDestinationState", "CreationTime", "LastModifiedTime"];
+
+pub(super) async fn create_destination(state: &State, call: &Call) -> Outcome {
+    endpoint(call)?;
+    connection(state, call).await?;
+    let name = text(&call.input, "Name");
+    let mut spec = only(&call.input, &SAID);
+    spec["Name"] = json!(name);
+    spec["ApiDestinationArn"] = json!(arn(call, "api-destination", name));
+    spec["ApiDestinationState"] = json!("ACTIVE");
+    spec["CreationTime"] = now(call);
+    spec["LastModifiedTime"] = now(call);
+    match state.destinations.create(call, name, spec.clone()).await? {
+        true => Ok(only(&spec, &ANSWER)),
+        false => Err(exists(format!("An API destination '{name}' already exists."))),
+    }
+}
+
+pub(super) async fn update_destination(state: &State, call: &Call) -> Outcome {
+    endpoint(call)?;
+    if !call.input["ConnectionArn"].is_null() {
+        connection(state, call).await?;
+    }
+    let name = text(&call.input, "Name");
+    let changed = state.destinations.change(call, name, |spec| {
+        for member in SAID.iter().filter(|m| !call.input[**m].is_null()) {
+            spec[*member] = call.input[*member].clone();
+        }
+        spec["LastModifiedTime"] = now(call);
+        Ok(only(spec, &ANSWER))
+    });
+    changed.await?.ok_or_else(|| no_destination(name))
+}
+
+pub(super) async fn delete_destination(state: &State, call: &Call) -> Outcome {
+    let name = text(&call.input, "Name");
+    let rules = state.rules.list(call).await?;
+    let spec = state.destinations.get(call, name).await?.ok_or_else(|| no_destination(name))?;
+    let used = |r: &Value| items(&r["Targets"]).iter().any(|t| t["Arn"] == spec["ApiDestinationArn"]);
+    if rules.iter().any(used) {
+        return Err(invalid(format!(
+            "API destination '{name}' can't be deleted since it is a rule's target."
+        )));
+    }
+    state.destinations.remove(call, name).await?;
+    Ok(json!({}))
+}
+
+pub(super) async fn describe_destination(state: &State, call: &Call) -> Outcome {
+    let name = text(&call.input, "Name");
+    state.destinations.get(call, name).await?.ok_or_else(|| no_destination(name))
+}
+
+pub(super) async fn list_destinations(state: &State, call: &Call) -> Outcome {
+    let mut all = state.destinations.list(call).await?;
+    all.retain(|d| text(d, "Name").starts_with(text(&call.input, "NamePrefix")));
+    let connection = text(&call.input, "ConnectionArn");
+    all.retain(|d| connection.is_empty() || text(d, "ConnectionArn") == connection);
+    all.sort_by(|a, b| text(a, "Name").cmp(text(b, "Name")));
+    let (mut rows, next) = cut(call, &all, |d| text(d, "Name").to_string())?;
+    rows.iter_mut().for_each(|d| drop(d.as_object_mut().map(|o| o.remove("Description"))));
+    Ok(listed("ApiDestinations", rows, next))
+}
