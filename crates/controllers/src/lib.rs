@@ -20,6 +20,7 @@ mod node_lifecycle;
 mod owner;
 mod pod_gc;
 mod replica_set;
+mod resourcequota;
 mod revision;
 mod role_aggregation;
 mod scheduler;
@@ -59,6 +60,7 @@ const CONTROLLERS: &[Row] = &[
     ("deployment", deployment::start),
     ("replicaset", replica_set::start),
     ("replicationcontroller", replica_set::start_replication),
+    ("resourcequota", resourcequota::start),
     ("statefulset", stateful_set::start),
     ("clusterrole-aggregation", role_aggregation::start),
     ("serviceaccount", service_account::start),

@@ -16,6 +16,7 @@ pub mod name;
 pub mod patch;
 pub mod protobuf;
 pub mod quantity;
+pub mod quota;
 mod schema;
 pub mod selector;
 pub mod status;
@@ -23,4 +24,5 @@ pub mod table;
 #[cfg(test)]
 mod testing;
 pub mod time;
+pub mod usage;
 pub mod walk;

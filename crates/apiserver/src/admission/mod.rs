@@ -8,9 +8,11 @@
 mod aws_objects;
 mod certificates;
 mod escalation;
+mod limit_ranger;
 mod namespace_lifecycle;
 pub mod node_restriction;
 mod priority;
+pub mod quota;
 mod runtime_class;
 pub mod service_account;
 mod services;
@@ -22,9 +24,12 @@ use crate::services::Reservation;
 use crate::subresources::scale;
 use crate::verbs::Call;
 use crate::webhooks::{self, Document, Request, Rounds};
-use client::ObjectKey;
+use client::{Object, ObjectKey};
+use k8s_schema::Gvr;
 use machinery::status::ApiError;
 use serde_json::Value;
+use std::ops::Bound;
+use std::sync::Arc;
 
 /// What is being done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,10 +99,11 @@ impl<'a> Attempt<'a> {
 type Plugin = fn(&Attempt<'_>, &mut Value) -> Result<(), ApiError>;
 
 /// The plug-ins, in order.
-const PLUGINS: [Plugin; 11] = [
+const PLUGINS: [Plugin; 12] = [
     aws_objects::admit,
     task_notes::admit,
     namespace_lifecycle::admit,
+    limit_ranger::admit,
     node_restriction::admit,
     service_account::admit,
     priority::admit,
@@ -111,11 +117,21 @@ const PLUGINS: [Plugin; 11] = [
 type Judge = fn(&Attempt<'_>, &Value, &mut Vec<String>) -> Result<(), ApiError>;
 
 /// The plug-ins that judge, in order.
-const JUDGES: [Judge; 0] = [];
+const JUDGES: [Judge; 1] = [limit_ranger::judge];
 
 /// Runs the plug-ins.
 pub fn mutate(attempt: &mut Attempt<'_>, object: &mut Value) -> Result<(), ApiError> {
     PLUGINS.iter().try_for_each(|plugin| plugin(attempt, object))
+}
+
+impl Api {
+    /// All objects of a built-in resource in a namespace, as the cache has them now.
+    pub(crate) fn cached_in(&self, gvr: &Gvr, namespace: &str) -> Vec<Arc<Object>> {
+        let all = self.cached_all(gvr);
+        let first = format!("{namespace}/");
+        let own = all.range::<_, str>((Bound::Included(first.as_str()), Bound::Unbounded));
+        own.take_while(|(key, _)| key.starts_with(&first)).map(|(_, object)| object.clone()).collect()
+    }
 }
 
 /// Lets programs outside change the object; where they do, the plug-ins see it again.

@@ -73,6 +73,7 @@ impl Api {
         rules::validate(&call.resource, Part::Whole, &value, None)?;
         admission::validate(&mut attempt, &value).await?;
         admission::allocate(&mut attempt, &mut value)?;
+        let charge = admission::quota::charge(&attempt, &value).await?;
         warnings.append(&mut attempt.warnings);
         let reserved = attempt.take_reservations();
         if call.options.dry_run {
@@ -89,7 +90,10 @@ impl Api {
                 let object = rules::serve(&call.resource, &object)?;
                 Ok(Written { object, effect: Effect::Created, warnings: std::mem::take(warnings) })
             }
-            Swap::Lost(_) => Err(ApiError::already_exists(call.resource.gvr(), &key.name)),
+            Swap::Lost(_) => {
+                admission::quota::refund(self, charge).await;
+                Err(ApiError::already_exists(call.resource.gvr(), &key.name))
+            }
         }
     }
 

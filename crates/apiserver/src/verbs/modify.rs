@@ -184,6 +184,7 @@ impl Api {
             admission::validate(&mut attempt, &new).await?;
         }
         admission::allocate(&mut attempt, &mut new)?;
+        let charge = admission::quota::charge(&attempt, &new).await?;
         warnings.append(&mut attempt.warnings);
         let reserved = attempt.take_reservations();
         let written = |object: Arc<Object>, effect| {
@@ -213,7 +214,10 @@ impl Api {
                 reserved.commit();
                 written(object, Effect::Updated)
             }
-            Swap::Lost(now) => Ok(Tried::Lost(now)),
+            Swap::Lost(now) => {
+                admission::quota::refund(self, charge).await;
+                Ok(Tried::Lost(now))
+            }
         }
     }
 }

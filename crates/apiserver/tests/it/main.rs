@@ -2,6 +2,7 @@
 
 #![cfg(test)]
 
+mod admission;
 mod bad_input;
 mod custom;
 mod every_kind;
