@@ -7,6 +7,7 @@
 
 pub mod apply;
 pub mod body;
+pub mod cel;
 pub mod convert;
 pub mod crd;
 pub mod field_errors;

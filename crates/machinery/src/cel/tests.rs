@@ -1,0 +1,240 @@
+//! Expressions at work, and what is said about wrong ones.
+
+use super::*;
+use serde_json::json;
+
+fn env() -> Env {
+    let item = Type::object("Item", [("name".to_string(), Type::String), ("n".to_string(), Type::Int)]);
+    let spec = [
+        ("replicas".to_string(), Type::Int),
+        ("name".to_string(), Type::String),
+        ("items".to_string(), Type::list(item)),
+        ("labels".to_string(), Type::map(Type::String)),
+        ("a__dash__b".to_string(), Type::Bool),
+    ];
+    Env::new()
+        .var("self", Type::object("Spec", spec))
+        .var("any", Type::Dyn)
+        .var("variables.x", Type::Int)
+        .message("Object")
+}
+
+fn scope() -> BTreeMap<String, Value> {
+    let me = json!({"replicas": 3, "name": "héllo", "items": [{"name": "a", "n": 1}, {"name": "b", "n": 2}],
+        "labels": {"k": "v"}, "a-b": true, "unknown": 1});
+    let ty = env().find("self").unwrap().clone();
+    let any = Value::from_json(&json!({"s": "x", "list": [1, 2, 3], "f": 1.5, "null": null}));
+    BTreeMap::from([
+        ("self".into(), Value::typed(&me, &ty)),
+        ("any".into(), any),
+        ("variables.x".into(), Value::Int(7)),
+    ])
+}
+
+fn eval(text: &str) -> Result<Value, String> {
+    let program = compile(&env(), text).map_err(|e| e.to_string())?;
+    program.eval(&scope(), &mut Budget::default()).map_err(|e| e.to_string())
+}
+
+#[test]
+fn what_holds() {
+    for text in [
+        "self.replicas > 2 && self.replicas <= 3",
+        "1 + 2 * 3 == 7 && (1 + 2) * 3 == 9 && -5 % 3 == -2 && 7 / 2 == 3",
+        "-9223372036854775808 < 0 && 0x10 == 16 && 2u + 3u == 5u && 1.5e1 == 15.0",
+        "1 < 1.5 && 2u > 1 && dyn(1) == dyn(1.0) && dyn(1) == 1u",
+        "self.name == 'héllo' && self.name.size() == 5 && size(self.name) == 5",
+        "self.name.substring(1, 3) == 'él' && self.name.charAt(1) == 'é' && self.name.indexOf('l') == 2",
+        "self.name.lastIndexOf('l') == 3 && 'a,b'.split(',') == ['a', 'b'] && ['a', 'b'].join('-') == 'a-b'",
+        "'hello hello'.replace('he', 'we', 1) == 'wello hello' && ' a '.trim() == 'a' && 'abc'.reverse() == 'cba'",
+        "'abc'.matches('^a.c$') && 'a1b2'.findAll('[0-9]') == ['1', '2'] && 'a1'.find('[0-9]') == '1'",
+        "self.items.all(i, i.n > 0) && self.items.exists(i, i.name == 'b') && self.items.exists_one(i, i.n == 1)",
+        "self.items.map(i, i.n) == [1, 2] && self.items.filter(i, i.n > 1).size() == 1",
+        "self.items.map(i, i.n > 1, i.name) == ['b']",
+        "self.labels.all(k, self.labels[k] == 'v') && 'k' in self.labels && !('z' in self.labels)",
+        "has(self.replicas) && !has(self.labels.z) && self.a__dash__b && self.`a-b`",
+        "[1, 2].all(i, v, v == i + 1) && {'a': 1}.exists(k, v, k == 'a' && v == 1)",
+        "[1, 2].transformList(i, v, v * 2) == [2, 4] && {'a': 1}.transformMap(k, v, v + 1) == {'a': 2}",
+        "{'a': 1}.transformMapEntry(k, v, {v: k}) == {1: 'a'}",
+        "cel.bind(x, self.replicas * 2, x + x == 12)",
+        "true || 1 / 0 == 1",
+        "!(1 / 0 == 1 && false)",
+        "[1, 0].exists(i, 1 / i == 1) && ![1, 0].all(i, 1 / i == 2)",
+        "any.s == 'x' && any.list.sum() == 6 && any.f == 1.5 && any[?'null'].hasValue()",
+        "variables.x == 7",
+        "any.?none.orValue('d') == 'd' && any.?s.orValue('d') == 'x' && !any.?none.?deeper.hasValue()",
+        "optional.of(1).value() == 1 && optional.none().or(optional.of(2)).value() == 2",
+        "any.?s.optMap(v, v + 'y').value() == 'xy' && any.?none.optFlatMap(v, optional.of(v)) == optional.none()",
+        "[?any.?none, ?any.?s] == ['x'] && {?'a': any.?none} == {} && [1, 2][?5] == optional.none()",
+        "timestamp('2026-01-01T00:00:00Z') + duration('1h30m') == timestamp('2026-01-01T01:30:00Z')",
+        "timestamp('2026-03-05T10:20:30.5Z').getMonth() == 2 && timestamp('2026-03-05T10:20:30Z').getHours('+02:00') == 12",
+        "duration('90m').getHours() == 1 && string(duration('1.5s')) == '1.5s' && duration('1h') > duration('59m')",
+        "int('42') == 42 && string(1.0) == '1' && double('1e3') == 1000.0 && string(true) == 'true' && int(3.9) == 3",
+        "b'abc' == bytes('abc') && b'\\xff'.size() == 1 && string(b'abc') == 'abc'",
+        "type(1) == int && type('a') == string && type([]) == list",
+        "[3, 1, 2].sort() == [1, 2, 3] && [1, 2].isSorted() && [1, 5].max() == 5 && [1, 1].distinct() == [1]",
+        "self.items.sortBy(i, -i.n).map(i, i.n) == [2, 1] && [[1], [2]].flatten() == [1, 2] && [1, 2, 3].slice(0, 2) == [1, 2]",
+        "lists.range(3) == [0, 1, 2] && [1, 2].first().value() == 1 && [1, 2].reverse() == [2, 1]",
+        "sets.contains([1, 2], [2]) && sets.equivalent([1, 1], [1]) && !sets.intersects([1], [2])",
+        "url('https://a.b:80/x?k=v').getPort() == '80' && isURL('/x') && !isURL('x') && url('https://[::1]:80/').getHostname() == '::1'",
+        "url('https://a/?k=v%20w').getQuery()['k'] == ['v w']",
+        "ip('10.0.0.1').family() == 4 && isIP('::1') && !isIP('1.2.3') && ip.isCanonical('::1') && string(ip('::1')) == '::1'",
+        "cidr('10.0.0.0/8').containsIP('10.1.2.3') && cidr('10.0.0.0/8').containsCIDR(cidr('10.1.0.0/16'))",
+        "string(cidr('10.1.2.3/8').masked()) == '10.0.0.0/8' && cidr('::/64').prefixLength() == 64",
+        "quantity('1Gi').isGreaterThan(quantity('1G')) && quantity('500m').add(quantity('500m')).asInteger() == 1",
+        "isQuantity('1Mi') && !isQuantity('x') && quantity('2').compareTo(quantity('2000m')) == 0 && quantity('1k').sub(1).asInteger() == 999",
+        "semver('1.2.3').isLessThan(semver('1.10.0')) && isSemver('1.0.0-rc.1') && !isSemver('v1') && semver('v1.2', true).minor() == 2",
+        "semver('1.0.0-rc.1').compareTo(semver('1.0.0')) == -1",
+        "!format.dns1123Label().validate('a-b').hasValue() && format.named('dns1123Label').value().validate('A').hasValue()",
+        "'%s is %d, %.2f, %x %%'.format(['a', 3, 1.5, 255]) == 'a is 3, 1.50, ff %'",
+        "'%s'.format([[1, 'a', {'k': true}]]) == '[1, a, {k: true}]'",
+        "math.greatest(1, 5, 3) == 5 && math.least([2.0, 1.0]) == 1.0 && math.abs(-1) == 1 && math.bitAnd(6, 3) == 2",
+        "strings.quote('a\"b') == '\"a\\\\\"b\"' && r'\\d'.size() == 2 && '\\u00e9' == 'é'",
+        "self.items[0].name == 'a' && any['s'] == 'x' && any.list[-1 + 1] == 1",
+        "true ? true : 1 / 0 == 1",
+        "Object{spec: Object.spec{replicas: 3}}.spec.replicas == 3",
+        "jsonpatch.escapeKey('a/b~c') == 'a~1b~0c'",
+        "// a comment\n 1 in [1, 2] && 'a' + 'b' == \"\"\"ab\"\"\"",
+    ] {
+        assert_eq!(eval(text), Ok(Value::Bool(true)), "{text}");
+    }
+}
+
+#[test]
+fn failures_are_upstreams() {
+    for (text, expected) in [
+        ("1 / 0 == 1", "division by zero"),
+        ("any.none == 1", "no such key: none"),
+        ("any.list[5] == 1", "index out of bounds: 5"),
+        ("9223372036854775807 + 1 == 1", "integer overflow"),
+        ("any.s > 1", "no such overload"),
+        ("any.s && true", "no such overload"),
+        ("optional.none().value() == 1", "optional.none() dereference"),
+        ("duration('x') == duration('1s')", "time: invalid duration \"x\""),
+        ("[1, 2].all(i, 1 / (i - 1) == 1)", "division by zero"),
+    ] {
+        assert_eq!(eval(text), Err(expected.to_string()), "{text}");
+    }
+}
+
+#[test]
+fn complaints_point_at_the_place() {
+    for (text, expected) in [
+        ("self.nope > 1", "ERROR: <input>:1:5: undefined field 'nope'\n | self.nope > 1\n | ....^"),
+        (
+            "self.name > 1",
+            "ERROR: <input>:1:11: found no matching overload for '_>_' applied to '(string, int)'\n | self.name > 1\n | ..........^",
+        ),
+        (
+            "1 +\n nope",
+            "ERROR: <input>:2:2: undeclared reference to 'nope' (in container '')\n |  nope\n | .^",
+        ),
+        (
+            "self.name.nope()",
+            "ERROR: <input>:1:11: undeclared reference to 'nope' (in container '')\n | self.name.nope()\n | ..........^",
+        ),
+        (
+            "1 +",
+            "ERROR: <input>:1:4: Syntax error: mismatched input '<EOF>' expecting {'[', '{', '(', '.', '-', '!', IDENTIFIER, literal}\n | 1 +\n | ...^",
+        ),
+        ("has(1)", "ERROR: <input>:1:1: invalid argument to has() macro\n | has(1)\n | ^"),
+    ] {
+        assert_eq!(compile(&env(), text).unwrap_err().to_string(), expected);
+    }
+    for text in [
+        "'a",
+        "1 2",
+        "[1",
+        "f(",
+        "a.b.",
+        "if",
+        "1 ? 2",
+        "{1: 2, 3}",
+        "self.name ? 1 : 2",
+        "'a'.matches('(')",
+        "",
+        "@",
+        "9223372036854775808",
+    ] {
+        assert!(compile(&env(), text).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn types_are_known() {
+    for (text, expected) in [
+        ("self.items.map(i, i.n)", "list(int)"),
+        ("any.x", "dyn"),
+        ("self.?name", "optional_type(string)"),
+        ("{'a': [1.0]}", "map(string, list(double))"),
+        ("quantity('1')", "kubernetes.Quantity"),
+        ("self.name == '' ? 1 : 2", "int"),
+        ("timestamp('x') - timestamp('x')", "duration"),
+    ] {
+        assert_eq!(compile(&env(), text).unwrap().output().to_string(), expected, "{text}");
+    }
+    assert!(compile(&env(), "self.name == 'x'").unwrap().uses("self"));
+    assert!(!compile(&env(), "[1].all(self, self == 1)").unwrap().uses("self"));
+}
+
+#[test]
+fn nothing_runs_away() {
+    let big = "[1,2,3,4,5,6,7,8,9,10].all(a, ".repeat(8) + "true" + &")".repeat(8);
+    let program = compile(&env(), &big).unwrap();
+    let mut budget = Budget::default();
+    assert_eq!(program.eval(&scope(), &mut budget).unwrap_err(), EvalError::CallCost);
+    assert!(budget.left() <= OBJECT_COST_MAX - CALL_COST_MAX);
+    let mut little = Budget::new(5);
+    assert_eq!(program.eval(&scope(), &mut little).unwrap_err(), EvalError::Budget);
+    for text in [
+        "(".repeat(5_000),
+        "[".repeat(5_000),
+        "!".repeat(5_000) + "true",
+        "1+".repeat(5_000) + "1",
+        "a.".repeat(5_000) + "a",
+    ] {
+        let _ = compile(&env(), &text);
+    }
+    assert!(compile(&env(), &("true && ".repeat(5_000) + "true")).is_ok(), "flat chains are fine");
+}
+
+#[test]
+fn an_authorizer_is_asked() {
+    struct Pods;
+    impl Authority for Pods {
+        fn decide(&self, inquiry: &Inquiry) -> Result<(bool, String), String> {
+            if inquiry.verb == "break" {
+                return Err("broken".into());
+            }
+            Ok((inquiry.resource == "pods" && inquiry.namespace == "d", format!("for {}", inquiry.verb)))
+        }
+    }
+    let env = Env::new()
+        .var("authorizer", Type::Library("authorizer"))
+        .var("authorizer.requestResource", Type::Library("resourcecheck"));
+    let pods = std::sync::Arc::new(Pods);
+    let inquiry = Inquiry { resource: "pods".into(), namespace: "d".into(), ..Inquiry::default() };
+    let scope = [
+        ("authorizer", authorizer(pods.clone())),
+        ("authorizer.requestResource", request_resource(pods, inquiry)),
+    ];
+    for text in [
+        "authorizer.group('').resource('pods').namespace('d').check('create').allowed()",
+        "!authorizer.group('').resource('nodes').check('create').allowed()",
+        "authorizer.requestResource.check('get').reason() == 'for get'",
+        "authorizer.path('/x').check('break').errored()",
+    ] {
+        let program = compile(&env, text).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(program.eval(&scope, &mut Budget::default()), Ok(Value::Bool(true)), "{text}");
+    }
+}
+
+#[test]
+fn json_comes_and_goes() {
+    let json = json!({"a": [1, 2.5, "x", null, true], "b": {"c": -1}});
+    assert_eq!(Value::from_json(&json).to_json().unwrap(), json);
+    assert_eq!(
+        eval("Object{spec: Object.spec{replicas: 3}}").unwrap().to_json().unwrap(),
+        json!({"spec": {"replicas": 3}})
+    );
+}
