@@ -1,6 +1,6 @@
 //! Filters: can this pod run on this node at all? One row each, in upstream's order, with upstream's words.
 
-use crate::interpod::PodContext;
+use crate::interpod::{MISSING_LABEL, PodContext};
 use crate::model::{HostPort, NodeInfo, NodeSpec, PodInfo, Taint};
 use crate::volumes::Needs;
 
@@ -24,16 +24,15 @@ pub type Filter = fn(&Question<'_>) -> Vec<String>;
 /// One filter.
 pub struct Row {
     /// Upstream's plugin name.
-    #[expect(dead_code, reason = "`gantry explain` will print it")]
     pub name: &'static str,
-    /// Could evicting pods make it pass?
-    pub resolvable: bool,
+    /// Where it objects, could evicting pods make it pass?
+    pub resolvable: fn(&Question<'_>) -> bool,
     /// The question itself.
     pub filter: Filter,
 }
 
 const fn row(name: &'static str, resolvable: bool, filter: Filter) -> Row {
-    Row { name, resolvable, filter }
+    Row { name, resolvable: if resolvable { |_| true } else { |_| false }, filter }
 }
 
 /// The filters, in order; the first that objects decides.
@@ -43,12 +42,28 @@ pub const FILTERS: &[Row] = &[
     row("TaintToleration", false, taints),
     row("NodeAffinity", false, affinity),
     row("NodePorts", true, ports),
-    row("NodeResourcesFit", true, resources),
+    Row { name: "NodeResourcesFit", resolvable: |q| !exceeds_node(q), filter: resources },
     row("VolumeRestrictions", true, |q| q.volumes.conflict().into_iter().map(str::to_string).collect()),
     row("VolumeBinding", false, |q| q.volumes.objection(q.spec).into_iter().map(str::to_string).collect()),
-    row("PodTopologySpread", true, spread),
-    row("InterPodAffinity", true, interpod),
+    Row {
+        name: "PodTopologySpread",
+        resolvable: |q| q.context.spread_objection(q.pod, q.spec) != Some(MISSING_LABEL),
+        filter: spread,
+    },
+    Row {
+        name: "InterPodAffinity",
+        resolvable: |q| !q.context.lacks_company(q.pod, q.spec),
+        filter: interpod,
+    },
 ];
+
+/// A filter's row, and its reasons.
+pub type Objection = (&'static Row, Vec<String>);
+
+/// The first filter that objects.
+pub fn objection(question: &Question<'_>) -> Option<Objection> {
+    FILTERS.iter().map(|row| (row, (row.filter)(question))).find(|(_, reasons)| !reasons.is_empty())
+}
 
 fn reason(object: bool, words: &str) -> Vec<String> {
     if object { vec![words.to_string()] } else { Vec::new() }
@@ -107,6 +122,15 @@ fn resources(q: &Question<'_>) -> Vec<String> {
         check(name, *want, of(used), of(all));
     }
     reasons
+}
+
+/// Does the pod ask for more than the whole node has?
+fn exceeds_node(q: &Question<'_>) -> bool {
+    let (want, all) = (&q.pod.requests, &q.spec.allocatable);
+    want.milli_cpu > all.milli_cpu
+        || want.memory_bytes > all.memory_bytes
+        || want.ephemeral_bytes > all.ephemeral_bytes
+        || want.extended.iter().any(|(name, want)| *want > all.extended.get(name).copied().unwrap_or(0))
 }
 
 fn spread(q: &Question<'_>) -> Vec<String> {

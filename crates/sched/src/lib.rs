@@ -5,17 +5,25 @@
 //!
 //! Invariants: no I/O, clock, random or async; the same snapshot and pods in the same order yield the same plan;
 //! a plan never overcommits a node, because each placement is assumed before the next pod is looked at.
-//! Deliberately not here: the queue, binding and events (`controllers`), preemption (later work).
+//! A pod that fits nowhere may push less important ones out ([`Preemption`]); the plan says which, nothing is done here.
+//! Deliberately not here: the queue, binding, deleting and events (`controllers`).
 
+mod explain;
 mod filter;
 mod interpod;
 mod model;
+mod nominations;
+mod preempt;
 mod resources;
 mod schedule;
 mod score;
 mod terms;
+mod trial;
 pub mod volumes;
 
+pub use explain::{Explanation, Verdict, explain};
 pub use model::{NodeInfo, NodeSpec, PodId, PodInfo, Snapshot, Taint, covers};
+pub use preempt::{Budget, Preemption};
 pub use resources::Resources;
-pub use schedule::{Diagnosis, Plan, schedule};
+pub use schedule::{Diagnosis, Plan, Rescue, schedule};
+pub use score::Profile;

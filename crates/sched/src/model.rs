@@ -1,6 +1,9 @@
 //! The scheduler's own picture of pods and nodes: compact, read once from typed views.
 
+use crate::nominations::Nominations;
+use crate::preempt::Budget;
 use crate::resources::{self, Resources};
+use crate::score::Profile;
 use crate::terms::{Labels, NodeTerm, PodTerm, Spread};
 use crate::volumes::{Catalog, PodClaim, claims_of};
 use k8s_openapi::api::core::v1 as core;
@@ -46,6 +49,12 @@ pub struct PodInfo {
     pub labels: Labels,
     /// `spec.priority`.
     pub priority: i32,
+    /// `preemptionPolicy: Never`.
+    pub never_preempts: bool,
+    /// Did the scheduler ask it to go, and is it going?
+    pub preempted: bool,
+    /// When it was started, in milliseconds of the Unix epoch; the largest number while it is not.
+    pub started_ms: i64,
     /// What it asks for.
     pub requests: Resources,
     /// The same for scoring.
@@ -95,12 +104,23 @@ impl PodInfo {
             info.read_spec(spec, &id.0);
             info.claims = claims_of(&id.1, spec);
         }
+        let status = pod.status.as_ref();
+        let started = status.and_then(|s| s.start_time.as_ref());
+        info.started_ms = started.map_or(i64::MAX, |t| t.0.as_millisecond());
+        let preempted = |c: &core::PodCondition| {
+            c.type_ == "DisruptionTarget"
+                && c.status == "True"
+                && c.reason.as_deref() == Some("PreemptionByScheduler")
+        };
+        info.preempted = meta.deletion_timestamp.is_some()
+            && status.and_then(|s| s.conditions.as_ref()).is_some_and(|c| c.iter().any(preempted));
         info.id = Some(id);
         info
     }
 
     fn read_spec(&mut self, spec: &core::PodSpec, namespace: &str) {
         self.priority = spec.priority.unwrap_or(0);
+        self.never_preempts = spec.preemption_policy.as_deref() == Some("Never");
         self.requests = resources::of_pod(spec);
         self.assumed = self.requests.clone().or_assumed(spec.containers.len());
         self.node_name = spec.node_name.clone().filter(|n| !n.is_empty());
@@ -238,14 +258,14 @@ pub struct NodeInfo {
 }
 
 impl NodeInfo {
-    fn put(&mut self, id: PodId, pod: Arc<PodInfo>) {
+    pub(crate) fn put(&mut self, id: PodId, pod: Arc<PodInfo>) {
         self.take(&id);
         self.requested.add(&pod.requests);
         self.assumed.add(&pod.assumed);
         self.pods.insert(id, pod);
     }
 
-    fn take(&mut self, id: &PodId) {
+    pub(crate) fn take(&mut self, id: &PodId) {
         if let Some(pod) = self.pods.remove(id) {
             self.requested.sub(&pod.requests);
             self.assumed.sub(&pod.assumed);
@@ -260,6 +280,11 @@ pub struct Snapshot {
     places: BTreeMap<PodId, String>,
     /// Claims and volumes.
     pub volumes: Catalog,
+    /// Disruption budgets by namespace and name.
+    pub budgets: BTreeMap<PodId, Budget>,
+    /// How nodes are rated.
+    pub profile: Profile,
+    pub(crate) nominations: Nominations,
     /// Placed pods that have required anti-affinity: only then must all pods be looked at for a new one.
     pub(crate) anti_affine: usize,
 }
@@ -285,6 +310,7 @@ impl Snapshot {
     pub fn place(&mut self, node: &str, pod: Arc<PodInfo>) {
         let Some(id) = pod.id.clone() else { return };
         self.remove_pod(&id);
+        self.nominations.remove(&id);
         self.anti_affine += usize::from(!pod.anti_affinity.is_empty());
         self.nodes.entry(node.to_string()).or_default().put(id.clone(), pod);
         self.places.insert(id, node.to_string());
@@ -292,6 +318,7 @@ impl Snapshot {
 
     /// Takes a pod away, wherever it stood.
     pub fn remove_pod(&mut self, id: &PodId) {
+        self.nominations.going.remove(id);
         let Some(name) = self.places.remove(id) else { return };
         let Some(node) = self.nodes.get_mut(&name) else { return };
         self.anti_affine -= usize::from(node.pods.get(id).is_some_and(|p| !p.anti_affinity.is_empty()));
@@ -304,6 +331,31 @@ impl Snapshot {
     /// Where a pod stands.
     pub fn place_of(&self, id: &PodId) -> Option<&str> {
         self.places.get(id).map(String::as_str)
+    }
+
+    /// Promises a node to a pod that waits for others to leave it.
+    pub fn nominate(&mut self, node: &str, pod: Arc<PodInfo>) {
+        self.nominations.put(node, pod);
+    }
+
+    /// Takes the promise back.
+    pub fn clear_nomination(&mut self, id: &PodId) {
+        self.nominations.remove(id);
+    }
+
+    /// The node that a waiting pod was promised.
+    pub fn nominated_node(&self, id: &PodId) -> Option<&str> {
+        self.nominations.node_of(id)
+    }
+
+    /// The victim could not be asked to go after all.
+    pub fn spare(&mut self, id: &PodId) {
+        self.nominations.going.remove(id);
+    }
+
+    pub(crate) fn node(&self, name: &str) -> Option<(&Arc<NodeSpec>, &NodeInfo)> {
+        let node = self.nodes.get(name)?;
+        Some((node.spec.as_ref()?, node))
     }
 
     /// The nodes that exist, by name.

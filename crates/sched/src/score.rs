@@ -4,6 +4,16 @@
 use crate::filter::Question;
 use crate::model::PodInfo;
 
+/// What a cluster prefers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Profile {
+    /// Pods are spread over the nodes, as upstream's default.
+    #[default]
+    Spread,
+    /// Nodes are filled one after the other, so that some stay empty (upstream's `MostAllocated`).
+    Density,
+}
+
 /// How raw numbers become 0–100.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Scale {
@@ -20,55 +30,88 @@ pub enum Scale {
 /// One scoring rule.
 pub struct Score {
     /// Upstream's plugin name.
-    #[expect(dead_code, reason = "`gantry explain` will print it")]
     pub name: &'static str,
     weight: i64,
+    /// The profile that it belongs to; `None`: all.
+    only: Option<Profile>,
     scale: Scale,
     raw: fn(&Question<'_>) -> i64,
 }
 
 /// The scores.
 pub const SCORES: &[Score] = &[
-    Score { name: "TaintToleration", weight: 3, scale: Scale::Reversed, raw: taints },
-    Score { name: "NodeAffinity", weight: 2, scale: Scale::Largest, raw: affinity },
+    Score { name: "TaintToleration", only: None, weight: 3, scale: Scale::Reversed, raw: taints },
+    Score { name: "NodeAffinity", only: None, weight: 2, scale: Scale::Largest, raw: affinity },
     Score {
         name: "PodTopologySpread",
+        only: None,
         weight: 2,
         scale: Scale::Reversed,
         raw: |q| q.context.soft_spread(q.pod, q.spec),
     },
     Score {
         name: "InterPodAffinity",
+        only: None,
         weight: 2,
         scale: Scale::Spread,
         raw: |q| q.context.preference(q.spec),
     },
-    Score { name: "NodeResourcesFit", weight: 1, scale: Scale::Plain, raw: least_allocated },
-    Score { name: "NodeResourcesBalancedAllocation", weight: 1, scale: Scale::Plain, raw: balanced },
-    Score { name: "ImageLocality", weight: 1, scale: Scale::Plain, raw: images },
-    Score { name: "Siblings", weight: 2, scale: Scale::Reversed, raw: siblings },
+    Score {
+        name: "NodeResourcesFit",
+        only: Some(Profile::Spread),
+        weight: 1,
+        scale: Scale::Plain,
+        raw: least_allocated,
+    },
+    Score {
+        name: "NodeResourcesFit",
+        // Above all soft rules but taints: a half-full node must beat an empty one.
+        only: Some(Profile::Density),
+        weight: 5,
+        scale: Scale::Plain,
+        raw: |q| BEST - least_allocated(q),
+    },
+    Score {
+        name: "NodeResourcesBalancedAllocation",
+        only: Some(Profile::Spread),
+        weight: 1,
+        scale: Scale::Plain,
+        raw: balanced,
+    },
+    Score { name: "ImageLocality", only: None, weight: 1, scale: Scale::Plain, raw: images },
+    Score { name: "Siblings", only: Some(Profile::Spread), weight: 2, scale: Scale::Reversed, raw: siblings },
 ];
 
 const BEST: i64 = 100;
 
-/// Weighted sums, in the order of the questions.
-pub fn totals(questions: &[Question<'_>]) -> Vec<i64> {
-    let mut totals = vec![0; questions.len()];
-    for score in SCORES {
-        let raw: Vec<i64> = questions.iter().map(score.raw).collect();
+/// The scores of a profile.
+pub fn of(profile: Profile) -> impl Iterator<Item = &'static Score> {
+    SCORES.iter().filter(move |s| s.only.is_none_or(|p| p == profile))
+}
+
+impl Score {
+    /// Weighted points, in the order of the questions.
+    pub fn points(&self, questions: &[Question<'_>]) -> Vec<i64> {
+        let raw: Vec<i64> = questions.iter().map(self.raw).collect();
         let low = raw.iter().copied().min().unwrap_or(0);
         let high = raw.iter().copied().max().unwrap_or(0);
-        for (total, raw) in totals.iter_mut().zip(raw) {
-            let scaled = match score.scale {
-                Scale::Plain => raw,
-                Scale::Largest if high > 0 => raw * BEST / high,
-                Scale::Reversed if high > 0 => BEST - raw * BEST / high,
-                Scale::Reversed => BEST,
-                Scale::Spread if high > low => (raw - low) * BEST / (high - low),
-                Scale::Largest | Scale::Spread => 0,
-            };
-            *total += score.weight * scaled;
-        }
+        let scaled = |raw: i64| match self.scale {
+            Scale::Plain => raw,
+            Scale::Largest if high > 0 => raw * BEST / high,
+            Scale::Reversed if high > 0 => BEST - raw * BEST / high,
+            Scale::Reversed => BEST,
+            Scale::Spread if high > low => (raw - low) * BEST / (high - low),
+            Scale::Largest | Scale::Spread => 0,
+        };
+        raw.into_iter().map(|raw| self.weight * scaled(raw)).collect()
+    }
+}
+
+/// Sums of the points, in the order of the questions.
+pub fn totals(profile: Profile, questions: &[Question<'_>]) -> Vec<i64> {
+    let mut totals = vec![0; questions.len()];
+    for score in of(profile) {
+        totals.iter_mut().zip(score.points(questions)).for_each(|(total, points)| *total += points);
     }
     totals
 }

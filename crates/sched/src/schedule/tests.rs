@@ -114,7 +114,7 @@ fn pods_keep_apart_and_together() {
         &[pod("p", "0", apart.clone()), pod("q", "0", apart.clone()), pod("r", "0", apart)],
     );
     assert_ne!(lines[0].chars().last(), lines[1].chars().last());
-    assert!(lines[2].contains("2 node(s) didn't satisfy existing pods anti-affinity rules"), "{lines:?}");
+    assert!(lines[2].contains("2 node(s) didn't match pod anti-affinity rules"), "{lines:?}");
     let mut snapshot = cluster(&[node("a", "4", json!({})), node("b", "4", json!({}))]);
     let lines = run(&mut snapshot, &[pod("p", "0", together.clone()), pod("q", "0", together)]);
     assert_eq!(lines[0].chars().last(), lines[1].chars().last());
@@ -178,4 +178,36 @@ proptest! {
             prop_assert!(!fits || pod.requests.milli_cpu == 0);
         }
     }
+}
+
+#[test]
+fn density_fills_nodes_one_after_the_other() {
+    let nodes: Vec<NodeSpec> = ["a", "b", "c"].iter().map(|n| node(n, "1", json!({}))).collect();
+    let pods: Vec<_> = (0..6).map(|i| pod(&format!("p{i}"), "300m", json!({}))).collect();
+    let used = |profile| {
+        let mut snapshot = cluster(&nodes);
+        snapshot.profile = profile;
+        let plan = schedule(&mut snapshot, &pods);
+        plan.bindings.iter().map(|(_, n)| n.clone()).collect::<std::collections::BTreeSet<_>>().len()
+    };
+    assert_eq!((used(crate::Profile::Spread), used(crate::Profile::Density)), (3, 2));
+}
+
+#[test]
+fn an_explanation_agrees_with_the_decision() {
+    let taint = json!({"taints": [{"key": "k", "value": "v", "effect": "NoSchedule"}]});
+    let mut snapshot =
+        cluster(&[node("a", "1", json!({})), node("b", "2", json!({})), node("c", "100m", taint)]);
+    let pod = pod("p", "500m", json!({}));
+    let told = crate::explain(&snapshot, &pod);
+    let best = &told.nodes[0];
+    assert_eq!(best.points.len(), told.scores.len());
+    assert!(best.points.iter().sum::<i64>() >= told.nodes[1].points.iter().sum());
+    let reasons = |name: &str| told.nodes.iter().find(|v| v.node == name).unwrap().objections.clone();
+    let words = vec![
+        ("TaintToleration", vec!["node(s) had untolerated taint(s)".to_string()]),
+        ("NodeResourcesFit", vec!["Insufficient cpu".to_string()]),
+    ];
+    assert_eq!((reasons("a"), reasons("c")), (vec![], words));
+    assert_eq!(run(&mut snapshot, &[pod]), [format!("p→{}", best.node)]);
 }
