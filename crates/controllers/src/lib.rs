@@ -30,6 +30,7 @@ mod stateful_set;
 #[cfg(test)]
 mod testing;
 mod token_secrets;
+mod volumes;
 mod workload;
 
 pub use context::{Context, ControllersConfig, Informers, PortCheck};
@@ -66,6 +67,7 @@ const CONTROLLERS: &[Row] = &[
     ("serviceaccount", service_account::start),
     ("token-secrets", token_secrets::start),
     ("csr", csr::start),
+    ("volumes", volumes::start),
 ];
 
 /// The running controllers; they stop when this is dropped.

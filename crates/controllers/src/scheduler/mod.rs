@@ -5,6 +5,7 @@
 //! Deliberately not here: filters and scores (`sched`), preemption, other scheduler names.
 
 mod state;
+mod volumes;
 mod waiting;
 
 use crate::context::spawn;
@@ -25,6 +26,7 @@ use std::sync::Arc;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
+use volumes::Volumes;
 
 /// Pods decided for in one go: bounds how long cache events wait.
 const BATCH_MAX: usize = 64;
@@ -76,8 +78,10 @@ impl Shell {
         let (pods, nodes) = (start(gvr::PODS), start(gvr::NODES));
         let (state, wake) = (Arc::new(Mutex::new(State::default())), Arc::new(Notify::new()));
         follow(&state, &wake, &pods, &nodes);
+        let volumes = Volumes::start(&self.client, &state, &wake);
         pods.wait_synced().await;
         nodes.wait_synced().await;
+        volumes.wait_synced().await;
         let mut writes = FuturesUnordered::new();
         loop {
             let room = WRITES_MAX.saturating_sub(writes.len());
@@ -86,7 +90,7 @@ impl Shell {
                 let decisions = state.decide(Instant::now(), BATCH_MAX.min(room));
                 (decisions, state.waiting.next_due())
             };
-            writes.extend(decisions.into_iter().map(|d| self.carry_out(d, &pods)));
+            writes.extend(decisions.into_iter().map(|d| self.carry_out(d, &pods, &volumes)));
             // Without room, an answer is what there is to wait for.
             let due = due.filter(|_| writes.len() < WRITES_MAX);
             let answer = tokio::select! {
@@ -102,9 +106,9 @@ impl Shell {
     }
 
     /// Sends a decision; the pod, when it could not be bound.
-    async fn carry_out(&self, decision: Decision, pods: &Cache) -> Option<Arc<PodInfo>> {
+    async fn carry_out(&self, decision: Decision, pods: &Cache, volumes: &Volumes) -> Option<Arc<PodInfo>> {
         match decision {
-            Decision::Bind(info, node) => match self.bind(&info, &node).await {
+            Decision::Bind(info, node) => match self.bind(&info, &node, pods, volumes).await {
                 Ok(()) => None,
                 Err(error) => {
                     tracing::debug!(pod = %key(&info), %node, %error, "binding refused");
@@ -120,7 +124,14 @@ impl Shell {
         }
     }
 
-    async fn bind(&self, info: &PodInfo, node: &str) -> Result<(), ApiError> {
+    async fn bind(
+        &self,
+        info: &PodInfo,
+        node: &str,
+        pods: &Cache,
+        volumes: &Volumes,
+    ) -> Result<(), ApiError> {
+        volumes.prepare(info, pods).await?;
         let key = key(info);
         let body = json!({"apiVersion": "v1", "kind": "Binding",
             "metadata": {"name": &*key.name, "namespace": &*key.namespace, "uid": info.uid},

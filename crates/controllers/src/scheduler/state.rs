@@ -6,6 +6,7 @@
 use super::waiting::{Entry, Waiting};
 use client::Object;
 use k8s_openapi::api::core::v1 as core;
+use sched::volumes::{Catalog, Step};
 use sched::{NodeSpec, PodId, PodInfo, Snapshot, schedule};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -92,6 +93,7 @@ impl State {
     fn pod_gone(&mut self, id: &PodId) {
         self.waiting.remove(id);
         self.assumed.remove(id);
+        self.snapshot.volumes.forget(id);
         if self.snapshot.place_of(id).is_some() {
             self.snapshot.remove_pod(id);
             self.waiting.wake(|_| true);
@@ -101,11 +103,23 @@ impl State {
     fn pod_bound(&mut self, id: &PodId, node: &str, pod: &core::Pod, old: Option<&Arc<Object>>) {
         self.waiting.remove(id);
         self.assumed.remove(id);
+        self.snapshot.volumes.forget(id);
         if self.snapshot.place_of(id) == Some(node) && !differs(old, pod) {
             return;
         }
         self.snapshot.place(node, Arc::new(PodInfo::read(pod)));
         self.waiting.wake(|e| e.social);
+    }
+
+    /// Claims, volumes or classes changed.
+    pub fn volumes_changed(&mut self, apply: impl FnOnce(&mut Catalog)) {
+        apply(&mut self.snapshot.volumes);
+        self.waiting.wake(|e| !e.info.claims.is_empty());
+    }
+
+    /// What must be written before an assumed pod is bound.
+    pub fn steps(&self, info: &PodInfo) -> Vec<Step> {
+        info.id.as_ref().map(|id| self.snapshot.volumes.steps(id)).unwrap_or_default()
     }
 
     /// A node came, changed or went.
@@ -148,6 +162,7 @@ impl State {
             return;
         }
         self.snapshot.remove_pod(id);
+        self.snapshot.volumes.forget(id);
         if let Some(entry) = self.assumed.remove(id) {
             self.waiting.retry(entry, now);
         }
