@@ -54,8 +54,7 @@ pub struct ObjectType {
 
 impl PartialEq for ObjectType {
     fn eq(&self, other: &Self) -> bool {
-        self.name == other.name && std::ptr::eq(self, other)
-            || self.name == other.name && self.fields == other.fields
+        self.name == other.name && (std::ptr::eq(self, other) || self.fields == other.fields)
     }
 }
 

@@ -43,7 +43,7 @@ pub trait Authority: Send + Sync {
 /// A question on its way, or its answer.
 pub enum Check {
     /// A question with its type's short name.
-    Asking(&'static str, Arc<dyn Authority>, Inquiry),
+    Asking(&'static str, Arc<dyn Authority>, Box<Inquiry>),
     /// The answer.
     Decided(Result<(bool, String), String>),
 }
@@ -69,12 +69,12 @@ impl Check {
 
 /// The value of the variable `authorizer` (of the type `Type::Library("authorizer")`).
 pub fn authorizer(authority: Arc<dyn Authority>) -> Value {
-    Ext::Check(Check::Asking("authorizer", authority, Inquiry::default())).into()
+    Ext::Check(Check::Asking("authorizer", authority, Box::default())).into()
 }
 
 /// The value of `authorizer.requestResource` (of the type `Type::Library("resourcecheck")`).
 pub fn request_resource(authority: Arc<dyn Authority>, inquiry: Inquiry) -> Value {
-    Ext::Check(Check::Asking("resourcecheck", authority, inquiry)).into()
+    Ext::Check(Check::Asking("resourcecheck", authority, Box::new(inquiry))).into()
 }
 
 /// Rows of this library.
@@ -133,7 +133,7 @@ fn step(a: &[Value], to: &'static str, set: impl FnOnce(&mut Inquiry, String)) -
     let (authority, inquiry) = asking(&a[0])?;
     let mut inquiry = inquiry.clone();
     set(&mut inquiry, text(a, 1));
-    Ok(Ext::Check(Check::Asking(to, authority.clone(), inquiry)).into())
+    Ok(Ext::Check(Check::Asking(to, authority.clone(), Box::new(inquiry))).into())
 }
 
 fn check(a: &[Value]) -> Outcome {
