@@ -1,5 +1,7 @@
 //! [`Api`]: one realm's server, made from a config, running until it is closed.
 
+use crate::aggregation::{self, Aggregator};
+use crate::audit::Audit;
 use crate::authz::{Authorizer, Standard};
 use crate::cache::{Cache, Objects};
 use crate::config::ApiConfig;
@@ -17,6 +19,7 @@ use client::{ApiClient, Object, ObjectKey};
 use k8s_schema::Gvr;
 use machinery::status::ApiError;
 use parking_lot::Mutex;
+use serde_json::Value;
 use std::sync::Arc;
 use tokio::sync::watch;
 
@@ -26,6 +29,12 @@ pub enum OpenError {
     /// The store could not be listed.
     #[error("reading the store: {0}")]
     Store(#[from] store::StoreError),
+    /// The audit log could not be opened.
+    #[error("audit log: {0}")]
+    Audit(#[from] std::io::Error),
+    /// The front-proxy authority is none.
+    #[error("front-proxy authority: {0}")]
+    FrontProxy(#[from] auth::TlsError),
     /// An object that must be there could not be made.
     #[error("making {what}: {error}")]
     Bootstrap {
@@ -36,6 +45,9 @@ pub enum OpenError {
     },
 }
 
+/// Documents, and what they were made from: resources, other servers' parts.
+type Kept = (Arc<Registry>, Vec<Arc<Value>>, Arc<Documents>);
+
 /// One realm's API server.
 pub struct Api {
     pub(crate) config: ApiConfig,
@@ -43,9 +55,14 @@ pub struct Api {
     pub(crate) storage: Storage,
     pub(crate) services: Arc<ServicePools>,
     pub(crate) metrics: Metrics,
-    documents: Mutex<(Arc<Registry>, Arc<Documents>)>,
+    documents: Mutex<Kept>,
     pub(crate) authorizer: Arc<dyn Authorizer>,
     pub(crate) rbac: Arc<Rbac>,
+    pub(crate) aggregator: Aggregator,
+    /// Records requests, where that is wanted.
+    pub(crate) audit: Option<Arc<Audit>>,
+    /// Tells front proxies from ordinary clients.
+    pub(crate) front_proxies: Option<auth::ClientAuthority>,
     pub(crate) webhooks: crate::webhooks::Webhooks,
     closing: watch::Sender<bool>,
 }
@@ -62,14 +79,23 @@ impl Api {
         let standard = || Arc::new(Standard { nodes, rbac: rbac.clone() }) as Arc<dyn Authorizer>;
         let authorizer = config.authorizer.clone().unwrap_or_else(standard);
         let registry = LiveRegistry::new(registry);
+        let front_proxies = front_proxies(&config)?;
+        let audit = config.audit.clone().map(|a| Audit::new(a, config.clock.clone())).transpose()?;
         let api = Arc::new(Api {
-            documents: Mutex::new((registry.now(), Arc::new(documents(&registry.now())))),
+            documents: Mutex::new((
+                registry.now(),
+                Vec::new(),
+                Arc::new(documents(&registry.now(), Vec::new())),
+            )),
             registry,
             storage: Storage { store: config.store.clone(), cache },
             services: Arc::new(ServicePools::new(config.service_cidr, &config.node_ports)),
             metrics: Metrics::default(),
             authorizer,
             rbac,
+            aggregator: Aggregator::default(),
+            front_proxies,
+            audit,
             webhooks: crate::webhooks::Webhooks::default(),
             closing,
             config,
@@ -81,6 +107,8 @@ impl Api {
         bootstrap::ensure(&api).await?;
         let definitions = api.client(bootstrap::server());
         tokio::spawn(custom::controller::run(Arc::downgrade(&api), definitions));
+        let services = api.client(bootstrap::server());
+        tokio::spawn(aggregation::controller::run(Arc::downgrade(&api), services));
         tokio::spawn(expiry::run(Arc::downgrade(&api)));
         Ok(api)
     }
@@ -102,12 +130,15 @@ impl Api {
 
     /// The OpenAPI documents of what is served now.
     pub(crate) fn documents(&self) -> Arc<Documents> {
-        let now = self.registry.now();
+        let (now, foreign) = (self.registry.now(), self.aggregator.v2_parts());
         let mut kept = self.documents.lock();
-        if !Arc::ptr_eq(&kept.0, &now) {
-            *kept = (now.clone(), Arc::new(documents(&now)));
+        let same = |a: &Vec<Arc<Value>>, b: &Vec<Arc<Value>>| {
+            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| Arc::ptr_eq(a, b))
+        };
+        if !Arc::ptr_eq(&kept.0, &now) || !same(&kept.1, &foreign) {
+            *kept = (now.clone(), foreign.clone(), Arc::new(documents(&now, foreign)));
         }
-        kept.1.clone()
+        kept.2.clone()
     }
 
     /// Now, as objects carry it.
@@ -134,10 +165,14 @@ impl Api {
     }
 }
 
-fn documents(registry: &Registry) -> Documents {
+fn front_proxies(config: &ApiConfig) -> Result<Option<auth::ClientAuthority>, auth::TlsError> {
+    config.front_proxy.as_ref().map(|proxy| auth::ClientAuthority::new(&proxy.ca_pem)).transpose()
+}
+
+fn documents(registry: &Registry, foreign: Vec<Arc<Value>>) -> Documents {
     let row = |r: &Arc<resources::Resource>| Row {
         row: r.row.clone(),
         custom: r.custom.as_ref().map(|c| c.published.clone()),
     };
-    Documents::new(registry.all().map(row).collect())
+    Documents::new(registry.all().map(row).collect(), foreign)
 }

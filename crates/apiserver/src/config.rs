@@ -95,6 +95,11 @@ pub struct ApiConfig {
     pub nodes: Option<Arc<dyn NodeDialer>>,
     /// Addresses of hosts outside the cluster. Without it webhooks are reached by service or by address only.
     pub resolver: Option<Arc<dyn NameResolver>>,
+    /// The identity for extension servers, and the authority of those who may speak for others here. Without it
+    /// extension servers are not shown who we are.
+    pub front_proxy: Option<crate::FrontProxy>,
+    /// Which requests are recorded, and where; `None`: none.
+    pub audit: Option<crate::AuditConfig>,
     /// More lines for `/metrics` (the store's own figures), each ending in a line feed.
     pub more_metrics: Arc<dyn Fn() -> String + Send + Sync>,
     /// Serve group versions that Kubernetes has removed (`extensions/v1beta1` …)?
@@ -118,6 +123,8 @@ impl ApiConfig {
             service_tokens: None,
             nodes: None,
             resolver: None,
+            front_proxy: None,
+            audit: None,
             more_metrics: Arc::new(String::new),
             legacy: true,
         }

@@ -114,13 +114,28 @@ impl Client for InProcess {
 
     async fn write(&self, write: Write) -> Result<Arc<Object>, ApiError> {
         let call = self.call(&write.gvr, write.key, write.subresource)?;
-        self.authorized(verb_name(&write.verb), &call).await?;
-        if let Verb::Create(body) = &write.verb
+        let attributes = call.attributes(verb_name(&write.verb));
+        let body = match (&self.api.audit, &write.verb) {
+            (None, _) | (_, Verb::Delete(_)) => None,
+            (_, Verb::Create(body) | Verb::Update(body) | Verb::Patch(_, body)) => Some(body.clone()),
+        };
+        let done = self.write_allowed(call, write.verb).await;
+        if let Some(audit) = &self.api.audit {
+            audit.component(&self.identity, &attributes, body.as_ref(), done.as_ref().map(|_| 200)).await;
+        }
+        done
+    }
+}
+
+impl InProcess {
+    async fn write_allowed(&self, call: Call, verb: Verb) -> Result<Arc<Object>, ApiError> {
+        self.authorized(verb_name(&verb), &call).await?;
+        if let Verb::Create(body) = &verb
             && let Some(answer) = self.api.review(&call, body).await?
         {
             return Ok(unstored(&call.key, 0, answer));
         }
-        Ok(self.api.write(call, write.verb).await?.object)
+        Ok(self.api.write(call, verb).await?.object)
     }
 }
 

@@ -10,7 +10,9 @@ pub mod discovery;
 pub mod openapi;
 
 mod admission;
+mod aggregation;
 mod api;
+mod audit;
 mod bootstrap;
 mod bootstrap_tokens;
 mod cache;
@@ -22,6 +24,7 @@ mod http;
 mod inproc;
 mod metrics;
 mod node_access;
+mod outbound;
 mod owners;
 mod path;
 mod rbac;
@@ -38,5 +41,8 @@ mod verbs;
 mod watch;
 mod webhooks;
 
+pub use aggregation::{FRONT_PROXY_CLIENT, FrontProxy};
 pub use api::{Api, OpenError};
+pub use audit::{AuditConfig, LogConfig, Policy as AuditPolicy};
 pub use config::{ApiConfig, Duplex, Ipv4Range, NameResolver, NodeDialer, TokenAuthenticator};
+pub use outbound::Endpoint;

@@ -42,6 +42,10 @@ pub struct Metrics {
     requests: Mutex<BTreeMap<RequestKind, Row>>,
     watches: Arc<AtomicU64>,
     connections: Arc<AtomicU64>,
+    /// Requests being handled: read-only, mutating.
+    running: [Arc<AtomicU64>; 2],
+    /// Is the server of an APIService available?
+    unavailable: Mutex<BTreeMap<String, bool>>,
 }
 
 /// Counts down when it goes.
@@ -72,6 +76,16 @@ impl Metrics {
         for (bucket, bound) in row.buckets.iter_mut().zip(BUCKETS) {
             *bucket += u64::from(took.as_secs_f64() <= bound);
         }
+    }
+
+    /// Notes whether an APIService's server answers.
+    pub fn available(&self, name: &str, available: bool) {
+        self.unavailable.lock().insert(name.to_string(), !available);
+    }
+
+    /// Counts a request while it is handled; long ones are counted elsewhere.
+    pub fn running(&self, mutating: bool, long: bool) -> Option<Gauge> {
+        (!long).then(|| raise(&self.running[usize::from(mutating)]))
     }
 
     /// Counts a running HTTP watch.

@@ -170,12 +170,17 @@ impl Registry {
 pub struct LiveRegistry {
     now: RwLock<Arc<Registry>>,
     emptying: Mutex<BTreeSet<Arc<str>>>,
+    changes: tokio::sync::watch::Sender<u64>,
 }
 
 impl LiveRegistry {
     /// Starts with this one.
     pub fn new(registry: Registry) -> Self {
-        LiveRegistry { now: RwLock::new(Arc::new(registry)), emptying: Mutex::default() }
+        LiveRegistry {
+            now: RwLock::new(Arc::new(registry)),
+            emptying: Mutex::default(),
+            changes: tokio::sync::watch::Sender::new(0),
+        }
     }
 
     /// The registry as it is now; it does not change under its reader.
@@ -188,12 +193,18 @@ impl LiveRegistry {
         self.now.read().find(gvr).cloned()
     }
 
+    /// Turns when it changes.
+    pub fn changed(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
     /// Changes it.
     pub fn change<T>(&self, edit: impl FnOnce(&mut Registry) -> T) -> T {
         let mut now = self.now.write();
         let mut next = Registry::clone(&now);
         let outcome = edit(&mut next);
         *now = Arc::new(next);
+        self.changes.send_modify(|n| *n += 1);
         outcome
     }
 

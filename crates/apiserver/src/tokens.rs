@@ -107,6 +107,8 @@ impl Api {
         }
         self.check_bound(&claims, now)?;
         if let Some(after) = claims.bound.warnafter.filter(|after| *after < now) {
+            let late = format!("subject: {}, seconds after warning threshold: {}", claims.sub, now - after);
+            crate::audit::annotate("authentication.k8s.io/stale-token", &late);
             tracing::warn!(account = %claims.sub, after, "an old token is in use; its program does not read renewed ones");
         }
         Ok(Some(Bearer { identity: identity_of(&claims), audiences }))

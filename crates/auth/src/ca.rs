@@ -64,10 +64,15 @@ impl std::fmt::Debug for Ca {
 impl Ca {
     /// Reads `ca.crt` and `ca.key` in `folder`, or makes both.
     pub fn load_or_create(folder: &Path, now: SystemTime) -> Result<Ca, CaError> {
-        let (cert_path, key_path) = (folder.join("ca.crt"), folder.join("ca.key"));
+        Ca::named(folder, "ca", now)
+    }
+
+    /// The same for another authority: `<name>.crt` and `<name>.key`.
+    pub fn named(folder: &Path, name: &str, now: SystemTime) -> Result<Ca, CaError> {
+        let (cert_path, key_path) = (folder.join(format!("{name}.crt")), folder.join(format!("{name}.key")));
         if !(cert_path.exists() && key_path.exists()) {
             let key = KeyPair::generate()?;
-            let certificate = ca_params(now)?.self_signed(&key)?;
+            let certificate = ca_params(name, now)?.self_signed(&key)?;
             write_private(&key_path, &key.serialize_pem())?;
             write_private(&cert_path, &certificate.pem())?;
         }
@@ -113,10 +118,10 @@ impl Ca {
     }
 }
 
-fn ca_params(now: SystemTime) -> Result<CertificateParams, rcgen::Error> {
+fn ca_params(name: &str, now: SystemTime) -> Result<CertificateParams, rcgen::Error> {
     let mut params = CertificateParams::new(Vec::new())?;
     params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, "gantry-ca");
+    params.distinguished_name.push(DnType::CommonName, format!("gantry-{name}"));
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages =
         vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];

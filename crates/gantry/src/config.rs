@@ -86,6 +86,18 @@ pub struct Config {
     pub eviction_transition: u32,
     /// Longest grace in seconds of a pod that goes for a soft threshold.
     pub eviction_pod_grace: u32,
+    /// Audit policy file; "" records nothing.
+    pub audit_policy: String,
+    /// Audit log file, `-` for the standard output; "" for none.
+    pub audit_log: String,
+    /// Its size in MiB at which it is put aside, how many old ones stay, how many days.
+    pub audit_log_size: u64,
+    /// Old audit logs that stay; 0: all.
+    pub audit_log_backups: usize,
+    /// Days that old audit logs stay; 0: for ever.
+    pub audit_log_age: u64,
+    /// Kubeconfig of a server that takes audit events; "" for none.
+    pub audit_webhook: String,
     /// Log filter, as in `info,apiserver=debug`.
     pub log: String,
 }
@@ -238,6 +250,12 @@ const SETTINGS: &[Setting] = &[
         "longest grace in seconds of a pod that goes for a soft threshold",
         eviction_pod_grace = number
     ),
+    setting!("audit-policy", "", "audit policy file (default: nothing is recorded)", audit_policy = text),
+    setting!("audit-log", "", "audit log, - for the standard output", audit_log = text),
+    setting!("audit-log-size", "100", "MiB at which the audit log is put aside", audit_log_size = number),
+    setting!("audit-log-backups", "10", "old audit logs that stay, 0 for all", audit_log_backups = number),
+    setting!("audit-log-age", "0", "days that old audit logs stay, 0 for ever", audit_log_age = number),
+    setting!("audit-webhook", "", "kubeconfig of a server that takes audit events", audit_webhook = text),
     setting!("log", "warn", "log filter", log = text),
 ];
 

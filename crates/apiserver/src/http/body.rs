@@ -44,7 +44,9 @@ pub async fn read(request: Request<Incoming>) -> Result<Bytes, ApiError> {
 pub async fn object(request: Request<Incoming>) -> Result<Body, ApiError> {
     let content_type = super::header_text(request.headers(), header::CONTENT_TYPE).to_string();
     let format = negotiate::format(&content_type)?;
-    parse(format, &read(request).await?)
+    let body = parse(format, &read(request).await?)?;
+    crate::audit::request_object(&body.value);
+    Ok(body)
 }
 
 /// Reads and parses an optional object; an empty body is null.
@@ -54,7 +56,9 @@ pub async fn optional(request: Request<Incoming>) -> Result<Value, ApiError> {
     if bytes.is_empty() {
         return Ok(Value::Null);
     }
-    Ok(parse(negotiate::format(&content_type)?, &bytes)?.value)
+    let value = parse(negotiate::format(&content_type)?, &bytes)?.value;
+    crate::audit::request_object(&value);
+    Ok(value)
 }
 
 fn parse(format: Format, bytes: &[u8]) -> Result<Body, ApiError> {
@@ -86,5 +90,7 @@ pub async fn patch(request: Request<Incoming>, strategic: bool) -> Result<(Patch
     };
     let bytes = read(request).await?;
     let format = if kind == PatchKind::Apply { Format::Yaml } else { Format::Json };
-    Ok((kind, parse(format, &bytes)?))
+    let body = parse(format, &bytes)?;
+    crate::audit::request_object(&body.value);
+    Ok((kind, body))
 }

@@ -3,7 +3,9 @@
 use super::Inbound;
 use super::respond::{self, Body, Wishes};
 use crate::Api;
+use crate::aggregation;
 use crate::discovery::{self, Form, Root};
+use crate::openapi::Document;
 use crate::resources::Registry;
 use crate::verbs::{no_such_resource, not_allowed};
 use ::http::{HeaderValue, Method, Response, header};
@@ -34,12 +36,20 @@ pub async fn answer(api: &Arc<Api>, inbound: &Inbound, path: &str) -> Result<Res
         ["healthz" | "livez" | "readyz", rest @ ..] => health(api, inbound, segments[0], rest),
         ["version"] => json(version()),
         ["metrics"] => {
-            let text = api.metrics.text(&api.storage.cache) + &(api.config.more_metrics)();
+            let text = api.metrics.text(&api.storage.cache)
+                + &api.audit.as_ref().map(|a| a.metrics()).unwrap_or_default()
+                + &(api.config.more_metrics)();
             Ok(respond::raw(200, "text/plain; version=0.0.4; charset=utf-8", respond::full(text)))
         }
         ["api"] => Ok(root(api, inbound, Root::Core, wishes)),
         ["apis"] => Ok(root(api, inbound, Root::Groups, wishes)),
-        ["apis", group] => json(discovery::group(&rows(&registry), group).ok_or_else(no_such_resource)?),
+        ["apis", group] => {
+            let own = discovery::group(&rows(&registry), group);
+            json(
+                aggregation::discovery::group(own, &api.aggregator.now(), group)
+                    .ok_or_else(no_such_resource)?,
+            )
+        }
         ["api", version] => {
             json(discovery::resource_list(&rows(&registry), "", version).ok_or_else(no_such_resource)?)
         }
@@ -86,22 +96,28 @@ fn root(api: &Api, inbound: &Inbound, root: Root, wishes: Wishes) -> Response<Bo
     let form = Form::negotiate(inbound.header(header::ACCEPT));
     let registry = api.registry.now();
     let rows = rows(&registry);
-    let value = match (form, root) {
+    let mut value = match (form, root) {
         (Form::Plain, Root::Core) => discovery::api_versions(&rows, inbound.header(header::HOST)),
         (Form::Plain, Root::Groups) => discovery::group_list(&rows),
         _ => discovery::aggregated(&rows, root, form),
     };
+    let remotes = api.aggregator.now();
+    if root == Root::Groups && form == Form::Plain {
+        aggregation::discovery::add_to_list(&mut value, &remotes);
+    }
+    aggregation::discovery::add_to_aggregated(&mut value, &remotes, root, form);
     let mut response = respond::json_value(200, form.content_type(), &value, wishes);
     response.headers_mut().append(header::VARY, HeaderValue::from_static("Accept"));
     response
 }
 
 async fn openapi(api: &Arc<Api>, inbound: &Inbound, path: &str) -> Result<Response<Body>, ApiError> {
-    let (own, path, accept) = (api.clone(), path.to_string(), inbound.header(header::ACCEPT).to_string());
+    let (own, asked, accept) = (api.clone(), path.to_string(), inbound.header(header::ACCEPT).to_string());
     // The first request for a document builds it, which takes a while.
-    let built = tokio::task::spawn_blocking(move || own.documents().get(&path, &accept)).await;
+    let built = tokio::task::spawn_blocking(move || own.documents().get(&asked, &accept)).await;
     let document = built.map_err(ApiError::internal)?.map_err(|_| super::negotiate::not_acceptable())?;
     let document = document.ok_or_else(no_such_resource)?;
+    let document = joined(api, path, document);
     let etag = HeaderValue::from_str(&document.etag).map_err(ApiError::internal)?;
     let known = inbound.header(header::IF_NONE_MATCH).split(',').any(|t| t.trim() == document.etag);
     let wishes = Wishes { pretty: false, ..inbound.wishes() };
@@ -113,6 +129,17 @@ async fn openapi(api: &Arc<Api>, inbound: &Inbound, path: &str) -> Result<Respon
     response.headers_mut().insert(header::ETAG, etag);
     response.headers_mut().append(header::VARY, HeaderValue::from_static("Accept"));
     Ok(response)
+}
+
+/// The index of v3 documents names other servers' too.
+fn joined(api: &Api, path: &str, document: Document) -> Document {
+    let remotes = api.aggregator.now();
+    if path.trim_end_matches('/') != "/openapi/v3" || remotes.values().all(|r| r.v3.is_none()) {
+        return document;
+    }
+    let Ok(mut index) = serde_json::from_slice::<Value>(&document.body) else { return document };
+    aggregation::discovery::add_to_v3(&mut index, &remotes);
+    Document::json(&index)
 }
 
 fn health(api: &Api, inbound: &Inbound, probe: &str, rest: &[&str]) -> Result<Response<Body>, ApiError> {

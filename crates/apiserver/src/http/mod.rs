@@ -7,14 +7,16 @@ mod body;
 mod impersonate;
 mod meta;
 mod negotiate;
-mod proxy;
+pub(crate) mod proxy;
 mod requests;
-mod respond;
+pub(crate) mod respond;
 mod rewrite;
 mod serve;
 mod watch;
 
 use crate::Api;
+use crate::aggregation;
+use crate::audit;
 use crate::authz::Attributes;
 use crate::metrics::RequestKind;
 use crate::path::{self, Path, Query};
@@ -66,12 +68,19 @@ fn header_text(headers: &HeaderMap, name: HeaderName) -> &str {
     headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default()
 }
 
+/// Who the other end of a connection is, as far as TLS knows.
+#[derive(Clone)]
+pub(crate) enum Peer {
+    /// It showed no certificate.
+    Unknown,
+    /// A certificate's holder.
+    Known(Arc<Identity>),
+    /// A server that speaks for others, by headers.
+    FrontProxy,
+}
+
 /// Answers one request. `peer` is who the TLS certificate says is calling.
-pub(crate) async fn handle(
-    api: Arc<Api>,
-    peer: Option<Arc<Identity>>,
-    request: Request<Incoming>,
-) -> Response<Body> {
+pub(crate) async fn handle(api: Arc<Api>, peer: Peer, request: Request<Incoming>) -> Response<Body> {
     let started = Instant::now();
     let path = path::parse(request.uri().path());
     let query = Query::parse(request.uri().query().unwrap_or_default());
@@ -82,51 +91,97 @@ pub(crate) async fn handle(
         "list" | "watch" | "deletecollection" => attributes.selecting(query.get("fieldSelector")),
         _ => attributes,
     };
-    let answered = AssertUnwindSafe(answer(
+    let record = api.audit.as_ref().map(|audit| audit.begin(&request));
+    let long = is_long(&path, &verb, &query);
+    let _running = api.metrics.running(!matches!(verb.as_str(), "get" | "list" | "watch"), long);
+    let work = AssertUnwindSafe(answer(
         &api,
         peer,
         Inbound { identity: Arc::default(), query, request },
         path,
         attributes,
     ))
-    .catch_unwind()
-    .await;
-    let response = match answered {
-        Ok(Ok(response)) => response,
-        Ok(Err(error)) => respond::error(&error),
+    .catch_unwind();
+    let (response, error) = match audit::scope(record.clone(), work).await {
+        Ok(Ok(response)) => (response, None),
+        Ok(Err(error)) => (respond::error(&error), Some(error)),
         Err(_) => {
             tracing::error!(verb, "a handler panicked");
             let message = "This request caused apiserver to panic. Look in the logs for details.";
-            respond::error(&ApiError::new(500, "InternalError", message))
+            if let Some(record) = &record {
+                record.panicked().await;
+            }
+            (respond::error(&ApiError::new(500, "InternalError", message)), None)
         }
     };
     api.metrics.finished(kind, response.status().as_u16(), started.elapsed());
-    response
+    match record {
+        Some(record) => record.answered(response, error.as_ref(), long).await,
+        None => response,
+    }
+}
+
+/// Does the answer last as long as its reader likes?
+fn is_long(path: &Path, verb: &str, query: &Query) -> bool {
+    let Path::Resource(path) = path else { return false };
+    match path.subresource.as_str() {
+        "exec" | "attach" | "portforward" | "proxy" => true,
+        "log" => query.flag("follow"),
+        _ => verb == "watch",
+    }
 }
 
 async fn answer(
     api: &Arc<Api>,
-    peer: Option<Arc<Identity>>,
+    peer: Peer,
     mut inbound: Inbound,
     path: Path,
     attributes: Attributes,
 ) -> Result<Response<Body>, ApiError> {
-    let caller = authenticate(api, peer, &inbound).await?;
-    inbound.identity = impersonate::apply(api, caller, inbound.request.headers()).await?;
-    api.authorize(&inbound.identity, &attributes).await?;
+    let record = audit::current();
+    let caller = match authenticate(api, peer, &inbound).await {
+        Ok(caller) => caller,
+        Err(error) => {
+            if let Some(record) = &record {
+                record.known(&Identity::default(), &attributes).await;
+            }
+            return Err(error);
+        }
+    };
+    if let Some(record) = &record
+        && record.known(&caller, &attributes).await == audit::Level::RequestResponse
+    {
+        // The answer is read for the record.
+        inbound.request.headers_mut().remove(header::ACCEPT_ENCODING);
+    }
+    inbound.identity = impersonate::apply(api, caller.clone(), inbound.request.headers()).await?;
+    let allowed = api.authorize(&inbound.identity, &attributes).await;
+    if let Some(record) = &record {
+        if !Arc::ptr_eq(&caller, &inbound.identity) {
+            record.impersonating(&inbound.identity);
+        }
+        record.authorized(allowed.is_ok(), &api.authorizer.explain(&inbound.identity, &attributes));
+    }
+    allowed?;
+    if let Some(remote) = api.aggregator.route(&path) {
+        return aggregation::proxy::answer(api, inbound, &path, &remote).await;
+    }
     match path {
         Path::Resource(path) => requests::answer(api, inbound, path, &attributes.verb).await,
         Path::Other(path) => meta::answer(api, &inbound, &path).await,
     }
 }
 
-async fn authenticate(
-    api: &Api,
-    peer: Option<Arc<Identity>>,
-    inbound: &Inbound,
-) -> Result<Arc<Identity>, ApiError> {
-    if let Some(identity) = peer {
-        return Ok(identity);
+async fn authenticate(api: &Api, peer: Peer, inbound: &Inbound) -> Result<Arc<Identity>, ApiError> {
+    match peer {
+        Peer::Known(identity) => return Ok(identity),
+        // A front proxy that names nobody is nobody either, but its other credentials count.
+        Peer::FrontProxy => match aggregation::named_by(inbound.request.headers()) {
+            Some(identity) => return Ok(Arc::new(identity)),
+            None if inbound.header(header::AUTHORIZATION).is_empty() => return Err(unauthorized()),
+            None => {}
+        },
+        Peer::Unknown => {}
     }
     let credentials = inbound.header(header::AUTHORIZATION);
     if credentials.is_empty() {
@@ -140,7 +195,11 @@ async fn authenticate(
             Err(error) => tracing::info!(%error, "a bearer token was refused"),
         }
     }
-    Err(ApiError::new(401, "Unauthorized", "Unauthorized"))
+    Err(unauthorized())
+}
+
+fn unauthorized() -> ApiError {
+    ApiError::new(401, "Unauthorized", "Unauthorized")
 }
 
 /// The API verb of a request; for other paths the lower-case method.

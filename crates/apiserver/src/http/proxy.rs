@@ -53,10 +53,10 @@ pub fn is_proxied(call: &Call) -> bool {
 }
 
 /// Where a request goes.
-struct Route {
-    stream: Box<dyn Duplex>,
-    host: String,
-    path: String,
+pub(crate) struct Route {
+    pub stream: Box<dyn Duplex>,
+    pub host: String,
+    pub path: String,
 }
 
 /// Answers an authorized request on a proxied subresource.
@@ -387,7 +387,7 @@ fn passed_headers(from: &HeaderMap, to: &mut HeaderMap) {
     }
 }
 
-async fn forward(
+pub(crate) async fn forward(
     mut request: Request<Incoming>,
     route: Route,
     links: Option<Links>,

@@ -38,6 +38,13 @@ pub fn streamed(pieces: impl Stream<Item = Bytes> + Send + 'static) -> Body {
     StreamBody::new(pieces.map(|p| Ok::<_, Infallible>(Frame::data(p)))).map_err(lift).boxed_unsync()
 }
 
+/// A body from a stream of frames.
+pub fn fallible(
+    frames: impl Stream<Item = Result<Frame<Bytes>, Box<dyn std::error::Error + Send + Sync>>> + Send + 'static,
+) -> Body {
+    StreamBody::new(frames).boxed_unsync()
+}
+
 /// What a client asked about the shape of the answer.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Wishes {

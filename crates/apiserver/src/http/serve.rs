@@ -1,5 +1,6 @@
 //! Sockets: accept, TLS, HTTP/1.1 and HTTP/2, bounds, an orderly end.
 
+use super::Peer;
 use super::respond::{self, Body};
 use crate::Api;
 use ::http::{Request, Response};
@@ -9,8 +10,10 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use machinery::status::ApiError;
+use rustls::pki_types::CertificateDer;
 use std::convert::Infallible;
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -50,8 +53,8 @@ impl Api {
                 _ = shutdown.wait_for(|s| *s) => break,
                 _ = closing.wait_for(|c| *c) => break,
             };
-            let stream = match accepted {
-                Ok((stream, _)) => stream,
+            let (stream, address) = match accepted {
+                Ok(accepted) => accepted,
                 Err(error) => {
                     tracing::warn!(%error, "accepting a connection failed");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -65,7 +68,7 @@ impl Api {
             let (api, acceptor) = (self.clone(), acceptor.clone());
             tokio::spawn(async move {
                 let _ = stream.set_nodelay(true);
-                if let Err(error) = api.serve_tls(stream, acceptor).await {
+                if let Err(error) = api.serve_tls(stream, address.ip(), acceptor).await {
                     tracing::debug!(%error, "a connection ended");
                 }
                 drop(slot);
@@ -79,13 +82,22 @@ impl Api {
     async fn serve_tls(
         self: Arc<Self>,
         stream: tokio::net::TcpStream,
+        source: IpAddr,
         acceptor: TlsAcceptor,
     ) -> io::Result<()> {
         let handshake = tokio::time::timeout(HANDSHAKE_MAX, acceptor.accept(stream)).await;
         let stream = handshake.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "TLS handshake"))??;
-        let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
-        let identity = if chain.is_empty() { None } else { auth::identity_of(chain) };
-        self.serve_connection(stream, identity).await
+        let peer = self.peer(stream.get_ref().1.peer_certificates().unwrap_or_default());
+        self.serve_peer(stream, peer, Some(source)).await
+    }
+
+    /// Whom a verified chain speaks for.
+    fn peer(&self, chain: &[CertificateDer<'_>]) -> Peer {
+        if self.front_proxies.as_ref().is_some_and(|authority| authority.signed(chain)) {
+            let name = auth::identity_of(chain).map(|i| i.user).unwrap_or_default();
+            return if name == crate::FRONT_PROXY_CLIENT { Peer::FrontProxy } else { Peer::Unknown };
+        }
+        auth::identity_of(chain).map_or(Peer::Unknown, |identity| Peer::Known(Arc::new(identity)))
     }
 
     /// Serves HTTP on one stream whose peer is known by other means (or not at all).
@@ -93,13 +105,22 @@ impl Api {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        self.serve_peer(stream, identity.map_or(Peer::Unknown, |i| Peer::Known(Arc::new(i))), None).await
+    }
+
+    async fn serve_peer<S>(self: Arc<Self>, stream: S, peer: Peer, source: Option<IpAddr>) -> io::Result<()>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let _open = self.metrics.connected();
-        let identity = identity.map(Arc::new);
         let mut closing = self.closing();
         let api = self.clone();
-        let service = service_fn(move |request: Request<Incoming>| {
-            let (api, identity) = (api.clone(), identity.clone());
-            async move { Ok::<_, Infallible>(reply(api, identity, request).await) }
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            if let Some(source) = source {
+                request.extensions_mut().insert(crate::audit::Source(source));
+            }
+            let (api, peer) = (api.clone(), peer.clone());
+            async move { Ok::<_, Infallible>(reply(api, peer, request).await) }
         });
         let builder = builder();
         let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
@@ -131,10 +152,10 @@ fn builder() -> auto::Builder<TokioExecutor> {
     builder
 }
 
-async fn reply(api: Arc<Api>, identity: Option<Arc<Identity>>, request: Request<Incoming>) -> Response<Body> {
+async fn reply(api: Arc<Api>, peer: Peer, request: Request<Incoming>) -> Response<Body> {
     let bytes: usize = request.headers().iter().map(|(k, v)| k.as_str().len() + v.len()).sum();
     if bytes > HEADER_BYTES_MAX {
         return respond::error(&ApiError::new(431, "", "request headers are too large"));
     }
-    super::handle(api, identity, request).await
+    super::handle(api, peer, request).await
 }

@@ -17,7 +17,7 @@ mod schemas;
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use k8s_schema::{DefRef, Held, ResourceRow, TABLE_HASH};
@@ -67,7 +67,7 @@ impl Document {
         Document { content_type, etag: format!("\"{hex}\""), body: body.into() }
     }
 
-    fn json(value: &Value) -> Self {
+    pub(crate) fn json(value: &Value) -> Self {
         Document::new(JSON, value.to_string().into_bytes())
     }
 }
@@ -89,6 +89,8 @@ pub struct Row {
 /// The documents of one set of resource rows; cheap to make, documents are built when first asked for.
 pub struct Documents {
     rows: Vec<Row>,
+    /// Parts of other servers' v2 documents.
+    foreign: Vec<Arc<Value>>,
     v2_json: OnceLock<Document>,
     v2_proto: OnceLock<Document>,
     v3_index: OnceLock<Document>,
@@ -97,10 +99,11 @@ pub struct Documents {
 }
 
 impl Documents {
-    /// For these rows.
-    pub fn new(rows: Vec<Row>) -> Self {
+    /// For these rows, and what other servers add to v2.
+    pub fn new(rows: Vec<Row>, foreign: Vec<Arc<Value>>) -> Self {
         Documents {
             rows,
+            foreign,
             v2_json: OnceLock::new(),
             v2_proto: OnceLock::new(),
             v3_index: OnceLock::new(),
@@ -113,9 +116,8 @@ impl Documents {
     pub fn get(&self, path: &str, accept: &str) -> Result<Option<Document>, NotAcceptable> {
         let path = path.trim_end_matches('/');
         if path == "/openapi/v2" {
-            let proto =
-                || self.v2_proto.get_or_init(|| Document::new(V2_PROTO, v2_proto(&v2_json(&self.refs()))));
-            let json = || self.v2_json.get_or_init(|| Document::json(&v2_json(&self.refs())));
+            let proto = || self.v2_proto.get_or_init(|| Document::new(V2_PROTO, v2_proto(&self.v2())));
+            let json = || self.v2_json.get_or_init(|| Document::json(&self.v2()));
             return Ok(Some(if wants_proto(accept)? { proto() } else { json() }.clone()));
         }
         let Some(rest) = path.strip_prefix("/openapi/v3") else { return Ok(None) };
@@ -129,6 +131,12 @@ impl Documents {
             None => None,
             Some(group_version) => self.group_version(group_version),
         })
+    }
+
+    fn v2(&self) -> Value {
+        let mut document = v2_json(&self.refs());
+        crate::aggregation::discovery::add_to_v2(&mut document, &self.foreign);
+        document
     }
 
     fn refs(&self) -> Vec<Shown<'_>> {

@@ -52,7 +52,7 @@ fn assert_closed(document: &Value, schemas: &Value, prefix: &str) {
 
 #[test]
 fn v2_is_closed_and_has_what_kubectl_looks_up() {
-    let documents = Documents::new(builtin());
+    let documents = Documents::new(builtin(), Vec::new());
     let v2 = parse(&documents.get("/openapi/v2", "application/json").unwrap().unwrap());
     assert_closed(&v2, &v2["definitions"], "#/definitions/");
     for row in k8s_schema::resources() {
@@ -89,7 +89,7 @@ fn legacy_bodies_require_less_and_keep_their_old_fields() {
 
 #[test]
 fn v3_documents_are_indexed_and_closed() {
-    let documents = Documents::new(builtin());
+    let documents = Documents::new(builtin(), Vec::new());
     let index = parse(&documents.get("/openapi/v3", "").unwrap().unwrap());
     let paths = index["paths"].as_object().unwrap();
     let upstream = paths.keys().filter(|p| !p.contains(".gantry.dev")).count();
@@ -112,7 +112,7 @@ fn v3_documents_are_indexed_and_closed() {
 
 #[test]
 fn forms_are_negotiated_and_unknown_paths_are_none() {
-    let documents = Documents::new(builtin());
+    let documents = Documents::new(builtin(), Vec::new());
     let asked = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
     let proto = documents.get("/openapi/v2", asked).unwrap().unwrap();
     assert_eq!(proto.content_type, V2_PROTO);

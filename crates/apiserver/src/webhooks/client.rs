@@ -121,7 +121,7 @@ fn url_of(target: &Target, timeout: Duration) -> String {
 }
 
 /// Addresses that nobody has a webhook at: of this link only, none, or many.
-fn is_barred(ip: IpAddr) -> bool {
+pub(crate) fn is_barred(ip: IpAddr) -> bool {
     match ip.to_canonical() {
         IpAddr::V4(ip) => ip.is_link_local() || ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast(),
         IpAddr::V6(ip) => ip.is_unicast_link_local() || ip.is_unspecified() || ip.is_multicast(),
@@ -192,7 +192,7 @@ impl Api {
     }
 
     /// The pods behind a service's port.
-    fn endpoints(&self, namespace: &str, name: &str, port: u16) -> Result<Backends, String> {
+    pub(crate) fn endpoints(&self, namespace: &str, name: &str, port: u16) -> Result<Backends, String> {
         let object = |gvr: &k8s_schema::Gvr| self.cached(gvr, namespace, name).and_then(|o| o.value().ok());
         let service = object(&gvr::SERVICES).ok_or_else(|| format!("service {name:?} not found"))?;
         if service["spec"]["type"] == "ExternalName" {
@@ -213,7 +213,7 @@ impl Api {
     }
 }
 
-enum Backends {
+pub(crate) enum Backends {
     Pods(Vec<(IpAddr, u16)>),
     Elsewhere(String),
 }

@@ -3,6 +3,8 @@
 #![cfg(test)]
 
 mod admission;
+mod aggregation;
+mod audit;
 mod bad_input;
 mod custom;
 mod every_kind;

@@ -4,11 +4,11 @@ use super::dial::KubeletDialer;
 use super::facts::Facts;
 use super::leader::{self, Candidate};
 use super::place::Place;
-use super::{Instance, answer};
+use super::{Instance, answer, outside};
 use crate::join::Joined;
 use crate::{admin as socket, kubeconfig, ports};
 use anyhow::{Context, Result};
-use apiserver::{Api, ApiConfig};
+use apiserver::{Api, ApiConfig, FRONT_PROXY_CLIENT, FrontProxy};
 use auth::{Ca, Identity, Issued, SYSTEM_MASTERS, ServiceTokens};
 use client::ApiClient;
 use controllers::{Controllers, ControllersConfig, PortCheck, Scheduler};
@@ -142,6 +142,17 @@ pub fn service_tokens(instance: &Instance) -> Result<ServiceTokens> {
     Ok(ServiceTokens::load_or_create(&instance.config.data_dir.join("pki"), issuer)?)
 }
 
+/// Whom extension servers trust to speak for others: an authority of its own, so that no other client can.
+fn front_proxy(instance: &Instance, ca: &Ca) -> Result<FrontProxy> {
+    let now = SystemTime::now();
+    let authority = Ca::named(&instance.config.data_dir.join("pki"), "front-proxy-ca", now)?;
+    Ok(FrontProxy {
+        client_ca_pem: ca.cert_pem().to_string(),
+        ca_pem: authority.cert_pem().to_string(),
+        client: authority.issue_client(FRONT_PROXY_CLIENT, None, now)?,
+    })
+}
+
 /// The API server and its listener.
 pub async fn api(instance: &mut Instance) -> Result<()> {
     let ca = instance.control.ca()?;
@@ -149,7 +160,11 @@ pub async fn api(instance: &mut Instance) -> Result<()> {
     let (store, more_metrics) = (place.store(), place.metrics());
     let kubelet_client = ca.issue_client(KUBELET_CLIENT, Some(SYSTEM_MASTERS), SystemTime::now())?;
     let dialer = KubeletDialer::new(&kubelet_client, ca.cert_pem())?;
+    let front = front_proxy(instance, &ca)?;
+    let client_authorities = format!("{}{}", ca.cert_pem(), front.ca_pem);
     let config = ApiConfig {
+        front_proxy: Some(front),
+        audit: outside::audit(&instance.config, &None)?,
         service_cidr: instance.facts.service_range,
         cluster_dns_ip: instance.facts.dns_ip,
         advertise: Some((instance.facts.node_ip, instance.config.port)),
@@ -161,7 +176,7 @@ pub async fn api(instance: &mut Instance) -> Result<()> {
     let api = Api::open(config).await?;
     dialer.set_client(api.client(Identity::new("system:apiserver", [SYSTEM_MASTERS])));
     let certificate = server_certificate(instance, &ca)?;
-    let tls = auth::server_config(&certificate, ca.cert_pem(), &["h2", "http/1.1"])?;
+    let tls = auth::server_config(&certificate, &client_authorities, &["h2", "http/1.1"])?;
     let bind = instance.config.bind.unwrap_or(Ipv4Addr::UNSPECIFIED);
     let listener = TcpListener::bind((bind, instance.config.port)).await?;
     instance.tasks.push(tokio::spawn(api.clone().serve(listener, tls, instance.stop.subscribe())));

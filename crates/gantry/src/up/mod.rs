@@ -14,6 +14,7 @@ mod figures;
 mod leader;
 pub mod logs;
 pub mod node;
+mod outside;
 mod place;
 pub mod registry;
 mod registry_access;
