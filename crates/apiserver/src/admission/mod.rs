@@ -11,6 +11,7 @@ mod escalation;
 mod limit_ranger;
 mod namespace_lifecycle;
 pub mod node_restriction;
+mod pod_security;
 mod priority;
 pub mod quota;
 mod runtime_class;
@@ -117,7 +118,7 @@ const PLUGINS: [Plugin; 12] = [
 type Judge = fn(&Attempt<'_>, &Value, &mut Vec<String>) -> Result<(), ApiError>;
 
 /// The plug-ins that judge, in order.
-const JUDGES: [Judge; 1] = [limit_ranger::judge];
+const JUDGES: [Judge; 2] = [limit_ranger::judge, pod_security::judge];
 
 /// Runs the plug-ins.
 pub fn mutate(attempt: &mut Attempt<'_>, object: &mut Value) -> Result<(), ApiError> {
