@@ -197,6 +197,7 @@ impl Agent {
         spawn(&mut tasks, node_task.run(registered));
         spawn(&mut tasks, eviction::run(node.clone(), config.eviction, events.clone()));
         spawn(&mut tasks, api.serve(listener, std::future::pending()));
+        spawn(&mut tasks, crate::claims::run(node.client.clone(), node.facts.clone(), node.recorder.clone()));
         spawn(&mut tasks, async move {
             node.pods.wait_synced().await;
             node.this.wait_synced().await;

@@ -2,7 +2,7 @@
 
 use crate::decide::Note;
 use crate::pod::{PodView, Role};
-use client::ApiClient;
+use client::{ApiClient, Object};
 use client::events::{EventType, Recorder as Writer, Subject};
 use jiff::Timestamp;
 use std::sync::Arc;
@@ -33,6 +33,11 @@ impl Recorder {
     /// A pod was not let in.
     pub fn rejected(&self, pod: &PodView, reason: &str, message: String) {
         self.0.record(Subject::of("v1", "Pod", &pod.object), EventType::Warning, reason, message);
+    }
+
+    /// Something is wrong with a PersistentVolume.
+    pub fn volume_warning(&self, volume: &Object, reason: &str, message: String) {
+        self.0.record(Subject::of("v1", "PersistentVolume", volume), EventType::Warning, reason, message);
     }
 
     /// An event about the node.

@@ -7,6 +7,7 @@
 pub mod admit;
 mod agent;
 mod backend;
+mod claims;
 pub mod config;
 pub mod decide;
 mod events;

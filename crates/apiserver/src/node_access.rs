@@ -1,6 +1,7 @@
 //! What nodes may do: an identity `system:node:<name>` in the group `system:nodes` has the rules of `system:node`,
 //! and of objects that belong to nodes or pods only its own: its Node and Lease, the pods bound to it, and the
-//! secrets, configmaps, claims and service accounts that those pods name.
+//! secrets, configmaps, claims and service accounts that those pods name. Volumes it may see, and delete those of
+//! Gantry's own driver that are on it, once they are released for deletion.
 //!
 //! Reads pods from the cache at each such question (a pod starts rarely); keeps nothing.
 
@@ -48,20 +49,23 @@ pub fn node_of(identity: &Identity) -> Option<&str> {
 pub struct NodeAccess {
     cache: Arc<Cache>,
     pods: Arc<str>,
+    volumes: Arc<str>,
     rules: Vec<Rule>,
 }
 
 impl NodeAccess {
     /// An authorizer over a realm's cache.
     pub fn new(cache: Arc<Cache>, registry: &Registry) -> NodeAccess {
-        let pods = registry.find(&gvr::PODS).map(|r| r.prefix.clone()).unwrap_or_else(|| "".into());
-        NodeAccess { cache, pods, rules: policy::rules_of("system:node") }
+        let prefix = |gvr| registry.find(gvr).map(|r| r.prefix.clone()).unwrap_or_else(|| "".into());
+        let (pods, volumes) = (prefix(&gvr::PODS), prefix(&gvr::PERSISTENT_VOLUMES));
+        NodeAccess { cache, pods, volumes, rules: policy::rules_of("system:node") }
     }
 
     /// Is it a node, and may it do this? The reason is "" for everybody else.
     pub fn authorize(&self, identity: &Identity, a: &Attributes) -> Decision {
         let Some(node) = node_of(identity) else { return Decision::Deny(String::new()) };
         let verdict = match (&*a.group, &*a.resource) {
+            ("", "persistentvolumes") => return self.volume(node, a),
             ("", "configmaps" | "secrets") => self.readable(node, a),
             ("", "persistentvolumeclaims") if a.subresource.is_empty() => self.gettable(node, a),
             ("", "serviceaccounts") => self.token(node, a),
@@ -120,6 +124,24 @@ impl NodeAccess {
                 if bound == Some(node) { Ok(()) } else { Err(no_relationship(node)) }
             }
             _ => Ok(()),
+        }
+    }
+
+    fn volume(&self, node: &str, a: &Attributes) -> Decision {
+        let over = || {
+            let object = self.cache.get(&self.volumes, &a.name)?;
+            let is = |path: &[&str], text: &str| scan::string_at(&object.raw, path) == Some(text);
+            let ours = is(&["spec", "csi", "driver"], "gantry.dev/local")
+                && is(&["metadata", "labels", "gantry.dev/node"], node);
+            let released = is(&["status", "phase"], "Released")
+                && is(&["spec", "persistentVolumeReclaimPolicy"], "Delete");
+            (ours && released).then_some(())
+        };
+        match (&*a.verb, &*a.subresource) {
+            ("get" | "list" | "watch", "") => Decision::Allow,
+            ("delete", "") if over().is_some() => Decision::Allow,
+            ("delete", "") => Decision::Deny("can only delete released volumes of its own".into()),
+            _ => Decision::Deny(String::new()),
         }
     }
 

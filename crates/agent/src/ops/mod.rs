@@ -2,6 +2,7 @@
 //!
 //! They may be cancelled at any point (the agent may be killed): all are safe to run again.
 
+mod claims;
 mod finish;
 mod prepare;
 mod resize;

@@ -1,6 +1,6 @@
 //! Mounting a pod's volumes: gather objects and tokens, then write on a blocking thread.
 
-use super::{Mounted, Node, blocking, tokens::tokens};
+use super::{Mounted, Node, blocking, claims::claims, tokens::tokens};
 use crate::decide::outcome::Outcome;
 use crate::pod::PodView;
 use crate::volumes::memory_sources;
@@ -45,6 +45,7 @@ pub async fn volumes(node: Arc<Node>, pod: PodView) -> (Outcome, Option<Mounted>
         Ok(objects) => objects,
         Err(error) => return (Outcome::Volumes(Err(error)), None),
     };
+    let claims = claims(&node, &pod).await;
     let root = match memory_sources(&pod) {
         0 => None,
         _ => match shim(&node, &pod).await {
@@ -59,6 +60,7 @@ pub async fn volumes(node: Arc<Node>, pod: PodView) -> (Outcome, Option<Mounted>
             facts: &facts,
             objects: &objects,
             tokens: &tokens,
+            claims: &claims,
             pod_ips: &[],
             shim_root: root.as_deref(),
         };

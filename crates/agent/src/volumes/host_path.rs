@@ -9,10 +9,16 @@ use std::path::PathBuf;
 
 pub(super) fn mount(_: &Context, volume: &Volume) -> Result<MountedVolume, String> {
     let source = volume.host_path.as_ref().ok_or("not a hostPath volume")?;
-    let path = PathBuf::from(&source.path);
-    let failed = |what: &str| format!("hostPath type check failed: {} is not {what}", source.path);
-    let made = |e: std::io::Error| format!("hostPath {}: {e}", source.path);
-    let kind = source.type_.as_deref().unwrap_or_default();
+    ready(&source.path, source.type_.as_deref())?;
+    Ok(MountedVolume { path: PathBuf::from(&source.path), read_only: false })
+}
+
+/// Makes what the type asks for, and checks it.
+pub(super) fn ready(at: &str, kind: Option<&str>) -> Result<(), String> {
+    let path = PathBuf::from(at);
+    let failed = |what: &str| format!("hostPath type check failed: {at} is not {what}");
+    let made = |e: std::io::Error| format!("hostPath {at}: {e}");
+    let kind = kind.unwrap_or_default();
     if !path.exists() {
         match kind {
             // Without a type nothing is checked; the runtime makes the folder, as container engines do.
@@ -34,6 +40,6 @@ pub(super) fn mount(_: &Context, volume: &Volume) -> Result<MountedVolume, Strin
         "Socket" if !is(&|t| t.is_socket()) => Err(failed("a socket file")),
         "CharDevice" if !is(&|t| t.is_char_device()) => Err(failed("a character device")),
         "BlockDevice" if !is(&|t| t.is_block_device()) => Err(failed("a block device")),
-        _ => Ok(MountedVolume { path, read_only: false }),
+        _ => Ok(()),
     }
 }

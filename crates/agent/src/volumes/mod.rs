@@ -7,6 +7,7 @@
 //! Deliberately not here: binding into containers (`config::mounts`), making memory file systems (the shim's).
 
 mod atomic;
+mod claim;
 mod config_map;
 mod downward;
 mod empty_dir;
@@ -22,11 +23,12 @@ use crate::config::{Objects, RefKind};
 use crate::facts::NodeFacts;
 use crate::pod::PodView;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Volume;
+use k8s_openapi::api::core::v1::{PersistentVolumeSpec, Volume};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;
 
+pub use claim::{DRIVER, claim_of, folder as claim_folder, is_ready};
 pub use ownership::open_to_all;
 pub use projected::{TokenNeed, token_needs};
 
@@ -39,6 +41,9 @@ pub struct Token {
     pub refresh_at: Timestamp,
 }
 
+/// The PersistentVolumes behind a pod's claims, or why there is none, by the pod's name for the volume.
+pub type Claims = BTreeMap<String, Result<PersistentVolumeSpec, String>>;
+
 /// What volumes are made from.
 pub struct Context<'a> {
     /// The pod.
@@ -49,6 +54,8 @@ pub struct Context<'a> {
     pub objects: &'a Objects,
     /// Tokens, or why there is none.
     pub tokens: &'a BTreeMap<TokenNeed, Result<Token, String>>,
+    /// What its claims are bound to.
+    pub claims: &'a Claims,
     /// The pod's addresses, as far as known.
     pub pod_ips: &'a [IpAddr],
     /// The root of the shim that has the pod's memory file system; `None`: a pod without one.
@@ -81,6 +88,7 @@ const KINDS: &[Kind] = &[
     Kind { is: |v| v.downward_api.is_some(), mount: downward::mount },
     Kind { is: |v| v.projected.is_some(), mount: projected::mount },
     Kind { is: |v| v.host_path.is_some(), mount: host_path::mount },
+    Kind { is: |v| v.persistent_volume_claim.is_some() || v.ephemeral.is_some(), mount: claim::mount },
 ];
 
 /// Mounts all volumes of a pod; the error is the first failure in the words of its event.

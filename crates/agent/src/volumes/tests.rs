@@ -7,6 +7,7 @@ use client::Object;
 use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 fn objects(list: &[(RefKind, &str, Value)]) -> Objects {
@@ -23,13 +24,14 @@ struct Fixture {
     _dir: tempfile::TempDir,
     facts: NodeFacts,
     tokens: BTreeMap<TokenNeed, Result<Token, String>>,
+    claims: Claims,
 }
 
 impl Fixture {
     fn new() -> Fixture {
         let dir = tempfile::tempdir().unwrap();
         let facts = facts(dir.path());
-        Fixture { _dir: dir, facts, tokens: BTreeMap::new() }
+        Fixture { _dir: dir, facts, tokens: BTreeMap::new(), claims: Claims::new() }
     }
 
     fn mount(&self, spec: Value, objects: &Objects) -> Result<BTreeMap<String, MountedVolume>, String> {
@@ -40,6 +42,7 @@ impl Fixture {
             facts: &self.facts,
             objects,
             tokens: &self.tokens,
+            claims: &self.claims,
             pod_ips: &ips,
             shim_root: None,
         };
@@ -115,8 +118,8 @@ fn failures_in_upstreams_words() {
             .contains("invalid path")
     );
     assert_eq!(
-        error(json!({"persistentVolumeClaim": {"claimName": "c"}}), &none),
-        format!("{prefix}volume type persistentVolumeClaim is not supported yet")
+        error(json!({"nfs": {"server": "s", "path": "/"}}), &none),
+        format!("{prefix}volume type nfs is not supported yet")
     );
     assert!(it.mount(volume(json!({"configMap": {"name": "x", "optional": true}})), &none).is_ok());
 }
@@ -160,6 +163,7 @@ fn what_is_secret_goes_to_memory() {
         facts: &it.facts,
         objects: &there,
         tokens: &tokens,
+        claims: &it.claims,
         pod_ips: &ips,
         shim_root: Some(shim.path()),
     };
@@ -190,6 +194,59 @@ fn empty_dirs_and_host_paths() {
     assert_eq!(of("DirectoryOrCreate").unwrap()["v"].path, host);
     assert!(of("File").unwrap_err().ends_with("is not a file"));
     assert!(of("Socket").unwrap_err().ends_with("is not a socket file"));
+}
+
+#[test]
+fn claims_are_folders_of_the_node() {
+    let mut it = Fixture::new();
+    let mut spec = volume(json!({"persistentVolumeClaim": {"claimName": "c"}}));
+    let mut bound = |source: Value| {
+        it.claims.insert("v".into(), Ok(serde_json::from_value(source).unwrap()));
+        it.mount(spec.clone(), &Objects::new()).map(|m| m["v"].path.clone())
+    };
+    let own = json!({"csi": {"driver": DRIVER, "volumeHandle": "pvc-1"}});
+    let path = bound(own.clone()).unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o777);
+    assert_eq!(fs::metadata(path.parent().unwrap()).unwrap().mode() & 0o7777, 0o700);
+    let no = |answer: Result<PathBuf, String>, words: &str| {
+        assert!(answer.unwrap_err().ends_with(words), "{words}")
+    };
+    no(bound(json!({"csi": {"driver": DRIVER, "volumeHandle": "../x"}})), "is no name");
+    no(bound(json!({"csi": {"driver": "d", "volumeHandle": "x"}})), "registered CSI drivers");
+    no(bound(json!({"nfs": {"server": "s", "path": "/"}})), "volume type nfs is not supported on this node");
+    no(
+        bound(json!({"volumeMode": "Block", "local": {"path": "/"}})),
+        "volumeMode Block is not supported yet",
+    );
+    no(bound(json!({"local": {"path": "/no/such"}})), "does not exist");
+    assert_eq!(bound(json!({"local": {"path": "/"}})).unwrap(), Path::new("/"));
+    // A group gets all that is there, links excepted; what a pod has is not walked again.
+    fs::create_dir(path.join("sub")).unwrap();
+    fs::write(path.join("sub/f"), "").unwrap();
+    fs::set_permissions(path.join("sub/f"), fs::Permissions::from_mode(0o600)).unwrap();
+    let outside = it.facts.data_dir.join("outside");
+    fs::write(&outside, "").unwrap();
+    let before = fs::metadata(&outside).unwrap();
+    symlink(&outside, path.join("link")).unwrap();
+    spec["securityContext"] = json!({"fsGroup": 4242});
+    it.claims.insert("v".into(), Ok(serde_json::from_value(own).unwrap()));
+    let marker = it.facts.volume_dir("u", "v");
+    fs::remove_dir(&marker).unwrap();
+    it.mount(spec.clone(), &Objects::new()).unwrap();
+    let of = |p: &Path| (fs::metadata(p).unwrap().gid(), fs::metadata(p).unwrap().mode() & 0o7777);
+    assert_eq!(of(&path.join("sub/f")), (4242, 0o660));
+    assert_eq!(of(&path.join("sub")).1 & 0o2770, 0o2770);
+    let after = fs::metadata(&outside).unwrap();
+    assert_eq!((after.gid(), after.mode()), (before.gid(), before.mode()));
+    fs::set_permissions(path.join("sub/f"), fs::Permissions::from_mode(0o600)).unwrap();
+    it.mount(spec.clone(), &Objects::new()).unwrap();
+    assert_eq!(of(&path.join("sub/f")).1, 0o600, "once a pod");
+    fs::remove_dir(&marker).unwrap();
+    spec["securityContext"]["fsGroupChangePolicy"] = json!("OnRootMismatch");
+    it.mount(spec.clone(), &Objects::new()).unwrap();
+    assert_eq!(of(&path.join("sub/f")).1, 0o600, "the root says that all is done");
+    it.claims.insert("v".into(), Err("error processing PVC n/c: PVC is not bound".into()));
+    assert!(it.mount(spec, &Objects::new()).unwrap_err().ends_with("PVC is not bound"));
 }
 
 #[test]
