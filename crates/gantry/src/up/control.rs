@@ -188,13 +188,15 @@ pub async fn api(instance: &mut Instance) -> Result<()> {
 /// The controllers and the scheduler: at once, or where servers share a store, in the one whose turn it is.
 pub async fn controllers(instance: &mut Instance) -> Result<()> {
     let facts = &instance.facts;
+    let node_ip = facts.node_ip;
     let config = ControllersConfig {
         root_ca_pem: instance.control.ca()?.cert_pem().to_string(),
         pod_cidr: Some((facts.cluster_cidr.base(), facts.cluster_cidr.prefix_len())),
         node_prefix: facts.node_prefix(),
         lb_pool: facts.lb_pool.clone(),
         port_check: PortCheck(Arc::new(|protocol, port| {
-            let taken = (protocol == "TCP").then(|| ports::taken(&[(Ipv4Addr::UNSPECIFIED, port)]));
+            // Only who listens on the node's address is in the way: the tasks' endpoint has one of its own.
+            let taken = (protocol == "TCP").then(|| ports::taken(&[(node_ip, port)]));
             taken?.pop().map(|t| t.holder)
         })),
         dns_ip: facts.dns_ip,
