@@ -10,7 +10,7 @@ use crate::services::kept::{Kept, Reach, items, text};
 use client::{ApiClient, ListOptions};
 use ecs_model::names::derived_id;
 use ecs_model::targets::instance_id;
-use k8s_schema::gvr;
+use k8s_schema::{Gvr, gvr};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -33,7 +33,7 @@ pub struct Store {
     client: ApiClient,
     cidr: String,
     pub(super) zones: Vec<String>,
-    pub(super) vpcs: Kept,
+    vpcs: Kept,
     subnets: Kept,
     groups: Kept,
     interfaces: Kept,
@@ -194,10 +194,17 @@ impl Store {
 
     /// The nodes as instances.
     pub async fn instances(&self, _: &Call) -> Result<Vec<Value>, AwsError> {
-        let nodes = self.client.list(&gvr::NODES, &ListOptions::default()).await;
-        let nodes = nodes.map_err(|e| AwsError::server("InternalError", e.to_string()))?;
-        let bodies = nodes.items.iter().filter_map(|n| n.value().ok());
-        Ok(bodies.map(|node| instance(&node, &self.zones)).collect())
+        let nodes = self.list(&gvr::NODES, &ListOptions::default()).await?;
+        Ok(nodes.iter().map(|node| instance(node, &self.zones)).collect())
+    }
+
+    /// Objects of a kind that is not EC2's own.
+    pub(super) async fn list(&self, gvr: &Gvr, options: &ListOptions) -> Result<Vec<Value>, AwsError> {
+        let list = self.client.list(gvr, options).await.map_err(|error| {
+            tracing::warn!(%error, "objects could not be read");
+            AwsError::server("InternalError", "An internal error has occurred")
+        })?;
+        Ok(list.items.iter().filter_map(|o| o.value().ok()).collect())
     }
 }
 
@@ -259,14 +266,10 @@ pub(super) fn vpc(call: &Call, id: &str, cidr: &str, default: bool) -> Value {
 
 /// A security group with nothing but the rule that lets all out.
 pub(super) fn group(call: &Call, id: &str, (name, description): (&str, &str), vpc: &str) -> Value {
-    let all = json!({"IpProtocol": "-1", "IpRanges": [{"CidrIp": "0.0.0.0/0"}], "Ipv6Ranges": [],
-        "PrefixListIds": [], "UserIdGroupPairs": []});
-    let inside = json!({"IpProtocol": "-1", "IpRanges": [], "Ipv6Ranges": [], "PrefixListIds": [],
-        "UserIdGroupPairs": [{"GroupId": id, "UserId": call.caller.account}]});
-    let ingress = if name == "default" { json!([inside]) } else { json!([]) };
     json!({
         "GroupId": id, "GroupName": name, "Description": description, "VpcId": vpc,
-        "OwnerId": call.caller.account, "IpPermissions": ingress, "IpPermissionsEgress": [all],
+        "OwnerId": call.caller.account,
+        "Rules": super::groups::first_rules(id, &call.caller.account, name == "default"),
         "SecurityGroupArn": format!("arn:aws:ec2:{}:{}:security-group/{id}", call.region, call.caller.account),
     })
 }

@@ -1,0 +1,270 @@
+//! Route tables, gateways, addresses and key pairs: kept as they are told, nothing routes by them.
+
+use super::generic::{change, delete, dry, get, listed, make, missing, new_id};
+use super::kinds::{ADDRESS, INTERNET_GATEWAY, KEY_PAIR, NAT_GATEWAY, ROUTE_TABLE, SUBNET, VPC};
+use super::store::{Store, bad};
+use crate::service::{AwsError, Call, Outcome};
+use crate::services::kept::{items, text};
+use serde_json::{Value, json};
+
+/// What a route leads to.
+const NEXT_HOPS: [&str; 6] = [
+    "GatewayId",
+    "NatGatewayId",
+    "InstanceId",
+    "NetworkInterfaceId",
+    "VpcPeeringConnectionId",
+    "EgressOnlyInternetGatewayId",
+];
+const DESTINATIONS: [&str; 3] =
+    ["DestinationCidrBlock", "DestinationIpv6CidrBlock", "DestinationPrefixListId"];
+
+/// DescribeRouteTables: each knows the way inside its VPC.
+pub(super) async fn describe_tables(store: &Store, call: &Call) -> Outcome {
+    let vpcs = store.all(call, &VPC).await?;
+    let mut tables = store.all(call, &ROUTE_TABLE).await?;
+    for table in &mut tables {
+        let own = vpcs.iter().find(|v| v["VpcId"] == table["VpcId"]);
+        let mut routes =
+            vec![json!({"DestinationCidrBlock": own.map(|v| &v["CidrBlock"]), "GatewayId": "local",
+            "State": "active", "Origin": "CreateRouteTable"})];
+        routes.extend(items(&table["Routes"]).iter().cloned());
+        table["Routes"] = json!(routes);
+    }
+    listed(call, &ROUTE_TABLE, tables)
+}
+
+fn same_destination(a: &Value, b: &Value) -> bool {
+    DESTINATIONS.iter().all(|m| a[*m] == b[*m])
+}
+
+fn no_route(call: &Call) -> AwsError {
+    let words = format!(
+        "no route with destination-cidr-block {} in route table {}",
+        text(&call.input, "DestinationCidrBlock"),
+        text(&call.input, "RouteTableId")
+    );
+    AwsError::client("InvalidRoute.NotFound", words)
+}
+
+async fn put_route(store: &Store, call: &Call, replaces: bool) -> Outcome {
+    dry(call)?;
+    let mut route = json!({"State": "active", "Origin": "CreateRoute"});
+    for member in DESTINATIONS.iter().chain(&NEXT_HOPS) {
+        route[*member] = call.input[*member].clone();
+    }
+    if NEXT_HOPS.iter().all(|m| route[*m].is_null()) {
+        return Err(AwsError::client("MissingParameter", "The request must contain the parameter gatewayId"));
+    }
+    let table = text(&call.input, "RouteTableId");
+    let changed = change(store, call, (&ROUTE_TABLE, table), |spec| {
+        let mut routes = items(&spec["Routes"]).to_vec();
+        match routes.iter_mut().find(|r| same_destination(r, &route)) {
+            Some(old) if replaces => *old = route.clone(),
+            None if !replaces => routes.push(route.clone()),
+            None => return Err(no_route(call)),
+            Some(_) => {
+                let cidr = text(&route, "DestinationCidrBlock");
+                let words = format!("The route identified by {cidr} already exists.");
+                return Err(AwsError::client("RouteAlreadyExists", words));
+            }
+        }
+        spec["Routes"] = json!(routes);
+        Ok(json!({"Return": true}))
+    });
+    changed.await
+}
+
+/// CreateRoute.
+pub(super) async fn create_route(store: &Store, call: &Call) -> Outcome {
+    put_route(store, call, false).await
+}
+
+/// ReplaceRoute.
+pub(super) async fn replace_route(store: &Store, call: &Call) -> Outcome {
+    put_route(store, call, true).await
+}
+
+/// DeleteRoute.
+pub(super) async fn delete_route(store: &Store, call: &Call) -> Outcome {
+    dry(call)?;
+    let changed = change(store, call, (&ROUTE_TABLE, text(&call.input, "RouteTableId")), |spec| {
+        let mut routes = items(&spec["Routes"]).to_vec();
+        let before = routes.len();
+        routes.retain(|r| !same_destination(r, &call.input));
+        if routes.len() == before {
+            return Err(no_route(call));
+        }
+        spec["Routes"] = json!(routes);
+        Ok(json!({}))
+    });
+    changed.await
+}
+
+/// AssociateRouteTable.
+pub(super) async fn associate(store: &Store, call: &Call) -> Outcome {
+    let (table, subnet) = (text(&call.input, "RouteTableId"), text(&call.input, "SubnetId"));
+    get(store, call, &SUBNET, subnet).await?;
+    dry(call)?;
+    let taken = |t: &Value| items(&t["Associations"]).iter().any(|a| text(a, "SubnetId") == subnet);
+    if let Some(other) = store.all(call, &ROUTE_TABLE).await?.iter().find(|t| taken(t)) {
+        let words = format!(
+            "the specified association for route table {} conflicts with an existing association",
+            text(other, "RouteTableId")
+        );
+        return Err(AwsError::client("Resource.AlreadyAssociated", words));
+    }
+    let id = new_id("rtbassoc-");
+    let row = json!({"RouteTableAssociationId": id, "RouteTableId": table, "SubnetId": subnet, "Main": false,
+        "AssociationState": {"State": "associated"}});
+    let changed = change(store, call, (&ROUTE_TABLE, table), |spec| {
+        let mut all = items(&spec["Associations"]).to_vec();
+        all.push(row.clone());
+        spec["Associations"] = json!(all);
+        Ok(json!({"AssociationId": id, "AssociationState": {"State": "associated"}}))
+    });
+    changed.await
+}
+
+/// The table that has an association.
+async fn holder(store: &Store, call: &Call, id: &str) -> Result<String, AwsError> {
+    let tables = store.all(call, &ROUTE_TABLE).await?;
+    let has = |t: &&Value| items(&t["Associations"]).iter().any(|a| text(a, "RouteTableAssociationId") == id);
+    tables.iter().find(has).map(|t| text(t, "RouteTableId").to_string()).ok_or_else(|| {
+        let words = format!("The association ID '{id}' does not exist");
+        AwsError::client("InvalidAssociationID.NotFound", words)
+    })
+}
+
+/// DisassociateRouteTable.
+pub(super) async fn disassociate(store: &Store, call: &Call) -> Outcome {
+    let id = text(&call.input, "AssociationId");
+    let table = holder(store, call, id).await?;
+    dry(call)?;
+    let changed = change(store, call, (&ROUTE_TABLE, &table), |spec| {
+        let mut all = items(&spec["Associations"]).to_vec();
+        if all.iter().any(|a| text(a, "RouteTableAssociationId") == id && a["Main"] == true) {
+            let words = format!("cannot disassociate the main route table association {id}");
+            return Err(AwsError::client("InvalidParameterValue", words));
+        }
+        all.retain(|a| text(a, "RouteTableAssociationId") != id);
+        spec["Associations"] = json!(all);
+        Ok(json!({}))
+    });
+    changed.await
+}
+
+/// AttachInternetGateway.
+pub(super) async fn attach(store: &Store, call: &Call) -> Outcome {
+    let (id, vpc) = (text(&call.input, "InternetGatewayId"), text(&call.input, "VpcId"));
+    get(store, call, &VPC, vpc).await?;
+    dry(call)?;
+    let within = |g: &Value| items(&g["Attachments"]).iter().any(|a| text(a, "VpcId") == vpc);
+    if store.all(call, &INTERNET_GATEWAY).await?.iter().any(within) {
+        let words = format!("Network {vpc} already has an internet gateway attached");
+        return Err(AwsError::client("InvalidParameterValue", words));
+    }
+    let changed = change(store, call, (&INTERNET_GATEWAY, id), |spec| {
+        if !items(&spec["Attachments"]).is_empty() {
+            let words = format!("resource {id} is already attached to network");
+            return Err(AwsError::client("Resource.AlreadyAssociated", words));
+        }
+        spec["Attachments"] = json!([{"VpcId": vpc, "State": "available"}]);
+        Ok(json!({}))
+    });
+    changed.await
+}
+
+/// DetachInternetGateway.
+pub(super) async fn detach(store: &Store, call: &Call) -> Outcome {
+    let (id, vpc) = (text(&call.input, "InternetGatewayId"), text(&call.input, "VpcId"));
+    dry(call)?;
+    let changed = change(store, call, (&INTERNET_GATEWAY, id), |spec| {
+        if !items(&spec["Attachments"]).iter().any(|a| text(a, "VpcId") == vpc) {
+            let words = format!("resource {id} is not attached to network {vpc}");
+            return Err(AwsError::client("Gateway.NotAttached", words));
+        }
+        spec["Attachments"] = json!([]);
+        Ok(json!({}))
+    });
+    changed.await
+}
+
+/// DeleteInternetGateway.
+pub(super) async fn delete_internet_gateway(store: &Store, call: &Call) -> Outcome {
+    let id = text(&call.input, "InternetGatewayId");
+    let spec = get(store, call, &INTERNET_GATEWAY, id).await?;
+    if !items(&spec["Attachments"]).is_empty() {
+        let words = format!("The internetGateway '{id}' has dependencies and cannot be deleted.");
+        return Err(AwsError::client("DependencyViolation", words));
+    }
+    delete(store, call, &INTERNET_GATEWAY).await
+}
+
+/// DeleteRouteTable.
+pub(super) async fn delete_table(store: &Store, call: &Call) -> Outcome {
+    let id = text(&call.input, "RouteTableId");
+    let spec = get(store, call, &ROUTE_TABLE, id).await?;
+    if !items(&spec["Associations"]).is_empty() {
+        let words = format!("The routeTable '{id}' has dependencies and cannot be deleted.");
+        return Err(AwsError::client("DependencyViolation", words));
+    }
+    delete(store, call, &ROUTE_TABLE).await
+}
+
+/// DescribeNatGateways.
+pub(super) async fn describe_nat(store: &Store, call: &Call) -> Outcome {
+    listed(call, &NAT_GATEWAY, store.all(call, &NAT_GATEWAY).await?)
+}
+
+/// DescribeAddresses.
+pub(super) async fn describe_addresses(store: &Store, call: &Call) -> Outcome {
+    let ips = items(&call.input["PublicIps"]);
+    let mut all = store.all(call, &ADDRESS).await?;
+    if let Some(ip) = ips.iter().find(|ip| !all.iter().any(|a| a["PublicIp"] == **ip)) {
+        let words = format!("Address '{}' not found.", ip.as_str().unwrap_or_default());
+        return Err(AwsError::client("InvalidAddress.NotFound", words));
+    }
+    all.retain(|a| ips.is_empty() || ips.contains(&a["PublicIp"]));
+    listed(call, &ADDRESS, all)
+}
+
+async fn key_pair(store: &Store, call: &Call) -> Result<Option<Value>, AwsError> {
+    let (id, name) = (&call.input["KeyPairId"], &call.input["KeyName"]);
+    let all = store.all(call, &KEY_PAIR).await?;
+    let own = |k: &Value| if id.is_null() { k["KeyName"] == *name } else { k["KeyPairId"] == *id };
+    Ok(all.into_iter().find(own))
+}
+
+/// ImportKeyPair.
+pub(super) async fn import_key(store: &Store, call: &Call) -> Outcome {
+    if key_pair(store, call).await?.is_some() {
+        let words = format!("The keypair '{}' already exists.", text(&call.input, "KeyName"));
+        return Err(AwsError::client("InvalidKeyPair.Duplicate", words));
+    }
+    if text(&call.input, "PublicKeyMaterial").is_empty() {
+        return Err(bad("publicKeyMaterial", ""));
+    }
+    make(store, call, &KEY_PAIR).await
+}
+
+/// DeleteKeyPair: of one that is not there it succeeds.
+pub(super) async fn delete_key(store: &Store, call: &Call) -> Outcome {
+    dry(call)?;
+    if let Some(key) = key_pair(store, call).await? {
+        store.kept(KEY_PAIR.slot).remove(call, text(&key, "KeyPairId")).await?;
+        return Ok(json!({"Return": true, "KeyPairId": key["KeyPairId"]}));
+    }
+    Ok(json!({"Return": true}))
+}
+
+/// DescribeKeyPairs.
+pub(super) async fn describe_keys(store: &Store, call: &Call) -> Outcome {
+    let names = items(&call.input["KeyNames"]);
+    let mut all = store.all(call, &KEY_PAIR).await?;
+    if let Some(name) = names.iter().find(|n| !all.iter().any(|k| k["KeyName"] == **n)) {
+        return Err(missing(&KEY_PAIR, name.as_str().unwrap_or_default()));
+    }
+    all.retain(|k| names.is_empty() || names.contains(&k["KeyName"]));
+    listed(call, &KEY_PAIR, all)
+}
