@@ -3,7 +3,7 @@
 use apiserver::{Api, ApiConfig};
 use auth::Identity;
 use client::{ApiClient, DeleteOptions, ListOptions, Object, ObjectKey, Propagation};
-use controllers::{Controllers, ControllersConfig, Scheduler};
+use controllers::{Controllers, ControllersConfig, Scheduler, SchedulerConfig};
 use k8s_schema::{Gvr, gvr};
 use machinery::status::ApiError;
 use serde_json::{Value, json};
@@ -62,7 +62,7 @@ impl Cluster {
     /// Starts the scheduler.
     pub fn scheduler(&self) -> Scheduler {
         let identity = Identity::component("system:kube-scheduler");
-        Scheduler::start(self.api.client(identity), Arc::new(jiff::Timestamp::now))
+        Scheduler::start(self.api.client(identity), SchedulerConfig::default(), Arc::new(jiff::Timestamp::now))
     }
 
     /// Serves on a loopback port until the sender goes; the folder holds a `kubeconfig` for an admin.

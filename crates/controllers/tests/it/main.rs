@@ -7,4 +7,5 @@ mod harness;
 mod kubectl;
 mod kubectl_sets;
 mod sets;
+mod volumes;
 mod workloads;
