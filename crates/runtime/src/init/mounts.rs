@@ -2,7 +2,7 @@
 
 use super::options::{self, Attrs, Options, attr};
 use super::paths::{self, Make};
-use super::{Failure, Init};
+use super::{Failure, Init, rootfs};
 use crate::oci;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -10,7 +10,8 @@ use sys::mount::{MS_PRIVATE, MountAttr, set_attr};
 use sys::rustix::fs::{FileType, OFlags, fstat};
 use sys::rustix::io::Errno;
 use sys::rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
+    fsconfig_create,
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
 
@@ -92,6 +93,9 @@ fn mount_one(init: &mut Init, mount: &oci::Mount) -> Result<(), Failure> {
         return Err(Failure::new("idmapped mounts are not supported yet", Errno::NOTSUP));
     }
     let root = init.root();
+    if !options.lowers.is_empty() {
+        return bind(root, image_tree(init, &options)?, &mount.destination, &options);
+    }
     if options.bind || mount.kind == "bind" {
         let tree = match shared {
             Some(tree) => tree,
@@ -144,6 +148,20 @@ fn source_tree(source: &Path, options: &Options) -> Result<OwnedFd, Failure> {
         found = paths::open(found.as_fd(), below, OFlags::PATH).map_err(|e| Failure::at(below, e))?;
     }
     clone_at(found.as_fd(), options.bind_recursive).map_err(fail)
+}
+
+/// A detached view of an image's layers, or of a path in it.
+fn image_tree(init: &Init, options: &Options) -> Result<OwnedFd, Failure> {
+    if let [only] = &options.lowers[..] {
+        return source_tree(only, options);
+    }
+    // Attached while it is copied: a path below a detached mount cannot be.
+    let at = init.dir.join("image");
+    std::fs::create_dir_all(&at).map_err(|e| Failure::at(&at, e))?;
+    rootfs::overlay_layers(&options.lowers, None, &at)?;
+    let tree = source_tree(&at, options);
+    sys::rustix::mount::unmount(&at, UnmountFlags::DETACH).map_err(|e| Failure::at(&at, e))?;
+    tree
 }
 
 /// For another OCI runtime, which does not know our option: binds each mount's path below its source to a place in

@@ -40,6 +40,8 @@ pub(super) struct Options {
     pub propagation_recursive: bool,
     /// Gantry's own: mount this path below the source, resolved inside it (`x-gantry.subpath=`).
     pub subpath: Option<String>,
+    /// Gantry's own: the layers of an image that is mounted, the topmost first (`x-gantry.lower=`, once each).
+    pub lowers: Vec<std::path::PathBuf>,
     /// The rest, for the file system; an empty value is a flag.
     pub data: BTreeMap<String, String>,
 }
@@ -74,6 +76,7 @@ const IGNORED: &[&str] =
     &["defaults", "remount", "async", "auto", "noauto", "nofail", "_netdev", "idmap", "ridmap"];
 
 pub(super) const SUBPATH: &str = "x-gantry.subpath=";
+const LOWER: &str = "x-gantry.lower=";
 
 impl Attrs {
     fn add(&mut self, set: u64, clear: u64) {
@@ -102,6 +105,8 @@ pub(super) fn parse(words: &[String]) -> Options {
             out.bind_recursive = word == "rbind";
         } else if let Some(path) = word.strip_prefix(SUBPATH) {
             out.subpath = Some(path.to_owned());
+        } else if let Some(path) = word.strip_prefix(LOWER) {
+            out.lowers.push(path.into());
         } else if !word.is_empty() && !IGNORED.contains(&word.as_str()) {
             let (key, value) = word.split_once('=').unwrap_or((word, ""));
             out.data.insert(key.to_owned(), value.to_owned());

@@ -57,15 +57,23 @@ pub(crate) fn overlay(rootfs: &Rootfs, at: &Path) -> Result<(), Failure> {
     for path in [&upper, &work] {
         std::fs::create_dir_all(path).map_err(|e| Failure::at(path, e))?;
     }
+    overlay_layers(&rootfs.lowers, Some((&upper, &work)), at)
+}
+
+/// A container's own layer, and the folder that the kernel works in.
+type Own<'a> = Option<(&'a Path, &'a Path)>;
+
+/// Mounts layers, without one of its own read-only (then two at least), at `at`.
+pub(super) fn overlay_layers(lowers: &[PathBuf], own: Own<'_>, at: &Path) -> Result<(), Failure> {
     // Only tried where it can work: each refusal is a line in the kernel's log.
     let tried = if takes_layers(&uname().release().to_string_lossy()) {
-        overlay_by_layer(rootfs, &upper, &work)
+        overlay_by_layer(lowers, own)
     } else {
         Err(Errno::INVAL)
     };
     match tried {
         Ok(mount) => attach(mount.as_fd(), folder(at)?.as_fd()).map_err(|e| Failure::at(at, e)),
-        Err(Errno::INVAL) => overlay_by_string(rootfs, &upper, &work, at),
+        Err(Errno::INVAL) => overlay_by_string(lowers, own, at),
         Err(errno) => Err(Failure::new("overlay", errno)),
     }
 }
@@ -80,13 +88,16 @@ fn takes_layers(release: &str) -> bool {
 const OPTIONS_MAX: usize = 4095;
 
 /// Names folders by descriptor: that keeps 200 layers within the page, and a comma or colon in a path harmless.
-fn overlay_by_string(rootfs: &Rootfs, upper: &Path, work: &Path, at: &Path) -> Result<(), Failure> {
+fn overlay_by_string(lowers: &[PathBuf], own: Own<'_>, at: &Path) -> Result<(), Failure> {
     let open = |paths: &[PathBuf]| paths.iter().map(|p| folder(p)).collect::<Result<Vec<_>, _>>();
-    let (lowers, own) = (open(&rootfs.lowers)?, open(&[upper.to_owned(), work.to_owned()])?);
+    let lowers = open(lowers)?;
+    let own = open(&own.map_or(Vec::new(), |(upper, work)| vec![upper.to_owned(), work.to_owned()]))?;
     let name = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_raw_fd());
     let names: Vec<String> = lowers.iter().map(name).collect();
-    let data =
-        format!("volatile,lowerdir={},upperdir={},workdir={}", names.join(":"), name(&own[0]), name(&own[1]));
+    let mut data = format!("lowerdir={}", names.join(":"));
+    if let [upper, work] = &own[..] {
+        data = format!("volatile,{data},upperdir={},workdir={}", name(upper), name(work));
+    }
     if data.len() > OPTIONS_MAX {
         return Err(Failure::new("overlay: too many layers for this kernel", Errno::TOOBIG));
     }
@@ -95,15 +106,17 @@ fn overlay_by_string(rootfs: &Rootfs, upper: &Path, work: &Path, at: &Path) -> R
         .map_err(|e| Failure::new("overlay", e))
 }
 
-fn overlay_by_layer(rootfs: &Rootfs, upper: &Path, work: &Path) -> Result<OwnedFd, Errno> {
+fn overlay_by_layer(lowers: &[PathBuf], own: Own<'_>) -> Result<OwnedFd, Errno> {
     let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    for lower in &rootfs.lowers {
+    for lower in lowers {
         fsconfig_set_string(&fs, "lowerdir+", lower)?;
     }
-    fsconfig_set_string(&fs, "upperdir", upper)?;
-    fsconfig_set_string(&fs, "workdir", work)?;
-    // A container's own layer dies with it: syncing it at the end would be wasted (best effort, since 5.10).
-    let _ = fsconfig_set_flag(&fs, "volatile");
+    if let Some((upper, work)) = own {
+        fsconfig_set_string(&fs, "upperdir", upper)?;
+        fsconfig_set_string(&fs, "workdir", work)?;
+        // A container's own layer dies with it: syncing it at the end would be wasted (best effort, since 5.10).
+        let _ = fsconfig_set_flag(&fs, "volatile");
+    }
     fsconfig_create(&fs)?;
     fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
 }
