@@ -98,8 +98,10 @@ impl Client for InProcess {
             self.api.storage.cache.wait_fresh().await?;
         }
         let resource = selection.resource.clone();
-        let watcher = Watcher::start(&self.api.storage.cache, selection, start).await?;
+        let mut watcher = Watcher::start(&self.api.storage.cache, selection, start).await?;
+        watcher.convert_initial(&self.api).await?;
         let feed = Feed {
+            api: self.api.clone(),
             watcher,
             resource,
             mark: options.after.is_none(),
@@ -140,6 +142,7 @@ impl InProcess {
 }
 
 struct Feed {
+    api: Arc<Api>,
     watcher: Watcher,
     resource: Arc<Resource>,
     /// A bookmark is owed at the end of the initial objects.
@@ -162,13 +165,14 @@ impl Feed {
             seen = self.watcher.next() => seen,
             _ = self.closing.wait_for(|c| *c) => return None,
         };
-        let event = match seen {
-            Ok(None) => return None,
-            Ok(Some(seen)) => {
-                rules::serve(&self.resource, &seen.object).map(|object| Event { kind: seen.kind, object })
-            }
-            Err(error) => Err(error),
-        };
+        let event =
+            match seen {
+                Ok(None) => return None,
+                Ok(Some(seen)) => self.api.seen_in_served(&self.resource, seen).await.and_then(|s| {
+                    Ok(Event { kind: s.kind, object: rules::serve(&self.resource, &s.object)? })
+                }),
+                Err(error) => Err(error),
+            };
         self.done = event.is_err();
         Some(event)
     }

@@ -29,6 +29,11 @@ impl Resource {
         std::ptr::eq(&*self.row, &*self.stored) && !self.custom.as_ref().is_some_and(|c| c.reshapes)
     }
 
+    /// The webhook that converts its objects, if one does.
+    pub fn webhook(&self) -> Option<&crate::custom::convert::Webhook> {
+        self.custom.as_ref()?.webhook.as_ref()
+    }
+
     /// Group, version, plural as served.
     pub fn gvr(&self) -> &Gvr {
         &self.row.gvr
@@ -148,7 +153,7 @@ impl Registry {
     /// A served version of a definition, the storage version where that is served.
     pub fn of_definition(&self, definition: &str) -> Option<Arc<Resource>> {
         let all = self.defined.get(definition)?;
-        all.iter().find(|r| std::ptr::eq(&*r.row, &*r.stored)).or(all.first()).cloned()
+        all.iter().find(|r| *r.row.storage_version == *r.row.gvr.version).or(all.first()).cloned()
     }
 
     /// The names that custom resources of a group have, but for one definition's.

@@ -250,6 +250,7 @@ fn validate_custom(resource: &Resource, new: &Value, old: Option<&Value>) -> Res
         value
     };
     crd::validate(&own(new), &custom.schema, old.map(own).as_ref(), "", &mut errors);
+    crd::rules::validate(new, &custom.schema, old, &mut errors);
     let name = new["metadata"]["name"].as_str().unwrap_or_default();
     errors.into_result(resource.group(), &resource.row.kind, name)
 }

@@ -63,6 +63,13 @@ impl Watcher {
         self.initial_revision
     }
 
+    /// Brings the initial objects into the served version where a webhook has to.
+    pub async fn convert_initial(&mut self, api: &crate::Api) -> Result<(), ApiError> {
+        let initial = std::mem::take(&mut self.initial).into();
+        self.initial = api.in_served(&self.selection.resource, initial).await?.into();
+        Ok(())
+    }
+
     /// Initial objects that are still to come.
     pub fn initial_left(&self) -> usize {
         self.initial.len()

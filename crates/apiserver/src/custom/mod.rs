@@ -5,6 +5,7 @@
 //! `rules`, beside what built-in kinds go through; schemas are `machinery::crd`'s.
 
 pub mod controller;
+pub mod convert;
 pub mod names;
 
 use crate::resources::Resource;
@@ -34,6 +35,8 @@ pub struct Custom {
     pub scale: Option<Scale>,
     /// Must stored objects be looked at before they are served?
     pub reshapes: bool,
+    /// Who converts between the versions, where that is a webhook.
+    pub webhook: Option<convert::Webhook>,
 }
 
 /// Where a custom resource keeps what a Scale shows; JSON pointers.
@@ -66,11 +69,14 @@ pub fn resources(realm: &str, definition: &Value) -> Vec<Arc<Resource>> {
     let served = versions.iter().filter(|v| v["served"] == true);
     let group = spec["group"].as_str().unwrap_or_default();
     let plural = spec["names"]["plural"].as_str().unwrap_or_default();
+    let webhook = spec["conversion"]["strategy"] == "Webhook";
     let resource = |version: &Value| {
         let own = if version["name"] == stored["name"] { stored_row.clone() } else { row(version) };
+        // What a webhook converts is worked on in the version of the request.
+        let stored = if webhook { own.clone() } else { stored_row.clone() };
         Arc::new(Resource {
             row: own,
-            stored: stored_row.clone(),
+            stored,
             prefix: format!("/{realm}/{group}/{plural}/").into(),
             custom: Some(Arc::new(custom(definition, version))),
         })
@@ -129,6 +135,13 @@ fn custom(definition: &Value, version: &Value) -> Custom {
         let path = field["jsonPath"].as_str()?;
         Some((path.trim_start_matches('.').to_string(), JsonPath::parse(path)?))
     });
+    // Objects of an earlier storage version may be there.
+    let several = definition["status"]["storedVersions"].as_array().is_some_and(|all| all.len() > 1)
+        && definition["spec"]["conversion"]["strategy"] != "Webhook";
+    let spec = &definition["spec"];
+    let storage = spec["versions"].as_array().into_iter().flatten().find(|v| v["storage"] == true);
+    let storage = storage.and_then(|v| v["name"].as_str()).unwrap_or_default();
+    let stored = format!("{}/{storage}", spec["group"].as_str().unwrap_or_default());
     let scale = &version["subresources"]["scale"];
     let path = |key: &str| scale[key].as_str().map(pointer);
     Custom {
@@ -140,7 +153,8 @@ fn custom(definition: &Value, version: &Value) -> Custom {
             actual: path("statusReplicasPath").unwrap_or_default(),
             selector: path("labelSelectorPath"),
         }),
-        reshapes: has_default(&schema),
+        reshapes: has_default(&schema) || several,
+        webhook: convert::webhook(&definition["spec"], stored),
         published: published.clone(),
         schema,
     }

@@ -341,6 +341,7 @@ async fn delete_collection(
     let body = body::optional(inbound.request).await?;
     let options = delete::parse_options(&body, &inbound.query)?;
     let items = api.delete_collection(&call, &selection, &options).await?;
+    let items = api.in_served(&call.resource, items).await?;
     let page = Page { items, revision: api.storage.cache.revision(), next: String::new(), remaining: None };
     many(api, &call, page, shape)
 }

@@ -90,7 +90,7 @@ pub async fn respond(
         api.storage.cache.wait_fresh().await?;
     }
     let started = match api.storage.cache.wait_for(options.not_before).await {
-        Ok(()) => Watcher::start(&api.storage.cache, selection, options.start).await,
+        Ok(()) => start(api, selection, options.start).await,
         Err(error) => Err(error),
     };
     let watcher = match started {
@@ -130,6 +130,12 @@ pub async fn respond(
     Ok(respond::raw(200, form.watch_content_type(), respond::streamed(frames)))
 }
 
+async fn start(api: &Api, selection: Selection, start: Start) -> Result<Watcher, ApiError> {
+    let mut watcher = Watcher::start(&api.storage.cache, selection, start).await?;
+    watcher.convert_initial(api).await?;
+    Ok(watcher)
+}
+
 fn first_pause(timeout: Duration) -> Duration {
     timeout.checked_sub(LAST_BOOKMARK).unwrap_or(timeout)
 }
@@ -167,7 +173,16 @@ impl Feed {
                 }
             };
             match seen {
-                Ok(Some(seen)) => return Some(self.encoder.event(&seen)),
+                Ok(Some(seen)) => {
+                    let encoder = &mut self.encoder;
+                    return Some(match encoder.api.seen_in_served(&encoder.resource, seen).await {
+                        Ok(seen) => encoder.event(&seen),
+                        Err(error) => {
+                            self.done = true;
+                            error_frame(encoder.form, &error)
+                        }
+                    });
+                }
                 Ok(None) => return None,
                 Err(error) => {
                     self.done = true;

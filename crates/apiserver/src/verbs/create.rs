@@ -84,7 +84,7 @@ impl Api {
             let object = rules::serve(&call.resource, &unstored(key, 0, value))?;
             return Ok(Written { object, effect: Effect::Created, warnings: std::mem::take(warnings) });
         }
-        match self.storage.create(&call.resource, key, value).await? {
+        match self.save(&call.resource, key, None, value).await? {
             Swap::Done(object) => {
                 reserved.commit();
                 let object = rules::serve(&call.resource, &object)?;

@@ -145,8 +145,7 @@ fn check_preconditions(call: &Call, object: &Object, options: &DeleteOptions) ->
 impl Api {
     /// Deletes one object.
     pub async fn delete(&self, call: &Call, options: DeleteOptions) -> Result<Written, ApiError> {
-        let mut current =
-            self.storage.get(&call.resource, &call.key).await?.ok_or_else(|| call.not_found())?;
+        let mut current = self.load(&call.resource, &call.key).await?.ok_or_else(|| call.not_found())?;
         for _ in 0..SWAP_TRIES_MAX {
             check_preconditions(call, &current, &options)?;
             let mut old = current.value().map_err(ApiError::internal)?;
@@ -162,7 +161,7 @@ impl Api {
                 }
                 Plan::Remove => (Effect::Removed, self.storage.remove(&call.resource, &current).await?),
                 Plan::Mark(new) => {
-                    (Effect::Deleting, self.storage.replace(&call.resource, &current, new).await?)
+                    (Effect::Deleting, self.save(&call.resource, &call.key, Some(&current), new).await?)
                 }
             };
             match swap {
@@ -173,7 +172,7 @@ impl Api {
                     let object = rules::serve(&call.resource, &object)?;
                     return Ok(Written { object, effect, warnings });
                 }
-                Swap::Lost(Some(now)) => current = now,
+                Swap::Lost(Some(now)) => current = self.one_in_served(&call.resource, now).await?,
                 Swap::Lost(None) => return Err(call.not_found()),
             }
         }

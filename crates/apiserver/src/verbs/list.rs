@@ -145,11 +145,18 @@ impl Api {
             Freshness::NotOlderThan(n) | Freshness::Exactly(n) => self.storage.cache.wait_for(n).await?,
         }
         let suffix = call.resource.suffix(&call.key.namespace, &call.key.name);
-        self.storage.cache.get(&call.resource.prefix, &suffix).ok_or_else(|| call.not_found())
+        let found = self.storage.cache.get(&call.resource.prefix, &suffix).ok_or_else(|| call.not_found())?;
+        self.one_in_served(&call.resource, found).await
     }
 
     /// One page of a list.
     pub async fn list(&self, selection: &Selection, paging: &Paging) -> Result<Page, ApiError> {
+        let mut page = self.list_stored(selection, paging).await?;
+        page.items = self.in_served(&selection.resource, page.items).await?;
+        Ok(page)
+    }
+
+    async fn list_stored(&self, selection: &Selection, paging: &Paging) -> Result<Page, ApiError> {
         if !paging.token.is_empty() {
             let token = Token::decode(&paging.token)?;
             return self.list_from(selection, paging.limit, token).await;

@@ -139,12 +139,11 @@ impl Api {
 
     /// Edits the present object until the edit lands.
     pub async fn modify(&self, call: &Call, change: Change<'_>) -> Result<Written, ApiError> {
-        let mut current =
-            self.storage.get(&call.resource, &call.key).await?.ok_or_else(|| call.not_found())?;
+        let mut current = self.load(&call.resource, &call.key).await?.ok_or_else(|| call.not_found())?;
         for _ in 0..SWAP_TRIES_MAX {
             match self.modify_once(call, change, &current).await? {
                 Tried::Written(written) => return Ok(written),
-                Tried::Lost(Some(now)) => current = now,
+                Tried::Lost(Some(now)) => current = self.one_in_served(&call.resource, now).await?,
                 Tried::Lost(None) => return Err(call.not_found()),
             }
         }
@@ -201,7 +200,7 @@ impl Api {
         let swap = if finished {
             self.storage.remove(&call.resource, current).await?
         } else {
-            self.storage.replace(&call.resource, current, new.clone()).await?
+            self.save(&call.resource, &call.key, Some(current), new.clone()).await?
         };
         match swap {
             Swap::Done(object) if finished => {

@@ -1,8 +1,9 @@
 //! Custom resources: a definition's structural schema compiled once, and what it does to objects.
 //!
 //! [`Schema`] is compiled from `openAPIV3Schema`; `prune`, `default` and `validate` walk it together with a value;
-//! [`body`] makes the table definition that patches and server-side apply read; [`columns`] renders printer columns.
-//! Whether a definition itself is right is `kinds::crd`'s; expressions (`x-kubernetes-validations`) are `cel`'s;
+//! [`rules`] runs `x-kubernetes-validations`; [`body`] makes the table definition that patches and server-side apply read;
+//! [`columns`] renders printer columns.
+//! Whether a definition itself is right is `kinds::crd`'s; the expression language is `cel`'s;
 //! discovery, storage and conversion by webhook are the API server's.
 
 pub mod body;
@@ -10,6 +11,7 @@ pub mod columns;
 mod default;
 pub mod jsonpath;
 mod prune;
+pub mod rules;
 mod schema;
 mod validate;
 

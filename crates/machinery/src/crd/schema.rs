@@ -3,10 +3,12 @@
 //! Compiling never fails: `kinds::crd` has refused what makes no sense; what it let through and cannot be used (a
 //! pattern too big to compile) counts as matching nothing, so that it is seen and not silently passed.
 
+use super::rules::Compiled;
 use k8s_schema::ListType;
 use regex::{Regex, RegexBuilder};
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 /// Bytes of a compiled pattern: far above honest ones, far below what hurts.
 const PATTERN_BYTES_MAX: usize = 1 << 20;
@@ -122,6 +124,8 @@ pub struct Checks {
     pub not: Option<Box<Schema>>,
     /// Expressions.
     pub rules: Vec<Rule>,
+    /// The same, compiled when first needed.
+    pub compiled: OnceLock<Compiled>,
 }
 
 /// A place in a structural schema.
@@ -257,6 +261,7 @@ impl Checks {
             one_of: schemas("oneOf"),
             not: json.get("not").filter(|n| n.is_object()).map(|n| Box::new(Schema::compile(n))),
             rules: list("x-kubernetes-validations").iter().map(Rule::read).collect(),
+            compiled: OnceLock::new(),
         };
         checks.any().then(|| Box::new(checks))
     }

@@ -188,3 +188,121 @@ fn columns_show_by_type() {
     );
     assert_eq!(columns::columns(&json!({})).len(), 1);
 }
+
+fn ruled() -> Schema {
+    let rule = |rule: &str| json!([{ "rule": rule }]);
+    Schema::compile(
+        &json!({"type": "object", "x-kubernetes-validations": rule("self.metadata.name != 'bad'"), "properties": {
+            "spec": {"type": "object",
+                "x-kubernetes-validations": [
+                    {"rule": "self.min <= self.max", "message": " min above max ", "fieldPath": ".min", "reason": "FieldValueForbidden"},
+                    {"rule": "self.min > -100", "messageExpression": "'min is %d'.format([self.min])"},
+                ],
+                "properties": {
+                    "min": {"type": "integer"},
+                    "max": {"type": "integer"},
+                    "fixed": {"type": "string", "x-kubernetes-validations": rule("self == oldSelf")},
+                    "grows": {"type": "integer", "x-kubernetes-validations": [
+                        {"rule": "!oldSelf.hasValue() || self > oldSelf.value()", "optionalOldSelf": true}]},
+                    "port": {"x-kubernetes-int-or-string": true, "x-kubernetes-validations": rule("self > 1")},
+                    "ports": {"type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["n"],
+                        "items": {"type": "object", "x-kubernetes-validations": rule("self.v >= oldSelf.v"),
+                            "properties": {"n": {"type": "string"}, "v": {"type": "integer"}}}},
+                    "when": {"type": "string", "format": "date-time", "x-kubernetes-validations": rule("self.getFullYear() > 2000")},
+                }},
+        }}),
+    )
+}
+
+fn broken(new: Value, old: Option<Value>) -> Vec<String> {
+    let mut errors = FieldErrors::new();
+    rules::validate(&new, &ruled(), old.as_ref(), &mut errors);
+    errors.causes().iter().map(|c| format!("{}: {}", c.field, c.message)).collect()
+}
+
+#[test]
+fn rules_speak_in_upstreams_words() {
+    let with = |spec: Value| json!({"metadata": {"name": "a"}, "spec": spec});
+    let none: [&str; 0] = [];
+    assert_eq!(
+        broken(
+            with(
+                json!({"min": 1, "max": 2, "fixed": "x", "grows": 1, "port": 2, "when": "2026-01-01T00:00:00Z"})
+            ),
+            None
+        ),
+        none
+    );
+    assert_eq!(
+        broken(json!({"metadata": {"name": "bad"}, "spec": {"min": 3, "max": 2, "port": "x"}}), None),
+        [
+            "<nil>: Invalid value: \"object\": failed rule: self.metadata.name != 'bad'",
+            "spec.min: Forbidden: min above max",
+            "spec.port: Invalid value: \"\": 'no such overload': call arguments did not match a supported operator, function or macro signature for rule: self > 1",
+        ]
+    );
+    assert_eq!(
+        broken(with(json!({"min": -100, "max": 2})), None),
+        ["spec: Invalid value: \"object\": min is -100"]
+    );
+    assert_eq!(
+        broken(with(json!({})), None),
+        [
+            "spec: Invalid value: \"object\": no such key: min evaluating rule: min above max",
+            "spec: Invalid value: \"object\": no such key: min evaluating rule: self.min > -100"
+        ]
+    );
+}
+
+#[test]
+fn rules_compare_with_the_old_value() {
+    let with = |spec: Value| {
+        let mut spec = spec;
+        spec["min"] = json!(1);
+        spec["max"] = json!(2);
+        json!({"metadata": {"name": "a"}, "spec": spec})
+    };
+    let old = with(json!({"fixed": "x", "grows": 1, "ports": [{"n": "a", "v": 5}, {"n": "b", "v": 5}]}));
+    let new = with(json!({"fixed": "y", "grows": 1, "ports": [{"n": "b", "v": 4}, {"n": "c", "v": 0}]}));
+    assert_eq!(
+        broken(new, Some(old)),
+        [
+            "spec.fixed: Invalid value: \"string\": failed rule: self == oldSelf",
+            "spec.grows: Invalid value: \"integer\": failed rule: !oldSelf.hasValue() || self > oldSelf.value()",
+            "spec.ports[0]: Invalid value: \"object\": failed rule: self.v >= oldSelf.v"
+        ]
+    );
+    let bad = json!({"metadata": {"name": "a"}, "spec": {"min": 3, "max": 2}});
+    assert!(broken(bad.clone(), Some(bad)).is_empty(), "what did not change is not asked about again");
+}
+
+#[test]
+fn definitions_with_wrong_rules_are_refused() {
+    let schema = json!({"type": "object", "properties": {"spec": {"type": "object",
+        "x-kubernetes-validations": [{"rule": "self.nope > 1"}, {"rule": "1 + 1"}, {"rule": "true", "optionalOldSelf": true},
+            {"rule": "true", "messageExpression": "1", "fieldPath": ".nope"}],
+        "properties": {"list": {"type": "array", "items": {"type": "string", "x-kubernetes-validations": [{"rule": "self == oldSelf"}]}}}}}});
+    let mut errors = FieldErrors::new();
+    rules::check(&schema, "s", &mut errors);
+    let found: Vec<String> = errors.causes().iter().map(|c| format!("{}: {}", c.field, c.message)).collect();
+    let at = "s.properties[spec].x-kubernetes-validations";
+    assert_eq!(
+        found,
+        [
+            format!(
+                "{at}[0].rule: Invalid value: {{\"message\":\"\",\"rule\":\"self.nope > 1\"}}: compilation failed: ERROR: <input>:1:5: undefined field 'nope'\n | self.nope > 1\n | ....^"
+            ),
+            format!(
+                "{at}[1].rule: Invalid value: {{\"message\":\"\",\"rule\":\"1 + 1\"}}: cel expression must evaluate to a bool"
+            ),
+            format!("{at}[2].optionalOldSelf: Invalid value: true: must not be set if oldSelf is not used in rule"),
+            format!(
+                "{at}[3].messageExpression: Invalid value: \"1\": messageExpression must evaluate to a string"
+            ),
+            format!(
+                "{at}[3].fieldPath: Invalid value: \".nope\": fieldPath must be a valid path: does not refer to a valid field"
+            ),
+            "s.properties[spec].properties[list].items.x-kubernetes-validations[0].rule: Invalid value: \"self == oldSelf\": oldSelf cannot be used on the uncorrelatable portion of the schema within s.properties[spec].properties[list]".to_string(),
+        ]
+    );
+}

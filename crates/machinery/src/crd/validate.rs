@@ -50,7 +50,7 @@ pub fn validate(value: &Value, schema: &Schema, old: Option<&Value>, path: &str,
 }
 
 /// The item of the old list that has the same keys.
-fn counterpart<'a>(item: &Value, schema: &Schema, old: &'a Value) -> Option<&'a Value> {
+pub fn counterpart<'a>(item: &Value, schema: &Schema, old: &'a Value) -> Option<&'a Value> {
     if schema.list_type != ListType::Map {
         return None;
     }

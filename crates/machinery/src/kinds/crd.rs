@@ -170,6 +170,11 @@ fn versions(spec: &Value, old: Option<&Value>, errors: &mut FieldErrors) {
             errors.required(&format!("{path}.schema.openAPIV3Schema"), "schemas are required");
         }
         one_version(version, &path, errors);
+        let same = |v: &Value| v["name"] == version["name"] && v["schema"] == version["schema"];
+        if !old.is_some_and(|o| list(o, "/spec/versions").iter().any(same)) {
+            let path = format!("{path}.schema.openAPIV3Schema");
+            crate::crd::rules::check(&version["schema"]["openAPIV3Schema"], &path, errors);
+        }
     }
     if !unique {
         errors.invalid("spec.versions", all.to_vec(), "must contain unique version names");
