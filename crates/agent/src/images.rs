@@ -92,9 +92,23 @@ fn plan(puller: &Puller, image: &str, policy: Option<&str>) -> Result<Plan, Star
 
 /// Finds or pulls a container's image, with the events that this is worth.
 pub async fn ensure(node: &Node, pod: &PodView, container: &ContainerView) -> Result<Found, StartFailure> {
-    let (image, name) = (container.image(), container.name());
-    let (puller, text, policy) =
-        (node.puller.clone(), image.to_string(), container.spec.image_pull_policy.clone());
+    let policy = container.spec.image_pull_policy.as_deref();
+    ensure_named(node, pod, container.name(), (container.image(), policy)).await
+}
+
+/// What keeps the image of a pod's volume, among its containers' images.
+pub fn volume_key(volume: &str) -> String {
+    format!("volume/{volume}")
+}
+
+/// The same for an image and its policy; the container is "" for an image of the pod.
+pub async fn ensure_named(
+    node: &Node,
+    pod: &PodView,
+    name: &str,
+    (image, policy): (&str, Option<&str>),
+) -> Result<Found, StartFailure> {
+    let (puller, text, policy) = (node.puller.clone(), image.to_string(), policy.map(str::to_string));
     let planned = crate::ops::blocking(move || plan(&puller, &text, policy.as_deref())).await;
     let reference = match planned.map_err(|e| failure("ErrImagePull", e))?? {
         Plan::Use(lease) => {

@@ -8,12 +8,14 @@ use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
 /// Where a volume is on the host.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MountedVolume {
     /// File or folder on the host.
     pub path: PathBuf,
     /// Never writable (ConfigMaps, Secrets, the downward API).
     pub read_only: bool,
+    /// An image's layers, the topmost first; no folder then.
+    pub lowers: Vec<PathBuf>,
 }
 
 /// A path below a volume that a mount shows, checked as text.
@@ -27,6 +29,10 @@ pub struct SubPath {
 
 /// The runtime's option for a bind of a path below the source; the runtime resolves it inside the source.
 const SUB_PATH_OPTION: &str = "x-gantry.subpath=";
+
+/// The runtime's option for a layer of an image volume, and the type of such a mount.
+const LOWER_OPTION: &str = "x-gantry.lower=";
+const IMAGE_MOUNT: &str = "x-gantry.image";
 
 /// Mounts, and the sub paths that must exist before.
 #[derive(Debug, Default, PartialEq)]
@@ -89,6 +95,11 @@ pub fn mounts(
             _ => None,
         };
         let mut made = bind(&volume.path, &mount.mount_path, &["rbind", propagation, access]);
+        if !volume.lowers.is_empty() {
+            made.kind = IMAGE_MOUNT.into();
+            made.options.push("noexec".into());
+            made.options.extend(volume.lowers.iter().map(|l| format!("{LOWER_OPTION}{}", l.display())));
+        }
         if let Some(sub) = sub {
             let below = checked_sub_path(&sub).map_err(ConfigError::Config)?;
             made.options.push(format!("{SUB_PATH_OPTION}{}", below.display()));

@@ -7,7 +7,7 @@ use crate::config::{
 };
 use crate::decide::outcome::Outcome;
 use crate::pod::PodView;
-use crate::volumes::open_to_all;
+use crate::volumes::{IN_MEMORY, open_to_all};
 use client::ObjectKey;
 use k8s_openapi::api::node::v1::RuntimeClass;
 use k8s_schema::gvr::RUNTIME_CLASSES;
@@ -101,7 +101,7 @@ fn open_memory_volumes(node: &Node, pod: &PodView, shim: i32) -> Result<(), Stri
         pod.spec().security_context.as_ref().and_then(|s| s.fs_group).and_then(|g| u32::try_from(g).ok());
     for (name, _) in memory_volumes(pod) {
         let path = in_shim(shim, &node.facts.volume_dir(pod.uid(), &name));
-        open_to_all(&path, group).map_err(|e| format!("opening memory volume {name}: {e}"))?;
+        open_to_all(&path, group, IN_MEMORY).map_err(|e| format!("opening memory volume {name}: {e}"))?;
     }
     Ok(())
 }

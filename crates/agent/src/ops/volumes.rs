@@ -3,8 +3,9 @@
 use super::{Mounted, Node, blocking, claims::claims, tokens::tokens};
 use crate::decide::outcome::Outcome;
 use crate::pod::PodView;
+use crate::images;
 use crate::volumes::memory_sources;
-use crate::volumes::{Context, mount_all, references};
+use crate::volumes::{Context, ImageLayers, mount_all, references};
 use jiff::Timestamp;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -33,6 +34,31 @@ async fn shim(node: &Node, pod: &PodView) -> Shim {
     }
 }
 
+/// The layers of the pod's image volumes. An image stays the same as long as the pod lives.
+async fn image_layers(node: &Node, pod: &PodView) -> ImageLayers {
+    let mut all = ImageLayers::new();
+    for volume in pod.spec().volumes.iter().flatten() {
+        let Some(source) = &volume.image else { continue };
+        let key = images::volume_key(&volume.name);
+        let held = node.leases.lock().get(pod.uid()).and_then(|l| l.get(&key).map(|l| l.image().layers.clone()));
+        let layers = match held {
+            Some(layers) => Ok(layers),
+            None => {
+                let reference = source.reference.as_deref().unwrap_or_default();
+                let policy = source.pull_policy.as_deref();
+                let found = images::ensure_named(node, pod, "", (reference, policy)).await;
+                found.map_err(|failure| failure.message).map(|found| {
+                    let layers = found.lease.image().layers.clone();
+                    node.leases.lock().entry(pod.uid().into()).or_default().insert(key, found.lease);
+                    layers
+                })
+            }
+        };
+        all.insert(volume.name.clone(), layers);
+    }
+    all
+}
+
 /// Mounts (or refreshes) all volumes.
 pub async fn volumes(node: Arc<Node>, pod: PodView) -> (Outcome, Option<Mounted>) {
     if pod.spec().volumes.as_ref().is_none_or(Vec::is_empty) {
@@ -46,6 +72,7 @@ pub async fn volumes(node: Arc<Node>, pod: PodView) -> (Outcome, Option<Mounted>
         Err(error) => return (Outcome::Volumes(Err(error)), None),
     };
     let claims = claims(&node, &pod).await;
+    let images = image_layers(&node, &pod).await;
     let root = match memory_sources(&pod) {
         0 => None,
         _ => match shim(&node, &pod).await {
@@ -61,6 +88,7 @@ pub async fn volumes(node: Arc<Node>, pod: PodView) -> (Outcome, Option<Mounted>
             objects: &objects,
             tokens: &tokens,
             claims: &claims,
+            images: &images,
             pod_ips: &[],
             shim_root: root.as_deref(),
         };

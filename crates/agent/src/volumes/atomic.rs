@@ -23,7 +23,7 @@ const DATA_NEW: &str = "..data_tmp";
 pub(super) fn publish(context: &Context, volume: &str, payload: &Payload) -> Result<MountedVolume, String> {
     let path = context.facts.volume_dir(context.pod.uid(), volume);
     publish_at(context, &path, payload)?;
-    Ok(MountedVolume { path, read_only: true })
+    Ok(MountedVolume { path, read_only: true, ..MountedVolume::default() })
 }
 
 /// The same into the pod's memory file system, where it has one. The path is the shim's.
@@ -35,7 +35,7 @@ pub(super) fn publish_in_memory(
     let Some(root) = context.shim_root else { return publish(context, volume, payload) };
     let path = context.facts.memory_dir(context.pod.uid()).join(volume);
     publish_at(context, &root.join(path.strip_prefix("/").unwrap_or(&path)), payload)?;
-    Ok(MountedVolume { path, read_only: true })
+    Ok(MountedVolume { path, read_only: true, ..MountedVolume::default() })
 }
 
 fn publish_at(context: &Context, folder: &Path, payload: &Payload) -> Result<(), String> {

@@ -57,7 +57,7 @@ pub(super) fn mount(context: &Context, volume: &Volume) -> Result<MountedVolume,
         }
         make_folder(&context.facts.volume_dir(uid, &volume.name))?;
     }
-    Ok(MountedVolume { path, read_only })
+    Ok(MountedVolume { path, read_only, ..MountedVolume::default() })
 }
 
 /// Where the volume is on this node.

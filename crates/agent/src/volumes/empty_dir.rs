@@ -8,8 +8,8 @@ pub(super) fn mount(context: &Context, volume: &Volume) -> Result<MountedVolume,
     let path = context.facts.volume_dir(context.pod.uid(), &volume.name);
     if !path.exists() {
         make_folder(&path)?;
-        ownership::open_to_all(&path, fs_group(context.pod))
+        ownership::open_to_all(&path, fs_group(context.pod), ownership::ON_DISK)
             .map_err(|e| format!("chmod {}: {e}", path.display()))?;
     }
-    Ok(MountedVolume { path, read_only: false })
+    Ok(MountedVolume { path, ..MountedVolume::default() })
 }

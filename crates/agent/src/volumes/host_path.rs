@@ -10,7 +10,7 @@ use std::path::PathBuf;
 pub(super) fn mount(_: &Context, volume: &Volume) -> Result<MountedVolume, String> {
     let source = volume.host_path.as_ref().ok_or("not a hostPath volume")?;
     ready(&source.path, source.type_.as_deref())?;
-    Ok(MountedVolume { path: PathBuf::from(&source.path), read_only: false })
+    Ok(MountedVolume { path: PathBuf::from(&source.path), ..MountedVolume::default() })
 }
 
 /// Makes what the type asks for, and checks it.

@@ -12,6 +12,7 @@ mod config_map;
 mod downward;
 mod empty_dir;
 mod host_path;
+mod image;
 mod ownership;
 mod payload;
 mod projected;
@@ -26,10 +27,10 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{PersistentVolumeSpec, Volume};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 pub use claim::{DRIVER, claim_of, folder as claim_folder, is_ready};
-pub use ownership::open_to_all;
+pub use ownership::{IN_MEMORY, open_to_all};
 pub use projected::{TokenNeed, token_needs};
 
 /// A token that was minted for the pod.
@@ -44,6 +45,9 @@ pub struct Token {
 /// The PersistentVolumes behind a pod's claims, or why there is none, by the pod's name for the volume.
 pub type Claims = BTreeMap<String, Result<PersistentVolumeSpec, String>>;
 
+/// Layers of the images of a pod's image volumes, or why there are none, by the volume's name.
+pub type ImageLayers = BTreeMap<String, Result<Vec<PathBuf>, String>>;
+
 /// What volumes are made from.
 pub struct Context<'a> {
     /// The pod.
@@ -56,6 +60,8 @@ pub struct Context<'a> {
     pub tokens: &'a BTreeMap<TokenNeed, Result<Token, String>>,
     /// What its claims are bound to.
     pub claims: &'a Claims,
+    /// Its image volumes.
+    pub images: &'a ImageLayers,
     /// The pod's addresses, as far as known.
     pub pod_ips: &'a [IpAddr],
     /// The root of the shim that has the pod's memory file system; `None`: a pod without one.
@@ -88,6 +94,7 @@ const KINDS: &[Kind] = &[
     Kind { is: |v| v.downward_api.is_some(), mount: downward::mount },
     Kind { is: |v| v.projected.is_some(), mount: projected::mount },
     Kind { is: |v| v.host_path.is_some(), mount: host_path::mount },
+    Kind { is: |v| v.image.is_some(), mount: image::mount },
     Kind { is: |v| v.persistent_volume_claim.is_some() || v.ephemeral.is_some(), mount: claim::mount },
 ];
 

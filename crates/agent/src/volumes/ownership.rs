@@ -14,12 +14,17 @@ const READ: u32 = 0o440;
 /// What it adds to folders besides: entering, and handing the group on.
 const FOLDER: u32 = 0o2110;
 
+/// Mode of an empty folder on disk.
+pub const ON_DISK: u32 = 0o777;
+/// Mode of one in memory: as a fresh tmpfs has it, nobody removes others' files.
+pub const IN_MEMORY: u32 = 0o1777;
+
 /// A folder that every user may write; with a group, new files in it belong to that group.
-pub fn open_to_all(path: &Path, group: Option<u32>) -> io::Result<()> {
+pub fn open_to_all(path: &Path, group: Option<u32>, mode: u32) -> io::Result<()> {
     if let Some(gid) = group {
         lchown(path, None, Some(gid))?;
     }
-    let mode = if group.is_some() { 0o2777 } else { 0o777 };
+    let mode = if group.is_some() { mode | 0o2000 } else { mode };
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
 }
 

@@ -25,13 +25,14 @@ struct Fixture {
     facts: NodeFacts,
     tokens: BTreeMap<TokenNeed, Result<Token, String>>,
     claims: Claims,
+    images: ImageLayers,
 }
 
 impl Fixture {
     fn new() -> Fixture {
         let dir = tempfile::tempdir().unwrap();
         let facts = facts(dir.path());
-        Fixture { _dir: dir, facts, tokens: BTreeMap::new(), claims: Claims::new() }
+        Fixture { _dir: dir, facts, tokens: BTreeMap::new(), claims: Claims::new(), images: ImageLayers::new() }
     }
 
     fn mount(&self, spec: Value, objects: &Objects) -> Result<BTreeMap<String, MountedVolume>, String> {
@@ -43,6 +44,7 @@ impl Fixture {
             objects,
             tokens: &self.tokens,
             claims: &self.claims,
+            images: &self.images,
             pod_ips: &ips,
             shim_root: None,
         };
@@ -164,6 +166,7 @@ fn what_is_secret_goes_to_memory() {
         objects: &there,
         tokens: &tokens,
         claims: &it.claims,
+        images: &it.images,
         pod_ips: &ips,
         shim_root: Some(shim.path()),
     };

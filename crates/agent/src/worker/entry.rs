@@ -139,4 +139,10 @@ fn hold_images(node: &Node, view: &PodView, live: &PodInfo) {
             held.insert(container.spec.name.clone(), lease);
         }
     }
+    for volume in view.spec().volumes.iter().flatten() {
+        let reference = volume.image.as_ref().and_then(|i| i.reference.as_deref());
+        if let Some(lease) = reference.and_then(|r| node.images.lease(r)) {
+            held.insert(crate::images::volume_key(&volume.name), lease);
+        }
+    }
 }
