@@ -145,6 +145,15 @@ pub fn place(instances: &mut [Instance], request: &Request, count: usize) -> (Ve
     (placed, Vec::new())
 }
 
+/// Could the instance take a task, whatever is free there and whoever is there already?
+pub fn suits(instance: &Instance, request: &Request) -> bool {
+    let lacks = |name: &String| instance.facts.attribute(name).is_none();
+    let of_members = |c: &&Constraint| matches!(c, Constraint::MemberOf(_));
+    instance.facts.agent_connected
+        && !request.attributes.iter().any(lacks)
+        && request.constraints.iter().filter(of_members).all(|c| holds(c, instance, &request.group))
+}
+
 fn refuses(instance: &Instance, request: &Request) -> Option<String> {
     let demand = &request.demand;
     let lacks = |name: &&String| instance.facts.attribute(name).is_none();

@@ -2,7 +2,8 @@
 //!
 //! `spec` holds AWS's members, and one of our own, [`DEPLOYMENT`]: `{id, createdAt}` of the deployment that is wanted.
 //! It is replaced whenever a change needs new tasks ([`renews`]); the service scheduler does the rest and writes
-//! `status`: counts, `deployments`, `events`. Deliberately not here: rolling (`ecs`).
+//! `status`: counts, `deployments`, `events`. Deliberately not here: rolling (`ecs`), the records of service deployments
+//! and revisions (`service_record`).
 
 use crate::refusal::Refusal;
 use machinery::kinds::get::{has, int, list, set, text};
@@ -11,6 +12,21 @@ use serde_json::{Map, Value, json};
 
 /// The member of `spec` that names the wanted deployment.
 pub const DEPLOYMENT: &str = "deployment";
+/// The member of `spec` that holds a user's StopServiceDeployment until it is heard: `{id, type}`.
+pub const STOP_REQUEST: &str = "stopRequest";
+/// The member of `status` with the deployment that was completed last: `{id, createdAt}`.
+pub const LAST_COMPLETED: &str = "lastCompleted";
+/// The member of `status` with the current service deployment.
+pub const SERVICE_DEPLOYMENT: &str = "serviceDeployment";
+/// What a deployment shows of the service's spec.
+pub const REVISED: [&str; 6] = [
+    "capacityProviderStrategy",
+    "launchType",
+    "networkConfiguration",
+    "platformFamily",
+    "platformVersion",
+    "serviceConnectConfiguration",
+];
 /// Most load balancers and registries of a service.
 const LOAD_BALANCERS_MAX: usize = 5;
 const REGISTRIES_MAX: usize = 1;
@@ -38,7 +54,7 @@ pub const MEMBERS: [&str; 19] = [
     "tags",
 ];
 /// A change of one of these needs new tasks.
-const RENEWING: [&str; 12] = [
+pub const RENEWING: [&str; 12] = [
     "capacityProviderStrategy",
     "enableECSManagedTags",
     "enableExecuteCommand",
@@ -130,7 +146,12 @@ pub fn describe(spec: &Value, status: &Value) -> Value {
     let members = |v: &Value| v.as_object().cloned().unwrap_or_default();
     let mut out: Map<String, Value> = members(spec);
     let wanted = out.remove(DEPLOYMENT).unwrap_or_default();
+    out.remove(STOP_REQUEST);
     out.extend(members(status).into_iter().filter(|(_, v)| !v.is_null()));
+    out.remove(LAST_COMPLETED);
+    if let Some(record) = out.remove(SERVICE_DEPLOYMENT) {
+        out.extend(crate::service_record::current(spec, &record, list(status, "/deployments")));
+    }
     let mut out = Value::Object(out);
     for member in ["runningCount", "pendingCount"] {
         if !has(&out, &format!("/{member}")) {
@@ -165,13 +186,7 @@ fn first_deployment(spec: &Value, wanted: &Value) -> Value {
         "createdAt": wanted["createdAt"], "updatedAt": wanted["createdAt"], "rolloutState": "IN_PROGRESS",
         "rolloutStateReason": format!("ECS deployment {} in progress.", text(wanted, "/id")),
     });
-    for member in [
-        "launchType",
-        "capacityProviderStrategy",
-        "platformVersion",
-        "platformFamily",
-        "networkConfiguration",
-    ] {
+    for member in REVISED {
         if has(spec, &format!("/{member}")) {
             set(&mut out, member, spec[member].clone());
         }

@@ -1,13 +1,16 @@
-//! The ECS controllers: tasks, and later services, deployments, capacity. Each is a pure decision and a shell.
+//! The ECS controllers: tasks, services and their deployments. Each is a pure decision and a shell.
 //!
 //! They are clients of the API and meet the operations (`aws-server`) and the nodes only in the store.
 //! Deliberately not here: ECS's rules as values (`ecs-model`), the wire (`aws-server`).
 
 pub mod loadbalancer;
+pub mod metering;
 mod secrets;
+pub mod service;
 pub mod task;
 
 pub use secrets::SecretSource;
+pub use service::Launcher;
 
 use client::ApiClient;
 use ecs_model::lower::Settings;
@@ -26,6 +29,8 @@ pub struct EcsConfig {
     pub settings: Settings,
     /// How long stopped tasks stay visible.
     pub retention: Duration,
+    /// After how long a task of a service counts as healthy when nothing checks it (AWS: 40 s).
+    pub settled: Duration,
 }
 
 /// The running controllers; they stop when this is dropped.
@@ -37,11 +42,13 @@ impl Ecs {
     /// Starts them as one identity.
     pub fn start(
         client: ApiClient,
-        secrets: Arc<dyn SecretSource>,
+        (secrets, launcher): (Arc<dyn SecretSource>, Arc<dyn Launcher>),
         config: EcsConfig,
         clock: Arc<dyn Fn() -> Timestamp + Send + Sync>,
     ) -> Ecs {
-        Ecs { tasks: task::start(client, secrets, config, clock) }
+        let mut tasks = task::start(client.clone(), secrets, config.clone(), clock.clone());
+        tasks.extend(service::start(client, launcher, config, clock));
+        Ecs { tasks }
     }
 }
 

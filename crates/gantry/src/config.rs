@@ -72,6 +72,8 @@ pub struct Config {
     pub elb_address: Option<Ipv4Addr>,
     /// Minutes that stopped ECS tasks stay visible, 30 days at most.
     pub task_retention: u16,
+    /// Seconds after which a task of an ECS service counts as healthy when nothing checks it.
+    pub service_settle: u16,
     /// Folder that stands for EFS file systems, one folder each; "" refuses them.
     pub efs_root: String,
     /// When pods go at once because the node runs short, as the kubelet's `--eviction-hard`; `none`: never.
@@ -98,6 +100,8 @@ pub struct Config {
     pub audit_log_age: u64,
     /// Kubeconfig of a server that takes audit events; "" for none.
     pub audit_webhook: String,
+    /// Are pods spread over nodes, or nodes filled one after the other?
+    pub scheduler_profile: sched::Profile,
     /// Log filter, as in `info,apiserver=debug`.
     pub log: String,
 }
@@ -138,6 +142,14 @@ fn instance_name(value: &str) -> Result<String> {
         bail!("an instance name has 1 to {NAME_MAX} characters of a-z and 0-9, not {value:?}");
     }
     Ok(value.to_string())
+}
+
+fn profile(value: &str) -> Result<sched::Profile> {
+    match value {
+        "spread" => Ok(sched::Profile::Spread),
+        "density" => Ok(sched::Profile::Density),
+        _ => bail!("{value:?} is neither spread nor density"),
+    }
 }
 
 /// Settings that all nodes of a cluster share: a node that joins takes them from the cluster.
@@ -218,6 +230,12 @@ const SETTINGS: &[Setting] = &[
         "minutes that stopped ECS tasks stay visible (43200, 30 days, at most)",
         task_retention = number
     ),
+    setting!(
+        "service-settle",
+        "40",
+        "seconds until a task of an ECS service counts as healthy when nothing checks it (AWS: 40)",
+        service_settle = number
+    ),
     setting!("efs-root", "", "folder that stands for EFS file systems, one each", efs_root = text),
     setting!(
         "eviction-hard",
@@ -256,6 +274,12 @@ const SETTINGS: &[Setting] = &[
     setting!("audit-log-backups", "10", "old audit logs that stay, 0 for all", audit_log_backups = number),
     setting!("audit-log-age", "0", "days that old audit logs stay, 0 for ever", audit_log_age = number),
     setting!("audit-webhook", "", "kubeconfig of a server that takes audit events", audit_webhook = text),
+    setting!(
+        "scheduler-profile",
+        "spread",
+        "spread: pods over all nodes; density: nodes filled one after the other",
+        scheduler_profile = profile
+    ),
     setting!("log", "warn", "log filter", log = text),
 ];
 

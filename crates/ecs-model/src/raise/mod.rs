@@ -128,8 +128,10 @@ fn state(seen: &Seen, note: &TaskNote, status: &Value, ending: bool) -> &'static
     let all = |what: &dyn Fn(&Value) -> bool| !containers.is_empty() && containers.iter().all(what);
     if ending {
         let over = is_over(pod) || all(&|c| c["lastStatus"] == "STOPPED");
+        let leaving = !seen.spec["deactivating"].is_null();
         return match (over, seen.mode) {
             (true, NetworkMode::AwsVpc) => "DEPROVISIONING",
+            (false, _) if leaving => "DEACTIVATING",
             _ => "STOPPING",
         };
     }

@@ -111,7 +111,7 @@ pub fn decide(snapshot: &Snapshot) -> Plan {
         let bound = !text(&pod["spec"]["nodeName"]).is_empty();
         if is_over(pod) || snapshot.lost_node.is_some() {
             plan.acts.push(Act::Release);
-        } else if stop && !deleting {
+        } else if stop && !deleting && spec["deactivating"].is_null() {
             plan.acts.push(Act::Delete { now: !bound });
         }
     }

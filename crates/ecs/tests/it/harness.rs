@@ -5,14 +5,16 @@ use async_trait::async_trait;
 use auth::Identity;
 use client::cache::Cache;
 use client::{ApiClient, DeleteOptions, ListOptions, ObjectKey};
-use ecs::{Ecs, EcsConfig, SecretSource};
+use ecs::{Ecs, EcsConfig, Launcher, SecretSource};
 use ecs_model::lower::Settings;
 use ecs_model::names::Place;
 use ecs_model::secret::SecretRef;
 use k8s_schema::Gvr;
 use k8s_schema::gvr::{ECS_TASK_DEFINITIONS, ECS_TASKS, NAMESPACES, NODES, PODS, SERVICE_ACCOUNTS};
+use machinery::status::ApiError;
 use serde_json::{Value, json};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long a test waits for what must come.
@@ -33,11 +35,55 @@ impl SecretSource for Secrets {
     }
 }
 
+/// After how long a task counts as healthy here.
+const SETTLED: Duration = Duration::from_millis(300);
+
+/// Starts tasks of services as the ECS operations do, on Fargate.
+struct Starter {
+    client: ApiClient,
+    next: Arc<AtomicU64>,
+}
+
+#[async_trait]
+impl Launcher for Starter {
+    async fn ask(&self, _: &Place, operation: &'static str, input: Value) -> Result<Value, String> {
+        if operation != "gantry:StartServiceTasks" {
+            return Ok(json!({"places": [], "zones": ["us-east-1a"]}));
+        }
+        let mut tasks = Vec::new();
+        for _ in 0..input["count"].as_u64().unwrap() {
+            let number = self.next.fetch_add(1, Ordering::Relaxed) + 1000;
+            let more = json!({"group": input["group"], "startedBy": input["startedBy"],
+                "taskDefinitionArn": input["taskDefinition"], "createdAt": number as f64});
+            let key = create_task(&self.client, number, more).await.map_err(|e| e.to_string())?;
+            tasks.push(json!({"taskArn": format!("arn:aws:ecs:us-east-1:{ACCOUNT}:task/prod/{}", key.name)}));
+        }
+        Ok(json!({"tasks": tasks, "failures": []}))
+    }
+}
+
+/// A Fargate task of `f:1`, but for what `more` says.
+async fn create_task(client: &ApiClient, number: u64, more: Value) -> Result<ObjectKey, ApiError> {
+    let id = format!("{number:032x}");
+    let mut spec = json!({
+        "taskArn": format!("arn:aws:ecs:us-east-1:{ACCOUNT}:task/prod/{id}"),
+        "clusterArn": format!("arn:aws:ecs:us-east-1:{ACCOUNT}:cluster/prod"),
+        "taskDefinitionArn": format!("arn:aws:ecs:us-east-1:{ACCOUNT}:task-definition/f:1"),
+        "launchType": "FARGATE", "desiredStatus": "RUNNING", "cpu": "256", "memory": "512",
+        "networkConfiguration": {"awsvpcConfiguration": {"subnets": ["subnet-default-a"]}}});
+    spec.as_object_mut().unwrap().extend(more.as_object().cloned().unwrap());
+    let body = json!({"apiVersion": "ecs.gantry.dev/v1", "kind": "Task",
+        "metadata": {"namespace": NAMESPACE, "name": id}, "spec": spec});
+    Ok(client.create(&ECS_TASKS, body).await?.key.clone())
+}
+
 pub struct World {
     pub client: ApiClient,
     api: Arc<Api>,
     ecs: Option<Ecs>,
     retention: Duration,
+    /// Tasks of services that were started.
+    pub started: Arc<AtomicU64>,
     _folder: tempfile::TempDir,
 }
 
@@ -55,7 +101,7 @@ pub async fn world(retention: Duration) -> World {
         store::Embedded::open(&folder.path().join("store"), store::EmbeddedOptions::default()).unwrap();
     let api = Api::open(ApiConfig::new("main", Arc::new(store))).await.unwrap();
     let client = api.client(Identity::new("system:gantry-ecs", ["system:masters", "system:authenticated"]));
-    let mut world = World { client, api, ecs: None, retention, _folder: folder };
+    let mut world = World { client, api, ecs: None, retention, started: Arc::default(), _folder: folder };
     world.restart();
     for namespace in ["ecs", NAMESPACE] {
         let body = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}});
@@ -80,9 +126,11 @@ impl World {
             defaults: Place::new(ACCOUNT, "us-east-1"),
             settings: Settings { volumes_root: "/v".into(), ..Settings::default() },
             retention: self.retention,
+            settled: SETTLED,
         };
-        self.ecs =
-            Some(Ecs::start(self.client.clone(), Arc::new(Secrets), config, Arc::new(jiff::Timestamp::now)));
+        let launcher = Starter { client: self.client.clone(), next: self.started.clone() };
+        let seams = (Arc::new(Secrets) as Arc<dyn SecretSource>, Arc::new(launcher) as Arc<dyn Launcher>);
+        self.ecs = Some(Ecs::start(self.client.clone(), seams, config, Arc::new(jiff::Timestamp::now)));
     }
 
     /// Binds and runs every task's pod at once; ends those that are deleted.
@@ -116,17 +164,7 @@ impl World {
 
     /// A task of `f:1`.
     pub async fn task(&self, number: u64, more: Value) -> ObjectKey {
-        let id = format!("{number:032x}");
-        let mut spec = json!({
-            "taskArn": format!("arn:aws:ecs:us-east-1:{ACCOUNT}:task/prod/{id}"),
-            "clusterArn": format!("arn:aws:ecs:us-east-1:{ACCOUNT}:cluster/prod"),
-            "taskDefinitionArn": format!("arn:aws:ecs:us-east-1:{ACCOUNT}:task-definition/f:1"),
-            "launchType": "FARGATE", "desiredStatus": "RUNNING", "cpu": "256", "memory": "512",
-            "networkConfiguration": {"awsvpcConfiguration": {"subnets": ["subnet-default-a"]}}});
-        spec.as_object_mut().unwrap().extend(more.as_object().cloned().unwrap());
-        let body = json!({"apiVersion": "ecs.gantry.dev/v1", "kind": "Task",
-            "metadata": {"namespace": NAMESPACE, "name": id}, "spec": spec});
-        self.client.create(&ECS_TASKS, body).await.unwrap().key.clone()
+        create_task(&self.client, number, more).await.unwrap()
     }
 
     /// The object, once it is as wanted.
@@ -175,7 +213,8 @@ async fn run(client: &ApiClient, key: &ObjectKey, pod: Value) {
         let options = DeleteOptions { grace_period_seconds: Some(0), ..DeleteOptions::default() };
         let _ = client.delete(&PODS, key, options).await;
     } else if pod["status"]["phase"] == "Pending" && !pod["spec"]["nodeName"].is_null() {
-        let state = json!({"running": {"startedAt": "2026-01-01T00:00:00Z"}});
+        let now = machinery::time::format(jiff::Timestamp::now());
+        let state = json!({"running": {"startedAt": now}});
         let status = json!({"phase": "Running", "podIP": "10.0.0.9", "podIPs": [{"ip": "10.0.0.9"}], "containerStatuses": containers(state)});
         let _ = client.merge_patch_status(&PODS, key, json!({"status": status})).await;
     }

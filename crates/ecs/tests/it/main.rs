@@ -4,4 +4,5 @@
 #![cfg(test)]
 
 mod harness;
+mod services;
 mod tasks;

@@ -1,4 +1,4 @@
-//! ECS behind its operations: the task controller, and the endpoint that tasks find on their node.
+//! ECS behind its operations: the controllers of tasks and services, and the endpoint that tasks find on their node.
 //!
 //! Both ask other AWS services in process, as the account itself: SSM and Secrets Manager for `secrets`, STS for task
 //! roles, ECS for protection. (A node without a control plane serves the metadata endpoint without those.)
@@ -10,7 +10,7 @@ use anyhow::Result;
 use async_trait::async_trait;
 use auth::{Identity, SYSTEM_MASTERS};
 use aws_server::service::{AwsError, Call, Caller, Service, Shared};
-use ecs::{Ecs, EcsConfig, SecretSource};
+use ecs::{Ecs, EcsConfig, Launcher, SecretSource};
 use ecs_model::annotation::TaskNote;
 use ecs_model::lower::{METADATA_ADDRESS, Settings};
 use ecs_model::names::Place;
@@ -45,22 +45,35 @@ impl Calls {
             let words = format!("{service} {operation} is not implemented by Gantry");
             return Err(AwsError::client("UnknownOperationException", words));
         };
-        let account = &self.shared.account;
-        let call = Call {
+        let here = Place::new(&*self.shared.account, &*self.shared.region);
+        found.call(&self.request(&here, operation, input)).await
+    }
+
+    /// A call of an account itself.
+    fn request(&self, place: &Place, operation: &'static str, input: Value) -> Call {
+        let account = &place.account;
+        Call {
             caller: Caller {
                 account: account.clone(),
                 access_key: String::new(),
                 arn: format!("arn:aws:iam::{account}:root"),
                 user_id: account.clone(),
             },
-            region: self.shared.region.clone(),
+            region: place.region.clone(),
             operation,
             input,
             request_id: "in-process".into(),
             now_ms: u64::try_from(Timestamp::now().as_millisecond()).unwrap_or_default(),
             endpoint: self.endpoint.clone(),
-        };
-        found.call(&call).await
+        }
+    }
+}
+
+#[async_trait]
+impl Launcher for Calls {
+    async fn ask(&self, place: &Place, operation: &'static str, input: Value) -> Result<Value, String> {
+        let ecs = self.services.iter().find(|s| s.name() == "ecs").ok_or("there is no ECS")?;
+        ecs.call(&self.request(place, operation, input)).await.map_err(|e| e.message)
     }
 }
 
@@ -138,7 +151,7 @@ fn calls(instance: &Instance) -> Option<Arc<Calls>> {
     Some(Arc::new(Calls { services: instance.aws.all.clone(), shared, endpoint }))
 }
 
-/// The task controller. Comes after the AWS endpoint, whose services it asks.
+/// The controllers. Come after the AWS endpoint, whose services it asks.
 pub async fn controllers(instance: &mut Instance) -> Result<()> {
     let Some(calls) = calls(instance) else { return Ok(()) };
     let client = instance.control.client(Identity::new("system:gantry-ecs", [SYSTEM_MASTERS]))?;
@@ -153,11 +166,15 @@ pub async fn controllers(instance: &mut Instance) -> Result<()> {
             own_registries: hosts.map(|host| format!("{host}:{}", config.registry_port)).to_vec(),
         },
         retention: Duration::from_secs(60 * u64::from(config.task_retention.min(RETENTION_MAX_MINUTES))),
+        settled: Duration::from_secs(u64::from(config.service_settle)),
     };
     let shared = instance.control.shares_store();
     let me = format!("{}_{}", instance.facts.node_name, config.name);
     let asks = client.clone();
-    let start = move || Ecs::start(asks.clone(), calls.clone(), ecs.clone(), Arc::new(Timestamp::now));
+    let start = move || {
+        let seams = (calls.clone() as Arc<dyn SecretSource>, calls.clone() as Arc<dyn Launcher>);
+        Ecs::start(asks.clone(), seams, ecs.clone(), Arc::new(Timestamp::now))
+    };
     instance.tasks.push(tokio::spawn(async move {
         if shared {
             Candidate { client, lease: LEASE, me }.run(start).await;

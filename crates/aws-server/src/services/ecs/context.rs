@@ -98,6 +98,11 @@ impl Context<'_> {
         self.texts("include").contains(&what)
     }
 
+    /// Does the service scheduler ask? (No request from outside can carry these names: they are in no model.)
+    pub fn is_of_service(&self) -> bool {
+        super::service_tasks::OPERATIONS.iter().any(|o| o.name == self.call.operation)
+    }
+
     /// Seconds since 1970.
     pub fn now(&self) -> f64 {
         self.call.now_ms as f64 / 1000.0

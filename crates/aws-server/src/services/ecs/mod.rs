@@ -16,12 +16,15 @@ mod paging;
 mod protection;
 mod run;
 mod service;
+mod service_deployment;
+mod service_tasks;
 mod tag;
 mod task;
 mod task_definition;
 
 use crate::operation;
-use crate::service::{Operation, Service, Shared, Table};
+use crate::service::{Call, Operation, Outcome, Service, Shared, Table};
+use futures_util::future::BoxFuture;
 use index::Views;
 use std::sync::Arc;
 use tokio::sync::OnceCell;
@@ -42,7 +45,29 @@ impl Ecs {
 /// The service.
 pub fn service(shared: &Shared) -> Arc<dyn Service> {
     let state = Arc::new(Ecs { shared: shared.clone(), views: OnceCell::new() });
-    Arc::new(Table { name: "ecs", state, operations: OPERATIONS })
+    let table = |operations| Table { name: "ecs", state: state.clone(), operations };
+    Arc::new(Whole { public: table(OPERATIONS), own: table(service_tasks::OPERATIONS) })
+}
+
+/// AWS's operations, and those of the service scheduler, which are no model's and which nobody is told of.
+struct Whole {
+    public: Table<Ecs>,
+    own: Table<Ecs>,
+}
+
+impl Service for Whole {
+    fn name(&self) -> &'static str {
+        self.public.name()
+    }
+
+    fn served(&self) -> Vec<&'static str> {
+        self.public.served()
+    }
+
+    fn call<'a>(&'a self, call: &'a Call) -> BoxFuture<'a, Outcome> {
+        let own = self.own.operations.iter().any(|o| o.name == call.operation);
+        if own { self.own.call(call) } else { self.public.call(call) }
+    }
 }
 
 static OPERATIONS: &[Operation<Ecs>] = &[
@@ -68,6 +93,10 @@ static OPERATIONS: &[Operation<Ecs>] = &[
     operation!("DescribeTasks", task::describe),
     operation!("ListTasks", task::list),
     operation!("StopTask", task::stop),
+    operation!("DescribeServiceDeployments", service_deployment::describe),
+    operation!("DescribeServiceRevisions", service_deployment::describe_revisions),
+    operation!("ListServiceDeployments", service_deployment::list),
+    operation!("StopServiceDeployment", service_deployment::stop),
     operation!("CreateService", service::create),
     operation!("DeleteService", service::delete),
     operation!("DescribeServices", service::describe),

@@ -37,23 +37,26 @@ const PLATFORMS: [&str; 3] = ["LATEST", "1.4.0", "1.3.0"];
 const MIB: i64 = 1024 * 1024;
 
 /// What all tasks of a call have in common.
-struct Plan {
-    cluster: Cluster,
-    definition: Arc<Doc>,
+pub struct Plan {
+    pub cluster: Cluster,
+    pub definition: Arc<Doc>,
     /// The spec but for what each task has of its own.
-    spec: Value,
+    pub spec: Value,
     demand: Demand,
     /// A fingerprint of the request, where it has a client token.
     print: Option<String>,
 }
 
 /// One task to be.
-struct Draft {
-    id: String,
+#[derive(Default)]
+pub struct Draft {
+    pub id: String,
     /// Provider, where a strategy chose one.
-    provider: Option<String>,
+    pub provider: Option<String>,
     /// The instance: ARN, node, zone.
-    instance: Option<(String, String, String)>,
+    pub instance: Option<(String, String, String)>,
+    /// The subnet and its zone, where they were chosen.
+    pub subnet: Option<(String, String)>,
 }
 
 /// Where the tasks go.
@@ -93,7 +96,7 @@ pub async fn run_task(ecs: &Ecs, call: &Call) -> Outcome {
     let mut drafts: Vec<Draft> = ids
         .into_iter()
         .enumerate()
-        .map(|(i, id)| Draft { id, provider: providers.get(i).cloned(), instance: None })
+        .map(|(i, id)| Draft { id, provider: providers.get(i).cloned(), ..Draft::default() })
         .collect();
     let failures = match launch.on_fargate() {
         true => Vec::new(),
@@ -121,7 +124,7 @@ pub async fn start_task(ecs: &Ecs, call: &Call) -> Outcome {
         row.ensure(&cx, &plan.cluster).await?;
         let id = uuid::Uuid::new_v4().simple().to_string();
         promise(&cx, &plan, &id, &row.node_name);
-        drafts.push(Draft { id, provider: None, instance: Some(chosen(&cx, row)) });
+        drafts.push(Draft { id, instance: Some(chosen(&cx, row)), ..Draft::default() });
     }
     write(&cx, &plan, drafts, failures).await
 }
@@ -163,11 +166,12 @@ pub fn launch(cx: &Context<'_>, cluster: &Cluster) -> Result<Launch, AwsError> {
     Ok(Launch::Providers(strategy))
 }
 
-fn plan(cx: &Context<'_>, cluster: Cluster, on_fargate: bool) -> Result<Plan, AwsError> {
+pub fn plan(cx: &Context<'_>, cluster: Cluster, on_fargate: bool) -> Result<Plan, AwsError> {
     let input = &cx.call.input;
     let found = cx.definition(cx.text("taskDefinition"))?;
     let definition = doc(&*found.ok_or_else(|| client_error("TaskDefinition not found."))?)?;
-    if text(definition.spec(), "/status") != "ACTIVE" {
+    // Services go on with what they began with.
+    if text(definition.spec(), "/status") != "ACTIVE" && !cx.is_of_service() {
         return Err(client_error("TaskDefinition is inactive"));
     }
     let needed = if on_fargate { "FARGATE" } else { "EC2" };
@@ -182,7 +186,9 @@ fn plan(cx: &Context<'_>, cluster: Cluster, on_fargate: bool) -> Result<Plan, Aw
     }
     let group = match cx.text("group") {
         "" => format!("family:{}", text(definition.spec(), "/family")),
-        group if group.starts_with("service:") => return Err(parameter("Invalid namespace for group")),
+        group if group.starts_with("service:") && !cx.is_of_service() => {
+            return Err(parameter("Invalid namespace for group"));
+        }
         group => group.to_string(),
     };
     if cx.text("startedBy").len() > STARTED_BY_MAX {
@@ -277,12 +283,14 @@ pub fn platform(
 fn tags(cx: &Context<'_>, cluster: &Cluster, definition: &Value) -> Result<Value, AwsError> {
     let input = &cx.call.input;
     let given = list(input, "/tags");
-    tag::check(given)?;
+    if !cx.is_of_service() {
+        tag::check(given)?;
+    }
     let mut all: BTreeMap<String, Value> = BTreeMap::new();
     let mut add = |t: &Value| drop(all.insert(text(t, "/key").to_string(), t.clone()));
     match cx.text("propagateTags") {
         "TASK_DEFINITION" => list(definition, "/tags").iter().for_each(&mut add),
-        "SERVICE" => {
+        "SERVICE" if !cx.is_of_service() => {
             return Err(parameter("The SERVICE value for propagateTags is not supported for tasks."));
         }
         _ => {}
@@ -290,6 +298,9 @@ fn tags(cx: &Context<'_>, cluster: &Cluster, definition: &Value) -> Result<Value
     given.iter().for_each(&mut add);
     if input["enableECSManagedTags"] == true {
         add(&json!({"key": "aws:ecs:clusterName", "value": cluster.name}));
+        if let Some(service) = cx.text("group").strip_prefix("service:") {
+            add(&json!({"key": "aws:ecs:serviceName", "value": service}));
+        }
     }
     Ok(all.into_values().collect())
 }
@@ -337,30 +348,16 @@ fn repeated(cx: &Context<'_>, plan: &Plan, ids: &[String]) -> Result<Option<Valu
 }
 
 /// Chooses an instance for each draft and promises it; drafts that found none go, and the failures say why.
-async fn choose_instances(
+pub async fn choose_instances(
     cx: &Context<'_>,
     plan: &Plan,
     drafts: &mut Vec<Draft>,
     by_provider: bool,
 ) -> Result<Vec<Value>, AwsError> {
-    let input = &cx.call.input;
-    let mut constraints = placement::constraints(list(input, "/placementConstraints"))?;
-    constraints.extend(placement::constraints(list(plan.definition.spec(), "/placementConstraints"))?);
-    let mut strategies = placement::strategies(list(input, "/placementStrategy"))?;
-    if strategies.is_empty() {
-        strategies.push(placement::Strategy::Spread(format!("attribute:{}", placement::ZONE)));
-    }
-    let needed = list(plan.definition.spec(), "/requiresAttributes").iter();
-    let request = Request {
-        demand: plan.demand.clone(),
-        attributes: needed.map(|a| text(a, "/name").to_string()).collect(),
-        constraints,
-        strategies,
-        group: text(&plan.spec, "/group").to_string(),
-        seed: uuid::Uuid::new_v4().as_u64_pair().0,
-    };
+    let request = request(cx, plan)?;
     let mut rows = cx.instances(&plan.cluster)?;
-    rows.retain(|r| r.status() == "ACTIVE");
+    let named = cx.texts("onlyInstances");
+    rows.retain(|r| r.status() == "ACTIVE" && (named.is_empty() || named.contains(&&*r.arn)));
     if rows.is_empty() || cx.text("launchType") == "EXTERNAL" {
         return match by_provider {
             true => {
@@ -376,6 +373,26 @@ async fn choose_instances(
         rows[at].ensure(cx, &plan.cluster).await?;
     }
     Ok(failures)
+}
+
+/// What placement must heed.
+pub fn request(cx: &Context<'_>, plan: &Plan) -> Result<Request, AwsError> {
+    let input = &cx.call.input;
+    let mut constraints = placement::constraints(list(input, "/placementConstraints"))?;
+    constraints.extend(placement::constraints(list(plan.definition.spec(), "/placementConstraints"))?);
+    let mut strategies = placement::strategies(list(input, "/placementStrategy"))?;
+    if strategies.is_empty() {
+        strategies.push(placement::Strategy::Spread(format!("attribute:{}", placement::ZONE)));
+    }
+    let needed = list(plan.definition.spec(), "/requiresAttributes").iter();
+    Ok(Request {
+        demand: plan.demand.clone(),
+        attributes: needed.map(|a| text(a, "/name").to_string()).collect(),
+        constraints,
+        strategies,
+        group: text(&plan.spec, "/group").to_string(),
+        seed: uuid::Uuid::new_v4().as_u64_pair().0,
+    })
 }
 
 /// The synchronous part: looks at the ledger, places and promises in one turn.
@@ -412,7 +429,7 @@ fn promise(cx: &Context<'_>, plan: &Plan, id: &str, node: &str) {
 }
 
 /// Writes the tasks, all at once.
-async fn write(cx: &Context<'_>, plan: &Plan, drafts: Vec<Draft>, failures: Vec<Value>) -> Outcome {
+pub async fn write(cx: &Context<'_>, plan: &Plan, drafts: Vec<Draft>, failures: Vec<Value>) -> Outcome {
     let zone = subnet_zone(cx, plan).await?;
     let written = try_join_all(drafts.iter().map(|draft| write_one(cx, plan, draft, &zone))).await;
     let Ok(tasks) = written else {
@@ -432,6 +449,10 @@ async fn write_one(cx: &Context<'_>, plan: &Plan, draft: &Draft, zone: &str) -> 
     spec["availabilityZone"] = json!(zone);
     if let Some(provider) = &draft.provider {
         spec["capacityProviderName"] = json!(provider);
+    }
+    if let Some((subnet, zone)) = &draft.subnet {
+        spec["networkConfiguration"]["awsvpcConfiguration"]["subnets"] = json!([subnet]);
+        spec["availabilityZone"] = json!(zone);
     }
     if let Some((instance, node, zone)) = &draft.instance {
         spec["containerInstanceArn"] = json!(instance);
@@ -458,15 +479,27 @@ async fn write_one(cx: &Context<'_>, plan: &Plan, draft: &Draft, zone: &str) -> 
 
 /// The zone of the first subnet; the first zone where the subnet is not known.
 async fn subnet_zone(cx: &Context<'_>, plan: &Plan) -> Result<String, AwsError> {
-    let subnet = text(&plan.spec, "/networkConfiguration/awsvpcConfiguration/subnets/0");
+    zone_of(cx, text(&plan.spec, "/networkConfiguration/awsvpcConfiguration/subnets/0")).await
+}
+
+/// A subnet's zone; the first zone where the subnet is not known.
+pub async fn zone_of(cx: &Context<'_>, subnet: &str) -> Result<String, AwsError> {
     let first = cx.shared.zones.first().cloned().unwrap_or_default();
     if subnet.is_empty() {
         return Ok(first);
     }
     let key = ObjectKey::new(ecs_model::names::AWS_NAMESPACE, cx.scope.object_name(subnet));
     match cx.shared.client.get(&gvr::EC2_SUBNETS, &key).await {
-        Ok(found) => Ok(text(doc(&found)?.spec(), "/availabilityZone").to_string()),
+        Ok(found) => Ok(subnet_of(doc(&found)?.spec())),
         Err(error) if error.is_not_found() => Ok(first),
         Err(error) => Err(internal(error)),
+    }
+}
+
+/// The zone in a subnet's document, by either spelling of the member.
+fn subnet_of(spec: &Value) -> String {
+    match text(spec, "/availabilityZone") {
+        "" => text(spec, "/AvailabilityZone").to_string(),
+        zone => zone.to_string(),
     }
 }

@@ -24,7 +24,7 @@ const DESCRIBE_MAX: usize = 10;
 /// Services of a page when nothing is said.
 const PAGE: i64 = 10;
 
-fn not_found() -> AwsError {
+pub fn not_found() -> AwsError {
     AwsError::client("ServiceNotFoundException", "Service not found.")
 }
 
@@ -33,7 +33,7 @@ fn not_active() -> AwsError {
 }
 
 /// The service's name in a name or ARN.
-fn name_of(cx: &Context<'_>, cluster: &Cluster, given: &str) -> Result<String, AwsError> {
+pub fn name_of(cx: &Context<'_>, cluster: &Cluster, given: &str) -> Result<String, AwsError> {
     if !given.starts_with("arn:") {
         return Ok(given.to_string());
     }
@@ -46,7 +46,7 @@ fn name_of(cx: &Context<'_>, cluster: &Cluster, given: &str) -> Result<String, A
     }
 }
 
-fn key(cx: &Context<'_>, cluster: &Cluster, name: &str) -> ObjectKey {
+pub fn key(cx: &Context<'_>, cluster: &Cluster, name: &str) -> ObjectKey {
     ObjectKey::new(&*cluster.namespace, cx.scope.object_name(name))
 }
 
@@ -54,7 +54,7 @@ fn arn(cx: &Context<'_>, cluster: &Cluster, name: &str) -> String {
     cx.scope.arn(&Resource::Service(cluster.name.clone(), name.to_string()))
 }
 
-fn find(cx: &Context<'_>, cluster: &Cluster, name: &str) -> Result<Option<Arc<Doc>>, AwsError> {
+pub fn find(cx: &Context<'_>, cluster: &Cluster, name: &str) -> Result<Option<Arc<Doc>>, AwsError> {
     let Some(object) = cx.views.services.get(&key(cx, cluster, name)) else { return Ok(None) };
     let doc = doc(&object)?;
     Ok((text(doc.spec(), "/serviceArn") == arn(cx, cluster, name)).then_some(doc))
