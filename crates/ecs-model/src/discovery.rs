@@ -4,7 +4,7 @@
 //! named by their ids (`ns-…`, `srv-…`); an instance by its service's id and its own. An instance's `spec` is
 //! `{ServiceId, Id, Attributes, health}`; `health` is `HEALTHY` or `UNHEALTHY`.
 
-use crate::names::{AWS_NAMESPACE, Arn, Place, derived_id};
+use crate::names::{AWS_NAMESPACE, Arn, Place, derived_id, object_name};
 use machinery::kinds::get::{list, text};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -30,11 +30,18 @@ pub fn instance_name(service_id: &str, instance: &str) -> String {
 }
 
 /// An instance's object: attributes are Cloud Map's (`AWS_INSTANCE_IPV4`, `AWS_INSTANCE_PORT`, own ones).
-pub fn instance(place: &Place, service_id: &str, id: &str, attributes: &BTreeMap<String, String>) -> Value {
+/// `defaults` is the account and region whose names stay short.
+pub fn instance(
+    (place, defaults): (&Place, &Place),
+    service_id: &str,
+    id: &str,
+    attributes: &BTreeMap<String, String>,
+) -> Value {
+    let name = object_name(&place.account, &place.region, defaults, &instance_name(service_id, id));
     let health = attributes.get("AWS_INIT_HEALTH_STATUS").map_or("HEALTHY", String::as_str);
     json!({
         "apiVersion": "servicediscovery.gantry.dev/v1", "kind": "Instance",
-        "metadata": {"namespace": AWS_NAMESPACE, "name": instance_name(service_id, id),
+        "metadata": {"namespace": AWS_NAMESPACE, "name": name,
             "labels": {"aws.gantry.dev/account": place.account, "aws.gantry.dev/region": place.region,
                 SERVICE_LABEL: service_id}},
         "spec": {"ServiceId": service_id, "Id": id, "Attributes": attributes, "health": health},
@@ -113,7 +120,7 @@ mod tests {
         let name = instance_name("srv-0123456789abcdef", "Any_Text");
         assert!(name.len() < 63 && name != instance_name("srv-0123456789abcdef", "any_text"), "{name}");
         let place = Place::new("1", "r");
-        let made = instance(&place, "srv-1", "i", &BTreeMap::new());
+        let made = instance((&place, &place), "srv-1", "i", &BTreeMap::new());
         assert_eq!(made["spec"]["health"], "HEALTHY");
     }
 

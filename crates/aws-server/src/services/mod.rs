@@ -10,6 +10,7 @@ pub mod iam;
 mod kept;
 pub mod logs;
 pub mod secretsmanager;
+pub mod servicediscovery;
 pub mod ssm;
 pub mod sts;
 mod tags;

@@ -4,7 +4,7 @@ use super::Instance;
 use super::leader::Candidate;
 use anyhow::Result;
 use auth::{Identity, SYSTEM_MASTERS};
-use aws_server::services::{ec2, elbv2};
+use aws_server::services::{ec2, elbv2, servicediscovery};
 use ecs::loadbalancer::LoadBalancers;
 use jiff::Timestamp;
 use std::sync::Arc;
@@ -17,6 +17,7 @@ pub async fn services(instance: &mut Instance) -> Result<()> {
     let Some(shared) = instance.aws.shared.clone() else { return Ok(()) };
     let vpc = Arc::new(ec2::Store::new(&shared, &instance.facts.cluster_cidr.to_string()));
     let domain = format!("elb.{}", instance.config.cluster_domain);
+    instance.aws.services.push(servicediscovery::service(&shared));
     instance.aws.services.push(ec2::service(&vpc));
     instance.aws.services.push(elbv2::service(&shared, &domain, vpc));
     Ok(())

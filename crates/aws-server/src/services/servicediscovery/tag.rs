@@ -1,0 +1,48 @@
+//! Tags of namespaces and services.
+
+use super::State;
+use super::find::{id_of, invalid};
+use crate::service::{AwsError, Call, Outcome};
+use crate::services::kept::{Kept, items, text};
+use crate::services::tags;
+use serde_json::{Value, json};
+
+fn located<'a>(state: &'a State, call: &'a Call) -> Result<(&'a Kept, &'a str), AwsError> {
+    let arn = text(&call.input, "ResourceARN");
+    match id_of(arn) {
+        id if id.starts_with("ns-") => Ok((&state.namespaces, id)),
+        id if id.starts_with("srv-") => Ok((&state.services, id)),
+        _ => Err(invalid(format!("Invalid resource ARN: {arn}"))),
+    }
+}
+
+fn missing(call: &Call) -> AwsError {
+    let words = format!("Resource not found: {}", text(&call.input, "ResourceARN"));
+    AwsError::client("ResourceNotFoundException", words)
+}
+
+async fn change(state: &State, call: &Call, new: impl Fn(&Value) -> Value) -> Outcome {
+    let (kept, id) = located(state, call)?;
+    let changed = kept.change(call, id, |spec| {
+        spec["Tags"] = new(&spec["Tags"]);
+        Ok(json!({}))
+    });
+    changed.await?.ok_or_else(|| missing(call))
+}
+
+/// TagResource.
+pub(super) async fn tag(state: &State, call: &Call) -> Outcome {
+    change(state, call, |old| tags::merged(old, &call.input["Tags"])).await
+}
+
+/// UntagResource.
+pub(super) async fn untag(state: &State, call: &Call) -> Outcome {
+    change(state, call, |old| tags::without(old, &call.input["TagKeys"])).await
+}
+
+/// ListTagsForResource.
+pub(super) async fn list(state: &State, call: &Call) -> Outcome {
+    let (kept, id) = located(state, call)?;
+    let spec = kept.get(call, id).await?.ok_or_else(|| missing(call))?;
+    Ok(json!({"Tags": items(&spec["Tags"])}))
+}
