@@ -64,6 +64,7 @@ pub struct Api {
     /// Tells front proxies from ordinary clients.
     pub(crate) front_proxies: Option<auth::ClientAuthority>,
     pub(crate) webhooks: crate::webhooks::Webhooks,
+    pub(crate) policies: crate::admission::policy::Policies,
     closing: watch::Sender<bool>,
 }
 
@@ -97,6 +98,7 @@ impl Api {
             front_proxies,
             audit,
             webhooks: crate::webhooks::Webhooks::default(),
+            policies: crate::admission::policy::Policies::default(),
             closing,
             config,
         });

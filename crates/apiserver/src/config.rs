@@ -102,6 +102,9 @@ pub struct ApiConfig {
     pub audit: Option<crate::AuditConfig>,
     /// More lines for `/metrics` (the store's own figures), each ending in a line feed.
     pub more_metrics: Arc<dyn Fn() -> String + Send + Sync>,
+    /// Must who sets `blockOwnerDeletion`, or changes owner references, have rights to owner or object? As upstream, not
+    /// unless it is asked for.
+    pub owner_permissions: bool,
     /// Serve group versions that Kubernetes has removed (`extensions/v1beta1` …)?
     pub legacy: bool,
 }
@@ -126,6 +129,7 @@ impl ApiConfig {
             front_proxy: None,
             audit: None,
             more_metrics: Arc::new(String::new),
+            owner_permissions: false,
             legacy: true,
         }
     }

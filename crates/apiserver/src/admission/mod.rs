@@ -11,12 +11,15 @@ mod escalation;
 mod limit_ranger;
 mod namespace_lifecycle;
 pub mod node_restriction;
+mod owner_references;
 mod pod_security;
+pub mod policy;
 mod priority;
 pub mod quota;
 mod runtime_class;
 pub mod service_account;
 mod services;
+mod storage;
 mod task_notes;
 mod tolerations;
 
@@ -100,7 +103,7 @@ impl<'a> Attempt<'a> {
 type Plugin = fn(&Attempt<'_>, &mut Value) -> Result<(), ApiError>;
 
 /// The plug-ins, in order.
-const PLUGINS: [Plugin; 12] = [
+const PLUGINS: [Plugin; 13] = [
     aws_objects::admit,
     task_notes::admit,
     namespace_lifecycle::admit,
@@ -110,6 +113,7 @@ const PLUGINS: [Plugin; 12] = [
     priority::admit,
     runtime_class::admit,
     tolerations::admit,
+    storage::admit,
     services::carry_allocated,
     escalation::admit,
     certificates::admit,
@@ -118,7 +122,8 @@ const PLUGINS: [Plugin; 12] = [
 type Judge = fn(&Attempt<'_>, &Value, &mut Vec<String>) -> Result<(), ApiError>;
 
 /// The plug-ins that judge, in order.
-const JUDGES: [Judge; 2] = [limit_ranger::judge, pod_security::judge];
+const JUDGES: [Judge; 4] =
+    [limit_ranger::judge, owner_references::judge, pod_security::judge, policy::check::judge];
 
 /// Runs the plug-ins.
 pub fn mutate(attempt: &mut Attempt<'_>, object: &mut Value) -> Result<(), ApiError> {
@@ -143,9 +148,11 @@ pub async fn mutate_outside(attempt: &mut Attempt<'_>, object: &mut Value) -> Re
     let request = attempt.request();
     let mut rounds = Rounds::default();
     let mut warnings = Vec::new();
-    if webhooks::mutate(&request, object, &mut rounds, &mut warnings).await? {
+    let changed = policy::mutating::mutate(&request, object)?;
+    if webhooks::mutate(&request, object, &mut rounds, &mut warnings).await? || changed {
         let before = object.clone();
         mutate(attempt, object)?;
+        policy::mutating::mutate(&request, object)?;
         if before != *object {
             rounds.changed();
         }
@@ -165,7 +172,8 @@ async fn mutate_scale(attempt: &mut Attempt<'_>, object: &mut Value) -> Result<(
     let request = Request { old: old.as_ref(), document: Document::Own, ..attempt.request() };
     let mut warnings = Vec::new();
     let mut rounds = Rounds::default();
-    if webhooks::mutate(&request, &mut new, &mut rounds, &mut warnings).await?
+    let changed = policy::mutating::mutate(&request, &mut new)?;
+    if (webhooks::mutate(&request, &mut new, &mut rounds, &mut warnings).await? || changed)
         && let Some(replicas) = new["spec"]["replicas"].as_i64()
     {
         scale::set_replicas(resource, object, replicas);
@@ -182,9 +190,9 @@ pub async fn validate(attempt: &mut Attempt<'_>, object: &Value) -> Result<(), A
         let resource = &attempt.call.resource;
         let old = attempt.old.map(|old| scale::scale_of(resource, old));
         let request = Request { old: old.as_ref(), document: Document::Own, ..attempt.request() };
-        webhooks::validate(&request, &scale::scale_of(resource, object), &mut warnings).await?;
+        judge_outside(&request, &scale::scale_of(resource, object), &mut warnings).await?;
     } else {
-        webhooks::validate(&attempt.request(), object, &mut warnings).await?;
+        judge_outside(&attempt.request(), object, &mut warnings).await?;
     }
     attempt.warnings.append(&mut warnings);
     Ok(())
@@ -200,10 +208,11 @@ pub async fn review_own(
     let request = Request { api, call, key: &call.key, operation, document: Document::Own, old: None };
     let mut warnings = Vec::new();
     let mut rounds = Rounds::default();
+    policy::mutating::mutate(&request, document)?;
     if webhooks::mutate(&request, document, &mut rounds, &mut warnings).await? && rounds.next() {
         webhooks::mutate(&request, document, &mut rounds, &mut warnings).await?;
     }
-    webhooks::validate(&request, document, &mut warnings).await?;
+    judge_outside(&request, document, &mut warnings).await?;
     Ok(warnings)
 }
 
@@ -216,8 +225,18 @@ pub async fn review_deletion(api: &Api, call: &Call, old: &Value) -> Result<Vec<
     let document = Document::Stored;
     let request = Request { api, call, key: &call.key, operation: "DELETE", document, old: Some(old) };
     webhooks::mutate(&request, &mut Value::Null, &mut Rounds::default(), &mut warnings).await?;
-    webhooks::validate(&request, &Value::Null, &mut warnings).await?;
+    judge_outside(&request, &Value::Null, &mut warnings).await?;
     Ok(warnings)
+}
+
+/// Policies and programs outside judge.
+async fn judge_outside(
+    request: &Request<'_>,
+    object: &Value,
+    warnings: &mut Vec<String>,
+) -> Result<(), ApiError> {
+    policy::validating::judge(request, object, warnings)?;
+    webhooks::validate(request, object, warnings).await
 }
 
 /// Takes addresses and ports for a valid object.

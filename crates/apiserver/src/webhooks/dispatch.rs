@@ -1,5 +1,6 @@
 //! Asking webhooks: the mutating ones one after another, the validating ones all at once.
 
+use super::conditions::Facts;
 use super::review::{self, Verdict};
 use super::{Document, Hook, MUTATING, Request, VALIDATING};
 use crate::resources::Resource;
@@ -132,7 +133,15 @@ fn wanted(
     object: Option<&Value>,
 ) -> Result<Option<Arc<Resource>>, ApiError> {
     let matcher = hook.matcher.as_ref().map_err(ApiError::internal)?;
-    request.matched(matcher, forms, object)
+    let Some(form) = request.matched(matcher, forms, object)? else { return Ok(None) };
+    if hook.conditions.is_empty() {
+        return Ok(Some(form));
+    }
+    match hook.conditions.hold(&Facts::of(request, &form, object)) {
+        Ok(hold) => Ok(Some(form).filter(|_| hold)),
+        Err(_) if !hook.fails => Ok(None),
+        Err(why) => Err(ApiError::forbidden(request.call.resource.gvr(), &request.key.name, &why)),
+    }
 }
 
 /// Passes a failure on, unless the webhook's policy is to go on without it.
@@ -195,34 +204,31 @@ fn patched(
     }
     let mut shown = request.shown(form, object);
     patch::json(&mut shown, operations).map_err(|e| ApiError::internal(ApiError::from(e).message))?;
-    let new = match request.document {
-        Document::Own => shown,
-        Document::Stored => read_back(request, form, object, shown)?,
-    };
+    let new = request.read_back(form, object, shown)?;
     let changed = new != *object;
     *object = new;
     Ok(changed)
 }
 
-/// A patched document of a form as it is stored.
-fn read_back(
-    request: &Request<'_>,
-    form: &Resource,
-    before: &Value,
-    mut shown: Value,
-) -> Result<Value, ApiError> {
-    if !shown["metadata"].is_object() {
-        return Err(ApiError::internal("a webhook removed the object's metadata"));
-    }
-    for member in KEPT {
-        match (&before["metadata"][member], shown["metadata"].as_object_mut()) {
-            (Value::Null, Some(metadata)) => drop(metadata.remove(member)),
-            (kept, Some(metadata)) => drop(metadata.insert(member.into(), kept.clone())),
-            (_, None) => {}
+impl Request<'_> {
+    /// A changed document of a form as it is stored.
+    pub fn read_back(&self, form: &Resource, before: &Value, mut shown: Value) -> Result<Value, ApiError> {
+        if self.document == Document::Own {
+            return Ok(shown);
         }
+        if !shown["metadata"].is_object() {
+            return Err(ApiError::internal("a webhook removed the object's metadata"));
+        }
+        for member in KEPT {
+            match (&before["metadata"][member], shown["metadata"].as_object_mut()) {
+                (Value::Null, Some(metadata)) => drop(metadata.remove(member)),
+                (kept, Some(metadata)) => drop(metadata.insert(member.into(), kept.clone())),
+                (_, None) => {}
+            }
+        }
+        let options = WriteOptions { validation: FieldValidation::Ignore, ..self.call.options.clone() };
+        let options = WriteOptions { duplicates: Vec::new(), ..options };
+        let decoded = rules::decode(form, shown, &options);
+        Ok(decoded.map_err(|e| ApiError::internal(e.message))?.0)
     }
-    let options = WriteOptions { validation: FieldValidation::Ignore, ..request.call.options.clone() };
-    let options = WriteOptions { duplicates: Vec::new(), ..options };
-    let decoded = rules::decode(form, shown, &options);
-    Ok(decoded.map_err(|e| ApiError::internal(e.message))?.0)
 }

@@ -123,7 +123,8 @@ impl Matcher {
         self.rules.iter().find_map(|rule| forms.iter().position(|form| rule.matches(form)))
     }
 
-    fn excludes(&self, forms: &[Subject<'_>]) -> bool {
+    /// Is one of the forms left out expressly?
+    pub fn excludes(&self, forms: &[Subject<'_>]) -> bool {
         let considered = if self.equivalent { forms } else { &forms[..1] };
         considered.iter().any(|form| self.excluded.iter().any(|rule| rule.matches(form)))
     }

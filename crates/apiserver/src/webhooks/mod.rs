@@ -6,6 +6,7 @@
 //! everybody out.
 
 pub mod client;
+pub mod conditions;
 mod dispatch;
 pub mod matching;
 mod review;
@@ -17,6 +18,7 @@ use crate::resources::Resource;
 use crate::verbs::Call;
 use ::client::ObjectKey;
 use client::Connections;
+use conditions::Conditions;
 use k8s_schema::Gvr;
 use machinery::status::ApiError;
 use matching::{Matcher, Subject};
@@ -38,6 +40,7 @@ pub struct Hook {
     id: String,
     name: String,
     matcher: Result<Matcher, String>,
+    conditions: Conditions,
     client: Value,
     /// Does a failed call fail the request?
     fails: bool,
@@ -58,6 +61,7 @@ impl Hook {
         Hook {
             id: format!("{configuration}/{name}"),
             matcher: Matcher::read(hook),
+            conditions: Conditions::read(&hook["matchConditions"], &conditions::environment()),
             client: hook["clientConfig"].clone(),
             fails: hook["failurePolicy"] != "Ignore",
             timeout: Duration::from_secs(hook["timeoutSeconds"].as_u64().unwrap_or(TIMEOUT_SECONDS)),
@@ -199,6 +203,22 @@ impl Request<'_> {
             return Ok(None);
         }
         Ok(forms.get(found).cloned())
+    }
+
+    /// Is this what a binding is about? One without rules narrows its policy by selectors only.
+    pub fn bound(
+        &self,
+        matcher: &Matcher,
+        forms: &[Arc<Resource>],
+        object: Option<&Value>,
+    ) -> Result<bool, ApiError> {
+        if matcher.has_rules() {
+            return Ok(self.matched(matcher, forms, object)?.is_some());
+        }
+        let subjects: Vec<Subject<'_>> = forms.iter().map(|f| self.subject(f)).collect();
+        Ok(!matcher.excludes(&subjects)
+            && matcher.selects_object([object, self.old])
+            && self.in_namespace(matcher, object)?)
     }
 
     fn in_namespace(&self, matcher: &Matcher, object: Option<&Value>) -> Result<bool, ApiError> {

@@ -15,6 +15,7 @@ mod kubectl;
 mod lists;
 mod negotiation;
 mod owners;
+mod policies;
 mod protobuf;
 mod proxying;
 mod running;
