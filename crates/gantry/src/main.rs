@@ -3,9 +3,12 @@
 //! Invariant: the shim's entry is taken before any thread or runtime exists.
 
 mod admin;
+mod compose;
 mod config;
+mod cost;
 mod down;
 mod env;
+mod explain;
 mod image;
 mod join;
 mod kubeconfig;
@@ -72,10 +75,28 @@ const COMMANDS: &[Command] = &[
         run: preflight::run,
     },
     Command {
+        name: "explain",
+        arguments: "pod NAME [--namespace N]",
+        help: "what every filter and score of the scheduler says of a pod on every node",
+        run: explain::run,
+    },
+    Command {
         name: "image",
         arguments: "load FILE… | ls | gc",
         help: "load archives (docker, oci), list images, remove unused ones",
         run: image::run,
+    },
+    Command {
+        name: "cost",
+        arguments: "[--by WHAT …]",
+        help: "what tasks and pods came to: --by cluster|service|namespace|class|tag:KEY, --from T --to T, --prices FILE, --usage FOLDER,… --format json",
+        run: cost::run,
+    },
+    Command {
+        name: "compose",
+        arguments: "configure|up|ps|scale|logs|stop|delete",
+        help: "a compose file as an ECS service: --file F --project P --cluster C --desired-count N --launch-type T",
+        run: compose::run,
     },
     Command {
         name: "kubeconfig",

@@ -39,6 +39,8 @@ pub struct Parts {
     pub all: Vec<Arc<dyn Service>>,
     /// CloudWatch Logs, for the log drivers.
     pub logs: Option<Arc<services::logs::State>>,
+    /// EventBridge.
+    pub events: Option<Arc<services::events::State>>,
     /// Exec sessions.
     pub exec: Option<Arc<services::exec::Sessions>>,
     /// The endpoint.

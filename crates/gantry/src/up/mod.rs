@@ -7,12 +7,14 @@ pub mod aws;
 mod control;
 mod dial;
 pub mod ecs;
+pub mod events;
 mod elb;
 pub mod exec;
 pub mod facts;
 mod figures;
 mod leader;
 pub mod logs;
+pub mod metering;
 pub mod node;
 mod outside;
 mod place;
@@ -62,11 +64,14 @@ const COMPONENTS: &[Component] = &[
     ("logs", |i| Box::pin(logs::open(i))),
     ("exec", |i| Box::pin(exec::start(i))),
     ("network services of AWS", |i| Box::pin(elb::services(i))),
+    ("events", |i| Box::pin(events::open(i))),
     ("AWS endpoint", |i| Box::pin(aws::endpoint(i))),
     ("log drivers", |i| Box::pin(logs::drivers(i))),
+    ("event deliveries", |i| Box::pin(events::start(i))),
     ("ECS controllers", |i| Box::pin(ecs::controllers(i))),
     ("load balancers", |i| Box::pin(elb::controller(i))),
     ("task metadata", |i| Box::pin(ecs::metadata(i))),
+    ("metering", |i| Box::pin(metering::start(i))),
     ("admin socket", |i| Box::pin(control::admin(i))),
 ];
 

@@ -4,7 +4,7 @@
 //! first start (a server whose authority is another one does not start). Each serves the API; the controllers run in
 //! the one that holds the lease (`leader`).
 
-use super::{Component, aws, control, ecs, exec, logs, serve};
+use super::{Component, aws, control, ecs, events, exec, logs, metering, serve};
 use crate::config::Config;
 use crate::join::publish;
 use crate::preflight;
@@ -20,8 +20,11 @@ const COMPONENTS: &[Component] = &[
     ("joining information", |i| Box::pin(publish::start(i))),
     ("logs", |i| Box::pin(logs::open(i))),
     ("exec", |i| Box::pin(exec::start(i))),
+    ("events", |i| Box::pin(events::open(i))),
     ("AWS endpoint", |i| Box::pin(aws::endpoint(i))),
+    ("event deliveries", |i| Box::pin(events::start(i))),
     ("ECS controllers", |i| Box::pin(ecs::controllers(i))),
+    ("metering", |i| Box::pin(metering::start(i))),
     ("admin socket", |i| Box::pin(control::admin(i))),
 ];
 

@@ -17,9 +17,8 @@ use machinery::kinds::get::{flag, list, text};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 /// Changes of nodes that come together are looked at together.
 const GATHER: Duration = Duration::from_millis(100);
@@ -32,7 +31,7 @@ pub struct Source {
     shared: Shared,
     ecs: Option<Arc<dyn Service>>,
     /// Set when the first lists are in: what was there before is no news.
-    live: AtomicBool,
+    live: watch::Sender<bool>,
     nodes: Notify,
 }
 
@@ -61,7 +60,7 @@ impl Source {
     /// Over the ECS service among `services`.
     pub fn new(engine: Arc<Engine>, shared: Shared, services: &[Arc<dyn Service>]) -> Arc<Source> {
         let ecs = services.iter().find(|s| s.name() == "ecs").cloned();
-        Arc::new(Source { engine, shared, ecs, live: AtomicBool::new(false), nodes: Notify::new() })
+        Arc::new(Source { engine, shared, ecs, live: watch::Sender::new(false), nodes: Notify::new() })
     }
 
     fn tell(&self, told: impl IntoIterator<Item = Told>, now: Timestamp) {
@@ -69,13 +68,19 @@ impl Source {
     }
 
     fn changed(&self, (old, new): Change<'_>, told: fn(Option<&Doc>, &Doc, Timestamp) -> Vec<Told>) {
-        if !self.live.load(Ordering::Acquire) || self.engine.is_idle() {
+        if !*self.live.borrow() || self.engine.is_idle() {
             return;
         }
         let Some(Ok(new)) = new.map(|o| o.view::<Doc>()) else { return };
         let old = old.and_then(|o| o.view::<Doc>().ok());
         let now = Timestamp::now();
         self.tell(told(old.as_deref(), &new, now), now);
+    }
+
+    /// Waits until changes are told.
+    pub async fn ready(&self) {
+        // The sender lives as long as we do.
+        let _ = self.live.subscribe().wait_for(|live| *live).await;
     }
 
     /// Watches, until dropped.
@@ -100,7 +105,7 @@ impl Source {
         for cache in &caches {
             cache.wait_synced().await;
         }
-        self.live.store(true, Ordering::Release);
+        self.live.send_replace(true);
         self.watch_instances().await;
     }
 
