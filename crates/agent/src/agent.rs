@@ -186,6 +186,7 @@ impl Agent {
             images: config.images,
             pressure: node.pressure.subscribe(),
             recorder,
+            this: node.this.clone(),
         };
         let backend = Arc::new(Backend::new(node.clone()));
         let api = NodeApi { tls: config.tls, authorize: config.authorize, backend };

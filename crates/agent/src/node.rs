@@ -5,6 +5,7 @@
 use crate::events::Recorder;
 use crate::eviction::Pressure;
 use crate::facts::NodeFacts;
+use client::cache::Cache;
 use client::{ApiClient, ListOptions, Object, ObjectKey, WatchOptions};
 use futures_util::StreamExt;
 use image::Images;
@@ -65,6 +66,8 @@ const CONDITIONS: [Condition; 3] = [
         gone: ["KubeletHasSufficientPID", "kubelet has sufficient PID available", "NodeHasSufficientPID"],
     },
 ];
+/// The amounts that the agent itself tells.
+const OWN_AMOUNTS: [&str; 4] = ["cpu", "memory", "ephemeral-storage", "pods"];
 const READY: [&str; 2] = ["KubeletReady", "kubelet is posting ready status"];
 
 /// What keeps the node's objects fresh.
@@ -85,6 +88,23 @@ pub struct NodeTask {
     pub pressure: watch::Receiver<BTreeSet<Pressure>>,
     /// Events.
     pub recorder: Recorder,
+    /// This node as the API has it.
+    pub this: Arc<Cache>,
+}
+
+/// What makes `allocatable` agree with the capacities that others wrote: device plugins, or an administrator.
+/// `None`: it does.
+fn others_amounts(status: &Value) -> Option<serde_json::Map<String, Value>> {
+    let foreign = |list: &str| {
+        let all = status[list].as_object().cloned().unwrap_or_default();
+        all.into_iter().filter(|(name, _)| !OWN_AMOUNTS.contains(&name.as_str())).collect()
+    };
+    let (capacity, allocatable): (serde_json::Map<_, _>, serde_json::Map<_, _>) =
+        (foreign("capacity"), foreign("allocatable"));
+    let gone = allocatable.keys().filter(|k| !capacity.contains_key(*k)).map(|k| (k.clone(), Value::Null));
+    let mut change: serde_json::Map<String, Value> = gone.collect();
+    change.extend(capacity.into_iter().filter(|(name, amount)| allocatable.get(name) != Some(amount)));
+    (!change.is_empty()).then_some(change)
 }
 
 fn architecture() -> &'static str {
@@ -167,6 +187,7 @@ impl NodeTask {
         self.recorder.node(name, "NodeReady", format!("Node {name} status is now: NodeReady"));
         ready();
         let mut images = self.images.subscribe();
+        let mut changed = self.this.changed();
         let mut lease = None;
         let mut status_at = tokio::time::Instant::now() + STATUS_EVERY;
         let mut lease_at = tokio::time::Instant::now();
@@ -185,6 +206,13 @@ impl NodeTask {
                     let now = pressure.borrow_and_update().clone();
                     self.tell(&told, &now);
                     told = now;
+                }
+                Ok(()) = changed.changed() => {
+                    let node = self.this.get(&ObjectKey::cluster(self.facts.node_name.as_str()));
+                    let node = node.and_then(|n| n.value().ok());
+                    if node.is_none_or(|n| others_amounts(&n["status"]).is_none()) {
+                        continue;
+                    }
                 }
                 changed = images.changed() => if changed.is_err() {
                     std::future::pending::<()>().await;
@@ -257,12 +285,16 @@ impl NodeTask {
             "ephemeral-storage": format!("{}Ki", facts.storage_bytes / 1024),
             "pods": facts.max_pods.to_string(),
         });
+        let mut allocatable = amounts.clone();
+        if let (Some(change), Some(list)) = (others_amounts(old), allocatable.as_object_mut()) {
+            list.extend(change);
+        }
         let mut addresses: Vec<Value> =
             facts.host_ips.iter().map(|ip| json!({"type": "InternalIP", "address": ip})).collect();
         addresses.push(json!({"type": "Hostname", "address": facts.node_name}));
         let machine = read("/etc/machine-id");
         json!({
-            "capacity": amounts, "allocatable": amounts,
+            "capacity": amounts, "allocatable": allocatable,
             "addresses": addresses,
             "conditions": conditions(old, &self.pressure.borrow(), Timestamp::now()),
             "daemonEndpoints": {"kubeletEndpoint": {"Port": self.port}},
@@ -347,6 +379,18 @@ fn conditions(old: &Value, pressure: &BTreeSet<Pressure>, now: Timestamp) -> Vec
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn amounts_of_others_become_allocatable() {
+        let change = |capacity: Value, allocatable: Value| {
+            others_amounts(&json!({"capacity": capacity, "allocatable": allocatable})).map(Value::Object)
+        };
+        assert_eq!(change(json!({"cpu": "2"}), json!({"cpu": "1"})), None);
+        assert_eq!(change(json!({"cpu": "2", "x.io/y": "3"}), json!({})), Some(json!({"x.io/y": "3"})));
+        assert_eq!(change(json!({"x.io/y": "3"}), json!({"x.io/y": "3"})), None);
+        assert_eq!(change(json!({}), json!({"x.io/y": "3", "cpu": "1"})), Some(json!({"x.io/y": null})));
+        assert_eq!(others_amounts(&Value::Null), None);
+    }
 
     #[test]
     fn conditions_keep_their_transition_and_their_neighbours() {

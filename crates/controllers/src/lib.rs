@@ -34,7 +34,7 @@ mod volumes;
 mod workload;
 
 pub use context::{Context, ControllersConfig, Informers, PortCheck};
-pub use scheduler::Scheduler;
+pub use scheduler::{Scheduler, SchedulerConfig, SchedulerMetrics};
 
 use client::ApiClient;
 use client::events::Recorder;

@@ -2,8 +2,11 @@
 //!
 //! One task: it decides for the pods that are due, sends bindings and refusals at the same time, and sleeps until an
 //! event, an answer or the next due pod. Idle: no timer.
-//! Deliberately not here: filters and scores (`sched`), preemption, other scheduler names.
+//! Deliberately not here: filters, scores and the choice of victims (`sched`), other scheduler names.
 
+mod hints;
+mod metrics;
+mod refuse;
 mod state;
 mod volumes;
 mod waiting;
@@ -11,15 +14,16 @@ mod waiting;
 use crate::context::spawn;
 use client::cache::Cache;
 use client::events::{EventType, Recorder, Subject};
-use client::{ApiClient, ListOptions, ObjectKey, PatchKind, Verb, Write};
+use client::{ApiClient, ListOptions, ObjectKey, Verb, Write};
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1 as core;
-use k8s_schema::gvr;
+use k8s_schema::{Gvr, gvr};
 use machinery::status::ApiError;
+use metrics::Attempt;
+pub use metrics::SchedulerMetrics;
 use parking_lot::Mutex;
-use sched::PodInfo;
+use sched::{PodInfo, Profile};
 use serde_json::json;
 use state::{Decision, State};
 use std::sync::Arc;
@@ -28,10 +32,20 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use volumes::Volumes;
 
+const BUDGETS: Gvr = Gvr::new("policy", "v1", "poddisruptionbudgets");
 /// Pods decided for in one go: bounds how long cache events wait.
 const BATCH_MAX: usize = 64;
 /// Writes under way at the same time.
 const WRITES_MAX: usize = 256;
+
+/// What the scheduler must be told.
+#[derive(Clone, Default)]
+pub struct SchedulerConfig {
+    /// How nodes are rated.
+    pub profile: Profile,
+    /// Where its figures go.
+    pub metrics: Arc<SchedulerMetrics>,
+}
 
 /// The running scheduler; it stops when this is dropped.
 pub struct Scheduler {
@@ -40,9 +54,14 @@ pub struct Scheduler {
 
 impl Scheduler {
     /// Starts it as `client`'s identity (`system:kube-scheduler`).
-    pub fn start(client: ApiClient, clock: Arc<dyn Fn() -> Timestamp + Send + Sync>) -> Scheduler {
+    pub fn start(
+        client: ApiClient,
+        config: SchedulerConfig,
+        clock: Arc<dyn Fn() -> Timestamp + Send + Sync>,
+    ) -> Scheduler {
         let recorder = Recorder::start(client.clone(), "default-scheduler", "", clock.clone());
-        Scheduler { task: spawn(Shell { client, clock, recorder }.run()) }
+        let shell = Shell { client, clock, recorder, metrics: config.metrics };
+        Scheduler { task: spawn(shell.run(config.profile)) }
     }
 }
 
@@ -56,10 +75,23 @@ struct Shell {
     client: ApiClient,
     clock: Arc<dyn Fn() -> Timestamp + Send + Sync>,
     recorder: Recorder,
+    metrics: Arc<SchedulerMetrics>,
 }
 
-/// Keeps the state up to date by handlers of both caches.
-fn follow(state: &Arc<Mutex<State>>, wake: &Arc<Notify>, pods: &Cache, nodes: &Cache) {
+/// What became of a decision.
+enum Answer {
+    /// It was carried out, or there is nothing more to do.
+    Done,
+    /// The pod could not be bound.
+    Unbound(Arc<PodInfo>),
+    /// These victims could not be asked to go.
+    Spared(Vec<Arc<PodInfo>>),
+}
+
+/// Keeps the state up to date by handlers of the caches.
+fn follow(state: &Arc<Mutex<State>>, wake: &Arc<Notify>, [pods, nodes, budgets]: [&Cache; 3]) {
+    let kept = state.clone();
+    budgets.on_change(Box::new(move |old, new| kept.lock().budget_changed(old, new)));
     let (kept, woken) = (state.clone(), wake.clone());
     pods.on_change(Box::new(move |old, new| {
         kept.lock().pod_changed(old, new, Instant::now());
@@ -73,14 +105,16 @@ fn follow(state: &Arc<Mutex<State>>, wake: &Arc<Notify>, pods: &Cache, nodes: &C
 }
 
 impl Shell {
-    async fn run(self) {
+    async fn run(self, profile: Profile) {
         let start = |gvr| Cache::start(self.client.clone(), gvr, ListOptions::default());
-        let (pods, nodes) = (start(gvr::PODS), start(gvr::NODES));
-        let (state, wake) = (Arc::new(Mutex::new(State::default())), Arc::new(Notify::new()));
-        follow(&state, &wake, &pods, &nodes);
+        let (pods, nodes, budgets) = (start(gvr::PODS), start(gvr::NODES), start(BUDGETS));
+        let (state, wake) = (Arc::new(Mutex::new(State::new(profile))), Arc::new(Notify::new()));
+        self.metrics.follow(state.clone());
+        follow(&state, &wake, [&pods, &nodes, &budgets]);
         let volumes = Volumes::start(&self.client, &state, &wake);
         pods.wait_synced().await;
         nodes.wait_synced().await;
+        budgets.wait_synced().await;
         volumes.wait_synced().await;
         let mut writes = FuturesUnordered::new();
         loop {
@@ -99,27 +133,35 @@ impl Shell {
                 () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => None,
             };
             let more = std::iter::from_fn(|| writes.next().now_or_never().flatten());
-            let failed: Vec<Arc<PodInfo>> = answer.into_iter().chain(more).flatten().collect();
             let mut state = state.lock();
-            failed.iter().for_each(|info| state.bind_failed(info, Instant::now()));
+            for answer in answer.into_iter().chain(more) {
+                match answer {
+                    Answer::Done => {}
+                    Answer::Unbound(info) => state.bind_failed(&info, Instant::now()),
+                    Answer::Spared(pods) => pods.iter().for_each(|info| state.spared(info)),
+                }
+            }
         }
     }
 
-    /// Sends a decision; the pod, when it could not be bound.
-    async fn carry_out(&self, decision: Decision, pods: &Cache, volumes: &Volumes) -> Option<Arc<PodInfo>> {
+    /// Sends a decision.
+    async fn carry_out(&self, decision: Decision, pods: &Cache, volumes: &Volumes) -> Answer {
         match decision {
-            Decision::Bind(info, node) => match self.bind(&info, &node, pods, volumes).await {
-                Ok(()) => None,
+            Decision::Bind(info, node, seen) => match self.bind(&info, &node, pods, volumes).await {
+                Ok(()) => {
+                    self.metrics.attempted(Attempt::Scheduled);
+                    self.metrics.bound_after(seen.elapsed());
+                    Answer::Done
+                }
                 Err(error) => {
+                    self.metrics.attempted(Attempt::Error);
                     tracing::debug!(pod = %key(&info), %node, %error, "binding refused");
-                    Some(info)
+                    Answer::Unbound(info)
                 }
             },
-            Decision::Refuse(info, why) => {
-                if let Err(error) = self.refuse(&info, why, pods).await {
-                    tracing::debug!(pod = %key(&info), %error, "condition not written");
-                }
-                None
+            Decision::Refuse(info, diagnosis) => {
+                self.metrics.attempted(Attempt::Unschedulable);
+                Answer::Spared(self.refuse(&info, &diagnosis, pods).await)
             }
         }
     }
@@ -142,36 +184,6 @@ impl Shell {
         let message = format!("Successfully assigned {key} to {node}");
         self.recorder.record(subject(info), EventType::Normal, "Scheduled", message);
         Ok(())
-    }
-
-    /// Tells why a pod stays without a node: an event each time, the condition when it says something else.
-    async fn refuse(&self, info: &PodInfo, why: String, pods: &Cache) -> Result<(), ApiError> {
-        self.recorder.record(subject(info), EventType::Warning, "FailedScheduling", why.clone());
-        let key = key(info);
-        let Some(object) = pods.get(&key).filter(|o| o.uid() == info.uid) else { return Ok(()) };
-        let pod = object.view::<core::Pod>().map_err(ApiError::internal)?;
-        let conditions = pod.status.iter().flat_map(|s| s.conditions.iter().flatten());
-        let present = conditions.into_iter().find(|c| c.type_ == "PodScheduled");
-        let known = present.is_some_and(|c| {
-            c.status == "False"
-                && c.reason.as_deref() == Some("Unschedulable")
-                && c.message.as_deref() == Some(&why)
-        });
-        if known {
-            return Ok(());
-        }
-        let mut condition = json!({"type": "PodScheduled", "status": "False", "reason": "Unschedulable",
-            "message": why, "lastProbeTime": null});
-        if present.is_none_or(|c| c.status != "False") {
-            condition["lastTransitionTime"] = json!(machinery::time::format((self.clock)()));
-        }
-        let patch = json!({"metadata": {"uid": info.uid}, "status": {"conditions": [condition]}});
-        let verb = Verb::Patch(PatchKind::Strategic, patch);
-        let write = Write { gvr: gvr::PODS, key, subresource: "status", verb };
-        match self.client.write(write).await {
-            Err(error) if !error.is_not_found() && !error.is_conflict() => Err(error),
-            _ => Ok(()),
-        }
     }
 }
 

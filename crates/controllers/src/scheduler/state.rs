@@ -3,12 +3,13 @@
 //! Invariants: a pod stands in at most one of `waiting` and `assumed`; an assumed pod holds its place in the snapshot
 //! until the cache shows it bound, or its binding failed.
 
+use super::hints::{Change, node_changes};
 use super::waiting::{Entry, Waiting};
 use client::Object;
 use k8s_openapi::api::core::v1 as core;
 use sched::volumes::{Catalog, Step};
-use sched::{NodeSpec, PodId, PodInfo, Snapshot, schedule};
-use std::collections::BTreeMap;
+use sched::{Budget, Diagnosis, NodeSpec, PodId, PodInfo, Profile, Snapshot, schedule};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use tokio::time::Instant;
 
@@ -18,10 +19,10 @@ const NAME: &str = "default-scheduler";
 /// What became of one pod.
 #[derive(Debug)]
 pub enum Decision {
-    /// It goes to this node.
-    Bind(Arc<PodInfo>, String),
-    /// It fits nowhere, because.
-    Refuse(Arc<PodInfo>, String),
+    /// It goes to this node; it was first seen then.
+    Bind(Arc<PodInfo>, String, Instant),
+    /// It fits nowhere, because; and who is to make room.
+    Refuse(Arc<PodInfo>, Diagnosis),
 }
 
 /// The picture.
@@ -31,6 +32,8 @@ pub struct State {
     /// Who waits.
     pub waiting: Waiting,
     assumed: BTreeMap<PodId, Entry>,
+    /// Pods that somebody else must let go first.
+    gated: BTreeSet<PodId>,
 }
 
 fn id_of(object: &Object) -> PodId {
@@ -50,8 +53,16 @@ fn is_finished(pod: &core::Pod) -> bool {
 fn is_ours(pod: &core::Pod) -> bool {
     let Some(spec) = &pod.spec else { return false };
     spec.scheduler_name.as_deref().is_none_or(|n| n.is_empty() || n == NAME)
-        && spec.scheduling_gates.as_ref().is_none_or(Vec::is_empty)
         && pod.metadata.deletion_timestamp.is_none()
+}
+
+fn is_gated(pod: &core::Pod) -> bool {
+    pod.spec.as_ref().and_then(|s| s.scheduling_gates.as_ref()).is_some_and(|g| !g.is_empty())
+}
+
+/// The node that the pod's status says it was promised.
+fn promised(pod: &core::Pod) -> Option<&str> {
+    pod.status.as_ref()?.nominated_node_name.as_deref().filter(|n| !n.is_empty())
 }
 
 /// Could another pod's arrival help it?
@@ -64,10 +75,19 @@ fn is_social(pod: &core::Pod) -> bool {
 /// Did anything change that decides where a pod may be?
 fn differs(old: Option<&Arc<Object>>, new: &core::Pod) -> bool {
     let Some(old) = old.and_then(|o| o.view::<core::Pod>().ok()) else { return true };
-    old.spec != new.spec || old.metadata.labels != new.metadata.labels
+    old.spec != new.spec
+        || old.metadata.labels != new.metadata.labels
+        || old.metadata.deletion_timestamp.is_some() != new.metadata.deletion_timestamp.is_some()
 }
 
 impl State {
+    /// Nothing yet.
+    pub fn new(profile: Profile) -> State {
+        let mut state = State::default();
+        state.snapshot.profile = profile;
+        state
+    }
+
     /// A pod came, changed or went.
     pub fn pod_changed(&mut self, old: Option<&Arc<Object>>, new: Option<&Arc<Object>>, now: Instant) {
         let replaced = old.zip(new).is_some_and(|(o, n)| o.uid() != n.uid());
@@ -83,20 +103,46 @@ impl State {
             self.pod_bound(&id, node, &pod, old);
         } else if self.assumed.get(&id).is_some_and(|e| e.info.uid == new.uid()) {
             // Its binding is under way; the answer decides.
-        } else if !is_ours(&pod) {
-            self.waiting.remove(&id);
-        } else if differs(old, &pod) || !self.waiting.contains(&id, new.uid()) {
-            self.waiting.put(id, Arc::new(PodInfo::read(&pod)), is_social(&pod), now);
+        } else if !is_ours(&pod) || is_gated(&pod) {
+            self.pod_gone(&id);
+            if is_ours(&pod) {
+                self.gated.insert(id);
+            }
+        } else {
+            self.gated.remove(&id);
+            let known = self.waiting.contains(&id, new.uid());
+            self.promise_changed(&id, &pod, old.filter(|_| known));
+            if differs(old, &pod) || !known {
+                self.waiting.put(id, Arc::new(PodInfo::read(&pod)), is_social(&pod), now);
+            }
+        }
+    }
+
+    /// What a pod was promised: the API's word, where it changes; else our own.
+    fn promise_changed(&mut self, id: &PodId, pod: &core::Pod, old: Option<&Arc<Object>>) {
+        let before = old.and_then(|o| o.view::<core::Pod>().ok());
+        match (before.as_deref().and_then(promised), promised(pod)) {
+            (before, Some(node)) if before != Some(node) || differs(old, pod) => {
+                self.snapshot.nominate(node, Arc::new(PodInfo::read(pod)));
+            }
+            (Some(_), None) => {
+                self.snapshot.clear_nomination(id);
+                self.waiting.wake(&[Change::Left]);
+            }
+            _ => {}
         }
     }
 
     fn pod_gone(&mut self, id: &PodId) {
         self.waiting.remove(id);
         self.assumed.remove(id);
+        self.gated.remove(id);
         self.snapshot.volumes.forget(id);
-        if self.snapshot.place_of(id).is_some() {
+        let held = self.snapshot.place_of(id).is_some() || self.snapshot.nominated_node(id).is_some();
+        if held {
             self.snapshot.remove_pod(id);
-            self.waiting.wake(|_| true);
+            self.snapshot.clear_nomination(id);
+            self.waiting.wake(&[Change::Left]);
         }
     }
 
@@ -107,14 +153,24 @@ impl State {
         if self.snapshot.place_of(id) == Some(node) && !differs(old, pod) {
             return;
         }
+        let elsewhere = self.snapshot.nominated_node(id).is_some_and(|n| n != node);
         self.snapshot.place(node, Arc::new(PodInfo::read(pod)));
-        self.waiting.wake(|e| e.social);
+        self.waiting.wake(if elsewhere { &[Change::Placed, Change::Left] } else { &[Change::Placed] });
+    }
+
+    /// A disruption budget came, changed or went.
+    pub fn budget_changed(&mut self, old: Option<&Arc<Object>>, new: Option<&Arc<Object>>) {
+        let Some(id) = new.or(old).map(|o| id_of(o)) else { return };
+        match new.and_then(|o| o.value().ok()).and_then(|b| Budget::read(&b)) {
+            Some(budget) => drop(self.snapshot.budgets.insert(id, budget)),
+            None => drop(self.snapshot.budgets.remove(&id)),
+        }
     }
 
     /// Claims, volumes or classes changed.
     pub fn volumes_changed(&mut self, apply: impl FnOnce(&mut Catalog)) {
         apply(&mut self.snapshot.volumes);
-        self.waiting.wake(|e| !e.info.claims.is_empty());
+        self.waiting.wake(&[Change::Volumes]);
     }
 
     /// What must be written before an assumed pod is bound.
@@ -126,11 +182,29 @@ impl State {
     pub fn node_changed(&mut self, old: Option<&Arc<Object>>, new: Option<&Arc<Object>>) {
         let read = |o: &Arc<Object>| o.view::<core::Node>().ok().map(|n| NodeSpec::read(&n));
         match (old.and_then(read), new.and_then(read)) {
-            (old, Some(new)) if old.as_ref() != Some(&new) => self.snapshot.set_node(new),
-            (Some(old), None) => self.snapshot.remove_node(&old.name),
-            _ => return,
+            (old, Some(new)) if old.as_ref() != Some(&new) => {
+                let changes = node_changes(old.as_ref(), &new);
+                self.snapshot.set_node(new);
+                self.waiting.wake(&changes);
+            }
+            (Some(old), None) => {
+                self.snapshot.remove_node(&old.name);
+                // One domain less: spread is counted anew.
+                self.waiting.wake(&[Change::Labels]);
+            }
+            _ => {}
         }
-        self.waiting.wake(|_| true);
+    }
+
+    /// How many pods wait, by upstream's names of queues.
+    pub fn pending(&self, now: Instant) -> [(&'static str, usize); 4] {
+        let [active, backoff, unschedulable] = self.waiting.counts(now);
+        [
+            ("active", active),
+            ("backoff", backoff),
+            ("unschedulable", unschedulable),
+            ("gated", self.gated.len()),
+        ]
     }
 
     /// Decides for at most `max` pods that are due. Placed ones are assumed, the others parked.
@@ -143,16 +217,23 @@ impl State {
         let plan = schedule(&mut self.snapshot, &infos);
         let mut decisions = Vec::with_capacity(infos.len());
         for (info, node) in plan.bindings {
-            self.assumed.extend(take(&info));
-            decisions.push(Decision::Bind(info, node));
+            let entry = take(&info);
+            let seen = entry.as_ref().map_or(now, |(_, e)| e.seen);
+            self.assumed.extend(entry);
+            decisions.push(Decision::Bind(info, node, seen));
         }
         for (info, diagnosis) in plan.unschedulable {
             if let Some((_, entry)) = take(&info) {
-                self.waiting.park(entry, now);
+                self.waiting.park(entry, diagnosis.filters.clone(), now);
             }
-            decisions.push(Decision::Refuse(info, diagnosis.message()));
+            decisions.push(Decision::Refuse(info, diagnosis));
         }
         decisions
+    }
+
+    /// A victim could not be asked to go: it may be chosen again.
+    pub fn spared(&mut self, info: &PodInfo) {
+        info.id.iter().for_each(|id| self.snapshot.spare(id));
     }
 
     /// A binding failed: the place is free again and the pod waits again, unless the cache knew better meanwhile.
@@ -166,7 +247,7 @@ impl State {
         if let Some(entry) = self.assumed.remove(id) {
             self.waiting.retry(entry, now);
         }
-        self.waiting.wake(|_| true);
+        self.waiting.wake(&[Change::Left]);
     }
 }
 
@@ -198,8 +279,8 @@ mod tests {
 
     fn told(decisions: &[Decision]) -> Vec<String> {
         let tell = |d: &Decision| match d {
-            Decision::Bind(info, node) => format!("{}→{node}", info.uid),
-            Decision::Refuse(info, why) => format!("{}: {why}", info.uid),
+            Decision::Bind(info, node, _) => format!("{}→{node}", info.uid),
+            Decision::Refuse(info, diagnosis) => format!("{}: {}", info.uid, diagnosis.message()),
         };
         decisions.iter().map(tell).collect()
     }
@@ -265,7 +346,7 @@ mod tests {
         play.pod(None, Some(&a));
         let now = play.start;
         let decisions = play.state.decide(now, 10);
-        let Decision::Bind(info, _) = &decisions[0] else { panic!() };
+        let Decision::Bind(info, ..) = &decisions[0] else { panic!() };
         let noted = with(&a, "/metadata/uid", json!("a"));
         play.pod(Some(&a), Some(&noted));
         assert!(play.decide(0).is_empty(), "it is being bound");
@@ -318,5 +399,53 @@ mod tests {
         assert_eq!(play.decide(0), ["b→one"]);
         play.pod(Some(&pod("b", "b", "", "1")), Some(&pod("b", "b2", "", "1")));
         assert_eq!(play.decide(0), ["b2→one"], "another pod of the same name");
+    }
+
+    fn important(name: &str, node: &str, priority: i32, promised: &str) -> Arc<Object> {
+        let mut pod = pod(name, name, node, "1").value().unwrap();
+        pod["spec"]["priority"] = json!(priority);
+        if !promised.is_empty() {
+            pod["status"] = json!({"nominatedNodeName": promised});
+        }
+        object(pod)
+    }
+
+    #[test]
+    fn an_important_pod_gets_the_place_it_made() {
+        let mut play = Play::new();
+        play.state.node_changed(None, Some(&node("one", "1")));
+        let (victim, vip) = (important("v", "one", 1, ""), important("vip", "", 9, ""));
+        play.pod(None, Some(&victim));
+        play.pod(None, Some(&vip));
+        let now = play.start;
+        let decisions = play.state.decide(now, 10);
+        let Decision::Refuse(_, diagnosis) = &decisions[0] else { panic!() };
+        let sched::Rescue::Found(found) = &diagnosis.rescue else { panic!("{diagnosis:?}") };
+        assert_eq!((found.node.as_str(), &*found.victims[0].uid), ("one", "v"));
+        // Its own status comes back, and somebody less important wants the place.
+        play.pod(Some(&vip), Some(&important("vip", "", 9, "one")));
+        play.pod(Some(&victim), None);
+        play.pod(None, Some(&important("late", "", 2, "")));
+        assert!(play.decide(0)[0].starts_with("late: 0/1 nodes are available: 1 Insufficient cpu."));
+        assert_eq!(play.decide(1)[0], "vip→one");
+    }
+
+    #[test]
+    fn a_promise_survives_a_restart_and_ends_with_its_pod() {
+        let mut play = Play::new();
+        play.state.node_changed(None, Some(&node("one", "1")));
+        let vip = important("vip", "", 9, "one");
+        let gated = {
+            let mut value = vip.value().unwrap();
+            value["spec"]["schedulingGates"] = json!([{"name": "x"}]);
+            object(value)
+        };
+        play.pod(None, Some(&vip));
+        play.state.waiting.remove(&id_of(&vip));
+        play.pod(None, Some(&important("late", "", 2, "")));
+        assert!(play.decide(0)[0].starts_with("late: 0/1 nodes are available: 1 Insufficient cpu."));
+        play.pod(Some(&vip), Some(&gated));
+        assert_eq!(play.state.pending(play.start)[3], ("gated", 1));
+        assert_eq!(play.decide(1), ["late→one"]);
     }
 }

@@ -112,11 +112,13 @@ impl Volumes {
                 let key = ObjectKey::new(namespace.clone(), wanted.name.as_str());
                 let missing = || ApiError::not_found(&PERSISTENT_VOLUME_CLAIMS, &wanted.name);
                 let object = self.claims.get(&key).ok_or_else(missing)?;
-                let claim = Claim::read(&object.value().map_err(ApiError::internal)?);
+                let value = object.value().map_err(ApiError::internal)?;
+                let claim = Claim::read(&value);
                 if claim.deleting {
                     return Err(missing());
                 }
-                open |= !claim.bound;
+                // The node asks for the phase, which is written last.
+                open |= !claim.bound || value["status"]["phase"] != "Bound";
             }
             if !open {
                 return Ok(());

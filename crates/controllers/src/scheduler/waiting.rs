@@ -2,6 +2,7 @@
 //!
 //! Pure: the caller brings the time.
 
+use super::hints::{Change, Filters, may_help};
 use sched::{PodId, PodInfo};
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -22,6 +23,10 @@ pub struct Entry {
     pub info: Arc<PodInfo>,
     /// Could another pod's arrival help it (affinity, spread)?
     pub social: bool,
+    /// Which filters refused it at the last attempt.
+    refused: Filters,
+    /// When it was first seen.
+    pub seen: Instant,
     /// Order of arrival.
     arrival: u64,
     attempts: u32,
@@ -48,7 +53,16 @@ impl Waiting {
             return;
         }
         self.arrivals += 1;
-        let entry = Entry { info, social, arrival: self.arrivals, attempts: 0, pause_until: now, due: now };
+        let entry = Entry {
+            info,
+            social,
+            refused: Filters::new(),
+            seen: now,
+            arrival: self.arrivals,
+            attempts: 0,
+            pause_until: now,
+            due: now,
+        };
         self.pods.insert(id, entry);
     }
 
@@ -73,7 +87,8 @@ impl Waiting {
     }
 
     /// Puts a pod back that fitted nowhere: it waits for a change.
-    pub fn park(&mut self, entry: Entry, now: Instant) {
+    pub fn park(&mut self, mut entry: Entry, refused: Filters, now: Instant) {
+        entry.refused = refused;
         self.put_back(entry, now, Some(PARKED));
     }
 
@@ -90,11 +105,24 @@ impl Waiting {
         self.pods.insert(id, entry);
     }
 
-    /// Something changed that may help (only those for whom company matters, or everybody).
-    pub fn wake(&mut self, helped: fn(&Entry) -> bool) {
+    /// Something changed; those whom it may help are tried again after their pause.
+    pub fn wake(&mut self, changes: &[Change]) {
+        let helped = |e: &Entry| {
+            may_help(&e.refused, changes) && (e.social || changes.iter().any(|c| *c != Change::Placed))
+        };
         for entry in self.pods.values_mut().filter(|e| helped(e)) {
             entry.due = entry.due.min(entry.pause_until);
         }
+    }
+
+    /// How many are due, pause, and wait for a change.
+    pub fn counts(&self, now: Instant) -> [usize; 3] {
+        let mut counts = [0; 3];
+        for entry in self.pods.values() {
+            let place = if entry.due <= now { 0 } else { 1 + usize::from(entry.due > entry.pause_until) };
+            counts[place] += 1;
+        }
+        counts
     }
 
     /// When the next pod is due.
@@ -117,6 +145,10 @@ mod tests {
         Arc::new(info)
     }
 
+    fn full() -> Filters {
+        ["NodeResourcesFit"].into()
+    }
+
     fn taken(waiting: &mut Waiting, now: Instant, max: usize) -> Vec<String> {
         waiting.take_due(now, max).into_iter().map(|e| e.info.uid.clone()).collect()
     }
@@ -137,20 +169,23 @@ mod tests {
         let second = |n: u64| now + Duration::from_secs(n);
         waiting.put(id("a"), pod("a", 0), false, now);
         let entry = waiting.take_due(now, 9).remove(0);
-        waiting.park(entry, now);
+        waiting.park(entry, full(), now);
         assert_eq!(waiting.next_due(), Some(second(300)));
-        waiting.wake(|e| e.social);
+        waiting.wake(&[Change::Placed]);
         assert_eq!(waiting.next_due(), Some(second(300)), "company does not help it");
-        waiting.wake(|_| true);
+        waiting.wake(&[Change::Labels, Change::Volumes]);
+        assert_eq!((waiting.next_due(), waiting.counts(now)), (Some(second(300)), [0, 0, 1]));
+        waiting.wake(&[Change::Left]);
         assert_eq!(waiting.next_due(), Some(second(1)), "not before its pause is over");
+        assert_eq!((waiting.counts(now), waiting.counts(second(1))), ([0, 1, 0], [1, 0, 0]));
         let entry = waiting.take_due(second(1), 9).remove(0);
-        waiting.park(entry, second(1));
+        waiting.park(entry, full(), second(1));
         waiting.put(id("a"), pod("a", 0), false, second(1));
         assert_eq!(waiting.next_due(), Some(second(3)), "a changed pod keeps its longer pause");
         for _ in 0..10 {
             let entry = waiting.take_due(second(900), 9).remove(0);
             waiting.retry(entry, second(900));
-            waiting.wake(|_| true);
+            waiting.wake(&[Change::Left]);
             assert!(waiting.next_due() <= Some(second(910)), "no pause is longer than ten seconds");
             waiting.pods.values_mut().for_each(|e| e.due = second(900));
         }
@@ -161,7 +196,7 @@ mod tests {
         let (mut waiting, now) = (Waiting::default(), Instant::now());
         waiting.put(id("a"), pod("a", 0), false, now);
         let entry = waiting.take_due(now, 9).remove(0);
-        waiting.park(entry, now);
+        waiting.park(entry, full(), now);
         let mut other = PodInfo::default();
         (other.id, other.uid) = (Some(id("a")), "new".into());
         waiting.put(id("a"), Arc::new(other), false, now);

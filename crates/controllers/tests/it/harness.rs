@@ -62,7 +62,11 @@ impl Cluster {
     /// Starts the scheduler.
     pub fn scheduler(&self) -> Scheduler {
         let identity = Identity::component("system:kube-scheduler");
-        Scheduler::start(self.api.client(identity), SchedulerConfig::default(), Arc::new(jiff::Timestamp::now))
+        Scheduler::start(
+            self.api.client(identity),
+            SchedulerConfig::default(),
+            Arc::new(jiff::Timestamp::now),
+        )
     }
 
     /// Serves on a loopback port until the sender goes; the folder holds a `kubeconfig` for an admin.

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use apiserver::{Api, ApiConfig, FRONT_PROXY_CLIENT, FrontProxy};
 use auth::{Ca, Identity, Issued, SYSTEM_MASTERS, ServiceTokens};
 use client::ApiClient;
-use controllers::{Controllers, ControllersConfig, PortCheck, Scheduler};
+use controllers::{Controllers, ControllersConfig, PortCheck, Scheduler, SchedulerConfig, SchedulerMetrics};
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -41,6 +41,7 @@ pub struct Parts {
     ca: Option<Arc<Ca>>,
     api: Option<Arc<Api>>,
     controllers: Option<Running>,
+    scheduler: Arc<SchedulerMetrics>,
     /// Instead of all that: the cluster elsewhere that this node is of.
     pub joined: Option<Joined>,
 }
@@ -157,7 +158,8 @@ fn front_proxy(instance: &Instance, ca: &Ca) -> Result<FrontProxy> {
 pub async fn api(instance: &mut Instance) -> Result<()> {
     let ca = instance.control.ca()?;
     let place = instance.control.store.as_ref().context("the store starts first")?;
-    let (store, more_metrics) = (place.store(), place.metrics());
+    let (store, of_store, of_scheduler) =
+        (place.store(), place.metrics(), instance.control.scheduler.clone());
     let kubelet_client = ca.issue_client(KUBELET_CLIENT, Some(SYSTEM_MASTERS), SystemTime::now())?;
     let dialer = KubeletDialer::new(&kubelet_client, ca.cert_pem())?;
     let front = front_proxy(instance, &ca)?;
@@ -170,7 +172,7 @@ pub async fn api(instance: &mut Instance) -> Result<()> {
         advertise: Some((instance.facts.node_ip, instance.config.port)),
         nodes: Some(dialer.clone()),
         service_tokens: Some(Arc::new(service_tokens(instance)?)),
-        more_metrics,
+        more_metrics: Arc::new(move || of_store() + &of_scheduler.text()),
         ..ApiConfig::new(REALM, store)
     };
     let api = Api::open(config).await?;
@@ -194,7 +196,7 @@ pub async fn controllers(instance: &mut Instance) -> Result<()> {
         pod_cidr: Some((facts.cluster_cidr.base(), facts.cluster_cidr.prefix_len())),
         node_prefix: facts.node_prefix(),
         lb_pool: facts.lb_pool.clone(),
-        port_check: PortCheck(Arc::new(|protocol, port| {
+        port_check: PortCheck(Arc::new(move |protocol, port| {
             // Only who listens on the node's address is in the way: the tasks' endpoint has one of its own.
             let taken = (protocol == "TCP").then(|| ports::taken(&[(node_ip, port)]));
             taken?.pop().map(|t| t.holder)
@@ -206,9 +208,11 @@ pub async fn controllers(instance: &mut Instance) -> Result<()> {
     let manager = instance.control.client(Identity::component("system:kube-controller-manager"))?;
     let scheduler = instance.control.client(Identity::component("system:kube-scheduler"))?;
     let client = manager.clone();
+    let (profile, metrics) = (instance.config.scheduler_profile, instance.control.scheduler.clone());
+    let scheduling = SchedulerConfig { profile, metrics };
     let start = move || {
         let controllers = Controllers::start(manager.clone(), config.clone(), clock.clone());
-        (controllers, Scheduler::start(scheduler.clone(), clock.clone()))
+        (controllers, Scheduler::start(scheduler.clone(), scheduling.clone(), clock.clone()))
     };
     let running = if instance.control.store.as_ref().is_some_and(Place::is_shared) {
         let me = format!("{}_{}", facts.node_name, instance.config.name);

@@ -1,0 +1,163 @@
+//! The scheduler's figures, under upstream's names.
+
+use super::state::State;
+use parking_lot::Mutex;
+use std::fmt::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// How an attempt ended.
+#[derive(Clone, Copy, Debug)]
+pub enum Attempt {
+    /// The pod was bound.
+    Scheduled,
+    /// It fits nowhere.
+    Unschedulable,
+    /// The binding failed.
+    Error,
+}
+
+const ATTEMPTS: [&str; 3] = ["scheduled", "unschedulable", "error"];
+/// Upper bounds of the buckets for victims.
+const VICTIMS: [u64; 7] = [1, 2, 4, 8, 16, 32, 64];
+/// Upper bounds in seconds of the buckets for the time from a pod's first sight to its binding.
+const SECONDS: [f64; 14] =
+    [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92];
+
+struct Histogram<const N: usize> {
+    buckets: [AtomicU64; N],
+    count: AtomicU64,
+    /// In the text's unit, or in millionths of it.
+    sum: AtomicU64,
+}
+
+impl<const N: usize> Default for Histogram<N> {
+    fn default() -> Self {
+        Histogram {
+            buckets: std::array::from_fn(|_| AtomicU64::default()),
+            count: AtomicU64::default(),
+            sum: AtomicU64::default(),
+        }
+    }
+}
+
+impl<const N: usize> Histogram<N> {
+    fn observe(&self, bucket: Option<usize>, sum: u64) {
+        if let Some(bucket) = bucket.and_then(|n| self.buckets.get(n)) {
+            bucket.fetch_add(1, Ordering::Relaxed);
+        }
+        self.count.fetch_add(1, Ordering::Relaxed);
+        self.sum.fetch_add(sum, Ordering::Relaxed);
+    }
+
+    fn text(&self, out: &mut String, name: &str, bounds: [String; N], sum: impl Fn(u64) -> String) {
+        let _ = writeln!(out, "# TYPE {name} histogram");
+        let mut below = 0;
+        for (bucket, bound) in self.buckets.iter().zip(bounds) {
+            below += bucket.load(Ordering::Relaxed);
+            let _ = writeln!(out, "{name}_bucket{{le=\"{bound}\"}} {below}");
+        }
+        let count = self.count.load(Ordering::Relaxed);
+        let _ = writeln!(out, "{name}_bucket{{le=\"+Inf\"}} {count}");
+        let _ = writeln!(out, "{name}_sum {}\n{name}_count {count}", sum(self.sum.load(Ordering::Relaxed)));
+    }
+}
+
+/// The figures of one process; they outlive a scheduler that loses its turn.
+#[derive(Default)]
+pub struct SchedulerMetrics {
+    attempts: [AtomicU64; ATTEMPTS.len()],
+    preemptions: AtomicU64,
+    victims: Histogram<{ VICTIMS.len() }>,
+    bound_after: Histogram<{ SECONDS.len() }>,
+    state: Mutex<Option<Arc<Mutex<State>>>>,
+}
+
+impl SchedulerMetrics {
+    /// The pods that wait are counted there from now on.
+    pub(super) fn follow(&self, state: Arc<Mutex<State>>) {
+        *self.state.lock() = Some(state);
+    }
+
+    pub(super) fn attempted(&self, how: Attempt) {
+        self.attempts[how as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn preempted(&self, victims: usize) {
+        let victims = victims as u64;
+        self.preemptions.fetch_add(1, Ordering::Relaxed);
+        self.victims.observe(VICTIMS.iter().position(|bound| victims <= *bound), victims);
+    }
+
+    pub(super) fn bound_after(&self, time: Duration) {
+        let bucket = SECONDS.iter().position(|bound| time.as_secs_f64() <= *bound);
+        self.bound_after.observe(bucket, u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
+    }
+
+    /// Lines for `/metrics`.
+    pub fn text(&self) -> String {
+        let mut out = String::from("# TYPE scheduler_schedule_attempts_total counter\n");
+        for (result, count) in ATTEMPTS.iter().zip(&self.attempts) {
+            let count = count.load(Ordering::Relaxed);
+            let _ = writeln!(
+                out,
+                "scheduler_schedule_attempts_total{{profile=\"default-scheduler\",result=\"{result}\"}} {count}"
+            );
+        }
+        let preemptions = self.preemptions.load(Ordering::Relaxed);
+        let _ = writeln!(
+            out,
+            "# TYPE scheduler_preemption_attempts_total counter\nscheduler_preemption_attempts_total {preemptions}"
+        );
+        self.victims.text(&mut out, "scheduler_preemption_victims", VICTIMS.map(|b| b.to_string()), |n| {
+            n.to_string()
+        });
+        self.bound_after.text(
+            &mut out,
+            "scheduler_pod_scheduling_sli_duration_seconds",
+            SECONDS.map(|b| b.to_string()),
+            |micros| Duration::from_micros(micros).as_secs_f64().to_string(),
+        );
+        let state = self.state.lock().clone();
+        if let Some(state) = state {
+            out.push_str("# TYPE scheduler_pending_pods gauge\n");
+            for (queue, count) in state.lock().pending(tokio::time::Instant::now()) {
+                let _ = writeln!(out, "scheduler_pending_pods{{queue=\"{queue}\"}} {count}");
+            }
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines() {
+        let metrics = SchedulerMetrics::default();
+        metrics.attempted(Attempt::Scheduled);
+        metrics.attempted(Attempt::Unschedulable);
+        metrics.preempted(3);
+        metrics.preempted(100);
+        metrics.bound_after(Duration::from_millis(30));
+        let text = metrics.text();
+        for line in [
+            "scheduler_schedule_attempts_total{profile=\"default-scheduler\",result=\"scheduled\"} 1",
+            "scheduler_schedule_attempts_total{profile=\"default-scheduler\",result=\"error\"} 0",
+            "scheduler_preemption_attempts_total 2",
+            "scheduler_preemption_victims_bucket{le=\"2\"} 0",
+            "scheduler_preemption_victims_bucket{le=\"64\"} 1",
+            "scheduler_preemption_victims_bucket{le=\"+Inf\"} 2",
+            "scheduler_preemption_victims_sum 103",
+            "scheduler_pod_scheduling_sli_duration_seconds_bucket{le=\"0.04\"} 1",
+            "scheduler_pod_scheduling_sli_duration_seconds_sum 0.03",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line}\n{text}");
+        }
+        assert!(!text.contains("pending"), "nothing is known of them before the scheduler runs");
+        metrics.follow(Arc::default());
+        assert!(metrics.text().contains("scheduler_pending_pods{queue=\"gated\"} 0"));
+    }
+}
