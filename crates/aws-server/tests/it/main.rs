@@ -4,3 +4,4 @@
 
 mod ecs;
 mod front;
+mod net;
