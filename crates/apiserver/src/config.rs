@@ -98,6 +98,10 @@ pub struct ApiConfig {
     /// The identity for extension servers, and the authority of those who may speak for others here. Without it
     /// extension servers are not shown who we are.
     pub front_proxy: Option<crate::FrontProxy>,
+    /// Which requests without credentials are the anonymous user's.
+    pub anonymous: crate::Anonymous,
+    /// Asked where nodes and roles allow nothing.
+    pub access_webhook: Option<Arc<crate::AccessWebhook>>,
     /// Which requests are recorded, and where; `None`: none.
     pub audit: Option<crate::AuditConfig>,
     /// More lines for `/metrics` (the store's own figures), each ending in a line feed.
@@ -127,6 +131,8 @@ impl ApiConfig {
             nodes: None,
             resolver: None,
             front_proxy: None,
+            anonymous: crate::Anonymous::default(),
+            access_webhook: None,
             audit: None,
             more_metrics: Arc::new(String::new),
             owner_permissions: false,

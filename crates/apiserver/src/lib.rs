@@ -9,10 +9,12 @@ pub mod authz;
 pub mod discovery;
 pub mod openapi;
 
+mod access_webhook;
 mod admission;
 mod aggregation;
 mod api;
 mod audit;
+mod authn;
 mod bootstrap;
 mod bootstrap_tokens;
 mod cache;
@@ -41,8 +43,12 @@ mod verbs;
 mod watch;
 mod webhooks;
 
+pub use access_webhook::AccessWebhook;
 pub use aggregation::{FRONT_PROXY_CLIENT, FrontProxy};
 pub use api::{Api, OpenError};
 pub use audit::{AuditConfig, LogConfig, Policy as AuditPolicy};
+pub use authn::{
+    Anonymous, AuthenticationFile, Oidc, OidcFlags, Provider, TokenWebhook, outside as outside_tokens,
+};
 pub use config::{ApiConfig, Duplex, Ipv4Range, NameResolver, NodeDialer, TokenAuthenticator};
 pub use outbound::Endpoint;

@@ -63,7 +63,7 @@ impl Api {
     async fn access(&self, identity: &Identity, spec: &Value) -> Result<Value, ApiError> {
         self.storage.cache.wait_fresh().await?;
         let attributes = attributes(spec);
-        Ok(match self.authorizer.authorize(identity, &attributes) {
+        Ok(match self.decide(identity, &attributes).await {
             Decision::Allow => match self.authorizer.explain(identity, &attributes) {
                 reason if reason.is_empty() => json!({"allowed": true}),
                 reason => json!({"allowed": true, "reason": reason}),

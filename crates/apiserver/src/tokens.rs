@@ -90,11 +90,18 @@ impl Api {
         token: &str,
         audiences: &[String],
     ) -> Result<Option<Bearer>, TokenError> {
-        if let Some(other) = &self.config.authenticator
+        let own = self.own_bearer(token, audiences).await;
+        if !matches!(own, Ok(Some(_)))
+            && let Some(other) = &self.config.authenticator
             && let Some(identity) = other.authenticate(token).await
         {
             return Ok(Some(Bearer { identity, audiences: audiences.to_vec() }));
         }
+        own
+    }
+
+    /// Whom a token of this cluster speaks for.
+    async fn own_bearer(&self, token: &str, audiences: &[String]) -> Result<Option<Bearer>, TokenError> {
         if let Some(identity) = self.bootstrapper(token).await {
             return Ok(Some(Bearer { identity: identity?, audiences: audiences.to_vec() }));
         }

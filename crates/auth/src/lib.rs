@@ -8,6 +8,7 @@ pub mod access;
 mod ca;
 pub mod csr;
 mod identity;
+pub mod oidc;
 pub mod sigv4;
 mod tls;
 pub mod tokens;

@@ -17,6 +17,7 @@ mod watch;
 use crate::Api;
 use crate::aggregation;
 use crate::audit;
+use crate::authn;
 use crate::authz::Attributes;
 use crate::metrics::RequestKind;
 use crate::path::{self, Path, Query};
@@ -139,7 +140,7 @@ async fn answer(
     attributes: Attributes,
 ) -> Result<Response<Body>, ApiError> {
     let record = audit::current();
-    let caller = match authenticate(api, peer, &inbound).await {
+    let caller = match authn::authenticate(api, peer, &inbound).await {
         Ok(caller) => caller,
         Err(error) => {
             if let Some(record) = &record {
@@ -170,36 +171,6 @@ async fn answer(
         Path::Resource(path) => requests::answer(api, inbound, path, &attributes.verb).await,
         Path::Other(path) => meta::answer(api, &inbound, &path).await,
     }
-}
-
-async fn authenticate(api: &Api, peer: Peer, inbound: &Inbound) -> Result<Arc<Identity>, ApiError> {
-    match peer {
-        Peer::Known(identity) => return Ok(identity),
-        // A front proxy that names nobody is nobody either, but its other credentials count.
-        Peer::FrontProxy => match aggregation::named_by(inbound.request.headers()) {
-            Some(identity) => return Ok(Arc::new(identity)),
-            None if inbound.header(header::AUTHORIZATION).is_empty() => return Err(unauthorized()),
-            None => {}
-        },
-        Peer::Unknown => {}
-    }
-    let credentials = inbound.header(header::AUTHORIZATION);
-    if credentials.is_empty() {
-        return Ok(Arc::new(Identity::anonymous()));
-    }
-    let token = credentials.split_once(' ').filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
-    if let Some((_, token)) = token {
-        match api.bearer(token.trim(), &api.own_audiences()).await {
-            Ok(Some(bearer)) => return Ok(Arc::new(bearer.identity)),
-            Ok(None) => {}
-            Err(error) => tracing::info!(%error, "a bearer token was refused"),
-        }
-    }
-    Err(unauthorized())
-}
-
-fn unauthorized() -> ApiError {
-    ApiError::new(401, "Unauthorized", "Unauthorized")
 }
 
 /// The API verb of a request; for other paths the lower-case method.

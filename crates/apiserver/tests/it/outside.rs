@@ -1,0 +1,178 @@
+//! Callers whom servers outside know: OpenID providers, token reviewers, access reviewers; who may be anonymous.
+
+use crate::harness::{MAPS, PATIENCE, Server, server_with};
+use apiserver::{AccessWebhook, Anonymous, AuthenticationFile, Endpoint, TokenWebhook, outside_tokens};
+use auth::{Ca, Identity, ServiceTokens};
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::SystemTime;
+use tokio::net::TcpListener;
+
+pub type Answer = Arc<dyn Fn(&str, Value) -> Value + Send + Sync>;
+
+/// An HTTPS server on the loopback: its port, its authority, how often it was asked.
+pub async fn outside(answer: Answer) -> (u16, String, Arc<AtomicUsize>) {
+    let folder = tempfile::tempdir().unwrap();
+    let ca = Ca::load_or_create(folder.path(), SystemTime::now()).unwrap();
+    let issued = ca.issue_server("outside", &["localhost".into()], &[], SystemTime::now()).unwrap();
+    let config = auth::server_config(&issued, ca.cert_pem(), &["http/1.1"]).unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(config);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = asked.clone();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let (acceptor, answer, count) = (acceptor.clone(), answer.clone(), count.clone());
+            tokio::spawn(async move {
+                let Ok(stream) = acceptor.accept(stream).await else { return };
+                let serve = hyper::service::service_fn(move |request: Request<Incoming>| {
+                    let (answer, count) = (answer.clone(), count.clone());
+                    async move {
+                        count.fetch_add(1, Ordering::Relaxed);
+                        let path = request.uri().path().to_string();
+                        let body = request.into_body().collect().await.unwrap().to_bytes();
+                        let body = serde_json::from_slice(&body).unwrap_or_default();
+                        let text = answer(&path, body).to_string();
+                        Ok::<_, Infallible>(Response::new(Full::<Bytes>::from(text)))
+                    }
+                });
+                let _ = hyper::server::conn::http1::Builder::new()
+                    .serve_connection(TokioIo::new(stream), serve)
+                    .await;
+            });
+        }
+    });
+    (port, ca.cert_pem().to_string(), asked)
+}
+
+async fn who(server: &Server, token: &str) -> (u16, Value) {
+    let nobody = server.with_identity(Identity::default());
+    let review = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"});
+    let headers = [("authorization", format!("Bearer {token}")), ("content-type", "application/json".into())];
+    let headers: Vec<(&str, &str)> = headers.iter().map(|(k, v)| (*k, v.as_str())).collect();
+    let path = "/apis/authentication.k8s.io/v1/selfsubjectreviews";
+    let reply = tokio::time::timeout(PATIENCE, nobody.call("POST", path, &headers, review.to_string()))
+        .await
+        .unwrap();
+    (reply.code, reply.json()["status"]["userInfo"].clone())
+}
+
+#[tokio::test]
+async fn a_providers_tokens_are_checked_by_its_published_keys() {
+    let folder = tempfile::tempdir().unwrap();
+    let (slot, filled) = (Arc::new(std::sync::OnceLock::new()), Arc::new(std::sync::OnceLock::new()));
+    let (url, keys) = (slot.clone(), filled.clone());
+    let (port, ca_pem, asked) = outside(Arc::new(move |path, _| match path {
+        "/.well-known/openid-configuration" => {
+            let issuer: &String = url.get().unwrap();
+            json!({"issuer": issuer, "jwks_uri": format!("{issuer}/keys")})
+        }
+        _ => Value::clone(keys.get().unwrap()),
+    }))
+    .await;
+    let issuer = format!("https://localhost:{port}");
+    slot.set(issuer.clone()).unwrap();
+    let provider = ServiceTokens::load_or_create(folder.path(), issuer.clone()).unwrap();
+    filled.set(provider.jwks()).unwrap();
+    let file = json!({"apiVersion": "apiserver.config.k8s.io/v1", "kind": "AuthenticationConfiguration",
+        "jwt": [{"issuer": {"url": issuer, "audiences": ["me"], "certificateAuthority": ca_pem},
+            "claimMappings": {"username": {"claim": "sub", "prefix": "oidc:"}}}]});
+    let file = AuthenticationFile::read(file.to_string().as_bytes()).unwrap();
+    let server = server_with(|c| c.authenticator = outside_tokens(file.providers, None, &None)).await;
+
+    let now = jiff::Timestamp::now().as_second();
+    let token = |aud: &str, exp: i64| {
+        let claims = auth::tokens::Claims {
+            aud: vec![aud.into()],
+            exp,
+            iat: now,
+            iss: issuer.clone(),
+            jti: "j".into(),
+            nbf: now,
+            sub: "system:serviceaccount:n:alice".into(),
+            bound: auth::tokens::Bound::default(),
+        };
+        provider.sign(&claims).unwrap()
+    };
+    let (code, user) = who(&server, &token("me", now + 60)).await;
+    assert_eq!((code, user["username"].as_str()), (201, Some("oidc:system:serviceaccount:n:alice")));
+    assert_eq!(who(&server, &token("other", now + 60)).await.0, 401);
+    assert_eq!(who(&server, &token("me", now - 1)).await.0, 401);
+    let mut forged = token("me", now + 60);
+    let last = forged.pop().unwrap();
+    forged.push(if last == 'A' { 'B' } else { 'A' });
+    forged.replace_range(forged.len() - 4..forged.len() - 1, "AAA");
+    assert_eq!(who(&server, &forged).await.0, 401);
+    assert_eq!(asked.load(Ordering::Relaxed), 2, "document and keys, once");
+}
+
+#[tokio::test]
+async fn a_reviewer_knows_tokens_and_is_asked_once() {
+    let (port, ca_pem, asked) = outside(Arc::new(|_, review| {
+        assert_eq!(review["kind"], "TokenReview");
+        match review["spec"]["token"].as_str() {
+            Some("good") => json!({"status": {"authenticated": true,
+                "user": {"username": "carol", "groups": ["dev"], "extra": {"k": ["v"]}}}}),
+            _ => json!({"status": {"authenticated": false}}),
+        }
+    }))
+    .await;
+    let endpoint = Endpoint::of_url(&format!("https://localhost:{port}/review"), &ca_pem, None).unwrap();
+    let hook = TokenWebhook::new(endpoint, Vec::new());
+    let server = server_with(|c| c.authenticator = outside_tokens(Vec::new(), Some(hook), &None)).await;
+    for _ in 0..3 {
+        let (code, user) = who(&server, "good").await;
+        assert_eq!(
+            (code, user["username"].as_str(), &user["extra"]["k"][0]),
+            (201, Some("carol"), &json!("v"))
+        );
+        assert_eq!(who(&server, "bad").await.0, 401);
+    }
+    assert_eq!(asked.load(Ordering::Relaxed), 2);
+}
+
+#[tokio::test]
+async fn an_access_reviewer_is_asked_where_roles_say_nothing() {
+    let (port, ca_pem, asked) = outside(Arc::new(|_, review| {
+        let spec = &review["spec"];
+        let allowed = spec["user"] == "dave" && spec["resourceAttributes"]["verb"] == "list";
+        json!({"status": {"allowed": allowed, "reason": "outside says no"}})
+    }))
+    .await;
+    let endpoint = Endpoint::of_url(&format!("https://localhost:{port}/access"), &ca_pem, None).unwrap();
+    let server = server_with(|c| c.access_webhook = Some(Arc::new(AccessWebhook::new(endpoint)))).await;
+    server.get(MAPS).await.expect(200);
+    assert_eq!(asked.load(Ordering::Relaxed), 0, "superusers need no reviewer");
+    let dave = server.with_identity(Identity::new("dave", ["system:authenticated"]));
+    dave.get(MAPS).await.expect(200);
+    dave.get(MAPS).await.expect(200);
+    assert_eq!(asked.load(Ordering::Relaxed), 1);
+    let message = dave.get(&format!("{MAPS}/x")).await.fails(403, "Forbidden");
+    assert!(message.ends_with("outside says no"), "{message}");
+    let review = json!({"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview",
+        "spec": {"user": "dave", "resourceAttributes": {"verb": "list", "resource": "pods"}}});
+    let answer = server.post("/apis/authorization.k8s.io/v1/subjectaccessreviews", &review).await.expect(201);
+    assert_eq!(answer["status"]["allowed"], true);
+}
+
+#[tokio::test]
+async fn anonymous_requests_can_be_limited_to_paths() {
+    for (anonymous, livez, version) in [
+        (Anonymous::Allowed, 200, 200),
+        (Anonymous::At(vec!["/livez".into()]), 200, 401),
+        (Anonymous::Refused, 401, 401),
+    ] {
+        let server = server_with(|c| c.anonymous = anonymous.clone()).await;
+        let nobody = server.with_identity(Identity::default());
+        assert_eq!(nobody.get("/livez").await.code, livez, "{anonymous:?}");
+        assert_eq!(nobody.get("/version").await.code, version, "{anonymous:?}");
+    }
+}
