@@ -102,19 +102,29 @@ pub struct Config {
     pub audit_webhook: String,
     /// Are pods spread over nodes, or nodes filled one after the other?
     pub scheduler_profile: sched::Profile,
+    /// An AuthenticationConfiguration file; "" for none.
+    pub authentication_config: String,
+    /// Upstream's `--oidc-*` flags.
+    pub oidc: apiserver::OidcFlags,
+    /// Kubeconfig of a server that reviews tokens; "" for none.
+    pub authentication_webhook: String,
+    /// Kubeconfig of a server that reviews access where roles allow nothing; "" for none.
+    pub authorization_webhook: String,
+    /// Are requests without credentials the anonymous user's?
+    pub anonymous_auth: bool,
     /// Log filter, as in `info,apiserver=debug`.
     pub log: String,
 }
 
 macro_rules! setting {
-    ($name:literal, $default:literal, $help:literal, $field:ident = $parse:expr) => {
+    ($name:literal, $default:literal, $help:literal, $($field:ident).+ = $parse:expr) => {
         Setting {
             name: $name,
             default: $default,
             help: $help,
             set: |config, text| {
                 let parse: fn(&str) -> Result<_> = $parse;
-                config.$field = parse(text)?;
+                config.$($field).+ = parse(text)?;
                 Ok(())
             },
         }
@@ -127,6 +137,17 @@ fn text(value: &str) -> Result<String> {
 
 fn number<T: std::str::FromStr<Err = std::num::ParseIntError>>(value: &str) -> Result<T> {
     value.parse().with_context(|| format!("{value:?} is not a number in range"))
+}
+
+fn file(path: &str) -> Result<String> {
+    if path.is_empty() {
+        return Ok(String::new());
+    }
+    std::fs::read_to_string(path).with_context(|| path.to_string())
+}
+
+fn truth(value: &str) -> Result<bool> {
+    value.parse().with_context(|| format!("{value:?} is neither true nor false"))
 }
 
 fn address(value: &str) -> Result<Option<Ipv4Addr>> {
@@ -280,6 +301,38 @@ const SETTINGS: &[Setting] = &[
         "spread: pods over all nodes; density: nodes filled one after the other",
         scheduler_profile = profile
     ),
+    setting!(
+        "authentication-config",
+        "",
+        "AuthenticationConfiguration file: OpenID providers, anonymous limits",
+        authentication_config = text
+    ),
+    setting!("oidc-issuer-url", "", "OpenID provider whose tokens are taken", oidc.issuer_url = text),
+    setting!("oidc-client-id", "", "audience of its tokens", oidc.client_id = text),
+    setting!("oidc-username-claim", "sub", "claim with the user's name", oidc.username_claim = text),
+    setting!(
+        "oidc-username-prefix",
+        "",
+        "put before it, - for nothing (default: issuer#, nothing for email)",
+        oidc.username_prefix = text
+    ),
+    setting!("oidc-groups-claim", "", "claim with the user's groups", oidc.groups_claim = text),
+    setting!("oidc-groups-prefix", "", "put before each group", oidc.groups_prefix = text),
+    setting!("oidc-required-claim", "", "claims that must be: key=value,…", oidc.required_claims = text),
+    setting!("oidc-ca-file", "", "PEM authority of the provider's certificate", oidc.ca_pem = file),
+    setting!(
+        "authentication-webhook",
+        "",
+        "kubeconfig of a server that reviews tokens",
+        authentication_webhook = text
+    ),
+    setting!(
+        "authorization-webhook",
+        "",
+        "kubeconfig of a server that reviews access where roles allow nothing",
+        authorization_webhook = text
+    ),
+    setting!("anonymous-auth", "true", "requests without credentials are taken", anonymous_auth = truth),
     setting!("log", "warn", "log filter", log = text),
 ];
 

@@ -163,10 +163,14 @@ pub async fn api(instance: &mut Instance) -> Result<()> {
     let kubelet_client = ca.issue_client(KUBELET_CLIENT, Some(SYSTEM_MASTERS), SystemTime::now())?;
     let dialer = KubeletDialer::new(&kubelet_client, ca.cert_pem())?;
     let front = front_proxy(instance, &ca)?;
+    let callers = outside::callers(&instance.config, &None)?;
     let client_authorities = format!("{}{}", ca.cert_pem(), front.ca_pem);
     let config = ApiConfig {
         front_proxy: Some(front),
         audit: outside::audit(&instance.config, &None)?,
+        authenticator: callers.tokens,
+        anonymous: callers.anonymous,
+        access_webhook: callers.access,
         service_cidr: instance.facts.service_range,
         cluster_dns_ip: instance.facts.dns_ip,
         advertise: Some((instance.facts.node_ip, instance.config.port)),
