@@ -129,7 +129,7 @@ impl NodeAccess {
 
     fn volume(&self, node: &str, a: &Attributes) -> Decision {
         let over = || {
-            let object = self.cache.get(&self.volumes, &a.name)?;
+            let object = self.cache.get(&self.volumes, &format!("-/{}", a.name))?;
             let is = |path: &[&str], text: &str| scan::string_at(&object.raw, path) == Some(text);
             let ours = is(&["spec", "csi", "driver"], "gantry.dev/local")
                 && is(&["metadata", "labels", "gantry.dev/node"], node);
@@ -157,12 +157,25 @@ impl NodeAccess {
             .take_while(|(suffix, _)| suffix.starts_with(&*start))
             .filter(|(_, pod)| scan::string_at(&pod.raw, &["spec", "nodeName"]) == Some(node))
             .filter_map(|(_, pod)| pod.value().ok());
-        if own.any(|pod| names(&pod["spec"], &a.resource, &a.name)) {
+        if own.any(|pod| names(&pod["spec"], &a.resource, &a.name) || is_ephemeral(&pod, a)) {
             Ok(())
         } else {
             Err(no_relationship(node))
         }
     }
+}
+
+/// Is it the claim of one of the pod's ephemeral volumes?
+fn is_ephemeral(pod: &Value, a: &Attributes) -> bool {
+    let name = pod["metadata"]["name"].as_str().unwrap_or_default();
+    let mut volumes = pod["spec"]["volumes"].as_array().into_iter().flatten();
+    *a.resource == *"persistentvolumeclaims"
+        && volumes.any(|v| {
+            v["ephemeral"].is_object()
+                && v["name"]
+                    .as_str()
+                    .is_some_and(|v| a.name.strip_prefix(name) == Some(format!("-{v}").as_str()))
+        })
 }
 
 fn no_relationship(node: &str) -> String {
@@ -237,6 +250,19 @@ mod tests {
             ("serviceaccounts", "other", false),
         ] {
             assert_eq!(names(&spec, resource, name), want, "{resource} {name}");
+        }
+    }
+
+    #[test]
+    fn the_claims_of_ephemeral_volumes_are_the_pods() {
+        let pod = json!({"metadata": {"name": "p"}, "spec": {"volumes": [{"name": "e", "ephemeral": {}}, {"name": "x"}]}});
+        for (name, want) in [("p-e", true), ("p-x", false), ("q-e", false), ("p-e-e", false), ("pe", false)] {
+            let a = Attributes {
+                resource: "persistentvolumeclaims".into(),
+                name: name.into(),
+                ..Attributes::default()
+            };
+            assert_eq!(is_ephemeral(&pod, &a), want, "{name}");
         }
     }
 

@@ -6,6 +6,7 @@
 mod api;
 mod attacks;
 mod aws;
+mod balancers;
 mod batch;
 mod chaos;
 mod clients;
@@ -13,6 +14,7 @@ mod configs;
 mod crash;
 mod disruption;
 mod ecs;
+mod ecs_services;
 mod etcd;
 mod eviction;
 mod examples;
@@ -29,6 +31,7 @@ mod streams;
 mod survival;
 mod troubles;
 mod two_nodes;
+mod volumes;
 mod workloads;
 
 use anyhow::{Context, Result, ensure};
