@@ -195,7 +195,13 @@ pub fn prepare_create(resource: &Resource, value: &mut Value) {
 pub fn prepare_update(resource: &Resource, part: Part, new: &mut Value, old: &Value) {
     let pointers: &[&str] = match part {
         Part::Whole => return strategy::prepare_update(&resource.stored, new, old, strategy::Part::Main),
-        Part::Status => return strategy::prepare_update(&resource.stored, new, old, strategy::Part::Status),
+        Part::Status => {
+            strategy::prepare_update(&resource.stored, new, old, strategy::Part::Status);
+            if resource.custom.is_some() {
+                keep_metadata(new, old);
+            }
+            return;
+        }
         Part::Resize => return kinds::pod::resize::prepare_update(new, old),
         Part::Finalize => &["/spec/finalizers"],
         Part::Approval => {
@@ -219,6 +225,17 @@ pub fn prepare_update(resource: &Resource, part: Part, new: &mut Value, old: &Va
         }
     }
     *new = kept;
+}
+
+/// A status write of a custom resource sets nothing but its status.
+fn keep_metadata(new: &mut Value, old: &Value) {
+    let Some(metadata) = new["metadata"].as_object_mut() else { return };
+    for key in ["labels", "annotations", "finalizers", "ownerReferences"] {
+        match old["metadata"].get(key) {
+            Some(before) => drop(metadata.insert(key.into(), before.clone())),
+            None => drop(metadata.remove(key)),
+        }
+    }
 }
 
 /// Checks a new object or an update: 422 with every cause.

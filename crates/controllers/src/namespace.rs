@@ -5,6 +5,7 @@
 //! Woken by the end of pods; otherwise it looks again after half the time that the deletion has lasted.
 
 use crate::context::{Context, Outcome, Reconcile, enqueue_self, run};
+use crate::custom_kinds::Kinds;
 use async_trait::async_trait;
 use client::cache::Cache;
 use client::queue::Queue;
@@ -30,6 +31,7 @@ struct Controller {
     context: Context,
     namespaces: Arc<Cache>,
     resources: Vec<Gvr>,
+    kinds: Arc<Kinds>,
 }
 
 /// Starts it.
@@ -47,8 +49,12 @@ pub fn start(context: &Context) -> Vec<JoinHandle<()>> {
             gone.add(key);
         }
     }));
-    let controller =
-        Controller { context: context.clone(), namespaces: namespaces.clone(), resources: contents() };
+    let controller = Controller {
+        context: context.clone(),
+        namespaces: namespaces.clone(),
+        resources: contents(),
+        kinds: Kinds::start(&context.informers),
+    };
     run("namespace", vec![namespaces], queue, 2, Arc::new(controller))
 }
 
@@ -176,6 +182,8 @@ impl Controller {
         let options = ListOptions { namespace: Some(namespace.into()), ..ListOptions::default() };
         let listed = match client.list(gvr, &options).await {
             Ok(list) => list.items,
+            // A custom kind whose definition has just gone took its objects along.
+            Err(error) if error.is_not_found() => return,
             Err(error) => return found.errors.push(error.to_string()),
         };
         let mut deleted = false;
@@ -203,6 +211,7 @@ impl Controller {
         }
         match client.list(gvr, &options).await {
             Ok(list) => found.note(gvr, &list.items),
+            Err(error) if error.is_not_found() => {}
             Err(error) => found.errors.push(error.to_string()),
         }
     }
@@ -213,8 +222,11 @@ impl Controller {
         if !found.is_empty() {
             return found;
         }
-        for gvr in self.resources.iter().filter(|g| **g != gvr::PODS) {
-            self.empty(gvr, namespace, &mut found).await;
+        self.kinds.wait_synced().await;
+        let custom = self.kinds.all().into_iter().filter(|k| k.namespaced).map(|k| k.gvr);
+        let all = self.resources.iter().filter(|g| **g != gvr::PODS).cloned().chain(custom);
+        for gvr in all {
+            self.empty(&gvr, namespace, &mut found).await;
         }
         found
     }

@@ -10,6 +10,9 @@ use serde_json::{Value, json};
 /// Fields of 2016–2018 that no version stores any more: dropped, so that strict validation accepts old manifests.
 const RETIRED: [&str; 2] = ["/spec/rollbackTo", "/spec/templateGeneration"];
 
+/// The one resource whose old version has another shape (see `crd::legacy`).
+const DEFINITIONS: &str = "customresourcedefinitions";
+
 /// The renames between `events.k8s.io/v1` (left) and the stored core Event (right).
 const EVENT_FIELDS: [(&str, &str); 7] = [
     ("regarding", "involvedObject"),
@@ -30,6 +33,9 @@ pub fn differs(row: &ResourceRow) -> bool {
 pub fn before_decode(row: &ResourceRow, obj: &mut Value) {
     if !row.legacy {
         return;
+    }
+    if row.gvr.resource == DEFINITIONS {
+        crate::crd::legacy::to_v1(obj);
     }
     for pointer in RETIRED {
         if let Some((parent, key)) = pointer.rsplit_once('/')
@@ -65,6 +71,7 @@ pub fn from_storage(row: &ResourceRow, obj: &mut Value) {
     match (&*row.gvr.group, &*row.gvr.version) {
         ("events.k8s.io", _) => rename(obj, EVENT_FIELDS.iter().map(|(new, old)| (*old, *new))),
         ("autoscaling", "v1") => hpa_to_v1(obj),
+        _ if row.gvr.resource == DEFINITIONS => crate::crd::legacy::from_v1(obj),
         _ => {}
     }
     set(obj, "apiVersion", row.api_version());

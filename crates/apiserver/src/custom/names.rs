@@ -69,11 +69,39 @@ pub fn is(definition: &Value, ty: &str) -> bool {
         .is_some_and(|at| definition["status"]["conditions"][at]["status"] == "True")
 }
 
+/// What a definition in one of the project's own groups says about its approval, in upstream's words.
+fn approval(definition: &Value) -> Option<(&'static str, &'static str, String)> {
+    const KEY: &str = "api-approved.kubernetes.io";
+    const SEE: &str = "see https://github.com/kubernetes/enhancements/pull/1111";
+    let group = definition["spec"]["group"].as_str().unwrap_or_default();
+    let within = |domain: &str| group == domain || group.ends_with(&format!(".{domain}"));
+    if !within("k8s.io") && !within("kubernetes.io") {
+        return None;
+    }
+    let said = definition["metadata"]["annotations"][KEY].as_str().unwrap_or_default();
+    let must = format!("protected groups must have approval annotation \"{KEY}\"");
+    Some(match said {
+        "" => ("False", "MissingAnnotation", format!("{must}, {SEE}")),
+        _ if said.starts_with("unapproved") => {
+            ("False", "UnapprovedAnnotation", format!("not approved: {said:?}"))
+        }
+        _ if said.contains("://") => ("True", "ApprovedAnnotation", format!("approved in {said}")),
+        _ => {
+            let how = "with either a URL or a reason starting with \"unapproved\"";
+            ("False", "InvalidAnnotation", format!("{must} {how}, {SEE}"))
+        }
+    })
+}
+
 /// The status that a definition should have, given what is taken.
 pub fn status(definition: &Value, taken: &Taken, now: jiff::Timestamp) -> Value {
     let now = time::format(now);
     let names = &definition["spec"]["names"];
     let mut status = definition["status"].clone();
+    if let Some((value, reason, message)) = approval(definition) {
+        let ty = "KubernetesAPIApprovalPolicyConformant";
+        set_condition(&mut status, (ty, value, reason, &message), &now);
+    }
     match conflict(names, taken) {
         None => {
             status["acceptedNames"] = names.clone();
@@ -97,6 +125,21 @@ pub fn status(definition: &Value, taken: &Taken, now: jiff::Timestamp) -> Value 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn protected_groups_tell_their_approval() {
+        let at = |group: &str, said: &str| {
+            let metadata = json!({"annotations": {"api-approved.kubernetes.io": said}});
+            approval(&json!({"metadata": metadata, "spec": {"group": group}}))
+                .map(|(value, reason, _)| (value, reason))
+        };
+        assert_eq!(at("example.org", ""), None);
+        assert_eq!(at("notk8s.io", ""), None);
+        assert_eq!(at("x.k8s.io", "https://a/b"), Some(("True", "ApprovedAnnotation")));
+        assert_eq!(at("x.k8s.io", "unapproved, trying"), Some(("False", "UnapprovedAnnotation")));
+        assert_eq!(at("k8s.io", "yes"), Some(("False", "InvalidAnnotation")));
+        assert_eq!(at("kubernetes.io", ""), Some(("False", "MissingAnnotation")));
+    }
 
     #[test]
     fn names_are_accepted_once() {

@@ -3,8 +3,8 @@
 use crate::harness::*;
 use serde_json::{Value, json};
 
-const CRDS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
-const WIDGETS: &str = "/apis/example.org/v1/namespaces/default/widgets";
+pub const CRDS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+pub const WIDGETS: &str = "/apis/example.org/v1/namespaces/default/widgets";
 
 fn definition() -> Value {
     json!({
@@ -48,7 +48,7 @@ fn widget(name: &str, spec: Value) -> Value {
     json!({"apiVersion": "example.org/v1", "kind": "Widget", "metadata": {"name": name}, "spec": spec})
 }
 
-async fn established(s: &Server, name: &str) -> Value {
+pub async fn established(s: &Server, name: &str) -> Value {
     eventually("established", async || {
         let definition = s.get(&format!("{CRDS}/{name}")).await.expect(200);
         let conditions = definition["status"]["conditions"].as_array().cloned().unwrap_or_default();
@@ -57,7 +57,7 @@ async fn established(s: &Server, name: &str) -> Value {
     .await
 }
 
-async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let wait = async {
         loop {
             if let Some(found) = look().await {
@@ -221,4 +221,28 @@ async fn a_deleted_definition_takes_its_objects_along() {
     s.post(CRDS, &definition()).await.expect(201);
     established(&s, "widgets.example.org").await;
     assert_eq!(s.get(WIDGETS).await.expect(200)["items"], json!([]));
+}
+
+#[tokio::test]
+async fn rules_of_a_definition_are_enforced() {
+    let s = server().await;
+    let mut ruled = definition();
+    let spec = &mut ruled["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"];
+    spec["x-kubernetes-validations"] = json!([
+        {"rule": "!has(self.replicas) || self.replicas <= 5", "message": "at most five"},
+        {"rule": "!has(oldSelf.colour) || self.colour == oldSelf.colour", "messageExpression": "'stays ' + oldSelf.colour"},
+    ]);
+    let mut wrong = ruled.clone();
+    wrong["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["x-kubernetes-validations"]
+        [0]["rule"] = json!("self.nope > 1");
+    let message = s.post(CRDS, &wrong).await.fails(422, "Invalid");
+    assert!(message.contains("undefined field 'nope'"), "{message}");
+    s.post(CRDS, &ruled).await.expect(201);
+    established(&s, "widgets.example.org").await;
+    let message = s.post(WIDGETS, &widget("a", json!({"replicas": 6}))).await.fails(422, "Invalid");
+    assert_eq!(message, "Widget.example.org \"a\" is invalid: spec: Invalid value: \"object\": at most five");
+    s.post(WIDGETS, &widget("a", json!({"replicas": 5, "colour": "red"}))).await.expect(201);
+    let changed = json!({"spec": {"colour": "blue"}});
+    let message = s.patch(&format!("{WIDGETS}/a"), "merge-patch", &changed).await.fails(422, "Invalid");
+    assert!(message.ends_with("spec: Invalid value: \"object\": stays red"), "{message}");
 }

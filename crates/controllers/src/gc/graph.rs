@@ -150,6 +150,13 @@ impl Graph {
         all.into_iter().filter(|uid| self.concerns_us(*uid)).collect()
     }
 
+    /// A resource that was not watched before has been listed: owners that were not known may be there now, or never
+    /// have been.
+    pub fn look_again(&self) -> Vec<Uid> {
+        let all = if self.complete { self.nodes.keys().copied().collect() } else { Vec::new() };
+        all.into_iter().filter(|uid| self.concerns_us(*uid)).collect()
+    }
+
     /// An owner may be gone or on its way, or it is the object itself that waits for us.
     fn concerns_us(&self, uid: Uid) -> bool {
         let Some(node) = self.nodes.get(&uid) else { return false };

@@ -1,14 +1,16 @@
 //! The garbage collector: objects whose owners are gone go too; foreground deletion and orphaning are carried out.
 //!
-//! It watches every resource and keeps only the [`graph`] of UIDs. Invariants: nothing is deleted because of the graph
+//! It watches every resource, custom ones as they come and go, and keeps only the [`graph`] of UIDs. Invariants: nothing is deleted because of the graph
 //! alone: the object and every owner that the graph lacks are asked for anew, and the deletion names the UID and
 //! revision it was decided on. An owner of a kind that is not served is taken to be there.
 //! Deliberately not here: what a deletion does to one object (`apiserver`).
 
+mod custom;
 mod decide;
 mod graph;
 
 use crate::context::{Context, Outcome, Reconcile, run, spawn};
+use crate::custom_kinds::Kinds;
 use crate::owner::references;
 use async_trait::async_trait;
 use client::queue::Queue;
@@ -18,7 +20,7 @@ use futures_util::StreamExt;
 use graph::{FOREGROUND, Graph, Node, ORPHAN, State, Uid, state_of};
 use k8s_schema::{Gvr, ResourceRow};
 use machinery::status::ApiError;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -37,7 +39,11 @@ const LISTING_MAX: Duration = Duration::from_secs(30);
 
 struct Collector {
     context: Context,
-    resources: Vec<Gvr>,
+    /// Only grows: the graph names resources by their place here.
+    resources: RwLock<Vec<Gvr>>,
+    /// How many of them are built in.
+    builtin: u16,
+    kinds: Arc<Kinds>,
     graph: Mutex<Graph>,
     /// Resources that have not been listed yet.
     missing: Mutex<BTreeSet<u16>>,
@@ -51,13 +57,16 @@ pub fn start(context: &Context) -> Vec<JoinHandle<()>> {
     let queue = Arc::new(Queue::default());
     let collector = Arc::new(Collector {
         context: context.clone(),
-        resources,
+        resources: RwLock::new(resources),
+        builtin: count,
+        kinds: Kinds::start(&context.informers),
         graph: Mutex::default(),
         missing: Mutex::new((0..count).collect()),
         queue: queue.clone(),
     });
     let mut tasks: Vec<_> = (0..count).map(|i| spawn(collector.clone().follow(i))).collect();
     tasks.push(spawn(collector.clone().begin_anyway()));
+    tasks.push(spawn(custom::follow_all(collector.clone())));
     tasks.extend(run("garbage-collector", Vec::new(), queue, WORKERS, collector));
     tasks
 }
@@ -79,7 +88,7 @@ impl Collector {
             match self.list_and_watch(resource, &mut failures).await {
                 Ok(()) => failures += 1,
                 Err(error) => {
-                    let what = self.resources[usize::from(resource)].group_resource();
+                    let what = self.resource(resource).group_resource();
                     tracing::debug!(resource = what, %error, "watch ended; listing again");
                     failures += 1;
                 }
@@ -89,7 +98,7 @@ impl Collector {
     }
 
     async fn list_and_watch(&self, resource: u16, failures: &mut u32) -> Result<(), ApiError> {
-        let (client, gvr) = (&self.context.client, &self.resources[usize::from(resource)]);
+        let (client, gvr) = (&self.context.client, &self.resource(resource));
         let list = client.list(gvr, &ListOptions::default()).await?;
         let listed: BTreeMap<Uid, Node> = list.items.iter().map(|o| Node::read(resource, o)).collect();
         let after = Some(list.revision);
@@ -120,6 +129,9 @@ impl Collector {
         if missing.remove(&resource) && missing.is_empty() {
             look.extend(graph.complete());
         }
+        if resource >= self.builtin {
+            look.extend(graph.look_again());
+        }
         drop(graph);
         self.look_at(look);
     }
@@ -130,8 +142,7 @@ impl Collector {
         if missing.is_empty() {
             return;
         }
-        let names: Vec<String> =
-            missing.iter().map(|i| self.resources[usize::from(*i)].group_resource()).collect();
+        let names: Vec<String> = missing.iter().map(|i| self.resource(*i).group_resource()).collect();
         tracing::warn!(?names, "collecting garbage although these resources could not be listed");
         let look = self.graph.lock().complete();
         self.look_at(look);
@@ -143,15 +154,19 @@ impl Collector {
 
     /// The object as it is now; `None` when there is another one or none of that name.
     async fn live(&self, uid: Uid, node: &Node) -> Result<Option<Arc<Object>>, ApiError> {
-        match self.context.client.get(self.gvr(node), &node.key).await {
+        match self.context.client.get(&self.gvr(node), &node.key).await {
             Ok(object) => Ok(Some(object).filter(|o| Uid::of(o.uid()) == uid)),
             Err(error) if error.is_not_found() => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    fn gvr(&self, node: &Node) -> &Gvr {
-        &self.resources[usize::from(node.resource)]
+    fn resource(&self, at: u16) -> Gvr {
+        self.resources.read()[usize::from(at)].clone()
+    }
+
+    fn gvr(&self, node: &Node) -> Gvr {
+        self.resource(node.resource)
     }
 
     /// Merge-patches metadata of the object as it was read; one that is gone is as good.
@@ -184,7 +199,7 @@ impl Collector {
             if let Some(dependent) = self.live(uid, &node).await?
                 && dependent.meta().owner_references.iter().any(|o| this.contains(&o.uid))
             {
-                self.detach(self.gvr(&node), &dependent, &this).await?;
+                self.detach(&self.gvr(&node), &dependent, &this).await?;
             }
         }
         self.remove_finalizer(gvr, object, ORPHAN).await
@@ -201,8 +216,16 @@ impl Collector {
         Ok(())
     }
 
+    /// Where the objects of an owner reference's kind are; are they in namespaces?
+    fn resource_of(&self, owner: &OwnerRef) -> Option<(Gvr, bool)> {
+        builtin(owner).or_else(|| {
+            let (group, version) = owner.api_version.split_once('/')?;
+            self.kinds.find(group, version, &owner.kind).map(|k| (k.gvr, k.namespaced))
+        })
+    }
+
     async fn owner_state(&self, namespace: &str, owner: &OwnerRef) -> Result<OwnerState, ApiError> {
-        let Some((gvr, namespaced)) = resource_of(owner) else { return Ok(OwnerState::Solid) };
+        let Some((gvr, namespaced)) = self.resource_of(owner) else { return Ok(OwnerState::Solid) };
         if namespaced && namespace.is_empty() {
             return Ok(OwnerState::Solid);
         }
@@ -211,7 +234,7 @@ impl Collector {
             .graph
             .lock()
             .get(Uid::of(&owner.uid))
-            .filter(|n| n.key == key && *self.gvr(n) == gvr)
+            .filter(|n| n.key == key && self.gvr(n) == gvr)
             .cloned();
         if let Some(node) = known {
             return Ok(if node.state == State::Foreground { OwnerState::Waiting } else { OwnerState::Solid });
@@ -269,8 +292,8 @@ fn deletion_state(meta: &Meta) -> State {
     state_of(meta.deletion_timestamp.is_some(), &meta.finalizers)
 }
 
-/// Where the objects of an owner reference's kind are; are they in namespaces?
-fn resource_of(owner: &OwnerRef) -> Option<(Gvr, bool)> {
+/// The same for built-in kinds.
+fn builtin(owner: &OwnerRef) -> Option<(Gvr, bool)> {
     let (group, version) = owner.api_version.split_once('/').unwrap_or(("", &owner.api_version));
     let row = k8s_schema::resource_for_kind(group, version, &owner.kind)?;
     row.verbs.contains(&"get").then(|| (row.storage_gvr(), row.namespaced))
@@ -280,7 +303,7 @@ fn resource_of(owner: &OwnerRef) -> Option<(Gvr, bool)> {
 impl Reconcile<Uid> for Collector {
     async fn reconcile(&self, uid: &Uid) -> Outcome {
         let Some(node) = self.graph.lock().get(*uid).cloned() else { return Ok(None) };
-        let gvr = self.gvr(&node);
+        let gvr = &self.gvr(&node);
         let Some(object) = self.live(*uid, &node).await? else {
             let look = self.graph.lock().remove(*uid);
             self.look_at(look);
@@ -326,9 +349,9 @@ mod tests {
             kind: kind.into(),
             ..OwnerRef::default()
         };
-        assert_eq!(resource_of(&owner("v1", "Node")), Some((k8s_schema::gvr::NODES, false)));
-        let old = resource_of(&owner("apps/v1beta1", "Deployment"));
+        assert_eq!(builtin(&owner("v1", "Node")), Some((k8s_schema::gvr::NODES, false)));
+        let old = builtin(&owner("apps/v1beta1", "Deployment"));
         assert_eq!(old, Some((k8s_schema::gvr::DEPLOYMENTS, true)));
-        assert_eq!(resource_of(&owner("example.com/v1", "Widget")), None);
+        assert_eq!(builtin(&owner("example.com/v1", "Widget")), None);
     }
 }

@@ -10,6 +10,7 @@ pub mod body;
 pub mod columns;
 mod default;
 pub mod jsonpath;
+pub mod legacy;
 mod prune;
 pub mod rules;
 mod schema;

@@ -93,8 +93,8 @@ pub fn prepare_update(row: &ResourceRow, new: &mut Value, old: &Value, part: Par
     (behaviour.prepare_update)(new, old);
     if behaviour.generation {
         let before = int(old, "/metadata/generation").unwrap_or(1);
-        let bump =
-            desired_changed(new, old) || (behaviour.annotations_count && annotations_changed(new, old));
+        let bump = desired_changed(new, old, has_status(row))
+            || (behaviour.annotations_count && annotations_changed(new, old));
         if let Some(metadata) = new.get_mut("metadata") {
             set(metadata, "generation", before + i64::from(bump));
         }
@@ -124,12 +124,14 @@ fn put(v: &mut Value, key: &str, value: Option<Value>) {
 }
 
 /// Did anything but metadata and status change?
-fn desired_changed(new: &Value, old: &Value) -> bool {
+/// Without a status subresource, the status is as much a wish as everything else.
+fn desired_changed(new: &Value, old: &Value, has_status: bool) -> bool {
     let null = Value::Null;
     let differs = |a: &Value, b: &Value| {
         let all = a.as_object().into_iter().flatten();
-        let mut desired =
-            all.filter(|(k, _)| !matches!(k.as_str(), "metadata" | "status" | "apiVersion" | "kind"));
+        let mut desired = all.filter(|(k, _)| {
+            !matches!(k.as_str(), "metadata" | "apiVersion" | "kind") && !(has_status && *k == "status")
+        });
         desired.any(|(k, v)| !super::get::same_exactly(v, b.get(k).unwrap_or(&null)))
     };
     differs(new, old) || differs(old, new)

@@ -1,0 +1,67 @@
+//! Custom resources in the graph: watched from their definition's establishment to its end.
+
+use super::Collector;
+use crate::context::spawn;
+use k8s_schema::Gvr;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use tokio::task::JoinHandle;
+
+/// A watch that ends with this value.
+struct Followed {
+    gvr: Gvr,
+    resource: u16,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Followed {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Follows the custom kinds until it is dropped.
+pub async fn follow_all(collector: Arc<Collector>) {
+    let mut followed: BTreeMap<String, Followed> = BTreeMap::new();
+    let mut changed = collector.kinds.changed();
+    loop {
+        let kinds: BTreeMap<String, Gvr> =
+            collector.kinds.all().into_iter().map(|k| (k.gvr.group_resource(), k.gvr)).collect();
+        followed.retain(|name, followed| {
+            let stays = kinds.get(name) == Some(&followed.gvr);
+            if !stays && !kinds.contains_key(name) {
+                // The definition took its objects along.
+                let look = collector.graph.lock().replace(followed.resource, BTreeMap::new());
+                collector.look_at(look);
+            }
+            stays
+        });
+        for (name, gvr) in kinds {
+            if followed.contains_key(&name) {
+                continue;
+            }
+            let Some(resource) = collector.place(&gvr) else {
+                tracing::warn!(resource = name, "more kinds than the collector can tell apart");
+                continue;
+            };
+            let task = spawn(collector.clone().follow(resource));
+            followed.insert(name, Followed { gvr, resource, task });
+        }
+        if changed.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+impl Collector {
+    /// The place of a custom resource: the one that it had, or a new one. It stays where only its version changes.
+    fn place(&self, gvr: &Gvr) -> Option<u16> {
+        let mut resources = self.resources.write();
+        let at = resources.iter().position(|r| r.group == gvr.group && r.resource == gvr.resource);
+        match at {
+            Some(at) => resources[at] = gvr.clone(),
+            None => resources.push(gvr.clone()),
+        }
+        u16::try_from(at.unwrap_or(resources.len() - 1)).ok()
+    }
+}
