@@ -1,0 +1,196 @@
+"""Load balancers, networks and Cloud Map through boto3, on the instance in whose network namespace this runs."""
+
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import boto3
+from botocore.config import Config
+
+NODE = "10.99.0.1"
+PATIENCE = 30
+session = boto3.session.Session("testing", "testing", region_name="us-east-1")
+
+
+def aws(service):
+    # An address takes no host prefix such as `data-`.
+    config = Config(inject_host_prefix=False)
+    return session.client(service, endpoint_url="http://127.0.0.1:4566", config=config)
+
+
+ecs, ec2, elb, cloudmap = aws("ecs"), aws("ec2"), aws("elbv2"), aws("servicediscovery")
+
+
+def until(what, value, wanted):
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        found = value()
+        if wanted(found):
+            return found
+        assert time.monotonic() < deadline, f"{what}: {found}"
+        time.sleep(0.05)
+
+
+def get(port, path="/", host=None):
+    headers = {"Host": host} if host else {}
+    request = urllib.request.Request(f"http://{NODE}:{port}{path}", headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+            return answer.read().decode().strip()
+    except urllib.error.HTTPError as error:
+        return f"{error.code} {error.read().decode()}".strip()
+
+
+def run(family, script, subnets):
+    container = {"name": "c", "image": "busybox:1.36", "entryPoint": ["sh", "-c"], "command": [script]}
+    ecs.register_task_definition(
+        family=family,
+        networkMode="awsvpc",
+        requiresCompatibilities=["FARGATE"],
+        cpu="256",
+        memory="512",
+        containerDefinitions=[container],
+    )
+    network = {"awsvpcConfiguration": {"subnets": subnets, "securityGroups": ["sg-default"]}}
+    made = ecs.run_task(cluster="prod", taskDefinition=family, launchType="FARGATE", networkConfiguration=network)
+    assert not made["failures"], made
+    return made["tasks"][0]["taskArn"]
+
+
+def task(arn):
+    return ecs.describe_tasks(cluster="prod", tasks=[arn])["tasks"][0]
+
+
+def running(arn):
+    found = until("the task runs", lambda: task(arn), lambda t: t["lastStatus"] in ("RUNNING", "STOPPED"))
+    assert found["lastStatus"] == "RUNNING", found
+    return found["containers"][0]["networkInterfaces"][0]["privateIpv4Address"]
+
+
+def states(group):
+    told = elb.describe_target_health(TargetGroupArn=group)["TargetHealthDescriptions"]
+    return {d["Target"]["Id"]: d["TargetHealth"]["State"] for d in told}
+
+
+def balancer(name, subnets):
+    made = elb.create_load_balancer(Name=name, Subnets=subnets)["LoadBalancers"][0]
+    waiter = elb.get_waiter("load_balancer_available")
+    waiter.wait(LoadBalancerArns=[made["LoadBalancerArn"]], WaiterConfig={"Delay": 1})
+    return made
+
+
+def state(name):
+    found = elb.describe_load_balancers(Names=[name])["LoadBalancers"][0]["State"]
+    return found["Code"], found.get("Reason", "")
+
+
+def main():
+    ecs.create_cluster(clusterName="prod")
+    subnets = [s["SubnetId"] for s in ec2.describe_subnets()["Subnets"]]
+    serve = (
+        "mkdir -p /www/cgi-bin; cd /www; echo ok > health; hostname -i > index.html;"
+        " printf '#!/bin/sh\\nsleep 2; echo; echo slow\\n' > cgi-bin/slow; chmod +x cgi-bin/slow;"
+        " trap exit TERM; httpd -f -p 8080 -h /www & wait"
+    )
+    tasks = [run("web", serve, subnets) for _ in range(2)]
+    ips = [running(arn) for arn in tasks]
+
+    # A network interface a task, in the default network.
+    interfaces = ec2.describe_network_interfaces(Filters=[{"Name": "vpc-id", "Values": ["vpc-default"]}])
+    assert {i["PrivateIpAddress"] for i in interfaces["NetworkInterfaces"]} == set(ips), interfaces
+
+    made = balancer("front", subnets)
+    group = elb.create_target_group(
+        Name="web",
+        Protocol="HTTP",
+        Port=8080,
+        TargetType="ip",
+        VpcId="vpc-default",
+        HealthCheckPath="/health",
+        HealthCheckIntervalSeconds=5,
+        HealthCheckTimeoutSeconds=2,
+        UnhealthyThresholdCount=2,
+    )["TargetGroups"][0]["TargetGroupArn"]
+    elb.register_targets(TargetGroupArn=group, Targets=[{"Id": ip} for ip in ips])
+    assert set(states(group).values()) == {"unused"}
+    forward = [{"Type": "forward", "TargetGroupArn": group}]
+    listener = elb.create_listener(
+        LoadBalancerArn=made["LoadBalancerArn"], Protocol="HTTP", Port=8000, DefaultActions=forward
+    )["Listeners"][0]["ListenerArn"]
+    elb.get_waiter("target_in_service").wait(TargetGroupArn=group, WaiterConfig={"Delay": 1})
+    assert {get(8000) for _ in range(10)} == set(ips), "requests are spread"
+
+    # Rules, in the order of their priorities.
+    fixed = {"StatusCode": "418", "ContentType": "text/plain", "MessageBody": "teapot"}
+    elb.create_rule(
+        ListenerArn=listener,
+        Priority=20,
+        Conditions=[{"Field": "host-header", "Values": ["tea.*"]}],
+        Actions=[{"Type": "fixed-response", "FixedResponseConfig": fixed}],
+    )
+    until("the rule holds", lambda: get(8000, host="tea.example"), lambda said: said == "418 teapot")
+
+    # A target that leaves answers what it was asked, and is gone as soon as it is idle.
+    said = []
+    asking = threading.Thread(target=lambda: said.append(get(8000, "/cgi-bin/slow")))
+    elb.deregister_targets(TargetGroupArn=group, Targets=[{"Id": ips[1]}])
+    until("one target", lambda: states(group), lambda s: ips[1] not in s)
+    asking.start()
+    time.sleep(0.5)
+    elb.deregister_targets(TargetGroupArn=group, Targets=[{"Id": ips[0]}])
+    until("it drains", lambda: states(group), lambda s: s.get(ips[0]) == "draining")
+    asking.join()
+    assert said == ["slow"], said
+    until("nobody is left", lambda: states(group), lambda s: not s)
+    assert get(8000).startswith("503"), "no target, no answer"
+    elb.register_targets(TargetGroupArn=group, Targets=[{"Id": ip} for ip in ips])
+    until("both are back", lambda: states(group), lambda s: list(s.values()) == ["healthy"] * 2)
+
+    # A target that dies is found out.
+    ecs.stop_task(cluster="prod", task=tasks[1])
+    until("one is sick", lambda: states(group), lambda s: sorted(s.values()) == ["healthy", "unhealthy"])
+    assert {get(8000) for _ in range(6)} == {ips[0]}
+
+    # A taken port is told, and tried again once it is free.
+    other = balancer("other", subnets)
+    action = [{"Type": "fixed-response", "FixedResponseConfig": {"StatusCode": "200", "MessageBody": "other"}}]
+    elb.create_listener(
+        LoadBalancerArn=other["LoadBalancerArn"], Protocol="HTTP", Port=8000, DefaultActions=action
+    )
+    code, reason = until("it failed", lambda: state("other"), lambda s: s[0] == "failed")
+    assert "8000" in reason, reason
+
+    # Names: private zones and load balancers, in tasks.
+    def done(operation):
+        return cloudmap.get_operation(OperationId=operation["OperationId"])["Operation"]
+
+    made_zone = done(cloudmap.create_private_dns_namespace(Name="prod.local", Vpc="vpc-default"))
+    service = cloudmap.create_service(
+        Name="web",
+        NamespaceId=made_zone["Targets"]["NAMESPACE"],
+        DnsConfig={"DnsRecords": [{"Type": "A", "TTL": 10}, {"Type": "SRV", "TTL": 10}]},
+        HealthCheckCustomConfig={"FailureThreshold": 1},
+    )["Service"]["Id"]
+    attributes = {"AWS_INSTANCE_IPV4": ips[0], "AWS_INSTANCE_PORT": "8080"}
+    assert done(cloudmap.register_instance(ServiceId=service, InstanceId="t1", Attributes=attributes))["Status"] == "SUCCESS"
+    found = cloudmap.discover_instances(NamespaceName="prod.local", ServiceName="web")["Instances"]
+    assert [i["Attributes"]["AWS_INSTANCE_IPV4"] for i in found] == [ips[0]], found
+    script = (
+        "for i in $(seq 100); do nslookup -type=srv web.prod.local | grep 8080 && break; sleep 0.1; done;"
+        f" set -e; wget -qO- http://web.prod.local:8080/ | grep {ips[0]};"
+        f" wget -qO- http://t1.web.prod.local:8080/ | grep {ips[0]};"
+        f" wget -qO- http://{made['DNSName']}:8000/ | grep {ips[0]};"
+        " ! nslookup nope.prod.local"
+    )
+    asks = run("ask", script, subnets)
+    ended = until("the asking task ends", lambda: task(asks), lambda t: t["lastStatus"] == "STOPPED")
+    assert ended["containers"][0].get("exitCode") == 0, ended
+
+    elb.delete_load_balancer(LoadBalancerArn=made["LoadBalancerArn"])
+    until("the port is free", lambda: state("other")[0], lambda code: code == "active")
+    assert get(8000) == "other"
+    print("load balancers are content")
+
+
+main()
