@@ -2,7 +2,11 @@
 //!
 //! Asked once for a pod of which nothing is on the node yet: who forces `nodeName` goes around the scheduler, and the
 //! scheduler may be late. A pod that does not fit is Failed; its owner makes another.
-//! Deliberately not here: making room for critical pods by evicting others.
+//! A critical pod that only lacks room gets it ([`room`]).
+
+mod room;
+
+pub use room::{Occupant, Ruling, rule};
 
 use crate::config::sandbox::sysctl_objection;
 use crate::eviction::Pressure;
@@ -42,6 +46,7 @@ impl Claim {
 }
 
 /// The node that a pod is to be put on.
+#[derive(Clone, Copy)]
 pub struct Place<'a> {
     /// Its amounts.
     pub facts: &'a NodeFacts,
@@ -87,18 +92,27 @@ fn pressed(pod: &PodView, info: &PodInfo, pressure: &BTreeSet<Pressure>) -> Opti
     Some(rejected("Evicted", format!("The node had condition: [{}]. ", names.join(" "))))
 }
 
-fn short_of(claim: &Claim, place: &Place) -> Option<Verdict> {
+/// An amount that the node has not left.
+struct Shortage<'a> {
+    name: &'a str,
+    asked: i64,
+    used: i64,
+    capacity: i64,
+}
+
+/// All shortages, in the kubelet's order.
+fn shortages<'a>(claim: &'a Claim, place: &Place) -> impl Iterator<Item = Shortage<'a>> + use<'a> {
     let mut used = Resources::default();
     place.others.iter().for_each(|other| used.add(&other.requests));
     let asked = &claim.requests;
     let facts = place.facts;
+    let pods = i64::try_from(place.others.len()).unwrap_or(i64::MAX);
     let mut rows = vec![
+        ("pods", 1, pods, i64::from(facts.max_pods)),
         ("cpu", asked.milli_cpu, used.milli_cpu, facts.cpu_milli),
         ("memory", asked.memory_bytes, used.memory_bytes, facts.memory_bytes),
         ("ephemeral-storage", asked.ephemeral_bytes, used.ephemeral_bytes, facts.storage_bytes),
     ];
-    let pods = i64::try_from(place.others.len()).unwrap_or(i64::MAX);
-    rows.insert(0, ("pods", 1, pods, i64::from(facts.max_pods)));
     let known = place.node.map(|n| &n.allocatable.extended);
     for (name, amount) in &asked.extended {
         // What this node never had is nobody's shortage (upstream leaves it out as well).
@@ -106,8 +120,13 @@ fn short_of(claim: &Claim, place: &Place) -> Option<Verdict> {
             rows.push((name, *amount, used.extended.get(name).copied().unwrap_or(0), *capacity));
         }
     }
-    let (name, asked, used, capacity) =
-        rows.into_iter().find(|(_, asked, used, capacity)| *asked > 0 && *asked > capacity - used)?;
+    rows.into_iter()
+        .filter(|(_, asked, used, capacity)| *asked > 0 && *asked > capacity - used)
+        .map(|(name, asked, used, capacity)| Shortage { name, asked, used, capacity })
+}
+
+fn short_of(claim: &Claim, place: &Place) -> Option<Verdict> {
+    let Shortage { name, asked, used, capacity } = shortages(claim, place).next()?;
     let text = format!(
         "Node didn't have enough resource: {name}, requested: {asked}, used: {used}, capacity: {capacity}"
     );

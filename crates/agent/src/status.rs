@@ -401,8 +401,12 @@ fn conditions(state: &PodState, pod: &PodView, phase: &str, now: Timestamp) -> V
     if let Some(verdict) = &state.verdict {
         let since = stored.iter().find(|c| c.type_ == DISRUPTED && c.status == "True");
         let since = since.and_then(|c| c.last_transition_time.as_ref()).map_or(now, |t| t.0);
+        let message = match verdict.reason.as_str() {
+            "Preempting" => "Pod was preempted by Kubelet to accommodate a critical pod.",
+            _ => &verdict.message,
+        };
         list.push(json!({"type": DISRUPTED, "status": "True", "reason": "TerminationByKubelet",
-            "message": verdict.message, "lastProbeTime": null, "lastTransitionTime": time_text(since)}));
+            "message": message, "lastProbeTime": null, "lastTransitionTime": time_text(since)}));
     }
     let known = |kind: &str| {
         verdicts.iter().any(|v| v.kind == kind) || (state.verdict.is_some() && kind == DISRUPTED)

@@ -4,9 +4,10 @@
 //! Invariants: only this loop changes pod states; every operation reports back by exactly one event; a pod of the
 //! same name waits until the one before is gone from the node.
 
+mod admission;
 mod entry;
 
-use crate::admit::{Claim, Place, objection, resize_refusal};
+use crate::admit::{Claim, resize_refusal};
 use crate::decide::outcome::{Outcome, StartFailure, StartStep, apply};
 use crate::decide::{Action, Input, seed, step};
 use crate::inbox::Inbox;
@@ -18,10 +19,8 @@ use client::{Object, ObjectKey};
 use entry::{Clock, Entry, plain};
 use futures_util::FutureExt;
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1 as core;
 use machinery::status::ApiError;
 use runtime::api::{ContainerState, PodInfo, RuntimeEvent};
-use sched::NodeSpec;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
@@ -68,6 +67,8 @@ pub struct Worker {
     /// What the runtime re-adopted, until its pod is seen.
     adopted: BTreeMap<String, PodInfo>,
     dirty: BTreeSet<String>,
+    /// Critical pods that wait for others to go.
+    crowded_out: BTreeSet<String>,
     tasks: JoinSet<()>,
     host_ports: watch::Sender<Vec<net::HostPort>>,
     node_down: Option<oneshot::Sender<()>>,
@@ -103,6 +104,7 @@ impl Worker {
             entries: BTreeMap::new(),
             adopted,
             dirty: BTreeSet::new(),
+            crowded_out: BTreeSet::new(),
             tasks: JoinSet::new(),
             host_ports: parts.host_ports,
             node_down: None,
@@ -327,7 +329,9 @@ impl Worker {
             // Looked at again when the older one goes.
             return;
         }
-        self.admit(uid);
+        if !self.admit(uid) {
+            return;
+        }
         let deferred = self.judge_resize(uid);
         let Some(entry) = self.entries.get_mut(uid) else { return };
         let (now, wall) = (self.clock.now(), Timestamp::now());
@@ -348,6 +352,8 @@ impl Worker {
         } else {
             self.sync_status(uid, now);
         }
+        // This one may just have made the room that others wait for.
+        self.dirty.append(&mut self.crowded_out);
     }
 
     /// Asks whether a pending resize fits beside the other pods. True: not now, but perhaps when others are gone.
@@ -368,26 +374,6 @@ impl Worker {
         }
         entry.state.resize.refusal = refusal;
         deferred
-    }
-
-    /// Asks, once, whether a new pod fits beside those that are here.
-    fn admit(&mut self, uid: &str) {
-        let Some(entry) = self.entries.get(uid).filter(|e| !e.admitted && e.present) else { return };
-        let others: Vec<&Claim> =
-            self.entries.values().filter(|e| e.admitted && e.holds()).map(|e| &e.claim).collect();
-        let node = self.node.this.get(&ObjectKey::cluster(self.node.facts.node_name.as_str()));
-        let node = node.and_then(|o| o.view::<core::Node>().ok()).map(|n| NodeSpec::read(&n));
-        let pressure = self.node.pressure.borrow().clone();
-        let place =
-            Place { facts: &self.node.facts, node: node.as_ref(), pressure: &pressure, others: &others };
-        let objection = objection(&entry.view, &entry.claim, &place);
-        let Some(entry) = self.entries.get_mut(uid) else { return };
-        entry.admitted = true;
-        if let Some(verdict) = objection {
-            let message = verdict.message.clone();
-            self.node.recorder.rejected(&entry.view, &verdict.reason, message);
-            entry.state.verdict = Some(verdict);
-        }
     }
 
     fn forget(&mut self, uid: &str) {
