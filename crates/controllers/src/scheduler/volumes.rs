@@ -64,7 +64,7 @@ impl Volumes {
         if steps.is_empty() {
             return Ok(());
         }
-        let waited = tokio::time::timeout(BOUND_WITHIN, self.bound(info, pods)).await;
+        let waited = tokio::time::timeout(BOUND_WITHIN, self.bound(info, &steps, pods)).await;
         waited.unwrap_or_else(|_| Err(ApiError::internal("binding volumes: context deadline exceeded")))
     }
 
@@ -98,7 +98,7 @@ impl Volumes {
     }
 
     /// Comes back when all claims of the pod are bound; fails when that will not be.
-    async fn bound(&self, info: &PodInfo, pods: &Cache) -> Result<(), ApiError> {
+    async fn bound(&self, info: &PodInfo, steps: &[Step], pods: &Cache) -> Result<(), ApiError> {
         let (mut changed, mut pods_changed) = (self.claims.changed(), pods.changed());
         let (namespace, name) = info.id.clone().unwrap_or_default();
         let pod = ObjectKey::new(namespace.clone(), name);
@@ -116,6 +116,12 @@ impl Volumes {
                 let claim = Claim::read(&value);
                 if claim.deleting {
                     return Err(missing());
+                }
+                let made = |s: &Step| matches!(s, Step::Provision(id, _) if *id == claim.id);
+                if !claim.bound && claim.node.is_none() && steps.iter().any(made) {
+                    return Err(ApiError::internal(
+                        "provisioning failed for PVC: the pod must be placed anew",
+                    ));
                 }
                 // The node asks for the phase, which is written last.
                 open |= !claim.bound || value["status"]["phase"] != "Bound";

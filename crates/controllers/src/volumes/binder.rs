@@ -17,7 +17,7 @@ use k8s_schema::gvr::{NODES, PERSISTENT_VOLUME_CLAIMS as CLAIMS, PERSISTENT_VOLU
 use machinery::quantity::Quantity;
 use machinery::status::ApiError;
 use parking_lot::Mutex;
-use sched::volumes::{BIND_COMPLETED, Catalog, Claim, Volume, claims_of};
+use sched::volumes::{BIND_COMPLETED, Catalog, Claim, SELECTED_NODE, Volume, claims_of};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use tokio::task::JoinHandle;
@@ -301,6 +301,11 @@ impl Controller {
         let Some(node) = self.node(claim) else {
             let text = "failed to provision volume: no node for it".to_string();
             self.tell("PersistentVolumeClaim", object, (EventType::Warning, "ProvisioningFailed", text));
+            if claim.node.is_some() {
+                // The node is gone: the scheduler is to choose another.
+                let patch = json!({"metadata": {"uid": object.uid(), "annotations": {SELECTED_NODE: null}}});
+                self.patch_claim(object, patch).await?;
+            }
             return Ok(());
         };
         let class = self.classes.get(&ObjectKey::cluster(claim.shape.class.as_str()));
