@@ -119,7 +119,10 @@ static SCHEMA: Message = Message {
     rows: &[
         ("$ref", &[1], Text),
         ("format", &[2], Text),
+        ("title", &[3], Text),
+        ("description", &[4], Text),
         ("default", &[5], Any),
+        ("pattern", &[13], Text),
         ("required", &[19], Text),
         ("additionalProperties", &[21, 1], Msg(&SCHEMA)),
         ("type", &[22, 1], Text),

@@ -15,6 +15,14 @@ const INLINE_DEPTH_MAX: usize = 64;
 /// Fields that old versions had in `spec` and today's lack.
 const LEGACY_SPEC_FIELDS: [&str; 2] = ["rollbackTo", "templateGeneration"];
 
+/// What `kubectl explain` says of the fields that every object of a described kind has.
+const OBJECT_FIELDS: [(&str, &str); 2] = [
+    ("apiVersion", "APIVersion defines the version of the schema that this object is written in."),
+    ("kind", "Kind is the name of this object's type."),
+];
+const METADATA: &str = "Standard object's metadata.";
+const CREATED: &str = "CreationTimestamp is a timestamp of the moment at which the server made this object.";
+
 /// OpenAPI version: it changes references and the scalars that are "this or that".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dialect {
@@ -115,6 +123,10 @@ impl Schemas {
         // Entered first: a definition may refer to itself.
         self.done.insert(name.to_owned(), Value::Null);
         let mut schema = self.object(def, 0);
+        if name == meta("ObjectMeta") && self.dialect == Dialect::V2 {
+            schema["properties"]["creationTimestamp"]["description"] = CREATED.into();
+            schema["description"] = METADATA.into();
+        }
         if !def.gvks.is_empty() {
             let gvks: Vec<Value> =
                 def.gvks.iter().map(|(g, v, k)| json!({"group": g, "version": v, "kind": k})).collect();
@@ -268,9 +280,13 @@ impl Schemas {
         if embedded && !(self.dialect == Dialect::V2 && map.contains_key(PRESERVE)) {
             let metadata = self.meta_reference("ObjectMeta");
             let properties = &mut schema["properties"];
-            properties["apiVersion"] = json!({"type": "string"});
-            properties["kind"] = json!({"type": "string"});
+            for (name, text) in OBJECT_FIELDS {
+                properties[name] = json!({"type": "string", "description": text});
+            }
             properties["metadata"] = metadata;
+            if self.dialect == Dialect::V2 {
+                properties["metadata"]["description"] = METADATA.into();
+            }
         }
     }
 

@@ -41,22 +41,24 @@ fn tenth(size: u64) -> u64 {
 }
 
 impl Cost {
-    /// For these arguments.
+    /// For these arguments. Values share their parts, so that a small expression can make a huge one: what walks over
+    /// a value counts all of it.
     pub fn of(self, args: &[Value]) -> u64 {
         let size = |i: usize| args.get(i).map_or(0, Value::size);
+        let weight = |i: usize| args.get(i).map_or(0, Value::weight);
         match self {
             Cost::Flat => 0,
             Cost::Authorize => 350_000,
             Cost::Scan => tenth(size(0)),
             Cost::Cross => tenth(size(0)).saturating_mul(tenth(size(1))),
             Cost::Pattern => tenth(size(0) + 1).saturating_mul(size(1).div_ceil(4)),
-            Cost::Items => size(0),
+            Cost::Items => weight(0),
             Cost::In => match args.get(1) {
-                Some(Value::List(items)) => items.len() as u64,
-                _ => 0,
+                Some(Value::Map(_)) => 0,
+                _ => weight(1),
             },
-            Cost::Product => size(0).saturating_mul(size(1)),
-            Cost::Equal => tenth(size(0).min(size(1))),
+            Cost::Product => weight(0).saturating_mul(if args.len() > 1 { weight(1) } else { size(0) }),
+            Cost::Equal => tenth(weight(0).min(weight(1))),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Expressions at work, and what is said about wrong ones.
 
 use super::*;
+use proptest::prelude::*;
 use serde_json::json;
 
 fn env() -> Env {
@@ -186,6 +187,10 @@ fn nothing_runs_away() {
     assert!(budget.left() <= OBJECT_COST_MAX - CALL_COST_MAX);
     let mut little = Budget::new(5);
     assert_eq!(program.eval(&scope(), &mut little).unwrap_err(), EvalError::Budget);
+    let doubled = (0..50).fold("x".to_string(), |body, i| format!("cel.bind(x, [x, x, {i}], {body})"));
+    let doubled = format!("cel.bind(x, [1], ({doubled}) == ({doubled}))");
+    let program = compile(&env(), &doubled).unwrap();
+    assert_eq!(program.eval(&scope(), &mut Budget::default()).unwrap_err(), EvalError::CallCost);
     for text in [
         "(".repeat(5_000),
         "[".repeat(5_000),
@@ -237,4 +242,24 @@ fn json_comes_and_goes() {
         eval("Object{spec: Object.spec{replicas: 3}}").unwrap().to_json().unwrap(),
         json!({"spec": {"replicas": 3}})
     );
+}
+
+proptest! {
+    /// Words of the language in any order: an answer or a complaint, never a panic.
+    #[test]
+    fn any_words_are_borne(words in prop::collection::vec(prop::sample::select(vec![
+        "self", ".name", ".items", ".labels", "any", ".list", "[", "]", "(", ")", "{", "}", "?", ":", ".?x", "[?", "+", "-", "*", "/", "%",
+        "==", "<", "&&", "||", "!", "in", "1", "0", "-1", "1.5", "2u", "'é'", "'a'", "b'a'", "true", "null", ",", ".map(i, i)", ".all(i, i > 0)",
+        ".size()", ".split('')", ".substring(1)", ".indexOf('a', 1)", ".lastIndexOf('a', 1)", "duration('1h')", "timestamp('2026-01-01T00:00:00Z')",
+        ".format([1])", ".orValue(1)", "quantity('1')", "has(any.x)", "cel.bind(x, 1, x)", "i", "x", ".sum()", ".replace('', 'b')", "9223372036854775807",
+    ]), 0..12)) {
+        if let Ok(program) = compile(&env(), &words.join(" ")) {
+            let _ = program.eval(&scope(), &mut Budget::default());
+        }
+    }
+
+    #[test]
+    fn any_text_is_borne(text in "\\PC{0,40}") {
+        let _ = compile(&env(), &text);
+    }
 }

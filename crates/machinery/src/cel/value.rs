@@ -41,6 +41,11 @@ impl EvalError {
     }
 }
 
+/// Parts beyond this number are not counted: more than any evaluation can pay for.
+const WEIGHT_MAX: u64 = 10 * super::CALL_COST_MAX + 1;
+/// Parts of a value that becomes JSON: no object can hold more.
+const JSON_PARTS_MAX: u64 = 1 << 20;
+
 /// A value.
 #[derive(Clone, Debug)]
 pub enum Value {
@@ -272,18 +277,25 @@ impl Value {
 
     /// As JSON; an error for values that JSON does not have.
     pub fn to_json(&self) -> Result<Json, EvalError> {
+        match self.weight() > JSON_PARTS_MAX << 3 {
+            true => Err(EvalError::failed("value too large")),
+            false => self.json(),
+        }
+    }
+
+    fn json(&self) -> Result<Json, EvalError> {
         Ok(match self {
             Value::Null => Json::Null,
             Value::Bool(b) => (*b).into(),
             Value::Int(n) => (*n).into(),
             Value::Uint(n) => (*n).into(),
             Value::Double(d) => Json::from(*d),
-            Value::List(items) => Json::Array(items.iter().map(Value::to_json).collect::<Result<_, _>>()?),
+            Value::List(items) => Json::Array(items.iter().map(Value::json).collect::<Result<_, _>>()?),
             Value::Map(map) => {
-                let entry = |(k, v): (&Key, &Value)| Ok((super::lib::core::text(&k.value())?, v.to_json()?));
+                let entry = |(k, v): (&Key, &Value)| Ok((super::lib::core::text(&k.value())?, v.json()?));
                 Json::Object(map.iter().map(entry).collect::<Result<_, EvalError>>()?)
             }
-            Value::Optional(Some(value)) => value.to_json()?,
+            Value::Optional(Some(value)) => value.json()?,
             Value::Optional(None) => Json::Null,
             Value::Bytes(bytes) => {
                 use base64::Engine as _;
@@ -338,6 +350,32 @@ impl Value {
                 _ => false,
             },
             Type::Library(short) => matches!(self, Value::Ext(ext) if ext.short_name() == *short),
+        }
+    }
+
+    /// Every part of it, texts as long as they are; counted no further than matters.
+    pub fn weight(&self) -> u64 {
+        let mut left = WEIGHT_MAX;
+        self.weigh(&mut left);
+        WEIGHT_MAX - left
+    }
+
+    fn weigh(&self, left: &mut u64) {
+        let own = match self {
+            Value::List(_) | Value::Map(_) => 1,
+            other => other.size(),
+        };
+        *left = left.saturating_sub(own);
+        let mut below = |value: &Value| {
+            if *left > 0 {
+                value.weigh(left);
+            }
+        };
+        match self {
+            Value::List(items) => items.iter().for_each(below),
+            Value::Map(map) => map.values().for_each(below),
+            Value::Optional(Some(value)) => below(value),
+            _ => {}
         }
     }
 

@@ -26,6 +26,11 @@ pub fn validate(value: &Value, schema: &Schema, old: Option<&Value>, path: &str,
     if let Some(checks) = &schema.checks {
         check(value, checks, path, errors);
     }
+    if schema.embedded && value.is_object() {
+        for name in ["apiVersion", "kind"].into_iter().filter(|n| value[n].as_str().is_none_or(str::is_empty)) {
+            errors.required(&join(path, name), "must not be empty");
+        }
+    }
     match value {
         Value::Object(map) => {
             for name in schema.required.iter().filter(|name| !map.contains_key(*name)) {

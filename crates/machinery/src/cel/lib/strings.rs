@@ -42,7 +42,7 @@ pub const ROWS: &[Row] = &[
     ("string:trim() string", Cost::Scan, |a| Ok(text(a, 0).trim().into())),
     ("string:reverse() string", Cost::Scan, |a| Ok(text(a, 0).chars().rev().collect::<String>().into())),
     ("strings.quote(string) string", Cost::Scan, |a| Ok(format!("{:?}", text(a, 0)).into())),
-    ("string:format(list<dyn>) string", Cost::Scan, |a| printf::format(text(a, 0), &a[1]).map(Value::from)),
+    ("string:format(list<dyn>) string", Cost::In, |a| printf::format(text(a, 0), &a[1]).map(Value::from)),
     ("list<string>:join() string; list<string>:join(string) string", Cost::Items, join),
     ("jsonpatch.escapeKey(string) string", Cost::Scan, |a| {
         Ok(text(a, 0).replace('~', "~0").replace('/', "~1").into())
