@@ -69,7 +69,13 @@ fn defaults(pod: &mut Value, range: &Value) {
     }
     let mut notes = Vec::new();
     for (key, kind) in [("containers", "container"), ("initContainers", "init container")] {
-        for container in pod["spec"][key].as_array_mut().into_iter().flatten().filter(|c| c.is_object()) {
+        for container in pod["spec"]
+            .get_mut(key)
+            .and_then(Value::as_array_mut)
+            .into_iter()
+            .flatten()
+            .filter(|c| c.is_object())
+        {
             for (side, given, word) in [("requests", &requests, "request"), ("limits", &limits, "limit")] {
                 let set = fill(container, side, given);
                 if !set.is_empty() {
@@ -91,12 +97,6 @@ fn fill(container: &mut Value, side: &str, given: &Value) -> Vec<String> {
             container["resources"][side][name] = amount.clone();
             set.push(name.clone());
         }
-    }
-    // Looking made members where there were none.
-    if container["resources"][side].is_null()
-        && let Some(resources) = container["resources"].as_object_mut()
-    {
-        resources.remove(side);
     }
     set
 }

@@ -122,8 +122,8 @@ const PLUGINS: [Plugin; 13] = [
 type Judge = fn(&Attempt<'_>, &Value, &mut Vec<String>) -> Result<(), ApiError>;
 
 /// The plug-ins that judge, in order.
-const JUDGES: [Judge; 4] =
-    [limit_ranger::judge, owner_references::judge, pod_security::judge, policy::check::judge];
+const JUDGES: [Judge; 5] =
+    [limit_ranger::judge, owner_references::judge, pod_security::judge, storage::judge, policy::check::judge];
 
 /// Runs the plug-ins.
 pub fn mutate(attempt: &mut Attempt<'_>, object: &mut Value) -> Result<(), ApiError> {
@@ -140,16 +140,18 @@ impl Api {
     }
 }
 
-/// Lets programs outside change the object; where they do, the plug-ins see it again.
-pub async fn mutate_outside(attempt: &mut Attempt<'_>, object: &mut Value) -> Result<(), ApiError> {
+/// Lets policies and programs outside change the object; where they do, the plug-ins see it again. Returns whether they
+/// did: what a write of this kind may change is then to be enforced anew.
+pub async fn mutate_outside(attempt: &mut Attempt<'_>, object: &mut Value) -> Result<bool, ApiError> {
     if attempt.call.subresource == "scale" {
         return mutate_scale(attempt, object).await;
     }
     let request = attempt.request();
     let mut rounds = Rounds::default();
     let mut warnings = Vec::new();
-    let changed = policy::mutating::mutate(&request, object)?;
-    if webhooks::mutate(&request, object, &mut rounds, &mut warnings).await? || changed {
+    let mut changed = policy::mutating::mutate(&request, object)?;
+    changed |= webhooks::mutate(&request, object, &mut rounds, &mut warnings).await?;
+    if changed {
         let before = object.clone();
         mutate(attempt, object)?;
         policy::mutating::mutate(&request, object)?;
@@ -161,25 +163,24 @@ pub async fn mutate_outside(attempt: &mut Attempt<'_>, object: &mut Value) -> Re
         }
     }
     attempt.warnings.append(&mut warnings);
-    Ok(())
+    Ok(changed)
 }
 
 /// Of a Scale, programs outside see the Scale, and can change its replicas.
-async fn mutate_scale(attempt: &mut Attempt<'_>, object: &mut Value) -> Result<(), ApiError> {
+async fn mutate_scale(attempt: &mut Attempt<'_>, object: &mut Value) -> Result<bool, ApiError> {
     let resource = &attempt.call.resource;
     let old = attempt.old.map(|old| scale::scale_of(resource, old));
     let mut new = scale::scale_of(resource, object);
     let request = Request { old: old.as_ref(), document: Document::Own, ..attempt.request() };
     let mut warnings = Vec::new();
     let mut rounds = Rounds::default();
-    let changed = policy::mutating::mutate(&request, &mut new)?;
-    if (webhooks::mutate(&request, &mut new, &mut rounds, &mut warnings).await? || changed)
-        && let Some(replicas) = new["spec"]["replicas"].as_i64()
-    {
+    let mut changed = policy::mutating::mutate(&request, &mut new)?;
+    changed |= webhooks::mutate(&request, &mut new, &mut rounds, &mut warnings).await?;
+    if let Some(replicas) = new["spec"]["replicas"].as_i64().filter(|_| changed) {
         scale::set_replicas(resource, object, replicas);
     }
     attempt.warnings.append(&mut warnings);
-    Ok(())
+    Ok(changed)
 }
 
 /// Judges the object as it would be stored: plug-ins, then programs outside.

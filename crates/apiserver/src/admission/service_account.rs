@@ -87,7 +87,9 @@ fn mount_token(spec: &mut Value, random: u128) {
     let Some(name) = drawn else { return };
     let mut mounted = false;
     for list in ["initContainers", "containers"] {
-        for container in spec[list].as_array_mut().into_iter().flatten().filter(|c| c.is_object()) {
+        for container in
+            spec.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten().filter(|c| c.is_object())
+        {
             let mut mounts = container["volumeMounts"].as_array().cloned().unwrap_or_default();
             if mounts.iter().any(|m| m["mountPath"] == MOUNT_PATH) {
                 continue;

@@ -1,11 +1,12 @@
 //! DefaultStorageClass, DefaultIngressClass, StorageObjectInUseProtection: what new claims, volumes and ingresses get
-//! that do not say otherwise.
+//! that do not say otherwise. PersistentVolumeClaimResize: claims grow where their class allows it.
 
 use super::{Attempt, Operation};
 use client::Object;
 use k8s_schema::Gvr;
 use machinery::kinds::get::text;
 use machinery::status::ApiError;
+use machinery::usage;
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -54,6 +55,33 @@ pub(super) fn admit(attempt: &Attempt<'_>, object: &mut Value) -> Result<(), Api
     Ok(())
 }
 
+/// Refuses a larger claim where it cannot grow.
+pub(super) fn judge(attempt: &Attempt<'_>, object: &Value, _: &mut Vec<String>) -> Result<(), ApiError> {
+    let claims =
+        attempt.call.resource.is("", "persistentvolumeclaims") && attempt.call.subresource.is_empty();
+    let Some(old) = attempt.old.filter(|_| claims) else { return Ok(()) };
+    if !grows(old, object) {
+        return Ok(());
+    }
+    let forbidden = |why: &str| Err(ApiError::forbidden(attempt.call.resource.gvr(), &attempt.key.name, why));
+    if text(old, "/status/phase") != "Bound" {
+        return forbidden("Only bound persistent volume claims can be expanded");
+    }
+    let class = attempt.api.cached(&STORAGE_CLASSES, "", text(old, "/spec/storageClassName"));
+    let class = class.and_then(|c| c.value().ok()).unwrap_or_default();
+    if class["allowVolumeExpansion"] == true {
+        return Ok(());
+    }
+    forbidden(
+        "only dynamically provisioned pvc can be resized and the storageclass that provisions the pvc must support resize",
+    )
+}
+
+fn grows(old: &Value, new: &Value) -> bool {
+    let size = |claim: &Value| usage::amounts(claim, "/spec/resources/requests").get("storage").copied();
+    size(new) > size(old)
+}
+
 fn protect(object: &mut Value, finalizer: &str) {
     let Some(metadata) = object["metadata"].as_object_mut() else { return };
     let list = metadata.entry("finalizers").or_insert_with(|| json!([]));
@@ -99,6 +127,12 @@ mod tests {
         ];
         assert_eq!(youngest(&classes), Some("b"));
         assert_eq!(youngest(&[]), None);
+    }
+
+    #[test]
+    fn only_more_is_growth() {
+        let claim = |size: &str| json!({"spec": {"resources": {"requests": {"storage": size}}}});
+        assert!(grows(&claim("1Gi"), &claim("1.5Gi")) && !grows(&claim("1Gi"), &claim("1024Mi")));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use crate::rules;
 use crate::verbs::modify::{Change, Owners, Part};
 use crate::verbs::{Call, WriteOptions, Written};
 use client::Verb;
+use k8s_schema::gvr;
 use machinery::field_errors::FieldErrors;
 use machinery::status::ApiError;
 use serde_json::{Value, json};
@@ -17,6 +18,7 @@ impl Api {
         let mut body = create_body(verb)?;
         let mut warnings = admission::review_own(self, call, "CREATE", &mut body).await?;
         let node = check(call, &body)?;
+        self.place(&mut body, &node);
         let now = self.now_text();
         let inner =
             Call { options: WriteOptions { duplicates: Vec::new(), ..call.options.clone() }, ..call.clone() };
@@ -28,6 +30,21 @@ impl Api {
         let mut written = self.modify(&inner, change).await?;
         written.warnings.append(&mut warnings);
         Ok(written)
+    }
+}
+
+/// Labels of a node that its pods get, so that programs in them can be told.
+const TOPOLOGY: [&str; 2] = ["topology.kubernetes.io/region", "topology.kubernetes.io/zone"];
+
+impl Api {
+    /// Writes into a Binding where the node is.
+    fn place(&self, binding: &mut Value, node: &str) {
+        let Some(node) = self.cached(&gvr::NODES, "", node) else { return };
+        for key in TOPOLOGY {
+            if let Some(place) = node.meta().labels.get(key) {
+                binding["metadata"]["labels"][key] = json!(place);
+            }
+        }
     }
 }
 
@@ -71,9 +88,9 @@ fn bind(call: &Call, pod: &mut Value, binding: &Value, node: &str, now: &str) ->
         return conflict(format!("pod {name} has non-empty .spec.schedulingGates"));
     }
     pod["spec"]["nodeName"] = json!(node);
-    if let Some(annotations) = binding["metadata"]["annotations"].as_object() {
-        for (key, value) in annotations {
-            pod["metadata"]["annotations"][key] = value.clone();
+    for map in ["annotations", "labels"] {
+        for (key, value) in binding["metadata"][map].as_object().into_iter().flatten() {
+            pod["metadata"][map][key] = value.clone();
         }
     }
     let condition =

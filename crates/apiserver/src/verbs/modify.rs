@@ -172,8 +172,8 @@ impl Api {
         admission::mutate(&mut attempt, &mut new)?;
         // Of a binding, programs outside are asked about the Binding.
         let outside = part != Part::Binding;
-        if outside {
-            admission::mutate_outside(&mut attempt, &mut new).await?;
+        if outside && admission::mutate_outside(&mut attempt, &mut new).await? {
+            rules::prepare_update(&call.resource, part, &mut new, &old);
         }
         owners::put(&mut new, managers, Some(&old));
         if new != old {

@@ -3,16 +3,19 @@
 use super::conditions::Facts;
 use super::review::{self, Verdict};
 use super::{Document, Hook, MUTATING, Request, VALIDATING};
+use crate::audit;
 use crate::resources::Resource;
 use crate::rules;
 use crate::verbs::{FieldValidation, WriteOptions};
 use futures_util::future::join_all;
 use machinery::patch;
 use machinery::status::ApiError;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+/// How keys of notes about webhooks end.
+const NOTED: &str = "webhook.admission.k8s.io";
 /// Members of the metadata that no webhook changes.
 const KEPT: [&str; 7] = [
     "creationTimestamp",
@@ -68,7 +71,8 @@ pub async fn mutate(
     let mut any = false;
     let again = std::mem::take(&mut rounds.again);
     let second = rounds.second;
-    for hook in hooks.iter().filter(|h| !second || again.contains(&h.id)) {
+    let round = u8::from(second);
+    for (nth, hook) in hooks.iter().enumerate().filter(|(_, h)| !second || again.contains(&h.id)) {
         let Some(form) = wanted(hook, request, &forms, present(object))? else { continue };
         let changed = match ask(hook, request, &form, present(object), true).await {
             Ok(verdict) => {
@@ -79,10 +83,13 @@ pub async fn mutate(
                 }
             }
             Err(failure) => {
-                tolerated(hook, failure)?;
+                tolerated(hook, failure, &format!("failed-open.mutating.{NOTED}/round_{round}_index_{nth}"))?;
                 false
             }
         };
+        let (configuration, name) = (hook.id.split('/').next(), &hook.name);
+        let noted = json!({"configuration": configuration, "webhook": name, "mutated": changed});
+        audit::annotate(&format!("mutation.{NOTED}/round_{round}_index_{nth}"), &noted.to_string());
         if changed {
             any = true;
             rounds.changed();
@@ -112,10 +119,12 @@ pub async fn validate(
         }
     }
     let asking = asked.iter().map(|(hook, form)| ask(hook, request, form, present(object), false));
-    for ((hook, _), answer) in asked.iter().zip(join_all(asking).await) {
+    for (nth, ((hook, _), answer)) in asked.iter().zip(join_all(asking).await).enumerate() {
         match answer {
             Ok(verdict) => warnings.extend(verdict.warnings),
-            Err(failure) => tolerated(hook, failure)?,
+            Err(failure) => {
+                tolerated(hook, failure, &format!("failed-open.validating.{NOTED}/round_0_index_{nth}"))?;
+            }
         }
     }
     Ok(())
@@ -145,7 +154,7 @@ fn wanted(
 }
 
 /// Passes a failure on, unless the webhook's policy is to go on without it.
-fn tolerated(hook: &Hook, failure: Failure) -> Result<(), ApiError> {
+fn tolerated(hook: &Hook, failure: Failure, note: &str) -> Result<(), ApiError> {
     match failure {
         Failure::Refused(error) => Err(error),
         Failure::Call(why) if hook.fails => {
@@ -154,6 +163,7 @@ fn tolerated(hook: &Hook, failure: Failure) -> Result<(), ApiError> {
         }
         Failure::Call(why) => {
             tracing::warn!(hook = hook.id, why, "a webhook could not be called; the request goes on");
+            audit::annotate(note, &hook.name);
             Ok(())
         }
     }
@@ -179,6 +189,9 @@ async fn ask(
     let answer = api.ask_webhook(&hook.client, &review, hook.timeout).await;
     let answer = answer.map_err(|why| Failure::Call(format!("failed to call webhook: {why}")))?;
     let mut verdict = review::verdict(&hook.name, version, &uid, mutating, &answer).map_err(Failure::Call)?;
+    for (key, value) in &verdict.notes {
+        audit::annotate(&format!("{}/{key}", hook.name), value);
+    }
     match verdict.refusal.take() {
         Some(refusal) => Err(Failure::Refused(refusal)),
         None => Ok(verdict),

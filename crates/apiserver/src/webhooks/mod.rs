@@ -74,13 +74,15 @@ impl Hook {
 }
 
 type Hooks = Arc<[Arc<Hook>]>;
+/// Kind (`mutating`, `validating`) and name.
+type Configuration = (&'static str, Arc<str>);
 
 /// What a server keeps about webhooks.
 #[derive(Default)]
 pub struct Webhooks {
     pub(crate) connections: Connections,
     /// By configuration: its revision and its webhooks.
-    read: Mutex<BTreeMap<(&'static str, Arc<str>), (u64, Hooks)>>,
+    read: Mutex<BTreeMap<Configuration, (u64, Hooks)>>,
 }
 
 impl Webhooks {

@@ -93,6 +93,8 @@ pub struct Verdict {
     pub patch: Option<Value>,
     /// Sentences for the caller.
     pub warnings: Vec<String>,
+    /// For the audit log.
+    pub notes: Vec<(String, String)>,
     /// Why it refuses.
     pub refusal: Option<ApiError>,
 }
@@ -121,8 +123,10 @@ pub fn verdict(
     };
     let warnings = response["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str);
     let warnings = warnings.take(WARNINGS_MAX).map(|w| w.chars().take(WARNING_LEN_MAX).collect()).collect();
+    let notes = response["auditAnnotations"].as_object().into_iter().flatten();
+    let notes = notes.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_string()))).collect();
     let refusal = (response["allowed"] != true).then(|| refusal(hook, &response["status"]));
-    Ok(Verdict { patch, warnings, refusal })
+    Ok(Verdict { patch, warnings, notes, refusal })
 }
 
 fn check_v1(answer: &Value, uid: &str, mutating: bool, patched: bool) -> Result<(), String> {

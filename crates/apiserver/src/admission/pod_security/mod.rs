@@ -6,6 +6,7 @@
 mod checks;
 
 use super::{Attempt, Operation};
+use crate::audit;
 use checks::{Level, Pod};
 use k8s_schema::gvr;
 use machinery::field_errors::FieldErrors;
@@ -67,6 +68,7 @@ impl Standard {
 #[derive(Debug, PartialEq)]
 struct Policy {
     enforce: Standard,
+    audit: Standard,
     warn: Standard,
     /// Labels that cannot be read.
     errors: Vec<(String, String, &'static str)>,
@@ -99,7 +101,7 @@ impl Policy {
             (out, level.is_some(), version.is_some())
         };
         let (enforce, enforced, _) = standard("enforce", Level::Restricted);
-        standard("audit", Level::Privileged);
+        let (audit, ..) = standard("audit", Level::Privileged);
         let (mut warn, warned, warned_of) = standard("warn", Level::Privileged);
         // Who enforces a level wants to hear of it where it is not enforced: in what makes pods.
         if enforced && !warned && enforce.level > warn.level {
@@ -108,7 +110,7 @@ impl Policy {
                 warn.minor = enforce.minor;
             }
         }
-        Policy { enforce, warn, errors }
+        Policy { enforce, audit, warn, errors }
     }
 }
 
@@ -173,6 +175,13 @@ fn judge_pod(
     let value = namespace.value().map_err(ApiError::internal)?;
     let policy = Policy::read(&value["metadata"]["labels"]);
     let pod = Pod { metadata: &pod["metadata"], spec: &pod["spec"] };
+    if enforced {
+        audit::annotate(&format!("{LABEL}enforce-policy"), &policy.enforce.to_string());
+    }
+    if let Some((_, details)) = policy.audit.complaints(&pod) {
+        let violations = format!("would violate PodSecurity \"{}\": {details}", policy.audit);
+        audit::annotate(&format!("{LABEL}audit-violations"), &violations);
+    }
     if enforced && let Some((_, details)) = policy.enforce.complaints(&pod) {
         let why = format!("violates PodSecurity \"{}\": {details}", policy.enforce);
         return Err(ApiError::forbidden(attempt.call.resource.gvr(), &attempt.key.name, &why));

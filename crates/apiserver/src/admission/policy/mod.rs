@@ -68,13 +68,16 @@ pub struct Policy {
 /// What a policy does.
 pub enum Body {
     /// Judges.
-    Validations(Vec<validating::Validation>),
+    Validations(Vec<validating::Validation>, Vec<validating::Note>),
     /// Changes.
     Mutations(Vec<mutating::Mutation>),
 }
 
+/// A named expression: its name (`variables.x`), and what it compiled to or why it did not.
+pub type Variable = (String, Result<Arc<Program>, String>);
+
 /// The variables of a policy's expressions; with its own as far as they compile, and why the others do not.
-pub fn policy_environment(spec: &Json) -> (Env, Vec<(String, Result<Arc<Program>, String>)>) {
+pub fn policy_environment(spec: &Json) -> (Env, Vec<Variable>) {
     let mut env = environment().var("namespaceObject", Type::Dyn);
     if !spec["paramKind"].is_null() {
         env = env.var("params", Type::Dyn);
@@ -103,7 +106,10 @@ impl Policy {
             plain = plain.var("params", Type::Dyn);
         }
         let body = match list(spec, "/mutations") {
-            [] => Body::Validations(validating::Validation::read_all(spec, &env)),
+            [] => Body::Validations(
+                validating::Validation::read_all(spec, &env),
+                validating::Note::read_all(&object.key.name, spec, &env),
+            ),
             mutations => Body::Mutations(mutating::Mutation::read_all(mutations, &env)),
         };
         Policy {

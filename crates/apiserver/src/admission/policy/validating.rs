@@ -1,12 +1,13 @@
 //! ValidatingAdmissionPolicy: refuses, warns about or notes what its expressions do not hold for.
 
 use super::{Applicable, Body, Expression, applicable};
+use crate::audit;
 use crate::webhooks::Request;
 use crate::webhooks::conditions::Facts;
 use machinery::cel::{Env, Value};
 use machinery::kinds::get::{list, text};
 use machinery::status::{ApiError, Cause};
-use serde_json::Value as Json;
+use serde_json::{Value as Json, json};
 
 /// The longest message that an expression may make; upstream's limit.
 const MESSAGE_BYTES_MAX: usize = 5 * 1024;
@@ -54,43 +55,82 @@ impl Validation {
     }
 }
 
+/// A note for the audit log.
+pub struct Note {
+    key: String,
+    value: Expression,
+}
+
+impl Note {
+    /// Those of a policy.
+    pub fn read_all(policy: &str, spec: &Json, env: &Env) -> Vec<Note> {
+        let read = |note: &Json| Note {
+            key: format!("{policy}/{}", text(note, "/key")),
+            value: Expression::read(text(note, "/valueExpression"), env),
+        };
+        list(spec, "/auditAnnotations").iter().map(read).collect()
+    }
+}
+
+/// Something that does not hold, or that could not be told where that counts.
+struct Complaint {
+    /// Which validation; `None`: the whole policy.
+    nth: Option<usize>,
+    message: String,
+    reason: String,
+}
+
 /// Judges a request. `object` is null where there is none.
 pub fn judge(request: &Request<'_>, object: &Json, warnings: &mut Vec<String>) -> Result<(), ApiError> {
     let object = Some(object).filter(|o| !o.is_null());
     let mut denial = None;
+    let mut noted = Vec::new();
     for one in applicable(request, "validating", object)? {
-        for (message, reason) in complaints(&one, request, object) {
+        for Complaint { nth, message, reason } in complaints(&one, request, object) {
             let (policy, binding) = (&one.policy.name, &one.binding.name);
             let with = format!("ValidatingAdmissionPolicy '{policy}' with binding '{binding}'");
             for action in &one.binding.actions {
                 match action.as_str() {
-                    "Deny" => drop(
-                        denial.get_or_insert((format!("{with} denied request: {message}"), reason.clone())),
-                    ),
+                    "Deny" => {
+                        denial.get_or_insert((format!("{with} denied request: {message}"), reason.clone()));
+                    }
                     "Warn" => warnings.push(format!("Validation failed for {with}: {message}")),
-                    _ => {}
+                    _ => noted.push(json!({"message": message, "policy": **policy, "binding": **binding,
+                        "expressionIndex": nth, "validationActions": one.binding.actions})),
                 }
             }
         }
     }
+    if !noted.is_empty() {
+        audit::annotate("validation.policy.admission.k8s.io/validation_failure", &json!(noted).to_string());
+    }
     denial.map_or(Ok(()), |(message, reason)| Err(denied(request, &message, &reason)))
 }
 
-/// Everything that does not hold, and what could not be told where that counts.
-fn complaints(one: &Applicable, request: &Request<'_>, object: Option<&Json>) -> Vec<(String, String)> {
-    let Body::Validations(validations) = &one.policy.body else { return Vec::new() };
+fn complaints(one: &Applicable, request: &Request<'_>, object: Option<&Json>) -> Vec<Complaint> {
+    let Body::Validations(validations, notes) = &one.policy.body else { return Vec::new() };
     let mut found = Vec::new();
-    let failed = |why: String| one.policy.fails.then(|| (why, String::new()));
-    match one.facts(request, object) {
-        Err(why) => found.extend(failed(why)),
-        Ok(all) => {
-            for facts in &all {
-                for validation in validations {
-                    match validation.judge(facts) {
-                        Ok(complaint) => found.extend(complaint),
-                        Err(why) => found.extend(failed(why)),
+    let failed = |nth, message| one.policy.fails.then(|| Complaint { nth, message, reason: String::new() });
+    let all = match one.facts(request, object) {
+        Ok(all) => all,
+        Err(why) => return failed(None, why).into_iter().collect(),
+    };
+    for facts in &all {
+        for (nth, validation) in validations.iter().enumerate() {
+            match validation.judge(facts) {
+                Ok(None) => {}
+                Ok(Some((message, reason))) => found.push(Complaint { nth: Some(nth), message, reason }),
+                Err(why) => found.extend(failed(Some(nth), why)),
+            }
+        }
+        for note in notes {
+            match note.value.eval(facts) {
+                Ok(value) => {
+                    if let Some(text) = value.as_str().map(str::trim).filter(|t| !t.is_empty()) {
+                        audit::annotate(&note.key, text);
                     }
                 }
+                Err(why) => found.extend(failed(None, why)),
             }
         }
     }
