@@ -253,7 +253,9 @@ impl Project {
             }
             told = Some(ids.collect());
             let number = |member: &str| int(&service, &format!("/{member}")).unwrap_or(0);
-            let failed = list(&service, "/deployments").iter().find(|d| text(d, "/rolloutState") == "FAILED");
+            let failed = list(&service, "/deployments")
+                .iter()
+                .find(|d| d["status"] == "PRIMARY" && d["rolloutState"] == "FAILED");
             if let Some(deployment) = failed {
                 bail!("the deployment failed: {}", text(deployment, "/rolloutStateReason"));
             }

@@ -10,6 +10,7 @@ mod balancers;
 mod batch;
 mod chaos;
 mod clients;
+mod comfort;
 mod configs;
 mod crash;
 mod disruption;
