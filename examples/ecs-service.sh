@@ -15,7 +15,7 @@ balancer=$(aws elbv2 create-load-balancer --name web --type application --subnet
     --query 'LoadBalancers[0].LoadBalancerArn')
 vpc=$(aws elbv2 describe-load-balancers --load-balancer-arns "$balancer" --query 'LoadBalancers[0].VpcId')
 group=$(aws elbv2 create-target-group --name web --protocol HTTP --port 80 --target-type ip --vpc-id "$vpc" \
-    --health-check-interval-seconds 5 --query 'TargetGroups[0].TargetGroupArn')
+    --health-check-interval-seconds 5 --health-check-timeout-seconds 2 --query 'TargetGroups[0].TargetGroupArn')
 aws elbv2 create-listener --load-balancer-arn "$balancer" --protocol HTTP --port "${PORT:-8000}" \
     --default-actions "Type=forward,TargetGroupArn=$group" --query 'Listeners[0].ListenerArn'
 
