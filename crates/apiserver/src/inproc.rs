@@ -156,25 +156,31 @@ impl Feed {
         if self.done {
             return None;
         }
-        if self.mark && self.watcher.initial_left() == 0 {
-            self.mark = false;
-            return Some(Ok(bookmark(self.watcher.initial_revision())));
-        }
-        let seen = tokio::select! {
-            biased;
-            seen = self.watcher.next() => seen,
-            _ = self.closing.wait_for(|c| *c) => return None,
-        };
-        let event =
-            match seen {
+        loop {
+            if self.mark && self.watcher.initial_left() == 0 {
+                self.mark = false;
+                return Some(Ok(bookmark(self.watcher.initial_revision())));
+            }
+            let seen = tokio::select! {
+                biased;
+                seen = self.watcher.next() => seen,
+                _ = self.closing.wait_for(|c| *c) => return None,
+            };
+            let seen = match seen {
                 Ok(None) => return None,
-                Ok(Some(seen)) => self.api.seen_in_served(&self.resource, seen).await.and_then(|s| {
-                    Ok(Event { kind: s.kind, object: rules::serve(&self.resource, &s.object)? })
-                }),
+                Ok(Some(seen)) => self.api.seen_in_served(&self.resource, self.watcher.late(), seen).await,
                 Err(error) => Err(error),
             };
-        self.done = event.is_err();
-        Some(event)
+            let event = match seen {
+                Ok(None) => continue,
+                Ok(Some(s)) => {
+                    rules::serve(&self.resource, &s.object).map(|object| Event { kind: s.kind, object })
+                }
+                Err(error) => Err(error),
+            };
+            self.done = event.is_err();
+            return Some(event);
+        }
     }
 }
 

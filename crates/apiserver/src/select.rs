@@ -56,6 +56,18 @@ impl Selection {
         self
     }
 
+    /// Where a webhook converts the objects, their fields can only be selected afterwards: what can be selected before,
+    /// when that is less than all.
+    pub fn early(&self) -> Option<Selection> {
+        let own = |field: &str| !matches!(field, "metadata.name" | "metadata.namespace");
+        let late = self.resource.webhook().is_some() && self.fields.requirements.iter().any(|r| own(&r.field));
+        late.then(|| {
+            let mut early = self.clone();
+            early.fields.requirements.retain(|r| !own(&r.field));
+            early
+        })
+    }
+
     /// Is there any selector beside the namespace?
     pub fn is_selective(&self) -> bool {
         self.name.is_some() || !self.labels.is_everything() || !self.fields.is_empty()

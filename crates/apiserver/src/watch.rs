@@ -31,6 +31,8 @@ pub enum Start {
 pub struct Watcher {
     cache: Arc<Cache>,
     selection: Selection,
+    /// The whole selection, where only a part can be applied before a conversion.
+    late: Option<Arc<Selection>>,
     initial: VecDeque<Arc<Object>>,
     initial_revision: u64,
     subscription: Subscription,
@@ -39,6 +41,10 @@ pub struct Watcher {
 impl Watcher {
     /// Starts a watch. A start that is too old is an error in Kubernetes' words.
     pub async fn start(cache: &Arc<Cache>, selection: Selection, start: Start) -> Result<Watcher, ApiError> {
+        let (selection, late) = match selection.early() {
+            Some(early) => (early, Some(Arc::new(selection))),
+            None => (selection, None),
+        };
         let prefix = selection.resource.prefix.clone();
         let interest = selection.interest();
         let (initial, initial_revision, subscription) = match start {
@@ -55,7 +61,7 @@ impl Watcher {
                 (VecDeque::new(), revision, subscription)
             }
         };
-        Ok(Watcher { cache: cache.clone(), selection, initial, initial_revision, subscription })
+        Ok(Watcher { cache: cache.clone(), selection, late, initial, initial_revision, subscription })
     }
 
     /// The revision of the initial objects (or the start).
@@ -67,7 +73,15 @@ impl Watcher {
     pub async fn convert_initial(&mut self, api: &crate::Api) -> Result<(), ApiError> {
         let initial = std::mem::take(&mut self.initial).into();
         self.initial = api.in_served(&self.selection.resource, initial).await?.into();
+        if let Some(late) = &self.late {
+            self.initial.retain(|object| late.matches(object));
+        }
         Ok(())
+    }
+
+    /// The selection that is left to apply to what this watch sees, after its conversion.
+    pub fn late(&self) -> Option<Arc<Selection>> {
+        self.late.clone()
     }
 
     /// Initial objects that are still to come.

@@ -6,11 +6,13 @@
 //! [`answered`], [`restored`]).
 
 use crate::Api;
+use crate::cache::at_revision;
 use crate::resources::Resource;
 use crate::rules;
+use crate::select::Selection;
 use crate::storage::{Swap, unstored};
 use crate::watch::Seen;
-use client::{Object, ObjectKey};
+use client::{EventKind, Object, ObjectKey};
 use machinery::status::ApiError;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -186,15 +188,38 @@ impl Api {
         one.pop().ok_or_else(|| ApiError::internal("a conversion lost its object"))
     }
 
-    /// What a watch saw, in the version that its resource is served in.
-    pub(crate) async fn seen_in_served(&self, resource: &Resource, seen: Seen) -> Result<Seen, ApiError> {
+    /// What a watch saw, in the version that its resource is served in; `late` is what is left to select of it.
+    pub(crate) async fn seen_in_served(
+        &self,
+        resource: &Resource,
+        late: Option<Arc<Selection>>,
+        seen: Seen,
+    ) -> Result<Option<Seen>, ApiError> {
         if resource.webhook().is_none() {
-            return Ok(seen);
+            return Ok(Some(seen));
         }
         let object = self.one_in_served(resource, seen.object.clone()).await?;
-        // The shared frame is of the stored object.
-        let change = seen.change.filter(|_| Arc::ptr_eq(&object, &seen.object));
-        Ok(Seen { kind: seen.kind, object, change })
+        let Some(late) = late else {
+            // The shared frame is of the stored object.
+            let change = seen.change.filter(|_| Arc::ptr_eq(&object, &seen.object));
+            return Ok(Some(Seen { kind: seen.kind, object, change }));
+        };
+        let gone = seen.kind == EventKind::Deleted;
+        let previous = match seen.change.as_ref().map(|c| c.previous.clone()) {
+            Some(Some(previous)) => Some(self.one_in_served(resource, previous).await?),
+            // It left by another selector: shown as it was.
+            None if gone => Some(object.clone()),
+            _ => None,
+        };
+        let previous = previous.filter(|p| late.matches(p));
+        let (kind, object) = match (previous, !gone && late.matches(&object)) {
+            (None, false) => return Ok(None),
+            (None, true) => (EventKind::Added, object),
+            (Some(_), true) => (EventKind::Modified, object),
+            (Some(_), false) if gone => (EventKind::Deleted, object),
+            (Some(p), false) => (EventKind::Deleted, Arc::new(at_revision(&p, object.revision))),
+        };
+        Ok(Some(Seen { kind, object, change: None }))
     }
 
     /// The present object in the version of the request; fresh.

@@ -175,13 +175,15 @@ impl Feed {
             match seen {
                 Ok(Some(seen)) => {
                     let encoder = &mut self.encoder;
-                    return Some(match encoder.api.seen_in_served(&encoder.resource, seen).await {
-                        Ok(seen) => encoder.event(&seen),
+                    let late = self.watcher.late();
+                    match encoder.api.seen_in_served(&encoder.resource, late, seen).await {
+                        Ok(Some(seen)) => return Some(encoder.event(&seen)),
+                        Ok(None) => {}
                         Err(error) => {
                             self.done = true;
-                            error_frame(encoder.form, &error)
+                            return Some(error_frame(encoder.form, &error));
                         }
-                    });
+                    }
                 }
                 Ok(None) => return None,
                 Err(error) => {

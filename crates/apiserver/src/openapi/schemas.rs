@@ -264,7 +264,8 @@ impl Schemas {
                     .for_each(|key| drop(map.remove(*key)));
             }
             if map.get(PRESERVE) == Some(&Value::Bool(true)) {
-                ["items", "properties"].iter().for_each(|key| drop(map.remove(*key)));
+                // Without a type too: of a map, old kubectls look at each value and stumble over null.
+                ["type", "items", "properties"].iter().for_each(|key| drop(map.remove(*key)));
             }
         }
         for key in ["items", "additionalProperties"] {
@@ -306,6 +307,9 @@ impl Schemas {
 
     /// Old versions required less (a selector was made from the labels) and had fields of their own.
     fn legacy_spec(&mut self, row: &ResourceRow) -> Value {
+        if row.gvr.resource == "customresourcedefinitions" {
+            return open();
+        }
         let Some(Type::Object(spec)) = row.def.get().field("spec").map(|f| &f.ty) else { return open() };
         let mut schema = self.object(spec.get(), 0);
         if let Some(object) = schema.as_object_mut() {

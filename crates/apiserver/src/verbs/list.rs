@@ -151,8 +151,13 @@ impl Api {
 
     /// One page of a list.
     pub async fn list(&self, selection: &Selection, paging: &Paging) -> Result<Page, ApiError> {
-        let mut page = self.list_stored(selection, paging).await?;
+        let early = selection.early();
+        let mut page = self.list_stored(early.as_ref().unwrap_or(selection), paging).await?;
         page.items = self.in_served(&selection.resource, page.items).await?;
+        if early.is_some() {
+            page.items.retain(|object| selection.matches(object));
+            page.remaining = None;
+        }
         Ok(page)
     }
 

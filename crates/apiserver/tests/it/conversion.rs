@@ -13,6 +13,7 @@ const NEW: &str = "/apis/example.org/v2/namespaces/default/widgets";
 
 fn version(name: &str, stored: bool) -> Value {
     json!({"name": name, "served": true, "storage": stored, "subresources": {"status": {}},
+        "selectableFields": if name == "v2" { json!([{"jsonPath": ".width"}]) } else { json!([{"jsonPath": ".size"}]) },
         "schema": {"openAPIV3Schema": {"type": "object", "properties": {
             "size": {"type": "string"}, "width": {"type": "string"}, "height": {"type": "string"}}}}})
 }
@@ -116,6 +117,36 @@ async fn watches_convert_and_failures_are_told() {
     assert_eq!(message, "conversion webhook for example.org/v1, Kind=Widget failed: not this one");
     assert_eq!(watch.next().await.unwrap()["type"], "ERROR");
     s.get(WIDGETS).await.expect(200);
+}
+
+#[tokio::test]
+async fn fields_are_selected_in_the_version_of_the_request() {
+    let (s, _asked) = with_webhook().await;
+    s.post(WIDGETS, &widget("v1", "a", json!({"size": "1x1"}))).await.expect(201);
+    s.post(WIDGETS, &widget("v1", "b", json!({"size": "2x1"}))).await.expect(201);
+    let names = |list: Value| -> Vec<String> {
+        let items = list["items"].as_array().unwrap().iter();
+        items.map(|i| i["metadata"]["name"].as_str().unwrap().to_string()).collect()
+    };
+    assert_eq!(names(s.get(&format!("{NEW}?fieldSelector=width%3D2")).await.expect(200)), ["b"]);
+    assert_eq!(names(s.get(&format!("{WIDGETS}?fieldSelector=size%3D1x1")).await.expect(200)), ["a"]);
+    s.get(&format!("{NEW}?fieldSelector=size%3D1x1")).await.fails(400, "BadRequest");
+    let mut watch = s.watch(&format!("{NEW}?watch=1&fieldSelector=width%3D2")).await;
+    let mut next = async || {
+        let event = watch.next().await.unwrap();
+        let text = |v: &Value| v.as_str().unwrap().to_string();
+        (text(&event["type"]), text(&event["object"]["metadata"]["name"]), text(&event["object"]["width"]))
+    };
+    let is = |kind: &str, name: &str, width: &str| (kind.to_string(), name.to_string(), width.to_string());
+    assert_eq!(next().await, is("ADDED", "b", "2"));
+    s.patch(&format!("{WIDGETS}/a"), "merge-patch", &json!({"size": "2x9"})).await.expect(200);
+    assert_eq!(next().await, is("ADDED", "a", "2"));
+    s.patch(&format!("{WIDGETS}/b"), "merge-patch", &json!({"size": "3x9"})).await.expect(200);
+    assert_eq!(next().await, is("DELETED", "b", "2"));
+    s.patch(&format!("{WIDGETS}/a"), "merge-patch", &json!({"size": "2x1"})).await.expect(200);
+    assert_eq!(next().await, is("MODIFIED", "a", "2"));
+    s.delete(&format!("{WIDGETS}/a")).await.expect(200);
+    assert_eq!(next().await, is("DELETED", "a", "2"));
 }
 
 #[tokio::test]

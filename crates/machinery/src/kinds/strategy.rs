@@ -130,7 +130,7 @@ fn desired_changed(new: &Value, old: &Value, has_status: bool) -> bool {
     let differs = |a: &Value, b: &Value| {
         let all = a.as_object().into_iter().flatten();
         let mut desired = all.filter(|(k, _)| {
-            !matches!(k.as_str(), "metadata" | "apiVersion" | "kind") && !(has_status && *k == "status")
+            !(matches!(k.as_str(), "metadata" | "apiVersion" | "kind") || has_status && *k == "status")
         });
         desired.any(|(k, v)| !super::get::same_exactly(v, b.get(k).unwrap_or(&null)))
     };
