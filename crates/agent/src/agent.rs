@@ -192,10 +192,7 @@ impl Agent {
         let api = NodeApi { tls: config.tls, authorize: config.authorize, backend };
         let mut tasks = JoinSet::new();
         spawn(&mut tasks, crate::images::collect(config.puller, node.recorder.clone(), config.node_name));
-        let registered = move || {
-            is_ready.send_replace(true);
-        };
-        spawn(&mut tasks, node_task.run(registered));
+        spawn(&mut tasks, node_task.run(move || is_ready.send_modify(|ready| *ready = true)));
         spawn(&mut tasks, eviction::run(node.clone(), config.eviction, events.clone()));
         spawn(&mut tasks, api.serve(listener, std::future::pending()));
         spawn(&mut tasks, crate::claims::run(node.client.clone(), node.facts.clone(), node.recorder.clone()));
