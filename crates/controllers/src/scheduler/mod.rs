@@ -132,9 +132,11 @@ impl Shell {
                 () = wake.notified() => None,
                 () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => None,
             };
+            // Taken before the state is locked: asking for them runs the writes, which look at the state themselves.
             let more = std::iter::from_fn(|| writes.next().now_or_never().flatten());
+            let answers: Vec<Answer> = answer.into_iter().chain(more).collect();
             let mut state = state.lock();
-            for answer in answer.into_iter().chain(more) {
+            for answer in answers {
                 match answer {
                     Answer::Done => {}
                     Answer::Unbound(info) => state.bind_failed(&info, Instant::now()),
