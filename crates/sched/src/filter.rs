@@ -43,7 +43,9 @@ pub const FILTERS: &[Row] = &[
     row("NodeAffinity", false, affinity),
     row("NodePorts", true, ports),
     Row { name: "NodeResourcesFit", resolvable: |q| !exceeds_node(q), filter: resources },
-    row("VolumeRestrictions", true, |q| q.volumes.conflict().into_iter().map(str::to_string).collect()),
+    row("VolumeRestrictions", true, |q| {
+        q.volumes.conflict(q.spec, q.node).into_iter().map(str::to_string).collect()
+    }),
     row("VolumeBinding", false, |q| q.volumes.objection(q.spec).into_iter().map(str::to_string).collect()),
     Row {
         name: "PodTopologySpread",

@@ -5,7 +5,7 @@
 //! API shows the binding or [`Catalog::forget`] takes it back.
 //! Deliberately not here: writing anything (`controllers`), limits of attachable volumes.
 
-use crate::model::{NodeSpec, PodId, PodInfo, Snapshot};
+use crate::model::{NodeInfo, NodeSpec, PodId, PodInfo, Snapshot};
 use crate::terms::{Labels, NodeTerm};
 use k8s_openapi::api::core::v1 as core;
 use machinery::selector::LabelSelector;
@@ -278,7 +278,8 @@ pub struct Needs<'a> {
     catalog: Option<&'a Catalog>,
     bound: Vec<&'a Volume>,
     unbound: Vec<&'a Claim>,
-    in_use: bool,
+    /// Placed pods that use a claim which only one pod at a time may use, and their nodes.
+    users: Vec<(String, PodId)>,
 }
 
 impl Catalog {
@@ -309,7 +310,9 @@ impl Catalog {
             if claim.deleting {
                 return Err(format!("persistentvolumeclaim \"{name}\" is being deleted"));
             }
-            needs.in_use |= claim.shape.modes.contains(ONE_POD) && is_used(snapshot, pod, name);
+            if claim.shape.modes.contains(ONE_POD) {
+                needs.users.extend(users(snapshot, pod, name));
+            }
             if claim.bound {
                 let missing = || format!("persistentvolume \"{}\" not found", claim.volume);
                 needs.bound.push(self.volumes.get(&claim.volume).ok_or_else(missing)?);
@@ -351,12 +354,14 @@ impl Catalog {
     }
 }
 
-/// Does another placed pod use the claim?
-fn is_used(snapshot: &Snapshot, pod: &PodInfo, claim: &str) -> bool {
-    let mut placed = snapshot.nodes().flat_map(|(_, node)| node.pods.values());
-    placed.any(|p| {
+/// The other placed pods that use the claim, and their nodes.
+fn users(snapshot: &Snapshot, pod: &PodInfo, claim: &str) -> Vec<(String, PodId)> {
+    let placed =
+        snapshot.nodes().flat_map(|(spec, node)| node.pods.iter().map(|(id, p)| (&spec.name, id, p)));
+    let uses = |p: &PodInfo| {
         p.uid != pod.uid && p.namespace() == pod.namespace() && p.claims.iter().any(|c| c.name == claim)
-    })
+    };
+    placed.filter(|(_, _, p)| uses(p)).map(|(node, id, _)| (node.clone(), id.clone())).collect()
 }
 
 impl Needs<'_> {
@@ -369,8 +374,9 @@ impl Needs<'_> {
     }
 
     /// Why the pod must wait for another one to end.
-    pub fn conflict(&self) -> Option<&'static str> {
-        self.in_use.then_some(IN_USE)
+    pub fn conflict(&self, spec: &NodeSpec, node: &NodeInfo) -> Option<&'static str> {
+        let stays = |(at, id): &(String, PodId)| *at != spec.name || node.pods.contains_key(id);
+        self.users.iter().any(stays).then_some(IN_USE)
     }
 
     /// What is to be written for the pod to run on the node; `None`: it cannot.

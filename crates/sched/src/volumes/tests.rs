@@ -135,6 +135,14 @@ fn one_pod_at_a_time_where_the_claim_says_so() {
     it.claim(&one);
     assert_eq!(it.plan("p", &["c"]).bindings.len(), 1);
     assert!(it.refusal("q", &["c"]).contains(IN_USE));
+    // A trial without the user on its node finds no conflict there, and one on the other node.
+    let users = |p: &str| vec![(p.to_string(), ("n".into(), "p".into()))];
+    let at = it.0.place_of(&("n".into(), "p".into())).unwrap().to_string();
+    let needs = Needs { users: users(&at), ..Needs::default() };
+    for (spec, node) in it.0.nodes() {
+        assert_eq!(needs.conflict(spec, node), Some(IN_USE));
+        assert_eq!(needs.conflict(spec, &NodeInfo::default()).is_none(), spec.name == at);
+    }
     it.0.remove_pod(&("n".into(), "p".into()));
     assert_eq!(it.plan("q", &["c"]).bindings.len(), 1);
 }
