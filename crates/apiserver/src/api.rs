@@ -5,6 +5,7 @@ use crate::audit::Audit;
 use crate::authz::{Authorizer, Standard};
 use crate::cache::{Cache, Objects};
 use crate::config::ApiConfig;
+use crate::fairness::{self, Fairness};
 use crate::inproc::InProcess;
 use crate::metrics::Metrics;
 use crate::node_access::NodeAccess;
@@ -59,6 +60,7 @@ pub struct Api {
     pub(crate) authorizer: Arc<dyn Authorizer>,
     pub(crate) rbac: Arc<Rbac>,
     pub(crate) aggregator: Aggregator,
+    pub(crate) fairness: Arc<Fairness>,
     /// Records requests, where that is wanted.
     pub(crate) audit: Option<Arc<Audit>>,
     /// Tells front proxies from ordinary clients.
@@ -95,6 +97,7 @@ impl Api {
             authorizer,
             rbac,
             aggregator: Aggregator::default(),
+            fairness: Arc::default(),
             front_proxies,
             audit,
             webhooks: crate::webhooks::Webhooks::default(),
@@ -111,6 +114,8 @@ impl Api {
         tokio::spawn(custom::controller::run(Arc::downgrade(&api), definitions));
         let services = api.client(bootstrap::server());
         tokio::spawn(aggregation::controller::run(Arc::downgrade(&api), services));
+        let flows = api.client(bootstrap::server());
+        tokio::spawn(fairness::run(Arc::downgrade(&api), flows));
         tokio::spawn(expiry::run(Arc::downgrade(&api)));
         Ok(api)
     }

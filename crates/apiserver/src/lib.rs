@@ -21,6 +21,7 @@ mod cache;
 mod config;
 mod custom;
 mod expiry;
+mod fairness;
 mod fence;
 mod http;
 mod inproc;

@@ -38,6 +38,7 @@ pub async fn answer(api: &Arc<Api>, inbound: &Inbound, path: &str) -> Result<Res
         ["metrics"] => {
             let text = api.metrics.text(&api.storage.cache)
                 + &api.audit.as_ref().map(|a| a.metrics()).unwrap_or_default()
+                + &api.fairness.metrics()
                 + &(api.config.more_metrics)();
             Ok(respond::raw(200, "text/plain; version=0.0.4; charset=utf-8", respond::full(text)))
         }

@@ -19,12 +19,14 @@ use crate::aggregation;
 use crate::audit;
 use crate::authn;
 use crate::authz::Attributes;
+use crate::fairness::{self, Class};
 use crate::metrics::RequestKind;
 use crate::path::{self, Path, Query};
-use ::http::{HeaderMap, HeaderName, Request, Response, header};
+use ::http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header};
 use auth::Identity;
 use futures_util::FutureExt;
 use hyper::body::Incoming;
+use k8s_schema::Gvr;
 use machinery::status::ApiError;
 use respond::{Body, Wishes};
 use std::panic::AssertUnwindSafe;
@@ -95,15 +97,16 @@ pub(crate) async fn handle(api: Arc<Api>, peer: Peer, request: Request<Incoming>
     let record = api.audit.as_ref().map(|audit| audit.begin(&request));
     let long = is_long(&path, &verb, &query);
     let _running = api.metrics.running(!matches!(verb.as_str(), "get" | "list" | "watch"), long);
+    let mut class = Class::default();
     let work = AssertUnwindSafe(answer(
         &api,
         peer,
         Inbound { identity: Arc::default(), query, request },
-        path,
-        attributes,
+        (path, attributes),
+        &mut class,
     ))
     .catch_unwind();
-    let (response, error) = match audit::scope(record.clone(), work).await {
+    let (mut response, error) = match audit::scope(record.clone(), work).await {
         Ok(Ok(response)) => (response, None),
         Ok(Err(error)) => (respond::error(&error), Some(error)),
         Err(_) => {
@@ -115,6 +118,7 @@ pub(crate) async fn handle(api: Arc<Api>, peer: Peer, request: Request<Incoming>
             (respond::error(&ApiError::new(500, "InternalError", message)), None)
         }
     };
+    mark_class(&mut response, &class);
     api.metrics.finished(kind, response.status().as_u16(), started.elapsed());
     match record {
         Some(record) => record.answered(response, error.as_ref(), long).await,
@@ -136,8 +140,8 @@ async fn answer(
     api: &Arc<Api>,
     peer: Peer,
     mut inbound: Inbound,
-    path: Path,
-    attributes: Attributes,
+    (path, attributes): (Path, Attributes),
+    class: &mut Class,
 ) -> Result<Response<Body>, ApiError> {
     let record = audit::current();
     let caller = match authn::authenticate(api, peer, &inbound).await {
@@ -156,6 +160,17 @@ async fn answer(
         inbound.request.headers_mut().remove(header::ACCEPT_ENCODING);
     }
     inbound.identity = impersonate::apply(api, caller.clone(), inbound.request.headers()).await?;
+    let identity = inbound.identity.clone();
+    let limited = attributes.verb == "watch" || !is_long(&path, &attributes.verb, &inbound.query);
+    let _seat = match limited {
+        true => {
+            let (seen, seat) =
+                api.fairness.admit(&identity, &attributes, || seats(api, &attributes, &inbound.query)).await;
+            *class = seen;
+            seat?
+        }
+        false => None,
+    };
     let allowed = api.authorize(&inbound.identity, &attributes).await;
     if let Some(record) = &record {
         if !Arc::ptr_eq(&caller, &inbound.identity) {
@@ -170,6 +185,32 @@ async fn answer(
     match path {
         Path::Resource(path) => requests::answer(api, inbound, path, &attributes.verb).await,
         Path::Other(path) => meta::answer(api, &inbound, &path).await,
+    }
+}
+
+/// What a request weighs: a list by its objects.
+fn seats(api: &Api, attributes: &Attributes, query: &Query) -> u32 {
+    if attributes.verb != "list" {
+        return 1;
+    }
+    let gvr = Gvr {
+        group: attributes.group.clone().into(),
+        version: attributes.version.clone().into(),
+        resource: attributes.resource.clone().into(),
+    };
+    let most = query.get("limit").parse().ok().filter(|n| *n > 0).unwrap_or(usize::MAX);
+    fairness::list_seats(api.cached_all(&gvr).len().min(most))
+}
+
+/// Tells a client how its request was sorted.
+fn mark_class(response: &mut Response<Body>, class: &Class) {
+    for (name, uid) in [
+        ("x-kubernetes-pf-flowschema-uid", &class.schema_uid),
+        ("x-kubernetes-pf-prioritylevel-uid", &class.level_uid),
+    ] {
+        if let Some(uid) = HeaderValue::from_str(uid).ok().filter(|uid| !uid.is_empty()) {
+            response.headers_mut().insert(HeaderName::from_static(name), uid);
+        }
     }
 }
 

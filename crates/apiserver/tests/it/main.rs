@@ -9,6 +9,7 @@ mod bad_input;
 mod conversion;
 mod custom;
 mod every_kind;
+mod fairness;
 mod harness;
 mod identity;
 mod joining;
