@@ -242,7 +242,7 @@ const SETTINGS: &[Setting] = &[
     setting!(
         "elb-address",
         "",
-        "address that AWS load balancers listen at (default: the node's)",
+        "address that AWS load balancers listen at, 0.0.0.0 for all (default: the node's)",
         elb_address = address
     ),
     setting!(

@@ -1,6 +1,6 @@
 //! Load balancers at work: objects in, the configuration of one [`lb::Balancer`] out; its health back into their status.
 //!
-//! All listeners are bound at one address (the node's). A load balancer is `active` when all of its listeners are
+//! All listeners are bound at one address (the node's, or all of its). A load balancer is `active` when all of its listeners are
 //! bound, `failed` while one is not (the port is taken): that is tried again. Who uses no load balancer pays for two
 //! watches. Computing (`config`, `health`) is pure; this file watches, applies and writes what differs.
 //! Deliberately not here: what requests may say (`aws-server`), sockets (`lb`).
@@ -45,10 +45,10 @@ impl Drop for LoadBalancers {
 }
 
 impl LoadBalancers {
-    /// Starts it; listeners are bound at `address`.
+    /// Starts it; listeners are bound at the address `bind`, names lead to `told`.
     pub fn start(
         client: ApiClient,
-        address: Ipv4Addr,
+        (bind, told): (Ipv4Addr, Ipv4Addr),
         clock: Arc<dyn Fn() -> Timestamp + Send + Sync>,
     ) -> LoadBalancers {
         LoadBalancers(client::work::spawn(async move {
@@ -66,7 +66,7 @@ impl LoadBalancers {
                 balancers,
                 groups,
             };
-            Controller { client, views, address, balancer: Balancer::default(), clock }.run().await;
+            Controller { client, views, bind, told, balancer: Balancer::default(), clock }.run().await;
         }))
     }
 }
@@ -141,7 +141,8 @@ fn dns_names(chain: &str) -> Vec<String> {
 struct Controller {
     client: ApiClient,
     views: Views,
-    address: Ipv4Addr,
+    bind: Ipv4Addr,
+    told: Ipv4Addr,
     balancer: Balancer,
     clock: Arc<dyn Fn() -> Timestamp + Send + Sync>,
 }
@@ -174,7 +175,7 @@ impl Controller {
         let world = self.views.world();
         let now_ms = (self.clock)().as_millisecond();
         let draining = health::draining(&world, &health::seen(self.balancer.health()), now_ms);
-        let outcome = self.balancer.apply(&config::config(&world, &draining, self.address));
+        let outcome = self.balancer.apply(&config::config(&world, &draining, self.bind));
         let failures: BTreeMap<String, String> = outcome
             .iter()
             .filter_map(|(id, r)| Some((id.to_string(), r.as_ref().err()?.to_string())))
@@ -186,7 +187,7 @@ impl Controller {
         }
         let targets = health::statuses(&world, &draining, &seen);
         let targets = targets.into_iter().map(|(arn, targets)| (arn, json!({"targets": targets})));
-        let states = states(&world, &failures, self.address);
+        let states = states(&world, &failures, self.told);
         let written = [
             self.write(&ELB_TARGET_GROUPS, &self.views.groups, &world.groups, targets.collect()).await,
             self.write(&ELB_LOAD_BALANCERS, &self.views.balancers, &world.balancers, states).await,

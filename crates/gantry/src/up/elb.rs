@@ -29,11 +29,13 @@ pub async fn controller(instance: &mut Instance) -> Result<()> {
         return Ok(());
     }
     let client = instance.control.client(Identity::new("system:gantry-elb", [SYSTEM_MASTERS]))?;
-    let address = instance.config.elb_address.unwrap_or(instance.facts.node_ip);
+    let node = instance.facts.node_ip;
+    let bind = instance.config.elb_address.unwrap_or(node);
+    let addresses = (bind, if bind.is_unspecified() { node } else { bind });
     let shared = instance.control.shares_store();
     let me = format!("{}_{}", instance.facts.node_name, instance.config.name);
     let asks = client.clone();
-    let start = move || LoadBalancers::start(asks.clone(), address, Arc::new(Timestamp::now));
+    let start = move || LoadBalancers::start(asks.clone(), addresses, Arc::new(Timestamp::now));
     instance.tasks.push(tokio::spawn(async move {
         if shared {
             Candidate { client, lease: LEASE, me }.run(start).await;

@@ -1,5 +1,9 @@
 """Load balancers, networks and Cloud Map through boto3, on the instance in whose network namespace this runs."""
 
+import socket
+import ssl
+import subprocess
+import tempfile
 import threading
 import time
 import urllib.error
@@ -85,6 +89,44 @@ def state(name):
     return found["Code"], found.get("Reason", "")
 
 
+def certificate(name):
+    """A TLS Secret of that name, good for `<name>.example`; its ARN and the certificate."""
+    with tempfile.TemporaryDirectory() as folder:
+        key, chain = f"{folder}/key", f"{folder}/chain"
+        make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2".split()
+        names = ["-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}.example"]
+        subprocess.run([*make, *names, "-keyout", key, "-out", chain], check=True, capture_output=True)
+        secret = ["kubectl", "create", "secret", "tls", name, "-n", "aws", f"--cert={chain}", f"--key={key}"]
+        subprocess.run(secret, check=True, capture_output=True, timeout=PATIENCE)
+        with open(chain, encoding="ascii") as file:
+            return f"arn:aws:acm:us-east-1:123456789012:certificate/{name}", file.read()
+
+
+def secure(balancer, action):
+    """An HTTPS listener shows each client the certificate of the name it asks for."""
+    (one, _), (two, chain) = certificate("one"), certificate("two")
+    listener = elb.create_listener(
+        LoadBalancerArn=balancer,
+        Protocol="HTTPS",
+        Port=8443,
+        Certificates=[{"CertificateArn": one}],
+        DefaultActions=action,
+    )["Listeners"][0]["ListenerArn"]
+    elb.add_listener_certificates(ListenerArn=listener, Certificates=[{"CertificateArn": two}])
+    trust = ssl.create_default_context(cadata=chain)
+
+    def said():
+        try:
+            with socket.create_connection((NODE, 8443), timeout=PATIENCE) as raw:
+                with trust.wrap_socket(raw, server_hostname="two.example") as stream:
+                    stream.sendall(b"GET / HTTP/1.1\r\nHost: two.example\r\nConnection: close\r\n\r\n")
+                    return b"".join(iter(lambda: stream.recv(4096), b""))
+        except OSError as error:
+            return str(error).encode()
+
+    until("the second certificate is shown", said, lambda s: s.endswith(b"other"))
+
+
 def main():
     ecs.create_cluster(clusterName="prod")
     subnets = [s["SubnetId"] for s in ec2.describe_subnets()["Subnets"]]
@@ -158,6 +200,7 @@ def main():
     elb.create_listener(
         LoadBalancerArn=other["LoadBalancerArn"], Protocol="HTTP", Port=8000, DefaultActions=action
     )
+    secure(other["LoadBalancerArn"], action)
     code, reason = until("it failed", lambda: state("other"), lambda s: s[0] == "failed")
     assert "8000" in reason, reason
 

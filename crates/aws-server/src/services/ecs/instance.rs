@@ -137,7 +137,7 @@ impl Row {
     }
 
     fn ec2_instance_id(&self) -> String {
-        format!("i-{}", derived_id(&self.node_uid).get(..17).unwrap_or_default())
+        ecs_model::targets::instance_id(&self.node_uid)
     }
 
     /// CPU units and MiB that pods can have.
