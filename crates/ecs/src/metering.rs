@@ -190,9 +190,10 @@ mod tests {
     fn the_journal_is_told_what_is_new() {
         let (open, ended) = (record("a", None), record("a", Some(5_000)));
         assert_eq!(news(None, None, 9_000), []);
-        assert_eq!(news(None, Some(&open), 9_000), [open.clone()]);
+        let one = |record: &Record| vec![record.clone()];
+        assert_eq!(news(None, Some(&open), 9_000), one(&open));
         assert_eq!(news(Some(&open), Some(&open), 9_000), []);
-        assert_eq!(news(Some(&open), Some(&ended), 9_000), [ended.clone()]);
+        assert_eq!(news(Some(&open), Some(&ended), 9_000), one(&ended));
         assert_eq!(news(Some(&ended), Some(&record("a", Some(6_000))), 9_000), []);
         assert_eq!(news(Some(&ended), None, 9_000), []);
         // Gone without a word, or replaced by another of the same name.

@@ -4,5 +4,6 @@
 #![cfg(test)]
 
 mod harness;
+mod metering;
 mod services;
 mod tasks;

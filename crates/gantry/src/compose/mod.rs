@@ -384,4 +384,26 @@ mod tests {
         assert!(fixed(json!(["8080:80"])) && fixed(json!([{"target": 1, "published": 2}])));
         assert!(!fixed(json!(["80"])) && !fixed(json!([80])));
     }
+
+    #[test]
+    fn the_examples_are_understood() {
+        let example = |name: &str| {
+            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples").join(name);
+            std::fs::read_to_string(path).unwrap()
+        };
+        let file = file::parse(&example("compose/compose.yaml"), &BTreeMap::new()).unwrap();
+        let options = task::Options {
+            project: "compose".into(),
+            fargate: false,
+            region: "us-east-1".into(),
+            account: "123456789012".into(),
+            env_files: BTreeMap::new(),
+        };
+        let (definition, notes) = task::definition(&file, &options).unwrap();
+        assert!(notes.is_empty() && list(&definition, "/containerDefinitions").len() == 3, "{definition}");
+        let rule: Value = serde_json::from_str(&example("events-rule.json")).unwrap();
+        aws_server::services::events::Pattern::parse(text(&rule, "/EventPattern")).unwrap();
+        let nginx: Value = serde_json::from_str(&example("fargate-nginx.json")).unwrap();
+        assert_eq!(text(&nginx, "/networkMode"), "awsvpc");
+    }
 }
