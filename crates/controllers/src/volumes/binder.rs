@@ -202,6 +202,7 @@ impl Controller {
         let claim = Claim::read(&value);
         let plan = for_claim(&claim, &self.catalog.lock());
         match plan {
+            ForClaim::Wait(Some((_, "WaitForFirstConsumer", text))) => self.tell_waiting(&object, text),
             ForClaim::Wait(note) => {
                 note.into_iter().for_each(|n| self.tell("PersistentVolumeClaim", &object, n))
             }
@@ -219,6 +220,17 @@ impl Controller {
             ForClaim::Lose(_) => {}
         }
         Ok(())
+    }
+
+    /// A claim whose pod is there waits for that one.
+    fn tell_waiting(&self, claim: &Object, text: String) {
+        let pods = self.pods.list_in(&claim.key.namespace);
+        let user = pods.iter().find(|p| of_pod(p).contains(&claim.key) && !uses(p, &claim.key));
+        let (reason, text) = match user {
+            Some(pod) => ("WaitForPodScheduled", format!("waiting for pod {} to be scheduled", pod.key.name)),
+            None => ("WaitForFirstConsumer", text),
+        };
+        self.tell("PersistentVolumeClaim", claim, (EventType::Normal, reason, text));
     }
 
     /// The cache may not know yet of a pod that was just placed: so it is asked first, the API last.
