@@ -14,7 +14,7 @@ use crate::rbac::Rbac;
 use crate::resources::{LiveRegistry, Registry};
 use crate::services::ServicePools;
 use crate::storage::Storage;
-use crate::{bootstrap, custom, expiry, resources};
+use crate::{admission, bootstrap, custom, expiry, resources};
 use auth::Identity;
 use client::{ApiClient, Object, ObjectKey};
 use k8s_schema::Gvr;
@@ -116,6 +116,8 @@ impl Api {
         tokio::spawn(aggregation::controller::run(Arc::downgrade(&api), services));
         let flows = api.client(bootstrap::server());
         tokio::spawn(fairness::run(Arc::downgrade(&api), flows));
+        let policies = api.client(bootstrap::server());
+        tokio::spawn(admission::policy::types::run(Arc::downgrade(&api), policies));
         tokio::spawn(expiry::run(Arc::downgrade(&api)));
         Ok(api)
     }

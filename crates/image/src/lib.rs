@@ -41,7 +41,7 @@ pub use digest::{Digest, Hasher};
 pub use error::ImageError;
 pub use limits::Limits;
 pub use load::{Loaded, Progress};
-pub use net::{Outgoing, send};
+pub use net::{Outgoing, resolve, send};
 pub use oci::{ImageConfig, Platform};
 pub use pull::{Keyring, Parent, PullConfig, PullError, Pulled, Puller, TlsSource};
 pub use reference::{Reference, ReferenceError, is_repository, is_tag};

@@ -97,6 +97,28 @@ async fn expressions_must_compile() {
 }
 
 #[tokio::test]
+async fn confused_types_are_told_in_the_status() {
+    let s = server().await;
+    let mut body = policy("confused", json!({"validations": [{"expression": "object.spec.replicas > '1'"}]}));
+    let rule = &mut body["spec"]["matchConstraints"]["resourceRules"][0];
+    (rule["apiGroups"], rule["resources"]) = (json!(["apps"]), json!(["deployments"]));
+    s.post(POLICIES, &body).await.expect(201);
+    let checked = async {
+        loop {
+            let policy = s.get(&format!("{POLICIES}/confused")).await.expect(200);
+            if policy["status"]["observedGeneration"] == 1 {
+                return policy["status"]["typeChecking"]["expressionWarnings"].clone();
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    let warnings = tokio::time::timeout(PATIENCE, checked).await.unwrap();
+    assert_eq!(warnings[0]["fieldRef"], "spec.validations[0].expression");
+    let warning = warnings[0]["warning"].as_str().unwrap();
+    assert!(warning.contains("no matching overload for '_>_' applied to '(int, string)'"), "{warning}");
+}
+
+#[tokio::test]
 async fn mutating_policies_apply_and_patch() {
     let s = server().await;
     let mut body = policy(

@@ -9,6 +9,7 @@ use crate::join::Joined;
 use crate::{admin as socket, kubeconfig, ports};
 use anyhow::{Context, Result};
 use apiserver::{Api, ApiConfig, FRONT_PROXY_CLIENT, FrontProxy};
+use async_trait::async_trait;
 use auth::{Ca, Identity, Issued, SYSTEM_MASTERS, ServiceTokens};
 use client::ApiClient;
 use controllers::{Controllers, ControllersConfig, PortCheck, Scheduler, SchedulerConfig, SchedulerMetrics};
@@ -154,6 +155,16 @@ fn front_proxy(instance: &Instance, ca: &Ca) -> Result<FrontProxy> {
     })
 }
 
+/// Hosts outside the cluster, as this machine knows them.
+struct HostNames;
+
+#[async_trait]
+impl apiserver::NameResolver for HostNames {
+    async fn resolve(&self, host: &str) -> Result<Vec<IpAddr>, String> {
+        image::resolve(host).await
+    }
+}
+
 /// The API server and its listener.
 pub async fn api(instance: &mut Instance) -> Result<()> {
     let ca = instance.control.ca()?;
@@ -175,6 +186,7 @@ pub async fn api(instance: &mut Instance) -> Result<()> {
         cluster_dns_ip: instance.facts.dns_ip,
         advertise: Some((instance.facts.node_ip, instance.config.port)),
         nodes: Some(dialer.clone()),
+        resolver: Some(Arc::new(HostNames)),
         service_tokens: Some(Arc::new(service_tokens(instance)?)),
         more_metrics: Arc::new(move || of_store() + &of_scheduler.text()),
         ..ApiConfig::new(REALM, store)

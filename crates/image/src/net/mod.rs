@@ -10,4 +10,5 @@ mod resolve;
 mod send;
 pub(crate) mod url;
 
+pub use resolve::resolve;
 pub use send::{Outgoing, send};

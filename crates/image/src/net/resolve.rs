@@ -19,7 +19,7 @@ const TYPE_A: u16 = 1;
 const TYPE_AAAA: u16 = 28;
 
 /// All addresses of a host; an error says why there is none.
-pub(super) async fn resolve(host: &str) -> Result<Vec<IpAddr>, String> {
+pub async fn resolve(host: &str) -> Result<Vec<IpAddr>, String> {
     if let Ok(ip) = host.parse() {
         return Ok(vec![ip]);
     }

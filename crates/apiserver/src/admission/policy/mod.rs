@@ -1,10 +1,11 @@
 //! Admission policies: rules in CEL that are objects, bound to what they are about by other objects.
 //!
 //! [`validating`] judges, [`mutating`] changes. Here is what both share: which policy and binding are about a request,
-//! with which parameters. [`check`] refuses objects whose expressions do not compile.
+//! with which parameters. [`check`] refuses objects whose expressions do not compile, [`types`] tells what they confuse.
 
 pub mod check;
 pub mod mutating;
+pub mod types;
 pub mod validating;
 
 use crate::Api;
