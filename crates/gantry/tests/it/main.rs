@@ -13,6 +13,7 @@ mod clients;
 mod comfort;
 mod configs;
 mod crash;
+mod custom_resources;
 mod disruption;
 mod ecs;
 mod ecs_services;

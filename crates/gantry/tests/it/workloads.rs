@@ -18,6 +18,7 @@ fn deployments_roll_back_and_forth() {
             ("cascade", cascade),
             ("orphan", orphan),
             ("namespace", namespace),
+            ("custom", crate::custom_resources::collected),
             ("old_manifest", old_manifest),
             ("expose", expose),
         ],
