@@ -62,6 +62,11 @@ async fn world() -> World {
 
 impl World {
     async fn run(&self, service: &str, operation: &str, input: Value) -> Outcome {
+        self.run_ago(Duration::ZERO, service, operation, input).await
+    }
+
+    /// A call as if it had come so long ago.
+    async fn run_ago(&self, ago: Duration, service: &str, operation: &str, input: Value) -> Outcome {
         let service = self.services.iter().find(|s| s.name() == service).unwrap();
         let operation = service.served().into_iter().find(|o| *o == operation).expect("served");
         let caller = Caller {
@@ -71,6 +76,7 @@ impl World {
             user_id: ACCOUNT.into(),
         };
         let now_ms = u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap();
+        let now_ms = now_ms - u64::try_from(ago.as_millis()).unwrap();
         let (region, endpoint) = ("us-east-1".into(), "http://127.0.0.1:4566".into());
         let call = Call { caller, region, operation, input, request_id: "r".into(), now_ms, endpoint };
         service.call(&call).await
@@ -248,6 +254,31 @@ async fn events_reach_logs_and_other_buses() {
     let all = world.ok("ListEventBuses", json!({})).await;
     let names: Vec<_> = all["EventBuses"].as_array().unwrap().iter().map(|b| b["Name"].clone()).collect();
     assert_eq!(names, ["default", "second"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_schedule_comes_when_it_is_due() {
+    let world = world().await;
+    let _clock = Task(tokio::spawn(super::clock::run(world.engine.clone())));
+    // A rate counts from the rule's making: the first minute is nearly over.
+    let rule = json!({"Name": "r", "ScheduleExpression": "rate(1 minute)"});
+    let ago = Duration::from_millis(57_500);
+    world.run_ago(ago, "events", "PutRule", rule).await.unwrap();
+    world.ok("PutTargets", json!({"Rule": "r", "Targets": [{"Id": "1", "Arn": group("/time")}]})).await;
+    let seen = world.messages("/time", 1).await;
+    assert_eq!(seen.len(), 1, "{seen:?}");
+    let (kind, source) = (&seen[0]["detail-type"], &seen[0]["source"]);
+    assert_eq!((kind, source), (&json!("Scheduled Event"), &json!("aws.events")));
+    assert_eq!(seen[0]["resources"], json!([format!("arn:aws:events:us-east-1:{ACCOUNT}:rule/r")]));
+}
+
+/// Ends with the test.
+struct Task(JoinHandle<()>);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// A server that refuses the first request and takes the second; what it was sent.
