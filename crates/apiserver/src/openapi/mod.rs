@@ -8,7 +8,7 @@
 //!
 //! Documents are built on the first request and kept. Building costs tens of milliseconds: call
 //! [`Documents::get`] off the event loop (`spawn_blocking`) if that matters.
-//! Not here: HTTP, descriptions (the tables are doc-free), the protobuf form of v3 (no client asks for it alone).
+//! Not here: HTTP, descriptions of built-in fields (the tables are doc-free), the protobuf form of v3 (no client asks for it alone).
 
 mod document;
 mod operations;
