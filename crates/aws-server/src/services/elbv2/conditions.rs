@@ -64,7 +64,7 @@ fn one(condition: &Value) -> Result<Value, AwsError> {
     if field == "http-header" && text(&out[*config], "HttpHeaderName").is_empty() {
         return Err(invalid("A condition of field 'http-header' must have a header name"));
     }
-    let bad = |v: &&Value| !v.as_str().is_some_and(|v| v.parse::<cidr::Cidr>().is_ok());
+    let bad = |v: &&Value| v.as_str().is_none_or(|v| v.parse::<cidr::Cidr>().is_err());
     if field == "source-ip"
         && let Some(bad) = items(&out[*config]["Values"]).iter().find(bad)
     {

@@ -62,7 +62,13 @@ pub(super) async fn register(state: &State, call: &Call) -> Outcome {
     let new = super::find::bare(body["spec"].take());
     let name = instance_name(own, id);
     if !state.instances.create(call, &name, new.clone()).await? {
-        state.instances.change(call, &name, |old| Ok(*old = new.clone())).await?;
+        state
+            .instances
+            .change(call, &name, |old| {
+                *old = new.clone();
+                Ok(())
+            })
+            .await?;
     } else if instances(state, call, own).await?.len() > INSTANCES_MAX {
         state.instances.remove(call, &name).await?;
         return Err(AwsError::client(
