@@ -26,6 +26,17 @@ pub struct RequestKind {
     pub resource: String,
     /// Subresource.
     pub subresource: String,
+    /// `resource`, `namespace`, `cluster`; "" for other paths.
+    pub scope: &'static str,
+}
+
+/// The name of a verb in metrics: upstream mixes methods and verbs.
+pub fn verb_name(verb: &str) -> String {
+    match verb {
+        "create" => "POST".into(),
+        "update" => "PUT".into(),
+        other => other.to_uppercase(),
+    }
 }
 
 #[derive(Default)]
@@ -98,6 +109,23 @@ impl Metrics {
         raise(&self.connections)
     }
 
+    /// Requests that run, APIServices that do not answer, the build.
+    fn gauges(&self, out: &mut String) {
+        out.push_str("# TYPE apiserver_current_inflight_requests gauge\n");
+        for (kind, running) in ["readOnly", "mutating"].iter().zip(&self.running) {
+            let running = running.load(Ordering::Relaxed);
+            // Writing to a String does not fail.
+            let _ = writeln!(out, "apiserver_current_inflight_requests{{request_kind=\"{kind}\"}} {running}");
+        }
+        out.push_str("# TYPE aggregator_unavailable_apiservice gauge\n");
+        for (name, unavailable) in self.unavailable.lock().iter() {
+            let value = u8::from(*unavailable);
+            let _ = writeln!(out, "aggregator_unavailable_apiservice{{name=\"{name}\"}} {value}");
+        }
+        out.push_str("# TYPE kubernetes_build_info gauge\n");
+        out.push_str("kubernetes_build_info{major=\"1\",minor=\"36\",platform=\"linux\"} 1\n");
+    }
+
     /// The Prometheus text.
     pub fn text(&self, cache: &Cache) -> String {
         let mut out = String::new();
@@ -152,6 +180,7 @@ impl Metrics {
                 self.watches.load(Ordering::Relaxed)
             ),
         );
+        self.gauges(&mut out);
         line(&mut out, format_args!("# TYPE gantry_apiserver_connections gauge"));
         line(
             &mut out,
@@ -169,8 +198,48 @@ impl Metrics {
                 line(&mut out, format_args!("{name}{{resource=\"{}\"}} {number}", prefix_name(prefix)));
             }
         }
-        out
+        out + &process()
     }
+}
+
+/// What every Prometheus client tells of its process; nothing where `/proc` is not readable.
+fn process() -> String {
+    /// `USER_HZ` and the page size of the machines we run on.
+    const TICKS: f64 = 100.0;
+    const PAGE: u64 = 4_096;
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let stat = read("/proc/self/stat");
+    // The name, in parentheses, may hold anything.
+    let fields: Vec<f64> = stat
+        .rsplit_once(") ")
+        .map(|(_, rest)| rest.split_whitespace().map(|f| f.parse().unwrap_or(0.0)).collect())
+        .unwrap_or_default();
+    let of = |n: usize| fields.get(n).copied().unwrap_or(0.0);
+    let pages: Vec<u64> = read("/proc/self/statm").split(' ').filter_map(|f| f.trim().parse().ok()).collect();
+    let boot = read("/proc/stat");
+    let boot: f64 = boot
+        .lines()
+        .find_map(|l| l.strip_prefix("btime "))
+        .and_then(|t| t.trim().parse().ok())
+        .unwrap_or(0.0);
+    let limits = read("/proc/self/limits");
+    let most = limits.lines().find_map(|l| l.strip_prefix("Max open files"));
+    let most = most.and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0);
+    let open = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
+    let memory = |n: usize| pages.get(n).copied().unwrap_or(0) * PAGE;
+    let mut out = String::new();
+    for (name, kind, value) in [
+        ("cpu_seconds_total", "counter", ((of(11) + of(12)) / TICKS).to_string()),
+        ("resident_memory_bytes", "gauge", memory(1).to_string()),
+        ("virtual_memory_bytes", "gauge", memory(0).to_string()),
+        ("open_fds", "gauge", open.to_string()),
+        ("max_fds", "gauge", most.to_string()),
+        ("start_time_seconds", "gauge", (boot + of(19) / TICKS).to_string()),
+    ] {
+        // Writing to a String does not fail.
+        let _ = writeln!(out, "# TYPE process_{name} {kind}\nprocess_{name} {value}");
+    }
+    out
 }
 
 /// `deployments.apps` of `/main/apps/deployments/`.
@@ -183,11 +252,47 @@ fn prefix_name(prefix: &str) -> String {
 fn labels(kind: &RequestKind) -> String {
     let quote = |text: &str| text.replace(['"', '\\', '\n'], "_");
     format!(
-        "verb=\"{}\",group=\"{}\",version=\"{}\",resource=\"{}\",subresource=\"{}\"",
+        "verb=\"{}\",group=\"{}\",version=\"{}\",resource=\"{}\",subresource=\"{}\",scope=\"{}\",component=\"apiserver\",dry_run=\"\"",
         quote(&kind.verb),
         quote(&kind.group),
         quote(&kind.version),
         quote(&kind.resource),
-        quote(&kind.subresource)
+        quote(&kind.subresource),
+        kind.scope
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_tells_of_itself() {
+        let text = process();
+        let value = |name: &str| -> f64 {
+            let line = text.lines().find_map(|l| l.strip_prefix(&format!("process_{name} ")));
+            line.unwrap().parse().unwrap()
+        };
+        assert!(
+            value("resident_memory_bytes") > 1e6
+                && value("resident_memory_bytes") < value("virtual_memory_bytes")
+        );
+        let now = jiff::Timestamp::now().as_second() as f64;
+        assert!(now - value("start_time_seconds") < 3_600.0 && value("start_time_seconds") < now + 5.0);
+        assert!(value("open_fds") >= 3.0 && value("open_fds") < value("max_fds"));
+    }
+
+    #[test]
+    fn verbs_and_labels_are_upstreams() {
+        assert_eq!(["create", "update", "list"].map(verb_name), ["POST", "PUT", "LIST"]);
+        let kind = RequestKind {
+            verb: "GET".into(),
+            group: String::new(),
+            version: "v1".into(),
+            resource: "pods".into(),
+            subresource: "x\"y".into(),
+            scope: "resource",
+        };
+        assert!(labels(&kind).contains("resource=\"pods\",subresource=\"x_y\",scope=\"resource\""));
+    }
 }

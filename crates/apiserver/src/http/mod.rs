@@ -20,7 +20,7 @@ use crate::audit;
 use crate::authn;
 use crate::authz::Attributes;
 use crate::fairness::{self, Class};
-use crate::metrics::RequestKind;
+use crate::metrics::{RequestKind, verb_name};
 use crate::path::{self, Path, Query};
 use ::http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header};
 use auth::Identity;
@@ -258,5 +258,11 @@ fn request_kind(path: &Path, verb: &str) -> RequestKind {
         Path::Resource(p) => (p.group.clone(), p.version.clone(), p.resource.clone(), p.subresource.clone()),
         Path::Other(_) => Default::default(),
     };
-    RequestKind { verb: verb.to_uppercase(), group, version, resource, subresource }
+    let scope = match path {
+        Path::Resource(p) if !p.name.is_empty() || verb == "create" => "resource",
+        Path::Resource(p) if !p.namespace.is_empty() => "namespace",
+        Path::Resource(_) => "cluster",
+        Path::Other(_) => "",
+    };
+    RequestKind { verb: verb_name(verb), group, version, resource, subresource, scope }
 }
