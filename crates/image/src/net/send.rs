@@ -50,13 +50,14 @@ async fn exchange(outgoing: Outgoing) -> Result<u16, String> {
         request = request.header(name, value);
     }
     let request = request.body(Full::new(Bytes::from(outgoing.body))).map_err(|e| e.to_string())?;
-    // The connection is driven until the head of the answer is there.
-    tokio::select! {
-        answer = sender.send_request(request) => {
-            answer.map(|a| a.status().as_u16()).map_err(|e| told(&e))
-        }
-        ended = connection => Err(ended.map_or_else(|e| told(&e), |()| "the connection ended".into())),
-    }
+    // The connection is driven until the head of the answer is there; when it ends first, it has left the answer or
+    // the reason why there is none.
+    let mut answer = std::pin::pin!(sender.send_request(request));
+    let answer = tokio::select! {
+        answer = &mut answer => answer,
+        _ = connection => answer.await,
+    };
+    answer.map(|a| a.status().as_u16()).map_err(|e| told(&e))
 }
 
 #[cfg(test)]
