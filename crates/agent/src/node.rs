@@ -107,6 +107,12 @@ fn others_amounts(status: &Value) -> Option<serde_json::Map<String, Value>> {
     (!change.is_empty()).then_some(change)
 }
 
+/// Was the node written off, as it is when its server was away for a while? It is here, and says so at once.
+fn is_given_up(status: &Value) -> bool {
+    let mut conditions = status["conditions"].as_array().into_iter().flatten();
+    conditions.any(|c| c["type"] == "Ready" && c["status"] == "Unknown")
+}
+
 fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
@@ -210,7 +216,7 @@ impl NodeTask {
                 Ok(()) = changed.changed() => {
                     let node = self.this.get(&ObjectKey::cluster(self.facts.node_name.as_str()));
                     let node = node.and_then(|n| n.value().ok());
-                    if node.is_none_or(|n| others_amounts(&n["status"]).is_none()) {
+                    if node.is_none_or(|n| others_amounts(&n["status"]).is_none() && !is_given_up(&n["status"])) {
                         continue;
                     }
                 }
@@ -379,6 +385,16 @@ fn conditions(old: &Value, pressure: &BTreeSet<Pressure>, now: Timestamp) -> Vec
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_that_was_written_off_says_so() {
+        let ready = |status: &str| {
+            json!({"conditions": [{"type": "DiskPressure", "status": "Unknown"},
+            {"type": "Ready", "status": status}]})
+        };
+        assert!(is_given_up(&ready("Unknown")));
+        assert!(!is_given_up(&ready("True")) && !is_given_up(&ready("False")) && !is_given_up(&json!({})));
+    }
 
     #[test]
     fn amounts_of_others_become_allocatable() {
