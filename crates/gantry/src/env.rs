@@ -41,6 +41,7 @@ fn aws_lines(config: &Config) -> String {
          export AWS_ACCESS_KEY_ID='{}'\n\
          export AWS_SECRET_ACCESS_KEY='{}'\n\
          export AWS_DEFAULT_REGION='{region}' AWS_REGION='{region}'\n\
+         export AWS_DISABLE_HOST_PREFIX_INJECTION=true\n\
          export GANTRY_SUBNETS='{}' GANTRY_SECURITY_GROUP='sg-default'\n\
          unset AWS_PROFILE AWS_SESSION_TOKEN\n\
          aws() {{ command aws --endpoint-url \"$AWS_ENDPOINT_URL\" \"$@\"; }}\n",
