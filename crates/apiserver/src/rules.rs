@@ -208,9 +208,13 @@ pub fn prepare_update(resource: &Resource, part: Part, new: &mut Value, old: &Va
             &["/status/conditions", "/metadata/labels", "/metadata/annotations", "/metadata/finalizers"]
         }
         Part::EphemeralContainers => &["/spec/ephemeralContainers"],
-        Part::Binding => {
-            &["/spec/nodeName", "/status/conditions", "/metadata/annotations", "/metadata/labels"]
-        }
+        Part::Binding => &[
+            "/spec/nodeName",
+            "/status/conditions",
+            "/status/nominatedNodeName",
+            "/metadata/annotations",
+            "/metadata/labels",
+        ],
     };
     let mut kept = old.clone();
     for pointer in pointers {

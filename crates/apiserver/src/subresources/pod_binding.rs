@@ -101,5 +101,9 @@ fn bind(call: &Call, pod: &mut Value, binding: &Value, node: &str, now: &str) ->
         None => conditions.push(condition),
     }
     pod["status"]["conditions"] = Value::Array(conditions);
+    // What it was promised is of no use any more.
+    if let Some(status) = pod["status"].as_object_mut() {
+        status.remove("nominatedNodeName");
+    }
     Ok(())
 }

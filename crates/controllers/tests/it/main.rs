@@ -6,6 +6,7 @@ mod collection;
 mod harness;
 mod kubectl;
 mod kubectl_sets;
+mod preemption;
 mod quota;
 mod sets;
 mod volumes;
