@@ -94,6 +94,11 @@ impl Metrics {
         self.unavailable.lock().insert(name.to_string(), !available);
     }
 
+    /// Forgets APIServices that are gone.
+    pub fn only_services(&self, exists: impl Fn(&str) -> bool) {
+        self.unavailable.lock().retain(|name, _| exists(name));
+    }
+
     /// Counts a request while it is handled; long ones are counted elsewhere.
     pub fn running(&self, mutating: bool, long: bool) -> Option<Gauge> {
         (!long).then(|| raise(&self.running[usize::from(mutating)]))

@@ -95,6 +95,7 @@ async fn round(api: &Arc<Api>, client: &ApiClient, asked: &mut BTreeMap<GroupVer
     let steps = decide::steps(&decide::local_services(&api.registry.now()), &objects);
     join_all(steps.into_iter().map(|step| take(client, step))).await;
     let objects = present(api);
+    api.metrics.only_services(|name| objects.contains_key(name));
     let local = objects.values().filter(|o| !o["spec"]["service"].is_object());
     join_all(local.map(|o| write(api, client, o, decide::local()))).await;
     route(api, &objects, asked);

@@ -8,7 +8,7 @@ use super::{Instance, answer, outside};
 use crate::join::Joined;
 use crate::{admin as socket, kubeconfig, ports};
 use anyhow::{Context, Result};
-use apiserver::{Api, ApiConfig, FRONT_PROXY_CLIENT, FrontProxy};
+use apiserver::{Api, ApiConfig, FRONT_PROXY_CLIENT, FrontProxy, NameResolver};
 use async_trait::async_trait;
 use auth::{Ca, Identity, Issued, SYSTEM_MASTERS, ServiceTokens};
 use client::ApiClient;
@@ -174,11 +174,12 @@ pub async fn api(instance: &mut Instance) -> Result<()> {
     let kubelet_client = ca.issue_client(KUBELET_CLIENT, Some(SYSTEM_MASTERS), SystemTime::now())?;
     let dialer = KubeletDialer::new(&kubelet_client, ca.cert_pem())?;
     let front = front_proxy(instance, &ca)?;
-    let callers = outside::callers(&instance.config, &None)?;
+    let resolver: Option<Arc<dyn NameResolver>> = Some(Arc::new(HostNames));
+    let callers = outside::callers(&instance.config, &resolver)?;
     let client_authorities = format!("{}{}", ca.cert_pem(), front.ca_pem);
     let config = ApiConfig {
         front_proxy: Some(front),
-        audit: outside::audit(&instance.config, &None)?,
+        audit: outside::audit(&instance.config, &resolver)?,
         authenticator: callers.tokens,
         anonymous: callers.anonymous,
         access_webhook: callers.access,
@@ -186,7 +187,7 @@ pub async fn api(instance: &mut Instance) -> Result<()> {
         cluster_dns_ip: instance.facts.dns_ip,
         advertise: Some((instance.facts.node_ip, instance.config.port)),
         nodes: Some(dialer.clone()),
-        resolver: Some(Arc::new(HostNames)),
+        resolver,
         service_tokens: Some(Arc::new(service_tokens(instance)?)),
         more_metrics: Arc::new(move || of_store() + &of_scheduler.text()),
         ..ApiConfig::new(REALM, store)
