@@ -60,7 +60,8 @@ impl Selection {
     /// when that is less than all.
     pub fn early(&self) -> Option<Selection> {
         let own = |field: &str| !matches!(field, "metadata.name" | "metadata.namespace");
-        let late = self.resource.webhook().is_some() && self.fields.requirements.iter().any(|r| own(&r.field));
+        let late =
+            self.resource.webhook().is_some() && self.fields.requirements.iter().any(|r| own(&r.field));
         late.then(|| {
             let mut early = self.clone();
             early.fields.requirements.retain(|r| !own(&r.field));
