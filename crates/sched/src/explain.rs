@@ -5,6 +5,7 @@ use crate::interpod::PodContext;
 use crate::model::{PodInfo, Snapshot};
 use crate::schedule::tie;
 use crate::score;
+use std::cmp::Reverse;
 
 /// What is said about one node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,7 +55,10 @@ pub fn explain(snapshot: &Snapshot, pod: &PodInfo) -> Explanation {
         }
     }
     let total = |v: &Verdict| v.points.iter().sum::<i64>();
-    out.nodes
-        .sort_by_key(|v| (!v.objections.is_empty(), std::cmp::Reverse((total(v), tie(&pod.id, &v.node)))));
+    let rank = |v: &Verdict| match v.objections.is_empty() {
+        true => (0, Reverse((total(v), tie(&pod.id, &v.node))), String::new()),
+        false => (1, Reverse((0, 0)), v.node.clone()),
+    };
+    out.nodes.sort_by_key(rank);
     out
 }
