@@ -215,7 +215,7 @@ impl Controller {
                     continue;
                 };
                 let id = text(member.spec, "/taskArn").rsplit('/').next().unwrap_or_default();
-                let mut body = instance(&scene.place, service, id, &attributes);
+                let mut body = instance((&scene.place, &self.config.defaults), service, id, &attributes);
                 let sick = text(member.status, "/healthStatus") == "UNHEALTHY";
                 body["spec"]["health"] = json!(if sick { "UNHEALTHY" } else { "HEALTHY" });
                 wanted.insert(ObjectKey::new(AWS_NAMESPACE, text(&body, "/metadata/name")), body);

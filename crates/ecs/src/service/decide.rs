@@ -300,7 +300,7 @@ impl Work<'_> {
 
     /// A service deployment begins; one that goes back is the failed one's.
     fn open_record(&mut self) {
-        if text(&self.seen.spec["deployment"], "/reason") != "" {
+        if !text(&self.seen.spec["deployment"], "/reason").is_empty() {
             return;
         }
         let id = wanted(self.seen.spec);

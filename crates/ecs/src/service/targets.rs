@@ -102,7 +102,7 @@ pub fn change(
     let among = |all: &[Value], one: &Value| all.iter().any(|t| is_same(t, one));
     let added = targets.iter().filter(|t| !among(held, t)).count();
     let removed = held.iter().filter(|t| !among(&targets, t)).count();
-    (added + removed > 0).then(|| Change { targets: Value::Array(targets), added, removed })
+    (added + removed > 0).then_some(Change { targets: Value::Array(targets), added, removed })
 }
 
 /// How the load balancers see a task; groups (whole objects) by ARN.

@@ -488,6 +488,11 @@ pub async fn zone_of(cx: &Context<'_>, subnet: &str) -> Result<String, AwsError>
     if subnet.is_empty() {
         return Ok(first);
     }
+    // The default subnets are made when EC2 is first asked; their zones are known before.
+    let letter = subnet.strip_prefix("subnet-default-");
+    if let Some(zone) = letter.and_then(|l| cx.shared.zones.iter().find(|z| z.ends_with(l))) {
+        return Ok(zone.clone());
+    }
     let key = ObjectKey::new(ecs_model::names::AWS_NAMESPACE, cx.scope.object_name(subnet));
     match cx.shared.client.get(&gvr::EC2_SUBNETS, &key).await {
         Ok(found) => Ok(subnet_of(doc(&found)?.spec())),
