@@ -273,8 +273,17 @@ async fn front_proxies_speak_for_others_and_nobody_else_does() {
     assert_eq!(ask(impostor, Some("alice")).await.1, apiserver::FRONT_PROXY_CLIENT);
     let misnamed = front.issue_client("system:admin", Some("system:masters"), now).unwrap();
     assert_ne!(ask(misnamed, Some("alice")).await.0, 201, "the front proxy's authority makes no users");
-    let map =
-        server.get("/api/v1/namespaces/kube-system/configmaps/extension-apiserver-authentication").await;
-    assert_eq!(map.expect(200)["data"]["requestheader-allowed-names"], "[\"front-proxy-client\"]");
+    let published = async {
+        loop {
+            let path = "/api/v1/namespaces/kube-system/configmaps/extension-apiserver-authentication";
+            let map = server.get(path).await;
+            if map.code == 200 {
+                return map.json();
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    let map = tokio::time::timeout(PATIENCE, published).await.expect("the authorities are published");
+    assert_eq!(map["data"]["requestheader-allowed-names"], "[\"front-proxy-client\"]");
     stop.send_replace(true);
 }
