@@ -77,7 +77,8 @@ fn settle(cx: &Context<'_>, cluster: &Cluster, spec: &mut Value) -> Result<(), A
     check(spec)?;
     let definition = cx.definition(text(spec, "/taskDefinition"))?;
     let definition = doc(&*definition.ok_or_else(|| client_error("TaskDefinition not found."))?)?;
-    if text(definition.spec(), "/status") != "ACTIVE" {
+    // A service goes on with the one it has.
+    if text(definition.spec(), "/status") != "ACTIVE" && has(&cx.call.input, "/taskDefinition") {
         return Err(client_error("TaskDefinition is inactive"));
     }
     spec["taskDefinition"] = definition.spec()["taskDefinitionArn"].clone();
