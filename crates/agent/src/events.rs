@@ -2,8 +2,8 @@
 
 use crate::decide::Note;
 use crate::pod::{PodView, Role};
-use client::{ApiClient, Object};
 use client::events::{EventType, Recorder as Writer, Subject};
+use client::{ApiClient, Object};
 use jiff::Timestamp;
 use std::sync::Arc;
 

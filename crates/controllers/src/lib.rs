@@ -5,11 +5,11 @@
 //! back from typed views, which would drop fields they do not know.
 //! Deliberately not here: scheduling decisions (`sched`), anything on a node (`agent`).
 
-mod custom_kinds;
 mod cluster_dns;
 pub mod context;
 mod cron_job;
 mod csr;
+mod custom_kinds;
 mod daemon_set;
 mod deployment;
 mod disruption;

@@ -275,7 +275,8 @@ fn volume_mounts() {
         {"name": "v", "mountPath": "/v", "readOnly": true},
         {"name": "v", "mountPath": "/etc/hosts", "subPath": "h"},
         {"name": "v", "mountPath": "/w", "subPathExpr": "d-$(A)", "mountPropagation": "HostToContainer"}]}]}));
-    let volumes = [("v".to_string(), MountedVolume { path: "/data/v".into(), ..MountedVolume::default() })].into();
+    let volumes =
+        [("v".to_string(), MountedVolume { path: "/data/v".into(), ..MountedVolume::default() })].into();
     let env = [("A".to_string(), "1".to_string())].into();
     let made = mounts::mounts(&view, &view.containers[0], 0, &volumes, (&facts, &env)).unwrap();
     let shown: Vec<String> = made

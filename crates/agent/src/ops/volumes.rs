@@ -2,8 +2,8 @@
 
 use super::{Mounted, Node, blocking, claims::claims, tokens::tokens};
 use crate::decide::outcome::Outcome;
-use crate::pod::PodView;
 use crate::images;
+use crate::pod::PodView;
 use crate::volumes::memory_sources;
 use crate::volumes::{Context, ImageLayers, mount_all, references};
 use jiff::Timestamp;
@@ -40,7 +40,8 @@ async fn image_layers(node: &Node, pod: &PodView) -> ImageLayers {
     for volume in pod.spec().volumes.iter().flatten() {
         let Some(source) = &volume.image else { continue };
         let key = images::volume_key(&volume.name);
-        let held = node.leases.lock().get(pod.uid()).and_then(|l| l.get(&key).map(|l| l.image().layers.clone()));
+        let held =
+            node.leases.lock().get(pod.uid()).and_then(|l| l.get(&key).map(|l| l.image().layers.clone()));
         let layers = match held {
             Some(layers) => Ok(layers),
             None => {

@@ -32,7 +32,13 @@ impl Fixture {
     fn new() -> Fixture {
         let dir = tempfile::tempdir().unwrap();
         let facts = facts(dir.path());
-        Fixture { _dir: dir, facts, tokens: BTreeMap::new(), claims: Claims::new(), images: ImageLayers::new() }
+        Fixture {
+            _dir: dir,
+            facts,
+            tokens: BTreeMap::new(),
+            claims: Claims::new(),
+            images: ImageLayers::new(),
+        }
     }
 
     fn mount(&self, spec: Value, objects: &Objects) -> Result<BTreeMap<String, MountedVolume>, String> {

@@ -64,7 +64,10 @@ async fn volumes_made_by_hand() {
     assert_eq!(event(&c, "FailedBinding").await, waits);
     volume(&c, "v", "Retain").await;
     let bound = phase(&c, &CLAIMS, &key("c"), "Bound").await;
-    assert_eq!((&bound["spec"]["volumeName"], &bound["status"]["capacity"]["storage"]), (&json!("v"), &json!("2Gi")));
+    assert_eq!(
+        (&bound["spec"]["volumeName"], &bound["status"]["capacity"]["storage"]),
+        (&json!("v"), &json!("2Gi"))
+    );
     let at = ObjectKey::cluster("v");
     let volume_now = phase(&c, &VOLUMES, &at, "Bound").await;
     assert_eq!(volume_now["spec"]["claimRef"]["uid"], bound["metadata"]["uid"]);
@@ -102,7 +105,10 @@ async fn the_standard_class_makes_a_volume_where_the_pod_goes() {
     let classes = c.until(&CLASSES, "the class", |all| all.len() == 1).await;
     assert_eq!(classes[0]["metadata"]["annotations"]["storageclass.kubernetes.io/is-default-class"], "true");
     claim(&c, "c", "standard").await;
-    assert_eq!(event(&c, "WaitForFirstConsumer").await, "waiting for first consumer to be created before binding");
+    assert_eq!(
+        event(&c, "WaitForFirstConsumer").await,
+        "waiting for first consumer to be created before binding"
+    );
     pod(&c, "p", of_claim("c")).await;
     c.until_object(&PODS, &key("p"), |p| p["spec"]["nodeName"] == "a").await;
     let claim_now = phase(&c, &CLAIMS, &key("c"), "Bound").await;

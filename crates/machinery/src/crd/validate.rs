@@ -27,7 +27,8 @@ pub fn validate(value: &Value, schema: &Schema, old: Option<&Value>, path: &str,
         check(value, checks, path, errors);
     }
     if schema.embedded && value.is_object() {
-        for name in ["apiVersion", "kind"].into_iter().filter(|n| value[n].as_str().is_none_or(str::is_empty)) {
+        for name in ["apiVersion", "kind"].into_iter().filter(|n| value[n].as_str().is_none_or(str::is_empty))
+        {
             errors.required(&join(path, name), "must not be empty");
         }
     }

@@ -10,8 +10,7 @@ use sys::mount::{MS_PRIVATE, MountAttr, set_attr};
 use sys::rustix::fs::{FileType, OFlags, fstat};
 use sys::rustix::io::Errno;
 use sys::rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
-    fsconfig_create,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, fsconfig_create,
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
 
