@@ -20,4 +20,9 @@ impl Refusal {
     pub fn parameter(message: impl Into<String>) -> Self {
         Refusal { code: "InvalidParameterException", message: message.into() }
     }
+
+    /// `UnsupportedFeatureException`: what ECS has and Gantry does not do, so that nobody gets something else.
+    pub fn unsupported(message: impl Into<String>) -> Self {
+        Refusal { code: "UnsupportedFeatureException", message: message.into() }
+    }
 }

@@ -78,6 +78,19 @@ pub fn check(spec: &mut Value) -> Result<(), Refusal> {
         return Err(Refusal::parameter(format!("desiredCount must be between 0 and {DESIRED_MAX}.")));
     }
     percentages(&spec["deploymentConfiguration"], daemon)?;
+    let configuration = &spec["deploymentConfiguration"];
+    let (controller, strategy) = (text(spec, "/deploymentController/type"), text(configuration, "/strategy"));
+    if controller != "ECS" {
+        let words = format!("The deployment controller {controller} is not implemented by Gantry.");
+        return Err(Refusal::unsupported(words));
+    }
+    if strategy != "ROLLING" {
+        let words = format!("The deployment strategy {strategy} is not implemented by Gantry.");
+        return Err(Refusal::unsupported(words));
+    }
+    if !list(configuration, "/lifecycleHooks").is_empty() {
+        return Err(Refusal::unsupported("Lifecycle hooks are not implemented by Gantry."));
+    }
     if list(spec, "/loadBalancers").len() > LOAD_BALANCERS_MAX {
         return Err(Refusal::parameter(format!(
             "loadBalancers can have at most {LOAD_BALANCERS_MAX} items."
@@ -217,6 +230,15 @@ mod tests {
     fn refusals() {
         for (spec, words) in [
             (json!({"desiredCount": -1}), "desiredCount must be"),
+            (
+                json!({"deploymentConfiguration": {"strategy": "CANARY"}}),
+                "The deployment strategy CANARY is not",
+            ),
+            (json!({"deploymentConfiguration": {"lifecycleHooks": [{}]}}), "Lifecycle hooks are not"),
+            (
+                json!({"deploymentController": {"type": "CODE_DEPLOY"}}),
+                "The deployment controller CODE_DEPLOY is not",
+            ),
             (
                 json!({"deploymentConfiguration": {"minimumHealthyPercent": 101}}),
                 "minimumHealthyPercent must be at most 100",

@@ -1,3 +1,5 @@
+//! The decisions of the service scheduler, one situation a test.
+
 use super::*;
 use crate::service::view::End;
 use machinery::kinds::get::list;

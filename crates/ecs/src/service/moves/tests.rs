@@ -1,3 +1,5 @@
+//! What is started and stopped within the percentages: situations, and a property over random ones.
+
 use super::*;
 use proptest::prelude::*;
 
