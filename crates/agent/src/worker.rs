@@ -16,7 +16,7 @@ use crate::pod::PodView;
 use crate::state::{Phase, Verdict};
 use crate::status::{container_id, status, terminated};
 use client::{Object, ObjectKey};
-use entry::{Clock, Entry, plain};
+use entry::{Clock, Entry, edited, plain};
 use futures_util::FutureExt;
 use jiff::{SignedDuration, Timestamp};
 use machinery::status::ApiError;
@@ -32,6 +32,10 @@ use tokio::task::JoinSet;
 
 /// A pod that starts faster than this is spared the "creating" status.
 const FIRST_STATUS_AFTER: SignedDuration = SignedDuration::from_millis(60);
+/// A changed pod is told of when what follows at once, such as a container's restart, is over, or has lasted this long:
+/// one write instead of several, and none under the hands of a client that still edits. Well below the second that
+/// clients know from other agents.
+const EDIT_SETTLES: SignedDuration = SignedDuration::from_millis(150);
 /// A resize that must wait for other pods to leave is looked at again then.
 const RESIZE_RETRY: SignedDuration = SignedDuration::from_secs(3);
 /// Why a container waits for an image.
@@ -469,6 +473,7 @@ impl Worker {
             return;
         }
         let first = entry.written.get("startTime").is_none() && plain(&wanted);
+        let edited = entry.state.ending.is_none() && edited(&entry.written, &wanted);
         let not_before = match entry.write_at {
             Some(at) => Some(at),
             None if first => {
@@ -476,9 +481,14 @@ impl Worker {
                 entry.write_at = Some(at);
                 Some(at)
             }
+            None if edited => {
+                let at = crate::decide::after(now, EDIT_SETTLES);
+                entry.write_at = Some(at);
+                Some(at)
+            }
             None => None,
         };
-        if let Some(at) = not_before.filter(|at| *at > now && (first || entry.write_failures > 0)) {
+        if let Some(at) = not_before.filter(|at| *at > now && (first || edited || entry.write_failures > 0)) {
             entry.wake = Some(entry.wake.map_or(at, |w| w.min(at)));
             return;
         }

@@ -4,24 +4,10 @@ use super::{files, resources};
 use crate::facts::NodeFacts;
 use crate::pod::PodView;
 use crate::volumes::memory_sources;
+use machinery::kinds::pod::SAFE_SYSCTLS;
 use machinery::quantity::Quantity;
 use runtime::api::{PodSpec, Tmpfs};
 
-/// What a pod may set without harm to others (Kubernetes' safe list).
-const SAFE_SYSCTLS: &[&str] = &[
-    "kernel.shm_rmid_forced",
-    "net.ipv4.ip_local_port_range",
-    "net.ipv4.tcp_syncookies",
-    "net.ipv4.ping_group_range",
-    "net.ipv4.ip_unprivileged_port_start",
-    "net.ipv4.ip_local_reserved_ports",
-    "net.ipv4.tcp_keepalive_time",
-    "net.ipv4.tcp_fin_timeout",
-    "net.ipv4.tcp_keepalive_intvl",
-    "net.ipv4.tcp_keepalive_probes",
-    "net.ipv4.tcp_rmem",
-    "net.ipv4.tcp_wmem",
-];
 /// What a pod with a network of its own gets unasked, as containerd gives it: any user may listen at low ports and
 /// send pings, since neither reaches beyond the pod.
 const OWN_NETWORK_SYSCTLS: [(&str, &str); 2] =

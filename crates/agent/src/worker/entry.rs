@@ -65,6 +65,13 @@ pub(super) fn plain(status: &Value) -> bool {
     status["phase"] == "Pending" && containers.all(creating)
 }
 
+/// Is the change of a running pod's spec what is new?
+pub(super) fn edited(written: &Value, wanted: &Value) -> bool {
+    let generation = |status: &Value| status["observedGeneration"].as_i64();
+    let running = |status: &Value| status["phase"] == "Running";
+    running(written) && running(wanted) && generation(written).is_some_and(|g| Some(g) != generation(wanted))
+}
+
 impl Entry {
     pub(super) fn new(view: PodView, live: Option<&PodInfo>, node: &Node, now: Timestamp) -> Entry {
         let mut state = seed::seed(&view, live, now, Timestamp::now());
@@ -144,5 +151,21 @@ fn hold_images(node: &Node, view: &PodView, live: &PodInfo) {
         if let Some(lease) = reference.and_then(|r| node.images.lease(r)) {
             held.insert(crate::images::volume_key(&volume.name), lease);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn only_a_running_pod_with_a_new_spec_may_wait() {
+        let status = |phase: &str, generation: i64| json!({"phase": phase, "observedGeneration": generation});
+        assert!(edited(&status("Running", 1), &status("Running", 2)));
+        assert!(!edited(&status("Running", 2), &status("Running", 2)), "a crash is told at once");
+        assert!(!edited(&status("Running", 1), &status("Succeeded", 2)), "and so is an end");
+        assert!(!edited(&status("Pending", 1), &status("Running", 2)), "and a start");
+        assert!(!edited(&json!({"phase": "Running"}), &status("Running", 1)), "and what was never told");
     }
 }

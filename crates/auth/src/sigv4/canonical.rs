@@ -5,7 +5,7 @@ use super::Head;
 /// Name and value pairs of a query, decoded.
 pub(super) fn parameters(query: &str) -> Vec<(String, String)> {
     let pairs = query.split('&').filter(|p| !p.is_empty());
-    pairs.map(|p| p.split_once('=').unwrap_or((p, ""))).map(|(n, v)| (decode(n), decode(v))).collect()
+    pairs.map(|p| p.split_once('=').unwrap_or((p, ""))).map(|(n, v)| (unescape(n), unescape(v))).collect()
 }
 
 /// The text whose hash is signed. `double`: the path is encoded once more than it came.
@@ -70,7 +70,8 @@ fn encode(text: &str, keep_slash: bool) -> String {
     out
 }
 
-fn decode(text: &str) -> String {
+/// A percent-encoded form text, decoded.
+pub fn unescape(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((first, after)) = rest.split_first() {

@@ -10,6 +10,7 @@ mod canonical;
 mod chunked;
 mod time;
 
+pub use canonical::unescape;
 pub use chunked::{ChunkError, Chunks};
 pub use time::{compact, parse_compact};
 

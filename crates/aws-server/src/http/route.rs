@@ -177,7 +177,7 @@ fn by_path(asked: &Asked<'_>, wire: Wire) -> Result<Route, Box<Astray>> {
 /// The labels of a path, when it fits the template.
 fn labels(template: &'static str, path: &str) -> Option<Vec<(&'static str, String)>> {
     let template = template.split('?').next().unwrap_or_default();
-    let decode = |text: &str| query::unescape(&text.replace('+', "%2B"));
+    let decode = |text: &str| auth::sigv4::unescape(&text.replace('+', "%2B"));
     let wanted: Vec<&'static str> = template.trim_matches('/').split('/').collect();
     let mut parts = path.trim_matches('/').split('/');
     let mut out = Vec::new();

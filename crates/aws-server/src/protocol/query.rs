@@ -1,6 +1,7 @@
 //! `Action=…&A.member.1.B=…` forms: query and EC2 input. (Their answers are XML: [`super::xml`].)
 
 use super::{DecodeError, time};
+use auth::sigv4::unescape;
 use aws_schema::{Kind, Member, Service, ShapeId, Structure};
 use serde_json::{Map, Number, Value};
 use std::collections::BTreeMap;
@@ -57,26 +58,6 @@ pub fn parameters(query: &str, body: &[u8]) -> Result<Node, DecodeError> {
         node.value = Some(unescape(value));
     }
     Ok(root)
-}
-
-/// A percent-encoded form text, decoded.
-pub fn unescape(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((first, after)) = rest.split_first() {
-        let digits = after.get(..2).and_then(|d| std::str::from_utf8(d).ok());
-        match (first, digits.and_then(|d| u8::from_str_radix(d, 16).ok())) {
-            (b'%', Some(byte)) => {
-                bytes.push(byte);
-                rest = &after[2..];
-            }
-            (byte, _) => {
-                bytes.push(if *byte == b'+' { b' ' } else { *byte });
-                rest = after;
-            }
-        }
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// What a walk over the tree needs to know.

@@ -1,7 +1,7 @@
 //! JSON with methods and paths: members stand in the path, the query, headers or the body.
 
-use super::query::unescape;
 use super::{DecodeError, Reply, Request, json, time};
+use auth::sigv4::unescape;
 use aws_schema::{Kind, Location, Operation, Service, ShapeId};
 use serde_json::{Map, Value};
 

@@ -4,7 +4,7 @@
 //! roles, ECS for protection. (A node without a control plane serves the metadata endpoint without those.)
 
 use super::Instance;
-use super::leader::Candidate;
+use super::leader;
 use agent::taskmeta::TaskServices;
 use anyhow::Result;
 use async_trait::async_trait;
@@ -168,21 +168,12 @@ pub async fn controllers(instance: &mut Instance) -> Result<()> {
         retention: Duration::from_secs(60 * u64::from(config.task_retention.min(RETENTION_MAX_MINUTES))),
         settled: Duration::from_secs(u64::from(config.service_settle)),
     };
-    let shared = instance.control.shares_store();
-    let me = format!("{}_{}", instance.facts.node_name, config.name);
     let asks = client.clone();
     let start = move || {
         let seams = (calls.clone() as Arc<dyn SecretSource>, calls.clone() as Arc<dyn Launcher>);
         Ecs::start(asks.clone(), seams, ecs.clone(), Arc::new(Timestamp::now))
     };
-    instance.tasks.push(tokio::spawn(async move {
-        if shared {
-            Candidate { client, lease: LEASE, me }.run(start).await;
-        } else {
-            let _running = start();
-            std::future::pending::<()>().await;
-        }
-    }));
+    leader::in_turn(instance, LEASE, client, start);
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! Load balancers and what they stand on: elbv2's operations over EC2's networks, and the controller with its listeners.
 
 use super::Instance;
-use super::leader::Candidate;
+use super::leader;
 use anyhow::Result;
 use auth::{Identity, SYSTEM_MASTERS};
 use aws_server::services::{ec2, elbv2, servicediscovery};
@@ -32,17 +32,8 @@ pub async fn controller(instance: &mut Instance) -> Result<()> {
     let node = instance.facts.node_ip;
     let bind = instance.config.elb_address.unwrap_or(node);
     let addresses = (bind, if bind.is_unspecified() { node } else { bind });
-    let shared = instance.control.shares_store();
-    let me = format!("{}_{}", instance.facts.node_name, instance.config.name);
     let asks = client.clone();
     let start = move || LoadBalancers::start(asks.clone(), addresses, Arc::new(Timestamp::now));
-    instance.tasks.push(tokio::spawn(async move {
-        if shared {
-            Candidate { client, lease: LEASE, me }.run(start).await;
-        } else {
-            let _running = start();
-            std::future::pending::<()>().await;
-        }
-    }));
+    leader::in_turn(instance, LEASE, client, start);
     Ok(())
 }

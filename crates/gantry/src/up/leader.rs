@@ -5,6 +5,7 @@
 //! ever compared). A server that comes back takes its own lease up at once; one that ends gives it back.
 //! Deliberately not here: what is run; stores of one server, which need no lease.
 
+use super::Instance;
 use client::{ApiClient, Object, ObjectKey};
 use jiff::Timestamp;
 use k8s_schema::gvr::LEASES;
@@ -65,6 +66,25 @@ pub struct Candidate {
     pub lease: &'static str,
     /// Who we are: the same after a restart, no other server's.
     pub me: String,
+}
+
+/// Keeps what `start` gives running: at once, or where servers share a store, in the one that holds the lease.
+pub fn in_turn<T: Send + 'static>(
+    instance: &mut Instance,
+    lease: &'static str,
+    client: ApiClient,
+    start: impl Fn() -> T + Send + Sync + 'static,
+) {
+    let shared = instance.control.shares_store();
+    let me = format!("{}_{}", instance.facts.node_name, instance.config.name);
+    instance.tasks.push(tokio::spawn(async move {
+        if shared {
+            Candidate { client, lease, me }.run(start).await;
+        } else {
+            let _running = start();
+            std::future::pending::<()>().await;
+        }
+    }));
 }
 
 impl Candidate {

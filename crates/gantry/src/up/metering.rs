@@ -2,7 +2,7 @@
 
 use super::Instance;
 use super::control::private_folder;
-use super::leader::Candidate;
+use super::leader;
 use crate::cost;
 use anyhow::Result;
 use auth::{Identity, SYSTEM_MASTERS};
@@ -20,15 +20,6 @@ pub async fn start(instance: &mut Instance) -> Result<()> {
     let client = instance.control.client(Identity::new("system:gantry-metering", [SYSTEM_MASTERS]))?;
     let asks = client.clone();
     let begin = move || Metering::start(asks.clone(), folder.clone(), Arc::new(Timestamp::now));
-    let me = format!("{}_{}", instance.facts.node_name, instance.config.name);
-    let shared = instance.control.shares_store();
-    instance.tasks.push(tokio::spawn(async move {
-        if shared {
-            Candidate { client, lease: LEASE, me }.run(begin).await;
-        } else {
-            let _running = begin();
-            std::future::pending::<()>().await;
-        }
-    }));
+    leader::in_turn(instance, LEASE, client, begin);
     Ok(())
 }

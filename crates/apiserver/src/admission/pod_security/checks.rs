@@ -1,6 +1,7 @@
 //! The checks of the Pod Security Standards, a row each: from which version on, at which level, and what they say.
 
 use machinery::kinds::get::{list, text};
+use machinery::kinds::pod::SAFE_SYSCTLS;
 use serde_json::Value;
 use std::collections::BTreeSet;
 
@@ -63,10 +64,10 @@ const CHECKS: &[Check] = &[
     check(At::Baseline, USER_NAMESPACES, EVER, |pod| proc_mount(pod).filter(|_| !is_relaxed(pod))),
     check(At::Both, 0, 31, |pod| selinux(pod, &SELINUX_TYPES[..4])),
     check(At::Both, 31, EVER, |pod| selinux(pod, &SELINUX_TYPES)),
-    check(At::Both, 0, 27, |pod| sysctls(pod, &SYSCTLS[..5])),
-    check(At::Both, 27, 29, |pod| sysctls(pod, &SYSCTLS[..6])),
-    check(At::Both, 29, 32, |pod| sysctls(pod, &SYSCTLS[..10])),
-    check(At::Both, 32, EVER, |pod| sysctls(pod, &SYSCTLS)),
+    check(At::Both, 0, 27, |pod| sysctls(pod, &SAFE_SYSCTLS[..5])),
+    check(At::Both, 27, 29, |pod| sysctls(pod, &SAFE_SYSCTLS[..6])),
+    check(At::Both, 29, 32, |pod| sysctls(pod, &SAFE_SYSCTLS[..10])),
+    check(At::Both, 32, EVER, |pod| sysctls(pod, &SAFE_SYSCTLS)),
     check(At::Both, 0, EVER, windows_host),
     check(At::Baseline, 0, EVER, capabilities),
     check(At::Baseline, 0, EVER, host_paths),
@@ -229,22 +230,6 @@ fn selinux(pod: &Pod<'_>, allowed: &[&str]) -> Option<Refusal> {
     let what = what.join("; ");
     Some(("seLinuxOptions".into(), format!("{who} set forbidden securityContext.seLinuxOptions: {what}")))
 }
-
-/// In the order in which versions began to allow them.
-const SYSCTLS: [&str; 12] = [
-    "kernel.shm_rmid_forced",
-    "net.ipv4.ip_local_port_range",
-    "net.ipv4.tcp_syncookies",
-    "net.ipv4.ping_group_range",
-    "net.ipv4.ip_unprivileged_port_start",
-    "net.ipv4.ip_local_reserved_ports",
-    "net.ipv4.tcp_keepalive_time",
-    "net.ipv4.tcp_fin_timeout",
-    "net.ipv4.tcp_keepalive_intvl",
-    "net.ipv4.tcp_keepalive_probes",
-    "net.ipv4.tcp_rmem",
-    "net.ipv4.tcp_wmem",
-];
 
 fn sysctls(pod: &Pod<'_>, allowed: &[&str]) -> Option<Refusal> {
     let set = list(pod.spec, "/securityContext/sysctls").iter().map(|s| text(s, "/name"));

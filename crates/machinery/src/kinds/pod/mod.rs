@@ -21,6 +21,22 @@ use crate::name;
 use crate::quantity::Quantity;
 use serde_json::{Value, json};
 
+/// What a pod may set without harm to others (Kubernetes' safe list), in the order in which versions began to allow it.
+pub const SAFE_SYSCTLS: [&str; 12] = [
+    "kernel.shm_rmid_forced",
+    "net.ipv4.ip_local_port_range",
+    "net.ipv4.tcp_syncookies",
+    "net.ipv4.ping_group_range",
+    "net.ipv4.ip_unprivileged_port_start",
+    "net.ipv4.ip_local_reserved_ports",
+    "net.ipv4.tcp_keepalive_time",
+    "net.ipv4.tcp_fin_timeout",
+    "net.ipv4.tcp_keepalive_intvl",
+    "net.ipv4.tcp_keepalive_probes",
+    "net.ipv4.tcp_rmem",
+    "net.ipv4.tcp_wmem",
+];
+
 /// Rows of this family.
 pub static ROWS: &[Behaviour] = &[
     Behaviour {
