@@ -127,7 +127,7 @@ pub async fn missing_things_are_waited_for(bench: &mut Bench) {
         let events = bench.events();
         let has = |text: &str| events.iter().any(|e| e.contains(text));
         has("FailedMount MountVolume.SetUp failed for volume \"v\" : configmap \"late\" not found")
-            && has("volume type persistentVolumeClaim is not supported yet")
+            && has("failed to fetch PVC from API server: persistentvolumeclaims \"c\" not found")
     })
     .await;
     assert!(waits("ContainerCreating")(&bench.pod("volume")));
