@@ -147,14 +147,20 @@ pub async fn mutate_outside(attempt: &mut Attempt<'_>, object: &mut Value) -> Re
         return mutate_scale(attempt, object).await;
     }
     let request = attempt.request();
-    let mut rounds = Rounds::default();
+    let (mut policies, mut rounds) = (Rounds::default(), Rounds::default());
     let mut warnings = Vec::new();
-    let mut changed = policy::mutating::mutate(&request, object)?;
-    changed |= webhooks::mutate(&request, object, &mut rounds, &mut warnings).await?;
+    let by_policies = policy::mutating::mutate(&request, object, &mut policies)?;
+    let by_webhooks = webhooks::mutate(&request, object, &mut rounds, &mut warnings).await?;
+    let changed = by_policies || by_webhooks;
     if changed {
         let before = object.clone();
         mutate(attempt, object)?;
-        policy::mutating::mutate(&request, object)?;
+        if by_webhooks || before != *object {
+            policies.changed();
+        }
+        if policies.next() {
+            policy::mutating::mutate(&request, object, &mut policies)?;
+        }
         if before != *object {
             rounds.changed();
         }
@@ -174,7 +180,7 @@ async fn mutate_scale(attempt: &mut Attempt<'_>, object: &mut Value) -> Result<b
     let request = Request { old: old.as_ref(), document: Document::Own, ..attempt.request() };
     let mut warnings = Vec::new();
     let mut rounds = Rounds::default();
-    let mut changed = policy::mutating::mutate(&request, &mut new)?;
+    let mut changed = policy::mutating::mutate(&request, &mut new, &mut Rounds::default())?;
     changed |= webhooks::mutate(&request, &mut new, &mut rounds, &mut warnings).await?;
     if let Some(replicas) = new["spec"]["replicas"].as_i64().filter(|_| changed) {
         scale::set_replicas(resource, object, replicas);
@@ -209,7 +215,7 @@ pub async fn review_own(
     let request = Request { api, call, key: &call.key, operation, document: Document::Own, old: None };
     let mut warnings = Vec::new();
     let mut rounds = Rounds::default();
-    policy::mutating::mutate(&request, document)?;
+    policy::mutating::mutate(&request, document, &mut Rounds::default())?;
     if webhooks::mutate(&request, document, &mut rounds, &mut warnings).await? && rounds.next() {
         webhooks::mutate(&request, document, &mut rounds, &mut warnings).await?;
     }

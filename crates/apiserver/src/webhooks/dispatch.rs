@@ -41,6 +41,16 @@ impl Rounds {
         self.again.append(&mut self.asked);
     }
 
+    /// Is it asked in this round?
+    pub fn wants(&self, id: &str) -> bool {
+        !self.second || self.again.contains(id)
+    }
+
+    /// It was asked, and wants to be asked again when something else changes the object.
+    pub fn asked(&mut self, id: String) {
+        self.asked.insert(id);
+    }
+
     /// Starts the second and last round; false when nobody needs one.
     pub fn next(&mut self) -> bool {
         self.second = true;

@@ -129,21 +129,29 @@ async fn mutating_policies_apply_and_patch() {
                 {"patchType": "ApplyConfiguration", "applyConfiguration": {"expression":
                     "Object{metadata: Object.metadata{labels: {'made-by': request.userInfo.username}}}"}},
                 {"patchType": "JSONPatch", "jsonPatch": {"expression":
-                    "[JSONPatch{op: 'add', path: '/data/count', value: string(size(object.metadata.labels))}]"}},
+                    "[JSONPatch{op: 'add', path: '/data/count', value: string(size(object.metadata.labels) + size(object.data))}]"}},
             ],
         }),
     );
     body["kind"] = json!("MutatingAdmissionPolicy");
+    let mut aware = body.clone();
+    aware["metadata"]["name"] = json!("aware");
+    aware["spec"]["reinvocationPolicy"] = json!("IfNeeded");
+    aware["spec"]["mutations"] = json!([{"patchType": "JSONPatch", "jsonPatch": {"expression":
+        "[JSONPatch{op: 'add', path: '/data/keys', value: string(size(object.data))}]"}}]);
     let mutating = "/apis/admissionregistration.k8s.io/v1/mutatingadmissionpolicies";
-    s.post(mutating, &body).await.expect(201);
-    let binding = json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingAdmissionPolicyBinding",
-        "metadata": {"name": "stamp"}, "spec": {"policyName": "stamp"}});
-    s.post("/apis/admissionregistration.k8s.io/v1/mutatingadmissionpolicybindings", &binding)
-        .await
-        .expect(201);
+    for body in [&body, &aware] {
+        s.post(mutating, body).await.expect(201);
+        let name = &body["metadata"]["name"];
+        let binding = json!({"apiVersion": "admissionregistration.k8s.io/v1",
+            "kind": "MutatingAdmissionPolicyBinding", "metadata": {"name": name}, "spec": {"policyName": name}});
+        let bindings = "/apis/admissionregistration.k8s.io/v1/mutatingadmissionpolicybindings";
+        s.post(bindings, &binding).await.expect(201);
+    }
     let made = s.post(MAPS, &map("a", json!({"x": "y"}))).await.expect(201);
     assert_eq!(made["metadata"]["labels"], json!({"made-by": "admin"}));
-    assert_eq!(made["data"], json!({"x": "y", "count": "1"}));
+    // One counts once, a label and two keys; the other sees again what the first did.
+    assert_eq!(made["data"], json!({"x": "y", "keys": "3", "count": "3"}));
 }
 
 #[tokio::test]

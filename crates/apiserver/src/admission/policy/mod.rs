@@ -62,6 +62,8 @@ pub struct Policy {
     param_kind: Option<(String, String)>,
     /// Does a failure refuse the request?
     pub fails: bool,
+    /// Does it want to see what others change after it?
+    pub reinvoked: bool,
     /// What this kind of policy does, compiled with the variables.
     pub body: Body,
 }
@@ -120,6 +122,7 @@ impl Policy {
             variables: variables.into_iter().filter_map(|(name, p)| Some((name, p.ok()?))).collect(),
             param_kind,
             fails: spec["failurePolicy"] != "Ignore",
+            reinvoked: spec["reinvocationPolicy"] == "IfNeeded",
             body,
         }
     }

@@ -2,8 +2,8 @@
 
 use super::{Applicable, Body, Expression, applicable};
 use crate::resources::Resource;
-use crate::webhooks::Request;
 use crate::webhooks::conditions::Facts;
+use crate::webhooks::{Request, Rounds};
 use machinery::cel::Env;
 use machinery::kinds::get::text;
 use machinery::patch;
@@ -48,15 +48,24 @@ impl Mutation {
     }
 }
 
-/// Lets the policies change the object. Returns whether one did.
-pub fn mutate(request: &Request<'_>, object: &mut Json) -> Result<bool, ApiError> {
+/// Lets the policies of this round change the object. Returns whether one did.
+pub fn mutate(request: &Request<'_>, object: &mut Json, rounds: &mut Rounds) -> Result<bool, ApiError> {
     if object.is_null() {
         return Ok(false);
     }
-    let before = object.clone();
+    let mut any = false;
     for one in applicable(request, "mutating", Some(object))? {
+        let id = format!("{}/{}", one.policy.name, one.binding.name);
+        if !rounds.wants(&id) {
+            continue;
+        }
         match changed(&one, request, object) {
-            Ok(new) => *object = new,
+            Ok(new) if new == *object => {}
+            Ok(new) => {
+                *object = new;
+                any = true;
+                rounds.changed();
+            }
             Err(_) if !one.policy.fails => {}
             Err(why) => {
                 let (policy, binding) = (&one.policy.name, &one.binding.name);
@@ -64,8 +73,11 @@ pub fn mutate(request: &Request<'_>, object: &mut Json) -> Result<bool, ApiError
                 return Err(ApiError::forbidden(request.call.resource.gvr(), &request.key.name, &why));
             }
         }
+        if one.policy.reinvoked {
+            rounds.asked(id);
+        }
     }
-    Ok(before != *object)
+    Ok(any)
 }
 
 /// The object as one policy leaves it.
