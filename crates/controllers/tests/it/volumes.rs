@@ -9,16 +9,6 @@ use serde_json::{Value, json};
 
 const CLASSES: Gvr = Gvr::new("storage.k8s.io", "v1", "storageclasses");
 
-async fn node(c: &Cluster, name: &str) {
-    let body = json!({"apiVersion": "v1", "kind": "Node",
-        "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}}});
-    c.create(&NODES, body).await;
-    let amounts = json!({"cpu": "4", "memory": "8Gi", "pods": "20"});
-    let status = json!({"status": {"allocatable": amounts, "capacity": amounts,
-        "conditions": [{"type": "Ready", "status": "True"}]}});
-    c.client.merge_patch_status(&NODES, &ObjectKey::cluster(name), status).await.unwrap();
-}
-
 async fn claim(c: &Cluster, name: &str, class: &str) {
     let body = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim",
         "metadata": {"name": name, "namespace": "default"},
@@ -101,7 +91,7 @@ async fn volumes_made_by_hand() {
 async fn the_standard_class_makes_a_volume_where_the_pod_goes() {
     let c = cluster().await;
     let _scheduler = c.scheduler();
-    node(&c, "a").await;
+    c.node("a", "4").await;
     let classes = c.until(&CLASSES, "the class", |all| all.len() == 1).await;
     assert_eq!(classes[0]["metadata"]["annotations"]["storageclass.kubernetes.io/is-default-class"], "true");
     claim(&c, "c", "standard").await;
@@ -139,7 +129,7 @@ async fn the_standard_class_makes_a_volume_where_the_pod_goes() {
 async fn ephemeral_volumes_have_claims_of_their_own() {
     let c = cluster().await;
     let _scheduler = c.scheduler();
-    node(&c, "a").await;
+    c.node("a", "4").await;
     let template = json!({"spec": {"accessModes": ["ReadWriteOnce"], "storageClassName": "standard",
         "resources": {"requests": {"storage": "1Gi"}}}});
     pod(&c, "p", json!({"ephemeral": {"volumeClaimTemplate": template}})).await;

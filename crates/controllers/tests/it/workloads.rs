@@ -22,7 +22,8 @@ fn deployment(spec: Value) -> Value {
 
 impl Cluster {
     pub async fn node(&self, name: &str, cpu: &str) {
-        let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}});
+        let node = json!({"apiVersion": "v1", "kind": "Node",
+            "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}}});
         self.create(&gvr::NODES, node).await;
         let list = json!({"cpu": cpu, "memory": "4Gi", "pods": "110"});
         let now = machinery::time::format(jiff::Timestamp::now());
