@@ -306,7 +306,7 @@ pub fn field(resource: &Resource, value: &Value, field: &str) -> Option<String> 
 pub fn to_served(resource: &Resource, mut value: Value) -> Value {
     if let Some(custom) = &resource.custom {
         crd::default(&mut value, &custom.schema);
-        crd::strip_unknown(&mut value, &custom.schema);
+        crd::prune(&mut value, &custom.schema);
         value["apiVersion"] = json!(resource.row.api_version());
     } else if !resource.is_storage_version() {
         convert::from_storage(&resource.row, &mut value);

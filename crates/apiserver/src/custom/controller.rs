@@ -8,13 +8,12 @@ use crate::api::Api;
 use crate::cache::{Interest, Snapshot};
 use client::{ApiClient, DeleteOptions, Object};
 use k8s_schema::gvr;
+use machinery::kinds::crd::CLEANUP;
 use machinery::status::ApiError;
 use serde_json::{Value, json};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-/// The finalizer by which a definition waits for its objects to go.
-pub const CLEANUP: &str = "customresourcecleanup.apiextensions.k8s.io";
 /// Pause between two looks at objects that wait for their own finalizers.
 const EMPTYING_PAUSE: Duration = Duration::from_millis(100);
 /// Pause before the definitions are listed anew after the watch was cut.

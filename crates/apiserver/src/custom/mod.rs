@@ -64,35 +64,45 @@ pub fn resources(realm: &str, definition: &Value) -> Vec<Arc<Resource>> {
     let spec = &definition["spec"];
     let versions = spec["versions"].as_array().map(Vec::as_slice).unwrap_or_default();
     let Some(stored) = versions.iter().find(|v| v["storage"] == true) else { return Vec::new() };
-    let row = |version: &Value| Held::Shared(Arc::new(row(definition, version, &stored["name"])));
-    let stored_row: Held<ResourceRow> = row(stored);
+    let compiled = |version: &Value| Schema::compile(&version["schema"]["openAPIV3Schema"]);
+    let row = |version: &Value, schema: &Schema| {
+        Held::Shared(Arc::new(row(definition, version, &stored["name"], schema)))
+    };
+    let stored_schema = compiled(stored);
+    let stored_row: Held<ResourceRow> = row(stored, &stored_schema);
+    let mut stored_schema = Some(stored_schema);
     let served = versions.iter().filter(|v| v["served"] == true);
     let group = spec["group"].as_str().unwrap_or_default();
     let plural = spec["names"]["plural"].as_str().unwrap_or_default();
     let webhook = spec["conversion"]["strategy"] == "Webhook";
     let resource = |version: &Value| {
-        let own = if version["name"] == stored["name"] { stored_row.clone() } else { row(version) };
+        let (own, schema) = match stored_schema.take_if(|_| version["name"] == stored["name"]) {
+            Some(schema) => (stored_row.clone(), schema),
+            None => {
+                let schema = compiled(version);
+                (row(version, &schema), schema)
+            }
+        };
         // What a webhook converts is worked on in the version of the request.
         let stored = if webhook { own.clone() } else { stored_row.clone() };
         Arc::new(Resource {
             row: own,
             stored,
             prefix: format!("/{realm}/{group}/{plural}/").into(),
-            custom: Some(Arc::new(custom(definition, version))),
+            custom: Some(Arc::new(custom(definition, version, schema))),
         })
     };
     served.map(resource).collect()
 }
 
-fn row(definition: &Value, version: &Value, storage: &Value) -> ResourceRow {
+fn row(definition: &Value, version: &Value, storage: &Value, schema: &Schema) -> ResourceRow {
     let spec = &definition["spec"];
     let text = |v: &Value| v.as_str().unwrap_or_default().to_string();
     let accepted = &definition["status"]["acceptedNames"];
     let names = if accepted["plural"] == spec["names"]["plural"] { accepted } else { &spec["names"] };
     let (group, kind, name) = (text(&spec["group"]), text(&names["kind"]), text(&version["name"]));
-    let schema = Schema::compile(&version["schema"]["openAPIV3Schema"]);
     let reversed: Vec<&str> = group.rsplit('.').collect();
-    let body = crd::body::definition(&format!("{}.{name}.{kind}", reversed.join(".")), &schema);
+    let body = crd::body::definition(&format!("{}.{name}.{kind}", reversed.join(".")), schema);
     let mut subresources = Vec::new();
     if !version["subresources"]["scale"].is_null() {
         let scale = ("autoscaling".to_string(), "v1".to_string(), "Scale".to_string());
@@ -126,9 +136,8 @@ fn subresource(name: &'static str, (group, version, kind): (String, String, Stri
     Subresource { name: Held::Static(name), gvk, verbs: Held::Static(&PART_VERBS) }
 }
 
-fn custom(definition: &Value, version: &Value) -> Custom {
+fn custom(definition: &Value, version: &Value, mut schema: Schema) -> Custom {
     let published = &version["schema"]["openAPIV3Schema"];
-    let mut schema = Schema::compile(published);
     // Definitions converted from v1beta1 may keep everything.
     schema.preserve |= definition["spec"]["preserveUnknownFields"] == true;
     let selectable = version["selectableFields"].as_array().into_iter().flatten().filter_map(|field| {

@@ -17,7 +17,7 @@ mod schema;
 mod validate;
 
 pub use default::default;
-pub use prune::{prune, strip_unknown};
+pub use prune::prune;
 pub use schema::{Additional, Checks, Rule, Schema, Ty};
 pub use validate::validate;
 

@@ -14,11 +14,6 @@ pub fn prune(value: &mut Value, schema: &Schema) -> Vec<String> {
     unknown
 }
 
-/// The same without the paths.
-pub fn strip_unknown(value: &mut Value, schema: &Schema) {
-    prune(value, schema);
-}
-
 fn walk(value: &mut Value, schema: &Schema, object: bool, path: &mut String, unknown: &mut Vec<String>) {
     let length = path.len();
     match value {

@@ -76,9 +76,11 @@ fn defaults(obj: &mut Value) {
     }
 }
 
+/// The finalizer by which a definition waits for its objects to go.
+pub const CLEANUP: &str = "customresourcecleanup.apiextensions.k8s.io";
+
 /// A definition goes after its objects.
 fn await_cleanup(obj: &mut Value) {
-    const CLEANUP: &str = "customresourcecleanup.apiextensions.k8s.io";
     let Some(metadata) = child(obj, "metadata") else { return };
     if !texts(metadata, "/finalizers").any(|f| f == CLEANUP) {
         let mut all: Vec<Value> = list(metadata, "/finalizers").to_vec();

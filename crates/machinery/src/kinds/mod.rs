@@ -10,7 +10,7 @@ mod autoscaler;
 mod batch;
 pub mod certificates;
 mod config;
-mod crd;
+pub mod crd;
 mod csi;
 mod devices;
 mod ecs;
