@@ -37,6 +37,22 @@ pub trait NameResolver: Send + Sync + 'static {
     async fn resolve(&self, host: &str) -> Result<Vec<std::net::IpAddr>, String>;
 }
 
+/// Where the paths of [`Door`] begin.
+pub const DOOR: &str = "/gantry/";
+
+/// What the cluster's own nodes and servers ask each other beside Kubernetes' API: `POST /gantry/…`, JSON both ways.
+/// Callers are authenticated as always; what they may do the door says, no role does.
+#[async_trait]
+pub trait Door: Send + Sync + 'static {
+    /// Answers what `caller` asks at a path, which is without [`DOOR`].
+    async fn answer(
+        &self,
+        caller: &Identity,
+        path: &str,
+        input: serde_json::Value,
+    ) -> Result<serde_json::Value, machinery::status::ApiError>;
+}
+
 /// An IPv4 range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ipv4Range {
@@ -106,6 +122,8 @@ pub struct ApiConfig {
     pub audit: Option<crate::AuditConfig>,
     /// More lines for `/metrics` (the store's own figures), each ending in a line feed.
     pub more_metrics: Arc<dyn Fn() -> String + Send + Sync>,
+    /// What answers nodes and other servers; `None`: nothing does.
+    pub door: Option<Arc<dyn Door>>,
     /// Must who sets `blockOwnerDeletion`, or changes owner references, have rights to owner or object? As upstream, not
     /// unless it is asked for.
     pub owner_permissions: bool,
@@ -135,6 +153,7 @@ impl ApiConfig {
             access_webhook: None,
             audit: None,
             more_metrics: Arc::new(String::new),
+            door: None,
             owner_permissions: false,
             legacy: true,
         }

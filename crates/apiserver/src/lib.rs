@@ -51,5 +51,5 @@ pub use audit::{AuditConfig, LogConfig, Policy as AuditPolicy};
 pub use authn::{
     Anonymous, AuthenticationFile, Oidc, OidcFlags, Provider, TokenWebhook, outside as outside_tokens,
 };
-pub use config::{ApiConfig, Duplex, Ipv4Range, NameResolver, NodeDialer, TokenAuthenticator};
+pub use config::{ApiConfig, DOOR, Door, Duplex, Ipv4Range, NameResolver, NodeDialer, TokenAuthenticator};
 pub use outbound::Endpoint;

@@ -92,6 +92,15 @@ impl Remote {
         Ok(())
     }
 
+    /// Asks what is no part of Kubernetes' API: POSTs a document to a path of the server, and reads another.
+    ///
+    /// # Errors
+    /// The server's own Status, or 503 where it cannot be reached.
+    pub async fn ask(&self, path: &str, input: Value) -> Result<Value, ApiError> {
+        let answer = self.bytes(Method::POST, path, Some(("application/json", input))).await?;
+        serde_json::from_slice(&answer).map_err(ApiError::internal)
+    }
+
     async fn send(
         &self,
         method: Method,

@@ -17,25 +17,30 @@ pub const BODY_MAX: usize = 3 << 20;
 /// A body that takes longer to arrive is given up (upstream's request timeout).
 const BODY_WAIT_MAX: Duration = Duration::from_secs(60);
 
-fn too_large() -> ApiError {
-    let message = format!("Request entity too large: limit is {BODY_MAX}");
+fn too_large(max: usize) -> ApiError {
+    let message = format!("Request entity too large: limit is {max}");
     ApiError::new(413, "RequestEntityTooLarge", message)
 }
 
 /// Reads the whole body.
 pub async fn read(request: Request<Incoming>) -> Result<Bytes, ApiError> {
+    read_up_to(BODY_MAX, request).await
+}
+
+/// The same with another limit, in bytes.
+pub async fn read_up_to(max: usize, request: Request<Incoming>) -> Result<Bytes, ApiError> {
     let declared =
         super::header_text(request.headers(), header::CONTENT_LENGTH).parse::<usize>().unwrap_or(0);
-    if declared > BODY_MAX {
-        return Err(too_large());
+    if declared > max {
+        return Err(too_large(max));
     }
-    let body = Limited::new(request.into_body(), BODY_MAX).collect();
+    let body = Limited::new(request.into_body(), max).collect();
     let Ok(body) = tokio::time::timeout(BODY_WAIT_MAX, body).await else {
         return Err(ApiError::new(408, "Timeout", "the request's body did not arrive in time"));
     };
     match body {
         Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
+        Err(error) if error.is::<LengthLimitError>() => Err(too_large(max)),
         Err(error) => Err(ApiError::bad_request(format!("reading the body: {error}"))),
     }
 }

@@ -1,6 +1,6 @@
 //! Paths that are about no resource: health, version, metrics, discovery, OpenAPI, the index.
 
-use super::Inbound;
+use super::{Inbound, body};
 use super::respond::{self, Body, Wishes};
 use crate::Api;
 use crate::aggregation;
@@ -21,6 +21,21 @@ const CHECKS: [Check; 3] = [
     ("etcd", |api| api.storage.cache.revision() > 0),
     ("shutdown", |api| !*api.closing().borrow()),
 ];
+
+/// A batch of log lines (512 KiB of text at most) as JSON, where every character may take six.
+const DOOR_BODY_MAX: usize = 8 << 20;
+
+/// Asks the door, which authorizes.
+pub async fn ask(door: &dyn crate::Door, path: &str, inbound: Inbound) -> Result<Response<Body>, ApiError> {
+    if *inbound.request.method() != Method::POST {
+        return Err(not_allowed());
+    }
+    let wishes = inbound.wishes();
+    let body = body::read_up_to(DOOR_BODY_MAX, inbound.request).await?;
+    let input = serde_json::from_slice(&body).map_err(|e| ApiError::bad_request(e.to_string()))?;
+    let answer = door.answer(&inbound.identity, path, input).await?;
+    Ok(respond::json_value(200, "application/json", &answer, wishes))
+}
 
 /// Answers an authorized request.
 pub async fn answer(api: &Arc<Api>, inbound: &Inbound, path: &str) -> Result<Response<Body>, ApiError> {

@@ -171,6 +171,11 @@ async fn answer(
         }
         false => None,
     };
+    if let (Path::Other(path), Some(door)) = (&path, &api.config.door)
+        && let Some(path) = path.strip_prefix(crate::DOOR)
+    {
+        return meta::ask(door.as_ref(), path, inbound).await;
+    }
     let allowed = api.authorize(&inbound.identity, &attributes).await;
     if let Some(record) = &record {
         if !Arc::ptr_eq(&caller, &inbound.identity) {
