@@ -13,7 +13,7 @@ mod decode;
 mod encode;
 #[cfg(test)]
 mod tests;
-mod wire;
+pub mod wire;
 
 pub use decode::decode;
 pub use encode::encode;
@@ -69,7 +69,7 @@ impl<'a> Envelope<'a> {
         };
         let mut envelope = Envelope::default();
         let mut reader = Reader::new(unknown);
-        while let Some((number, datum)) = reader.next()? {
+        while let Some((number, datum)) = reader.field()? {
             match number {
                 1 => envelope.read_type(datum.bytes()?)?,
                 2 => envelope.raw = datum.bytes()?,
@@ -84,7 +84,7 @@ impl<'a> Envelope<'a> {
 
     fn read_type(&mut self, bytes: &'a [u8]) -> Result<(), Malformed> {
         let mut reader = Reader::new(bytes);
-        while let Some((number, datum)) = reader.next()? {
+        while let Some((number, datum)) = reader.field()? {
             match number {
                 1 => self.api_version = String::from_utf8_lossy(datum.bytes()?),
                 2 => self.kind = String::from_utf8_lossy(datum.bytes()?),

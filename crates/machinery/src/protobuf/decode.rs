@@ -66,7 +66,7 @@ fn fields(
     out: &mut Map<String, Value>,
 ) -> Result<(), Malformed> {
     let mut reader = Reader::new(bytes);
-    while let Some((number, datum)) = reader.next()? {
+    while let Some((number, datum)) = reader.field()? {
         let Ok(at) = table.binary_search_by_key(&number, |f| u64::from(f.number)) else { continue };
         let (index, form, keep_zero) = match &table[at].part {
             ProtoPart::Embedded(inner) => {
@@ -134,7 +134,7 @@ fn entry(place: Place, bytes: &[u8], before: Option<Value>) -> Result<Value, Mal
     };
     let (mut key, mut value) = (String::new(), None);
     let mut reader = Reader::new(bytes);
-    while let Some((number, datum)) = reader.next()? {
+    while let Some((number, datum)) = reader.field()? {
         match number {
             1 => key = text(datum)?,
             2 => value = single(place, datum, value)?,
@@ -177,7 +177,7 @@ fn object(def: &DefRef, bytes: &[u8], depth: usize, before: Option<Value>) -> Re
 fn wrapped_list(place: Place, bytes: &[u8]) -> Result<Value, Malformed> {
     let mut list = Value::Array(Vec::new());
     let mut reader = Reader::new(bytes);
-    while let Some((number, datum)) = reader.next()? {
+    while let Some((number, datum)) = reader.field()? {
         if number == 1 {
             list = item(place, datum, Some(list))?;
         }
@@ -222,7 +222,7 @@ fn number(value: f64) -> Value {
 fn part(bytes: &[u8], number: u64) -> Result<Option<Datum<'_>>, Malformed> {
     let mut found = None;
     let mut reader = Reader::new(bytes);
-    while let Some((n, datum)) = reader.next()? {
+    while let Some((n, datum)) = reader.field()? {
         if n == number {
             found = Some(datum);
         }
@@ -270,7 +270,7 @@ fn wrapped(place: Place, bytes: &[u8]) -> Result<Option<Value>, Malformed> {
 fn schema_or_list(place: Place, bytes: &[u8]) -> Result<Option<Value>, Malformed> {
     let (mut list, mut one) = (Vec::new(), None);
     let mut reader = Reader::new(bytes);
-    while let Some((number, datum)) = reader.next()? {
+    while let Some((number, datum)) = reader.field()? {
         match number {
             1 => one = Some(schema(datum, place.depth)?),
             2 if place.form == ProtoForm::SchemaOrStrings => list.push(text(datum)?.into()),

@@ -24,9 +24,13 @@ pub fn malformed(why: impl std::fmt::Display) -> Malformed {
 /// One value as it stands on the wire.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Datum<'a> {
+    /// An integer.
     Varint(u64),
+    /// Eight bytes.
     Fixed64(u64),
+    /// A text, bytes, or a message.
     Bytes(&'a [u8]),
+    /// Four bytes.
     Fixed32(u32),
 }
 
@@ -72,16 +76,18 @@ pub struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
+    /// Of these bytes.
     pub fn new(rest: &'a [u8]) -> Self {
         Reader { rest }
     }
 
+    /// Is everything read?
     pub fn is_empty(&self) -> bool {
         self.rest.is_empty()
     }
 
     /// The next field that is no group: its number and value.
-    pub fn next(&mut self) -> Result<Option<(u64, Datum<'a>)>, Malformed> {
+    pub fn field(&mut self) -> Result<Option<(u64, Datum<'a>)>, Malformed> {
         let mut groups = Vec::new();
         while !self.rest.is_empty() {
             let tag = self.varint()?;
@@ -149,17 +155,20 @@ impl<'a> Reader<'a> {
 pub struct Writer(pub Vec<u8>);
 
 impl Writer {
+    /// A text, bytes, or a message.
     pub fn bytes(&mut self, number: u16, bytes: &[u8]) {
         self.tag(number, 2);
         self.raw_varint(bytes.len() as u64);
         self.0.extend_from_slice(bytes);
     }
 
+    /// An integer.
     pub fn varint(&mut self, number: u16, value: u64) {
         self.tag(number, 0);
         self.raw_varint(value);
     }
 
+    /// A double.
     pub fn double(&mut self, number: u16, value: f64) {
         self.tag(number, 1);
         self.0.extend_from_slice(&value.to_le_bytes());
