@@ -1,26 +1,21 @@
-//! Service-account tokens: the key they are signed with, JWTs as Kubernetes issues them, and what of a token can
-//! be told without looking anything up: form, signature, issuer, audience, time.
+//! Service-account tokens: JWTs as Kubernetes issues them, and what of a token can be told without
+//! looking anything up: form, signature, issuer, audience, time.
 //!
-//! Invariants: the private key is on disk (mode 0600) before a token is signed with it; a token of another key,
-//! algorithm or issuer is never accepted; parsing is bounded ([`TOKEN_MAX_BYTES`]) and takes any bytes.
-//! Deliberately not here: whether the account and the bound object still exist (`apiserver` looks).
+//! Invariants: a token of another key, algorithm or issuer is never accepted; parsing is bounded
+//! ([`TOKEN_MAX_BYTES`]) and takes any bytes.
+//! Deliberately not here: keys (`keys`), whether the account and the bound object still exist (`apiserver` looks).
 
+pub use crate::keys::{Algorithm, TokenKeyError};
+
+use crate::keys::Keys;
+use crate::oidc::Token;
 use base64::Engine;
-use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use parking_lot::RwLock;
-use ring::digest::{SHA256, digest};
-use ring::rand::SystemRandom;
-use ring::signature::{
-    ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair, UnparsedPublicKey,
-};
-use rustls_pki_types::PrivatePkcs8KeyDer;
-use rustls_pki_types::pem::PemObject;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
-
-use crate::ca::{read, write_private};
 
 /// A longer text is no token of ours: claims hold names, which are bounded, and few audiences.
 pub const TOKEN_MAX_BYTES: usize = 16 << 10;
@@ -29,42 +24,8 @@ pub const TOKEN_MAX_BYTES: usize = 16 << 10;
 const REMEMBERED_MAX: usize = 1_024;
 /// Clocks may differ by that much before a token counts as not yet valid.
 const LEEWAY_SECONDS: i64 = 60;
-/// What precedes the 65-byte point in a P-256 SubjectPublicKeyInfo.
-const SPKI_PREFIX: [u8; 26] = [
-    0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86,
-    0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
-];
 /// Where discovery finds the public key, below the issuer.
 pub const JWKS_PATH: &str = "/openid/v1/jwks";
-
-/// Why the key could not be made or read.
-#[derive(Debug, thiserror::Error)]
-pub enum TokenKeyError {
-    /// A file could not be read or written.
-    #[error(transparent)]
-    File(#[from] crate::CaError),
-    /// The key file holds no PKCS#8 key.
-    #[error("sa.key: {0}")]
-    Pem(#[from] rustls_pki_types::pem::Error),
-    /// Not a P-256 key.
-    #[error("sa.key: {0}")]
-    Rejected(ring::error::KeyRejected),
-    /// No random numbers, or a broken key.
-    #[error("making or using the service account key failed")]
-    Crypto,
-}
-
-impl From<ring::error::KeyRejected> for TokenKeyError {
-    fn from(error: ring::error::KeyRejected) -> Self {
-        TokenKeyError::Rejected(error)
-    }
-}
-
-impl From<ring::error::Unspecified> for TokenKeyError {
-    fn from(_: ring::error::Unspecified) -> Self {
-        TokenKeyError::Crypto
-    }
-}
 
 /// Why a token is not accepted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -163,13 +124,6 @@ fn one_or_many<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Err
     })
 }
 
-#[derive(Serialize, Deserialize)]
-struct Header {
-    alg: String,
-    #[serde(default)]
-    kid: String,
-}
-
 /// The user name of a service account.
 pub fn account_user(namespace: &str, name: &str) -> String {
     format!("system:serviceaccount:{namespace}:{name}")
@@ -177,33 +131,26 @@ pub fn account_user(namespace: &str, name: &str) -> String {
 
 /// Signs and checks the tokens of one realm.
 pub struct ServiceTokens {
-    key: EcdsaKeyPair,
-    kid: String,
+    keys: Keys,
     issuer: String,
-    random: SystemRandom,
     /// What tokens say whose signature was found right.
     remembered: RwLock<HashMap<Box<str>, Claims>>,
 }
 
 impl ServiceTokens {
-    /// Reads `sa.key` in `folder`, or makes it. `issuer` is a URL that names the realm.
+    /// Reads the keys in `folder`, or makes them. `issuer` is a URL that names the realm.
+    pub fn open(
+        folder: &Path,
+        issuer: impl Into<String>,
+        algorithm: Algorithm,
+    ) -> Result<ServiceTokens, TokenKeyError> {
+        let keys = Keys::open(folder, algorithm)?;
+        Ok(ServiceTokens { keys, issuer: issuer.into(), remembered: RwLock::default() })
+    }
+
+    /// The same with ES256, whose key is made at once.
     pub fn load_or_create(folder: &Path, issuer: impl Into<String>) -> Result<ServiceTokens, TokenKeyError> {
-        let path = folder.join("sa.key");
-        let random = SystemRandom::new();
-        if !path.exists() {
-            let document = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random)?;
-            let body = BASE64_STANDARD.encode(document.as_ref());
-            write_private(
-                &path,
-                &format!("-----BEGIN PRIVATE KEY-----\n{body}\n-----END PRIVATE KEY-----\n"),
-            )?;
-        }
-        let pem = PrivatePkcs8KeyDer::from_pem_slice(read(&path)?.as_bytes())?;
-        let key =
-            EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, pem.secret_pkcs8_der(), &random)?;
-        let spki = [&SPKI_PREFIX, key.public_key().as_ref()].concat();
-        let kid = BASE64_URL_SAFE_NO_PAD.encode(digest(&SHA256, &spki));
-        Ok(ServiceTokens { key, kid, issuer: issuer.into(), random, remembered: RwLock::default() })
+        ServiceTokens::open(folder, issuer, Algorithm::Es256)
     }
 
     /// Whose tokens these are.
@@ -213,10 +160,11 @@ impl ServiceTokens {
 
     /// The token that says this.
     pub fn sign(&self, claims: &Claims) -> Result<String, TokenKeyError> {
+        let ring = self.keys.ring()?;
         let part = |value: Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());
-        let header = part(json!({"alg": "ES256", "kid": self.kid}));
+        let header = part(json!({"alg": ring.algorithm.name(), "kid": ring.kid}));
         let text = format!("{header}.{}", part(json!(claims)));
-        let signature = self.key.sign(&self.random, text.as_bytes())?;
+        let signature = ring.sign(text.as_bytes())?;
         Ok(format!("{text}.{}", BASE64_URL_SAFE_NO_PAD.encode(signature)))
     }
 
@@ -245,44 +193,40 @@ impl ServiceTokens {
     }
 
     /// What a token says that this realm signed, whenever that was.
-    fn signed(&self, token: &str) -> Result<Claims, TokenError> {
-        if token.len() > TOKEN_MAX_BYTES {
-            return Err(TokenError::Malformed);
-        }
-        let (text, signature) = token.rsplit_once('.').ok_or(TokenError::Malformed)?;
-        let (header, body) = text.split_once('.').ok_or(TokenError::Malformed)?;
-        let signature = BASE64_URL_SAFE_NO_PAD.decode(signature).map_err(|_| TokenError::Malformed)?;
-        let header: Header = decode(header)?;
-        if header.alg != "ES256" || header.kid != self.kid {
+    fn signed(&self, text: &str) -> Result<Claims, TokenError> {
+        let token = Some(text).filter(|t| t.len() <= TOKEN_MAX_BYTES).and_then(Token::read);
+        let token = token.ok_or(TokenError::Malformed)?;
+        let ring = self.keys.ring().map_err(|_| TokenError::UnknownKey)?;
+        if !ring.keys.knows(&token) {
             // Who it claims to be from makes the better message; nothing else of it is believed.
-            let issuer = decode::<Value>(body)?["iss"].as_str().unwrap_or_default().to_string();
+            let issuer = token.claimed_issuer();
             let ours = issuer.is_empty() || issuer == self.issuer;
-            return Err(if ours { TokenError::UnknownKey } else { TokenError::ForeignIssuer(issuer) });
+            return Err(if ours {
+                TokenError::UnknownKey
+            } else {
+                TokenError::ForeignIssuer(issuer.to_string())
+            });
         }
-        UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, self.key.public_key())
-            .verify(text.as_bytes(), &signature)
-            .map_err(|_| TokenError::Forged)?;
-        let claims: Claims = decode(body)?;
+        let claims = ring.keys.claims(&token).ok_or(TokenError::Forged)?;
+        let claims = Claims::deserialize(claims).map_err(|_| TokenError::Malformed)?;
         if claims.iss != self.issuer {
             return Err(TokenError::ForeignIssuer(claims.iss));
         }
         Ok(claims)
     }
 
-    /// The public key as a JSON Web Key Set.
+    /// The public keys as a JSON Web Key Set.
     pub fn jwks(&self) -> Value {
-        let point = self.key.public_key().as_ref();
-        let (x, y) = point.get(1..).unwrap_or_default().split_at(32);
-        let text = |bytes: &[u8]| BASE64_URL_SAFE_NO_PAD.encode(bytes);
-        json!({"keys": [{"use": "sig", "kty": "EC", "kid": self.kid, "crv": "P-256", "alg": "ES256",
-            "x": text(x), "y": text(y)}]})
+        json!({"keys": self.keys.ring().map(|r| r.published.clone()).unwrap_or_default()})
     }
 
     /// The OpenID Connect discovery document.
     pub fn discovery(&self) -> Value {
+        let published = self.keys.ring().map(|r| r.published.as_slice()).unwrap_or_default();
+        let algorithms: BTreeSet<&str> = published.iter().filter_map(|k| k["alg"].as_str()).collect();
         json!({"issuer": self.issuer, "jwks_uri": format!("{}{JWKS_PATH}", self.issuer),
             "response_types_supported": ["id_token"], "subject_types_supported": ["public"],
-            "id_token_signing_alg_values_supported": ["ES256"]})
+            "id_token_signing_alg_values_supported": algorithms})
     }
 }
 
@@ -297,16 +241,15 @@ impl Claims {
     }
 }
 
-fn decode<T: serde::de::DeserializeOwned>(part: &str) -> Result<T, TokenError> {
-    let bytes = BASE64_URL_SAFE_NO_PAD.decode(part).map_err(|_| TokenError::Malformed)?;
-    serde_json::from_slice(&bytes).map_err(|_| TokenError::Malformed)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
     use std::sync::LazyLock;
+
+    fn decode(part: &str) -> Value {
+        serde_json::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(part).unwrap()).unwrap()
+    }
 
     const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
 
@@ -343,11 +286,11 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         let mode = std::fs::metadata(folder.path().join("sa.key")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        let body: Value = decode(token.split('.').nth(1).unwrap()).unwrap();
+        let body = decode(token.split('.').nth(1).unwrap());
         assert_eq!(body["kubernetes.io"]["pod"], json!({"name": "p", "uid": "pu"}));
         assert_eq!(body["sub"], "system:serviceaccount:n:a");
         let jwks = load().jwks();
-        let header: Value = decode(token.split('.').next().unwrap()).unwrap();
+        let header = decode(token.split('.').next().unwrap());
         assert_eq!(header["kid"], jwks["keys"][0]["kid"]);
         assert_eq!(jwks["keys"][0]["x"].as_str().unwrap().len(), 43);
     }
