@@ -19,6 +19,7 @@ mod lock;
 mod queue;
 mod reserve;
 mod seam;
+mod sealed;
 mod stats;
 mod wal;
 
@@ -27,6 +28,7 @@ pub use embedded::{
     VALUE_BYTES_MAX, WATCH_BATCHES_MAX, WATCH_BYTES_MAX,
 };
 pub use etcd::{Endpoint, Etcd, EtcdOptions, EtcdStats};
+pub use sealed::{SealKey, SealRule, Sealed};
 pub use stats::{COMMIT_SECONDS_BOUNDS, CommitTimes, Stats};
 
 pub use seam::{
