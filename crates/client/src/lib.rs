@@ -7,6 +7,7 @@
 mod api;
 pub mod cache;
 pub mod events;
+pub mod metrics;
 mod object;
 pub mod queue;
 pub mod remote;

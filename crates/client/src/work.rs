@@ -4,6 +4,7 @@
 //! with each failure in a row. Deliberately not here: any decision.
 
 use crate::cache::Cache;
+use crate::metrics;
 use crate::object::{Object, ObjectKey};
 use crate::queue::Queue;
 use async_trait::async_trait;
@@ -64,6 +65,9 @@ pub fn run<K: Ord + Clone + Display + Send + Sync + 'static>(
     workers: usize,
     reconciler: Arc<dyn Reconcile<K>>,
 ) -> Vec<JoinHandle<()>> {
+    queue.tell(name);
+    let told = Arc::downgrade(&queue);
+    metrics::refresh(move || told.upgrade().map(|queue| queue.tell_time()).is_some());
     let work = move || {
         let (caches, queue, reconciler) = (caches.clone(), queue.clone(), reconciler.clone());
         async move {
