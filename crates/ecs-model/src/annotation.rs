@@ -135,6 +135,18 @@ pub struct ContainerNote {
     /// It is a log router (`firelensConfiguration`): `fluentd` or `fluentbit`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub firelens: String,
+    /// Devices of the node that it may use.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<Device>,
+    /// Memory file systems of its own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tmpfs: Vec<Tmpfs>,
+    /// MiB of swap; `None`: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_swap: Option<u32>,
+    /// 0 to 100, where the kernel has it per container.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub swappiness: Option<u32>,
     /// Docker labels, for the metadata endpoint.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
@@ -155,6 +167,10 @@ impl Default for ContainerNote {
             ulimits: Vec::new(),
             log: None,
             firelens: String::new(),
+            devices: Vec::new(),
+            tmpfs: Vec::new(),
+            max_swap: None,
+            swappiness: None,
             labels: BTreeMap::new(),
         }
     }
@@ -220,6 +236,28 @@ pub struct Ulimit {
     pub soft: i64,
     /// Ceiling; -1: no limit.
     pub hard: i64,
+}
+
+/// One entry of `linuxParameters.devices`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Device {
+    /// On the node.
+    pub host: String,
+    /// In the container.
+    pub path: String,
+    /// Some of `rwm`.
+    pub access: String,
+}
+
+/// A memory file system.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Tmpfs {
+    /// In the container.
+    pub path: String,
+    /// Mount options, size included.
+    pub options: Vec<String>,
 }
 
 /// `logConfiguration` of a container.

@@ -5,6 +5,7 @@ pub mod annotation;
 pub mod capacity;
 pub mod discovery;
 pub mod doc;
+pub mod env_file;
 pub mod ledger;
 pub mod lower;
 pub mod names;

@@ -35,6 +35,7 @@ pub fn check(overrides: &Value, definition: &Value, on_fargate: bool) -> Result<
                 "Override for container named {name} is not a container in the TaskDefinition."
             )));
         }
+        crate::taskdef::env_files(given)?;
         let negative = ["/cpu", "/memory", "/memoryReservation"]
             .into_iter()
             .find(|at| int(given, at).is_some_and(|n| n < 0 || n > i64::from(i32::MAX)));

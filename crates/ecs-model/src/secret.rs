@@ -1,4 +1,4 @@
-//! What `valueFrom` of a secret names: a parameter or a secret, and which part of it. Pure.
+//! What `valueFrom` of a secret names: a parameter or a secret, and which part of it; or an object of S3. Pure.
 
 use crate::names::Arn;
 use serde_json::Value;
@@ -19,11 +19,21 @@ pub enum SecretRef {
         /// Version id; "" for any.
         version: String,
     },
+    /// A file in S3.
+    Object {
+        /// Its bucket.
+        bucket: String,
+        /// Its key.
+        key: String,
+    },
 }
 
 impl SecretRef {
     /// Reads `valueFrom`: a Secrets Manager ARN with up to three more parts, an SSM ARN, or a parameter's name.
     pub fn parse(text: &str) -> SecretRef {
+        if let Some((bucket, key)) = crate::env_file::location(text) {
+            return SecretRef::Object { bucket: bucket.to_string(), key: key.to_string() };
+        }
         let Some(arn) = Arn::parse(text) else { return SecretRef::Parameter(text.to_string()) };
         if arn.service == "secretsmanager" {
             let mut parts = arn.resource.split(':');
@@ -71,6 +81,8 @@ mod tests {
         assert_eq!(SecretRef::parse("/a/b"), name("/a/b"));
         assert_eq!(SecretRef::parse("arn:aws:ssm:us-east-1:1:parameter/a/b"), name("/a/b"));
         assert_eq!(SecretRef::parse("arn:aws:ssm:us-east-1:1:parameter/a"), name("a"));
+        let object = SecretRef::Object { bucket: "b".into(), key: "k".into() };
+        assert_eq!(SecretRef::parse("arn:aws:s3:::b/k"), object);
         let arn = "arn:aws:secretsmanager:us-east-1:1:secret:db-AbCdEf";
         let secret = |key: &str, stage: &str| SecretRef::Secret {
             id: arn.into(),

@@ -1,8 +1,9 @@
 //! A task as two documents (`spec`: what was decided, `status`: what was seen) and as the one that users see.
 //!
 //! `spec` holds AWS's members, and these of our own, which no answer shows: `nodeName` (EC2: the chosen instance's
-//! node), `networkConfiguration`, `protection` (`{enabled, expirationDate}`), `deactivating` (since when it leaves
-//! its load balancers, before it stops). `status` starts with the task ([`initial_status`]) and is the task
+//! node), `networkConfiguration`, `protection` (`{enabled, expirationDate}`), `activating` (it has yet to
+//! join load balancers and Cloud Map, before it counts as running), `deactivating` (since when it leaves its load
+//! balancers, before it stops). `status` starts with the task ([`initial_status`]) and is the task
 //! controller's from then on. Deliberately not here: the state machine (`lifecycle`).
 
 use crate::names::{Resource, Scope, derived_id};
@@ -10,7 +11,7 @@ use machinery::kinds::get::{list, text};
 use serde_json::{Map, Value, json};
 
 /// Members of `spec` that are ours, not AWS's.
-pub const OWN_MEMBERS: [&str; 4] = ["deactivating", "networkConfiguration", "nodeName", "protection"];
+pub const OWN_MEMBERS: [&str; 5] = ["activating", "deactivating", "networkConfiguration", "nodeName", "protection"];
 /// Members that only the spec decides, whatever the status says.
 const DECIDED: [&str; 2] = ["desiredStatus", "tags"];
 /// Annotation: a fingerprint of the RunTask request that made the task, where it had a client token.

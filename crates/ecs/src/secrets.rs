@@ -2,7 +2,8 @@
 
 use async_trait::async_trait;
 use client::ApiClient;
-use ecs_model::lower::{self, SecretWish, Subject};
+use ecs_model::env_file;
+use ecs_model::lower::{self, Lowered, SecretWish, Subject};
 use ecs_model::secret::SecretRef;
 use k8s_schema::gvr::SECRETS;
 use machinery::status::ApiError;
@@ -31,6 +32,7 @@ async fn one(source: &dyn SecretSource, wish: &SecretWish) -> Result<String, Sec
     let (from, word) = match &reference {
         SecretRef::Parameter(name) => (name.clone(), "ssm"),
         SecretRef::Secret { id, .. } => (id.clone(), "asm"),
+        SecretRef::Object { bucket, key } => (format!("{bucket}/{key}"), "s3"),
     };
     let refused = |why: String| {
         SecretsError::Refused(format!(
@@ -42,6 +44,24 @@ async fn one(source: &dyn SecretSource, wish: &SecretWish) -> Result<String, Sec
     reference.pick(text).map_err(refused)
 }
 
+/// The variables of a container's environment files.
+async fn env_files(source: &dyn SecretSource, files: &[String]) -> Result<Value, SecretsError> {
+    let failed = |why: &str| {
+        SecretsError::Refused(format!(
+            "ResourceInitializationError: failed to download env files: file download command: non empty error stream: {why}"
+        ))
+    };
+    let mut texts = Vec::new();
+    for arn in files {
+        texts.push(source.read(&SecretRef::parse(arn)).await.map_err(|why| failed(&why))?);
+    }
+    let all = env_file::merged(texts.iter().map(String::as_str));
+    if all.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>() > env_file::BYTES_MAX {
+        return Err(failed("the files hold too much"));
+    }
+    Ok(json!(all))
+}
+
 /// Makes the Secrets that a task's pod refers to.
 ///
 /// # Errors
@@ -50,8 +70,12 @@ pub async fn provide(
     client: &ApiClient,
     source: &dyn SecretSource,
     task: &Subject<'_>,
-    (wishes, registries): (&[SecretWish], &[SecretWish]),
+    lowered: &Lowered,
 ) -> Result<(), SecretsError> {
+    let Lowered { secrets: wishes, env_files: files, registries, .. } = lowered;
+    for (name, files) in files {
+        create(client, task, (name, "Opaque"), env_files(source, files).await?).await?;
+    }
     if !wishes.is_empty() {
         let mut data = Map::new();
         for wish in wishes {

@@ -16,7 +16,8 @@ pub(super) fn request(
     double: bool,
     payload: &str,
 ) -> String {
-    let path = if double { encode(&normal(head.path), true) } else { normal(head.path) };
+    // Keys of S3 keep their empty segments and dots.
+    let path = if double { encode(&normal(head.path), true) } else { head.path.to_string() };
     let headers: String = signed.iter().map(|name| format!("{name}:{}\n", values(head, name))).collect();
     format!(
         "{}\n{path}\n{}\n{headers}\n{}\n{payload}",

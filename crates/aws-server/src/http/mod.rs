@@ -14,6 +14,7 @@ mod throttle;
 
 use crate::protocol::{self, Reply, Wire, events, query};
 use crate::service::{AwsError, Call, Caller, Service, Shared};
+use crate::services::s3::{self, S3};
 use crate::validate;
 use ::http::{Method, Response, header, request::Parts};
 use auth::access::AccessKeys;
@@ -31,6 +32,9 @@ use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Instant;
+
+/// S3 in the credential scope.
+const S3_SCOPE: &str = "s3";
 
 /// Bodies of answers.
 pub type Body = UnsyncBoxBody<Bytes, Infallible>;
@@ -55,6 +59,8 @@ pub struct AwsConfig {
     pub keys: Arc<AccessKeys>,
     /// Account and region of those who do not say.
     pub shared: Shared,
+    /// S3, which speaks a protocol of its own; without it, its calls are refused.
+    pub s3: Option<Arc<S3>>,
     /// Other paths.
     pub upgrades: Vec<Arc<dyn Upgrade>>,
     /// The time.
@@ -67,6 +73,7 @@ pub struct Aws {
     served: BTreeMap<&'static str, Vec<&'static str>>,
     keys: Arc<AccessKeys>,
     shared: Shared,
+    s3: Option<Arc<S3>>,
     upgrades: Vec<Arc<dyn Upgrade>>,
     clock: Clock,
     throttle: throttle::Throttle,
@@ -117,6 +124,24 @@ impl Asking<'_> {
         self.headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str()).unwrap_or_default()
     }
 
+    /// Is it a call of S3, whoever signed it?
+    fn is_for_s3(&self) -> bool {
+        self.head().presented().ok().flatten().is_some_and(|p| p.service == S3_SCOPE)
+    }
+
+    fn for_s3(&self, signer: &Signer, body: Bytes) -> s3::Ask {
+        s3::Ask {
+            method: self.parts.method.to_string(),
+            path: self.parts.uri.path().into(),
+            query: self.parts.uri.query().unwrap_or_default().into(),
+            headers: self.headers.clone(),
+            body,
+            account: signer.caller.account.clone(),
+            region: signer.presented.region.clone(),
+            now_ms: self.now_ms,
+        }
+    }
+
     fn asked<'s>(&'s self, scope: Option<&'s str>) -> Asked<'s> {
         Asked {
             method: self.parts.method.as_str(),
@@ -151,6 +176,7 @@ impl Aws {
             served,
             keys: config.keys,
             shared: config.shared,
+            s3: config.s3,
             upgrades: config.upgrades,
             clock: config.clock,
             throttle: throttle::Throttle::default(),
@@ -190,7 +216,13 @@ impl Aws {
                 false => tracing::debug!(service = of, operation, %error, "AWS call"),
             }
         }
-        respond(answered, &asking.id)
+        match &answered.outcome {
+            Err(error) if self.s3.is_some() && asking.is_for_s3() => {
+                let reply = s3::refuse(error, parts.uri.path(), &asking.id);
+                respond(Answered { outcome: Ok(Output::Whole(reply)), ..answered }, &asking.id)
+            }
+            _ => respond(answered, &asking.id),
+        }
     }
 
     /// What is asked without a signature by those who only look whether somebody is there.
@@ -245,6 +277,15 @@ impl Aws {
             },
             None => body,
         };
+        if let (Some(signer), Some(s3)) = (signer.as_ref().filter(|s| s.presented.service == S3_SCOPE), &self.s3)
+        {
+            if !self.throttle.admit(&signer.caller.access_key, now_ms) {
+                return early(throttled(route::manner(&asking.asked(scope))), scope);
+            }
+            let reply = s3.handle(asking.for_s3(signer, body), &asking.id).await;
+            let wire = route::manner(&asking.asked(scope));
+            return Answered { wire, service: None, operation: None, outcome: Ok(Output::Whole(reply)) };
+        }
         let body = match body::unpacked(body, asking.header("content-encoding")) {
             Ok(body) => body,
             Err(error) => return early(error, scope),

@@ -9,8 +9,8 @@ pub mod events;
 pub mod json;
 pub mod query;
 pub mod rest;
-mod time;
-mod xml;
+pub mod time;
+pub mod xml;
 
 use crate::service::AwsError;
 use aws_schema::{Operation, Protocol, Service};

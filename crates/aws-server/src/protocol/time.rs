@@ -24,7 +24,7 @@ pub(super) fn number(seconds: f64) -> Option<Value> {
 }
 
 /// As RFC 3339, with milliseconds where there are any.
-pub(super) fn iso(value: &Value) -> String {
+pub(crate) fn iso(value: &Value) -> String {
     let Some(at) = timestamp(value) else { return String::new() };
     let millis = at.as_millisecond().rem_euclid(1_000);
     let whole = Timestamp::from_second(at.as_millisecond().div_euclid(1_000)).unwrap_or_default();
@@ -36,7 +36,7 @@ pub(super) fn iso(value: &Value) -> String {
 }
 
 /// As in HTTP headers.
-pub(super) fn http(value: &Value) -> String {
+pub(crate) fn http(value: &Value) -> String {
     let printer = jiff::fmt::rfc2822::DateTimePrinter::new();
     let at = timestamp(value).unwrap_or_default();
     printer.timestamp_to_rfc9110_string(&at).unwrap_or_default()

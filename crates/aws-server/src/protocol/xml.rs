@@ -5,7 +5,7 @@ use aws_schema::{Kind, Operation, Service, ShapeId};
 use serde_json::Value;
 
 /// A text inside an element.
-pub(super) fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

@@ -9,6 +9,7 @@ pub mod exec;
 pub mod iam;
 mod kept;
 pub mod logs;
+pub mod s3;
 pub mod secretsmanager;
 pub mod servicediscovery;
 pub mod ssm;

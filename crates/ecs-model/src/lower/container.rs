@@ -1,9 +1,11 @@
 //! One container of a task: its part of the Pod, and its note.
 
-use super::volumes::{Volumes, mib};
-use super::{Input, LowerError, METADATA_ADDRESS, NetworkMode, SecretWish, items, number, ports, text};
-use super::{container_name, role, secret_name, unguessable, uuid};
-use crate::annotation::{Condition, ContainerNote, Dependency, Log, Restart, Ulimit};
+use super::volumes::{ROUTER_VOLUME, Volumes};
+use super::{
+    Input, LowerError, METADATA_ADDRESS, NetworkMode, SecretWish, items, number, ports, router, text,
+};
+use super::{container_name, env_secret_name, role, secret_name, unguessable, uuid};
+use crate::annotation::{Condition, ContainerNote, Dependency, Device, Log, Restart, Tmpfs, Ulimit};
 use crate::names::Arn;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -22,7 +24,9 @@ pub(super) struct Context<'a> {
     pub ports: ports::Assigned,
     pub volumes: Volumes,
     pub secrets: Vec<SecretWish>,
+    pub env_files: Vec<(String, Vec<String>)>,
     pub registries: Vec<SecretWish>,
+    pub annotations: BTreeMap<String, String>,
 }
 
 impl Context<'_> {
@@ -68,11 +72,20 @@ pub(super) fn container(
             put(key, value.clone());
         }
     }
-    put("env", Value::Array(environment(context, index, definition, (&overrides, &metadata_id))));
+    if let Some(from) = env_files(context, index, (definition, &overrides)) {
+        put("envFrom", from);
+    }
+    let router = router::router(context.input, definition)?;
+    let mut env = environment(context, index, definition, (&overrides, &metadata_id));
+    let mut points = mounts(context, definition)?;
+    if let Some(router) = router {
+        route(context, index, router, (&mut env, &mut points));
+    }
+    put("env", Value::Array(env));
     put("ports", Value::Array(port_list(context, index, definition)));
     put("resources", resources(definition, &overrides));
     put("securityContext", security(definition));
-    put("volumeMounts", Value::Array(mounts(context, definition)?));
+    put("volumeMounts", Value::Array(points));
     if let Some(probe) = health(&definition["healthCheck"]) {
         put("readinessProbe", probe);
     }
@@ -84,20 +97,71 @@ pub(super) fn container(
 }
 
 fn refuse(definition: &Value, overrides: &Value) -> Result<(), LowerError> {
-    let files = [definition, overrides].iter().any(|d| !items(&d["environmentFiles"]).is_empty());
-    let linux = &definition["linuxParameters"];
+    let option = |kind: &str| {
+        let own = items(&definition["dockerSecurityOptions"]).iter().map(text);
+        own.filter_map(|o| o.strip_prefix(kind)).any(|value| !matches!(value, "=unconfined" | ":unconfined"))
+    };
     let asked: [(bool, &str); 4] = [
-        (files, "environment files (there is no S3 here) are"),
-        (!items(&linux["devices"]).is_empty(), "host devices are"),
-        (!items(&definition["credentialSpecs"]).is_empty(), "credential specs are"),
+        (
+            !items(&definition["credentialSpecs"]).is_empty() || option("credentialspec"),
+            "credential specs are",
+        ),
         (
             [definition, overrides].iter().any(|d| !items(&d["resourceRequirements"]).is_empty()),
             "resource requirements (GPU) are",
         ),
+        (option("apparmor"), "AppArmor profiles are"),
+        (option("seccomp"), "seccomp profiles of a file are"),
     ];
     match asked.iter().find(|(asked, _)| *asked) {
         Some((_, what)) => Err(LowerError::Unsupported((*what).to_string())),
         None => Ok(()),
+    }
+}
+
+/// Variables of files in S3: the run's files instead of the definition's. They stand behind `env`, which wins.
+fn env_files(
+    context: &mut Context,
+    index: usize,
+    (definition, overrides): (&Value, &Value),
+) -> Option<Value> {
+    let own = items(&overrides["environmentFiles"]);
+    let files = if own.is_empty() { items(&definition["environmentFiles"]) } else { own };
+    if files.is_empty() {
+        return None;
+    }
+    let name = env_secret_name(context.input.task.id, index);
+    let from = files.iter().map(|f| text(&f["value"]).to_string()).collect();
+    context.env_files.push((name.clone(), from));
+    Some(json!([{"secretRef": {"name": name}}]))
+}
+
+/// A log router's configuration, its socket's folder and the variables that its text names.
+fn route(
+    context: &mut Context,
+    index: usize,
+    router: router::Router,
+    (env, points): (&mut Vec<Value>, &mut Vec<Value>),
+) {
+    let key = format!("ecs.gantry.dev/router-{index}");
+    let file = router.path.rsplit('/').next().unwrap_or_default();
+    let field = json!({"fieldPath": format!("metadata.annotations['{key}']")});
+    let shown = context.volumes.other(json!({"downwardAPI": {"items": [{"path": file, "fieldRef": field}]}}));
+    points.push(json!({"name": shown, "mountPath": router.path, "subPath": file, "readOnly": true}));
+    context.annotations.insert(key, router.text);
+    let socket = context.volumes.named(ROUTER_VOLUME, json!({"emptyDir": {}}));
+    points.push(json!({"name": socket, "mountPath": router::SOCKET_FOLDER}));
+    let secret = secret_name(context.input.task.id);
+    for (n, (name, from)) in router.secrets.into_iter().enumerate() {
+        let key = format!("{index}.router.{n}");
+        env.push(json!({"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}));
+        context.secrets.push(SecretWish { key, from });
+    }
+    if let Some((path, from)) = router.external {
+        let key = format!("{index}.router.conf");
+        let volume = context.volumes.other(json!({"secret": {"secretName": secret}}));
+        points.push(json!({"name": volume, "mountPath": path, "subPath": key, "readOnly": true}));
+        context.secrets.push(SecretWish { key, from });
     }
 }
 
@@ -215,10 +279,13 @@ fn security(definition: &Value) -> Value {
     } else {
         context.insert("seccompProfile".into(), json!({"type": "RuntimeDefault"}));
     }
+    let options = items(&definition["dockerSecurityOptions"]);
+    if options.iter().any(|o| matches!(text(o), "seccomp:unconfined" | "seccomp=unconfined")) {
+        context.remove("seccompProfile");
+    }
     if definition["readonlyRootFilesystem"] == true {
         context.insert("readOnlyRootFilesystem".into(), json!(true));
     }
-    let options = items(&definition["dockerSecurityOptions"]);
     if !privileged && options.iter().any(|o| text(o).starts_with("no-new-privileges")) {
         context.insert("allowPrivilegeEscalation".into(), json!(false));
     }
@@ -242,17 +309,6 @@ fn mounts(context: &mut Context, definition: &Value) -> Result<Vec<Value>, Lower
         let free: Vec<Value> =
             theirs.into_iter().filter(|m| !list.iter().any(|l| l["mountPath"] == m["mountPath"])).collect();
         list.extend(free);
-    }
-    let linux = &definition["linuxParameters"];
-    let shared = mib(&linux["sharedMemorySize"]);
-    if shared > 0 {
-        let name = context.volumes.memory(shared);
-        list.push(json!({"name": name, "mountPath": "/dev/shm"}));
-    }
-    for tmpfs in items(&linux["tmpfs"]) {
-        let read_only = items(&tmpfs["mountOptions"]).iter().any(|o| o == "ro");
-        let name = context.volumes.memory(mib(&tmpfs["size"]));
-        list.push(json!({"name": name, "mountPath": text(&tmpfs["containerPath"]), "readOnly": read_only}));
     }
     Ok(list)
 }
@@ -285,8 +341,42 @@ fn string_map(value: &Value) -> BTreeMap<String, String> {
     entries.map(|(k, v)| (k.clone(), text(v).to_string())).collect()
 }
 
+/// Memory file systems of the container alone, the shared memory among them, as Docker mounts them.
+fn tmpfs(linux: &Value) -> Vec<Tmpfs> {
+    let mut list = Vec::new();
+    let mut add = |path: &str, mib: u64, options: &[&str]| {
+        let size = (mib > 0).then(|| format!("size={mib}m"));
+        let options = options.iter().map(|o| (*o).to_string()).chain(size).collect();
+        list.push(Tmpfs { path: path.to_string(), options });
+    };
+    let shared = number(&linux["sharedMemorySize"]).unwrap_or(0);
+    if shared > 0 {
+        add("/dev/shm", shared, &["nosuid", "nodev", "noexec", "mode=1777"]);
+    }
+    for one in items(&linux["tmpfs"]) {
+        // What the mount asks for comes after what Docker begins with, so that it wins.
+        let asked = items(&one["mountOptions"]).iter().map(text);
+        let options: Vec<&str> = ["nosuid", "nodev", "noexec"].into_iter().chain(asked).collect();
+        add(text(&one["containerPath"]), number(&one["size"]).unwrap_or(0), &options);
+    }
+    list
+}
+
+fn devices(linux: &Value) -> Vec<Device> {
+    let one = |d: &Value| {
+        let host = text(&d["hostPath"]).to_string();
+        let path = Some(text(&d["containerPath"])).filter(|p| !p.is_empty()).unwrap_or(&host).to_string();
+        let asked = items(&d["permissions"]);
+        let letters = [("read", 'r'), ("write", 'w'), ("mknod", 'm')];
+        let given = letters.iter().filter(|(word, _)| asked.is_empty() || asked.iter().any(|p| p == word));
+        Device { host, path, access: given.map(|(_, letter)| letter).collect() }
+    };
+    items(&linux["devices"]).iter().map(one).collect()
+}
+
 fn note(definition: &Value, metadata_id: String) -> ContainerNote {
     let name = text(&definition["name"]);
+    let linux = &definition["linuxParameters"];
     let restart = &definition["restartPolicy"];
     let logs = &definition["logConfiguration"];
     let driver = text(&logs["logDriver"]);
@@ -325,6 +415,10 @@ fn note(definition: &Value, metadata_id: String) -> ContainerNote {
         log: (!driver.is_empty())
             .then(|| Log { driver: driver.to_string(), options: string_map(&logs["options"]) }),
         firelens: text(&definition["firelensConfiguration"]["type"]).to_string(),
+        devices: devices(linux),
+        tmpfs: tmpfs(linux),
+        max_swap: small(&linux["maxSwap"]),
+        swappiness: small(&linux["swappiness"]),
         labels: string_map(&definition["dockerLabels"]),
     }
 }

@@ -7,9 +7,11 @@
 
 mod container;
 mod ports;
+mod router;
 mod volumes;
 
 pub use ports::{DYNAMIC_FIRST, used_ports};
+pub use volumes::ROUTER_VOLUME;
 
 use crate::annotation::{self, Identity, TaskNote};
 use crate::names::{Place, object_name};
@@ -89,6 +91,8 @@ pub struct Lowered {
     pub pod: Value,
     /// Values that its Secret ([`secret_name`]) must hold; no Secret when empty.
     pub secrets: Vec<SecretWish>,
+    /// Secrets that hold the variables of environment files: name, ARNs of the files in order.
+    pub env_files: Vec<(String, Vec<String>)>,
     /// Secrets Manager secrets with registry credentials ({`username`, `password`}), with the image that each is for.
     pub registries: Vec<SecretWish>,
 }
@@ -153,6 +157,11 @@ pub fn secret_name(task: &str) -> String {
     format!("{task}-secrets")
 }
 
+/// The Secret with the variables of the environment files of a task's container.
+pub fn env_secret_name(task: &str, index: usize) -> String {
+    format!("{task}-env-{index}")
+}
+
 /// The Secret with a task's registry credentials.
 pub fn registry_secret_name(task: &str) -> String {
     format!("{task}-registry")
@@ -199,7 +208,9 @@ pub fn lower(input: &Input) -> Result<Lowered, LowerError> {
         ports: ports::assign(input.definition, mode, input.used_ports)?,
         volumes: volumes::volumes(input)?,
         secrets: Vec::new(),
+        env_files: Vec::new(),
         registries: Vec::new(),
+        annotations: BTreeMap::new(),
     };
     let mut containers = Vec::new();
     let mut notes = BTreeMap::new();
@@ -208,13 +219,15 @@ pub fn lower(input: &Input) -> Result<Lowered, LowerError> {
         notes.insert(container_name(text(&definition["name"])), note);
         containers.push(body);
     }
-    let container::Context { volumes, secrets, registries, .. } = context;
+    follow_router(&mut notes);
+    let container::Context { volumes, secrets, env_files, registries, mut annotations, .. } = context;
     let note = TaskNote {
         version: annotation::VERSION,
         task: identity(input, mode),
         isolated: mode == NetworkMode::None,
         containers: notes,
     };
+    annotations.insert(annotation::KEY.to_string(), note.print());
     let mut spec = pod_spec(input, mode);
     spec.insert("terminationGracePeriodSeconds".into(), json!(grace(&note)));
     spec.insert("containers".into(), Value::Array(containers));
@@ -229,13 +242,28 @@ pub fn lower(input: &Input) -> Result<Lowered, LowerError> {
             "namespace": task.namespace,
             "name": task.id,
             "labels": labels(input),
-            "annotations": {annotation::KEY: note.print()},
+            "annotations": annotations,
             "finalizers": [FINALIZER],
             "ownerReferences": [owner(task)],
         },
         "spec": spec,
     });
-    Ok(Lowered { pod, secrets, registries })
+    Ok(Lowered { pod, secrets, env_files, registries })
+}
+
+/// Containers that write to the log router start after it and stop before it.
+fn follow_router(notes: &mut BTreeMap<String, annotation::ContainerNote>) {
+    let Some(router) = notes.iter().find(|(_, n)| !n.firelens.is_empty()).map(|(name, _)| name.clone())
+    else {
+        return;
+    };
+    for (name, note) in notes.iter_mut() {
+        let writes = note.log.as_ref().is_some_and(|l| l.driver == "awsfirelens");
+        if writes && *name != router && !note.depends_on.iter().any(|d| d.container == router) {
+            let condition = annotation::Condition::Start;
+            note.depends_on.push(annotation::Dependency { container: router.clone(), condition });
+        }
+    }
 }
 
 /// The reference by which what belongs to a task goes with it.

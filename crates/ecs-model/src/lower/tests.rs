@@ -121,19 +121,12 @@ fn volumes_are_shared_kept_and_copied() {
     let spec = run(definition.clone(), json!({"launchType": "EC2"})).unwrap().pod["spec"].clone();
     assert_eq!(spec["volumes"][1]["hostPath"]["path"], "/var/log/x");
     assert_eq!(spec["volumes"][2]["hostPath"]["path"], "/data/volumes/data");
-    assert_eq!(
-        spec["volumes"][3],
-        json!({"name": "v3", "emptyDir": {"medium": "Memory", "sizeLimit": "64Mi"}})
-    );
     let mounts = |c: usize| -> Vec<(String, String, bool)> {
         let list = items(&spec["containers"][c]["volumeMounts"]).iter();
         list.map(|m| (text(&m["name"]).into(), text(&m["mountPath"]).into(), m["readOnly"] == true)).collect()
     };
     let m = |name: &str, path: &str, ro| (name.to_string(), path.to_string(), ro);
-    assert_eq!(
-        mounts(0),
-        [m("v0", "/t", false), m("v2", "/d", true), m("v3", "/dev/shm", false), m("v4", "/run", true)]
-    );
+    assert_eq!(mounts(0), [m("v0", "/t", false), m("v2", "/d", true)]);
     assert_eq!(mounts(1), [m("v1", "/t", false), m("v2", "/d", true)]);
     let mut bad = definition;
     bad["volumes"] = json!([{"name": "efs", "efsVolumeConfiguration": {"fileSystemId": "fs-1"}}]);
@@ -186,10 +179,97 @@ fn links_lead_to_the_task_itself_and_an_init_process_to_a_shared_namespace() {
 }
 
 #[test]
+fn what_linux_is_asked_for_goes_along() {
+    let definition = json!({"family": "f", "revision": 1, "containerDefinitions": [{"name": "a", "image": "i",
+        "environmentFiles": [{"type": "s3", "value": "arn:aws:s3:::b/1.env"}],
+        "dockerSecurityOptions": ["no-new-privileges", "seccomp:unconfined", "label:disable"],
+        "linuxParameters": {"sharedMemorySize": 64, "maxSwap": 0, "swappiness": 60,
+            "tmpfs": [{"containerPath": "/run", "size": 8, "mountOptions": ["exec", "mode=700"]}],
+            "devices": [{"hostPath": "/dev/fuse"}, {"hostPath": "/dev/x", "containerPath": "/dev/y", "permissions": ["read"]}]}}]});
+    let overrides = json!({"containerOverrides": [{"name": "a", "environmentFiles": [
+        {"type": "s3", "value": "arn:aws:s3:::b/2.env"}, {"type": "s3", "value": "arn:aws:s3:::b/3.env"}]}]});
+    let lowered = run(definition, json!({"overrides": overrides})).unwrap();
+    let own = note(&lowered).containers["a"].clone();
+    let device = |host: &str, path: &str, access: &str| Device {
+        host: host.into(),
+        path: path.into(),
+        access: access.into(),
+    };
+    assert_eq!(own.devices, [device("/dev/fuse", "/dev/fuse", "rwm"), device("/dev/x", "/dev/y", "r")]);
+    let tmpfs = |path: &str, options: &str| Tmpfs {
+        path: path.into(),
+        options: options.split(',').map(str::to_string).collect(),
+    };
+    let shm = tmpfs("/dev/shm", "nosuid,nodev,noexec,mode=1777,size=64m");
+    assert_eq!(own.tmpfs, [shm, tmpfs("/run", "nosuid,nodev,noexec,exec,mode=700,size=8m")]);
+    assert_eq!((own.max_swap, own.swappiness), (Some(0), Some(60)));
+    let container = &lowered.pod["spec"]["containers"][0];
+    assert_eq!(container["securityContext"], json!({"allowPrivilegeEscalation": false}));
+    // The run's files stand for the definition's.
+    let (secret, files) = &lowered.env_files[0];
+    assert_eq!(container["envFrom"], json!([{"secretRef": {"name": secret}}]));
+    assert_eq!(files, &["arn:aws:s3:::b/2.env", "arn:aws:s3:::b/3.env"]);
+}
+
+#[test]
+fn a_router_gets_the_configuration_that_the_ecs_agent_would_write() {
+    let app = |options: Value| {
+        json!({"name": "app", "image": "i", "logConfiguration": {
+        "logDriver": "awsfirelens", "options": options, "secretOptions": [{"name": "apikey", "valueFrom": "key"}]}})
+    };
+    let router = |kind: &str, options: Value| {
+        json!({"name": "log", "image": "r", "firelensConfiguration": {
+        "type": kind, "options": options}})
+    };
+    let made = |kind: &str, mode: &str, more: Value, options: Value| {
+        let definition = json!({"family": "f", "revision": 1, "networkMode": mode,
+            "containerDefinitions": [router(kind, more), app(options)]});
+        run(definition, json!({"clusterArn": "arn:aws:ecs:eu-west-1:1:cluster/prod"}))
+    };
+    let options = json!({"Name": "http", "Host": "10.0.0.1", "exclude-pattern": "^GET /ping", "log-driver-buffer-limit": "9"});
+    let lowered = made(
+        "fluentbit",
+        "awsvpc",
+        json!({"config-file-type": "file", "config-file-value": "/x.conf"}),
+        options,
+    )
+    .unwrap();
+    let text = |lowered: &Lowered| {
+        lowered.pod["metadata"]["annotations"]["ecs.gantry.dev/router-0"].as_str().unwrap().to_string()
+    };
+    let wanted = "[INPUT]\n    Name forward\n    unix_path /var/run/fluent.sock\n\n\
+        [INPUT]\n    Name forward\n    Listen 127.0.0.1\n    Port 24224\n\n\
+        [FILTER]\n    Name record_modifier\n    Match *\n    Record ecs_cluster prod\n    Record ecs_task_arn \
+        arn:aws:ecs:eu-west-1:123456789012:task/prod/0123456789abcdef0123456789abcdef\n    Record ecs_task_definition f:1\n\n\
+        @INCLUDE /x.conf\n\n\
+        [FILTER]\n    Name grep\n    Match app-firelens*\n    Exclude log ^GET /ping\n\n\
+        [OUTPUT]\n    Name http\n    Match app-firelens*\n    Host 10.0.0.1\n    apikey ${apikey_1}\n\n";
+    assert_eq!(text(&lowered), wanted);
+    assert_eq!((lowered.secrets[0].key.as_str(), lowered.secrets[0].from.as_str()), ("0.router.0", "key"));
+    let container = &lowered.pod["spec"]["containers"][0];
+    assert_eq!(env(container)["apikey_1"]["valueFrom"]["secretKeyRef"]["key"], "0.router.0");
+    let paths: Vec<&str> =
+        items(&container["volumeMounts"]).iter().map(|m| super::text(&m["mountPath"])).collect();
+    assert_eq!(paths, ["/fluent-bit/etc/fluent-bit.conf", "/var/run"]);
+    let s3 = json!({"config-file-type": "s3", "config-file-value": "arn:aws:s3:::b/f.conf", "enable-ecs-log-metadata": "false"});
+    let lowered = made("fluentd", "bridge", s3, json!({"@type": "stdout", "include-pattern": "x"})).unwrap();
+    let wanted = "<source>\n    @type unix\n    path /var/run/fluent.sock\n</source>\n\n\
+        <source>\n    @type forward\n    bind 0.0.0.0\n    port 24224\n</source>\n\n\
+        @include /fluentd/etc/external.conf\n\n\
+        <filter app-firelens**>\n    @type grep\n    <regexp> \n    key log\n    pattern /x/\n    </regexp> \n</filter>\n\n\
+        <match app-firelens**>\n    @type stdout\n    apikey \"#{ENV['apikey_1']}\"\n</match>\n\n";
+    assert_eq!(text(&lowered), wanted);
+    assert_eq!(lowered.secrets[1].from, "arn:aws:s3:::b/f.conf");
+    let missing = made("fluentbit", "host", json!({}), json!({"Host": "h"}));
+    assert!(missing.unwrap_err().to_string().contains("missing output key Name"));
+}
+
+#[test]
 fn what_cannot_be_done_is_refused() {
     for part in [
-        json!({"environmentFiles": [{"type": "s3", "value": "arn:aws:s3:::b/f.env"}]}),
-        json!({"linuxParameters": {"devices": [{"hostPath": "/dev/kvm"}]}}),
+        json!({"dockerSecurityOptions": ["apparmor:mine"]}),
+        json!({"dockerSecurityOptions": ["credentialspec:file"]}),
+        json!({"firelensConfiguration": {"type": "fluentbit", "options": {"config-file-type": "ftp"}}}),
         json!({"resourceRequirements": [{"type": "GPU", "value": "1"}]}),
         json!({"mountPoints": [{"sourceVolume": "none", "containerPath": "/x"}]}),
     ] {
@@ -201,4 +281,4 @@ fn what_cannot_be_done_is_refused() {
     }
 }
 
-use crate::annotation::{Condition, Dependency, Restart, Ulimit};
+use crate::annotation::{Condition, Dependency, Device, Restart, Tmpfs, Ulimit};

@@ -1,8 +1,11 @@
 //! Volumes of a task as volumes of a Pod; names become DNS labels by the order in which they are met.
 
-use super::{Input, LowerError, items, number, text};
+use super::{Input, LowerError, items, text};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+
+/// The volume with a log router's socket (`fluent.sock`), for the log drivers.
+pub const ROUTER_VOLUME: &str = "router";
 
 /// The Pod's volumes so far.
 pub(super) struct Volumes {
@@ -20,13 +23,18 @@ impl Volumes {
         name
     }
 
-    /// A memory file system of so many MiB (0: the kernel's default).
-    pub fn memory(&mut self, mib: u64) -> String {
-        let limit = (mib > 0).then(|| format!("{mib}Mi"));
-        self.add(match limit {
-            Some(limit) => json!({"emptyDir": {"medium": "Memory", "sizeLimit": limit}}),
-            None => json!({"emptyDir": {"medium": "Memory"}}),
-        })
+    /// A volume that no `mountPoints` name.
+    pub fn other(&mut self, volume: Value) -> String {
+        self.add(volume)
+    }
+
+    /// The same under a name that others know, once.
+    pub fn named(&mut self, name: &str, mut volume: Value) -> String {
+        if !self.list.iter().any(|v| v["name"] == name) {
+            volume["name"] = json!(name);
+            self.list.push(volume);
+        }
+        name.to_string()
     }
 
     /// The Pod's mounts for `mountPoints` of a container.
@@ -85,8 +93,12 @@ fn source(input: &Input, volume: &Value) -> Result<Value, LowerError> {
         if !matches!(text(&docker["driver"]), "" | "local") {
             return unsupported("Docker volume drivers other than local are");
         }
+        if docker["driverOpts"].as_object().is_some_and(|o| !o.is_empty()) {
+            return unsupported("options of Docker's volume drivers are");
+        }
         if text(&docker["scope"]) == "shared" {
             let name = plain(text(&volume["name"]), "volume name")?;
+            // Docker makes the volume that a container names, whatever `autoprovision` says.
             return Ok(folder(format!("{}/{name}", settings.volumes_root)));
         }
         return Ok(json!({"emptyDir": {}}));
@@ -105,9 +117,4 @@ pub(super) fn volumes(input: &Input) -> Result<Volumes, LowerError> {
         volumes.by_name.insert(text(&volume["name"]).to_string(), name);
     }
     Ok(volumes)
-}
-
-/// MiB of a `tmpfs` or of `sharedMemorySize`.
-pub(super) fn mib(value: &Value) -> u64 {
-    number(value).unwrap_or(0)
 }

@@ -1,13 +1,14 @@
 //! Raising: what a task's Pod shows becomes the task's status in ECS's words. Pure.
 //!
 //! ```text
-//! awsvpc:  PROVISIONING → PENDING → RUNNING → STOPPING → DEPROVISIONING → STOPPED
-//! others:  PENDING → RUNNING → STOPPING → STOPPED
+//! awsvpc:   PROVISIONING → PENDING → RUNNING → STOPPING → DEPROVISIONING → STOPPED
+//! others:   PENDING → RUNNING → STOPPING → STOPPED
+//! services: ACTIVATING before RUNNING, DEACTIVATING after it, with load balancers or Cloud Map
 //! ```
 //! Invariants: a task never goes back in that order; its stop code, once told, stays; it is STOPPED exactly when its
 //! Pod is gone, so that a stopped task holds nothing any more. A status that says nothing new comes out as it went in,
-//! so that it need not be written. (DEACTIVATING and ACTIVATING are the service scheduler's, who takes tasks out of
-//! load balancers.)
+//! so that it need not be written. (When ACTIVATING and DEACTIVATING end is the service scheduler's to say: it brings
+//! tasks into load balancers and takes them out.)
 
 mod cause;
 mod container;
@@ -138,7 +139,7 @@ fn state(seen: &Seen, note: &TaskNote, status: &Value, ending: bool) -> &'static
     let begun = |c: &Value| c["lastStatus"] == "RUNNING" || c["lastStatus"] == "STOPPED";
     let some_run = containers.iter().any(|c| c["lastStatus"] == "RUNNING");
     if all(&begun) && some_run && !note.containers.is_empty() {
-        return "RUNNING";
+        return if seen.spec["activating"].is_null() { "RUNNING" } else { "ACTIVATING" };
     }
     let connected = !text(&pod["status"]["podIP"]).is_empty();
     match seen.mode {

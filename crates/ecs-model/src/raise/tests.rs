@@ -97,6 +97,10 @@ fn an_awsvpc_task_from_its_interface_to_its_end() {
     life.containers(running(), json!({"waiting": {}}));
     assert_eq!(life.raise(), "PENDING");
     life.containers(running(), running());
+    life.spec["activating"] = json!(true);
+    assert_eq!(life.raise(), "ACTIVATING");
+    assert!(life.status["startedAt"].is_null());
+    life.spec["activating"] = Value::Null;
     assert_eq!(life.raise(), "RUNNING");
     let version = life.status["version"].clone();
     let started = life.status["startedAt"].clone();

@@ -106,13 +106,12 @@ const ROWS: [Row; 30] = [
 ];
 
 /// What our nodes cannot do (yet): a task that needs it is not placed on them.
-const NOT_OURS: [&str; 6] = [
+const NOT_OURS: [&str; 5] = [
     "logging-driver.syslog",
     "logging-driver.journald",
     "logging-driver.gelf",
     "logging-driver.fluentd",
     "logging-driver.splunk",
-    "ecs.capability.env-files.s3",
 ];
 
 /// The full names of the capabilities that every one of our nodes has.

@@ -73,6 +73,12 @@ pub fn normalise(container: &mut Value, context: &Context<'_>) -> Result<(), Ref
     logging(container)?;
     limits(container, &name)?;
     mounts(container, &name, context)?;
+    env_files(container)?;
+    if has(container, "/environmentFiles/0") && !context.has_role {
+        return Err(Refusal::client(
+            "When you are specifying environment files, you must also specify a value for 'executionRoleArn'.",
+        ));
+    }
     if has(container, "/secrets/0") && !context.has_role {
         return Err(Refusal::client(
             "When you are specifying container secrets, you must also specify a value for 'executionRoleArn'.",
@@ -217,6 +223,22 @@ fn limits(container: &Value, name: &str) -> Result<(), Refusal> {
         ))),
         None => Ok(()),
     }
+}
+
+/// Also for the files that RunTask's overrides name.
+pub fn env_files(container: &Value) -> Result<(), Refusal> {
+    for file in list(container, "/environmentFiles") {
+        let arn = text(file, "/value");
+        if crate::env_file::location(arn).is_none() {
+            return Err(Refusal::client("Invalid arn syntax."));
+        }
+        if !arn.ends_with(".env") {
+            return Err(Refusal::client(format!(
+                "The environment file '{arn}' is not valid. Environment files must have the extension .env."
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn mounts(container: &Value, name: &str, context: &Context<'_>) -> Result<(), Refusal> {

@@ -9,6 +9,7 @@ mod dependencies;
 pub mod fargate;
 
 pub use attributes::{capabilities, is_ecr_image};
+pub use container::env_files;
 
 use crate::doc::drop_nulls;
 use crate::names::Arn;
@@ -83,6 +84,13 @@ pub fn check(input: &Value, account: &str) -> Result<Value, Refusal> {
     };
     for container in containers.as_array_mut().into_iter().flatten() {
         container::normalise(container, &context)?;
+    }
+    let files: usize = list(&containers, "").iter().map(|c| list(c, "/environmentFiles").len()).sum();
+    if files > crate::env_file::FILES_MAX {
+        return Err(Refusal::client(format!(
+            "A task definition can have at most {} environment files.",
+            crate::env_file::FILES_MAX
+        )));
     }
     dependencies::check(containers.as_array().map_or(&[], Vec::as_slice))?;
     sums(&containers, size)?;

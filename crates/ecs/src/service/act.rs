@@ -138,8 +138,8 @@ impl Controller {
         }
         let arn = text(doc.spec(), "/taskArn");
         let registered = |d: &Arc<Doc>| list(d.spec(), "/targets").iter().any(|t| text(t, "/owner") == arn);
-        let drains =
-            text(doc.status(), "/lastStatus") == "RUNNING" && self.group_docs().iter().any(registered);
+        let runs = matches!(text(doc.status(), "/lastStatus"), "ACTIVATING" | "RUNNING");
+        let drains = runs && self.group_docs().iter().any(registered);
         let mut spec = json!({"desiredStatus": "STOPPED", "stopCode": "ServiceSchedulerInitiated", "stoppedReason": reason});
         if drains {
             spec["deactivating"] = json!(scene.now_ms as f64 / 1000.0);
@@ -262,6 +262,27 @@ impl Controller {
         Ok(())
     }
 
+    /// Tasks that joined their load balancers and Cloud Map run from now on.
+    pub(super) async fn activate(&self, scene: &Scene) -> Result<(), ApiError> {
+        let joined = |t: &&Arc<Doc>| {
+            !t.spec()["activating"].is_null() && text(t.status(), "/lastStatus") == "ACTIVATING"
+        };
+        for task in scene.tasks.iter().filter(joined) {
+            self.settle(scene, text(task.spec(), "/taskArn"), "activating").await?;
+        }
+        Ok(())
+    }
+
+    /// Takes a mark from a task's spec.
+    async fn settle(&self, scene: &Scene, arn: &str, mark: &str) -> Result<(), ApiError> {
+        let key = ObjectKey::new(scene.key.namespace.clone(), arn.rsplit('/').next().unwrap_or_default());
+        let patch = json!({"spec": {mark: null}});
+        if let Some(written) = gone_is_fine(self.client.merge_patch(&gvr::ECS_TASKS, &key, patch).await)? {
+            self.tasks.observe(written);
+        }
+        Ok(())
+    }
+
     /// Tasks that left their load balancers may stop now.
     pub(super) async fn release_drained(&self, scene: &Scene) -> Result<(), ApiError> {
         let docs = self.group_docs();
@@ -277,14 +298,7 @@ impl Controller {
             let late = scene.now_ms as f64 - since > DRAIN_MAX_MS;
             let arn = text(member.spec, "/taskArn");
             if late || targets::is_drained(arn, &known, &groups) {
-                let key =
-                    ObjectKey::new(scene.key.namespace.clone(), arn.rsplit('/').next().unwrap_or_default());
-                let patch = json!({"spec": {"deactivating": null}});
-                if let Some(written) =
-                    gone_is_fine(self.client.merge_patch(&gvr::ECS_TASKS, &key, patch).await)?
-                {
-                    self.tasks.observe(written);
-                }
+                self.settle(scene, arn, "deactivating").await?;
             }
         }
         Ok(())

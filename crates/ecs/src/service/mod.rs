@@ -26,7 +26,7 @@ use ecs_model::names::{Arn, Place, Resource};
 use ecs_model::task::is_stopped;
 use jiff::Timestamp;
 use k8s_schema::gvr;
-use machinery::kinds::get::{int, list, text};
+use machinery::kinds::get::{has, int, list, text};
 use machinery::status::ApiError;
 use members::Members;
 use parking_lot::Mutex;
@@ -269,6 +269,7 @@ impl Controller {
         let mut order = json!({
             "cluster": spec["clusterArn"], "taskDefinition": spec["taskDefinition"],
             "group": format!("service:{}", scene.name()), "startedBy": rollout::wanted(spec),
+            "activates": has(spec, "/loadBalancers/0") || has(spec, "/serviceRegistries/0"),
         });
         for member in [
             "launchType",
@@ -369,6 +370,7 @@ impl Reconcile for Controller {
         }
         let mut told = self.register(&scene).await?;
         self.discover(&scene).await?;
+        self.activate(&scene).await?;
         self.release_drained(&scene).await?;
         if scene.object.is_none() || text(&scene.spec, "/status") == "INACTIVE" {
             self.clear(&scene).await?;

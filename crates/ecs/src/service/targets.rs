@@ -1,6 +1,6 @@
 //! Tasks as targets of load balancers and as instances of Cloud Map. Pure.
 //!
-//! A task is registered from RUNNING on until it is no more wanted. Entries of a target group are told apart by their
+//! A task is registered from ACTIVATING on until it is no more wanted. Entries of a target group are told apart by their
 //! `owner`, the task's ARN: those of others are never touched.
 
 use super::view::Traffic;
@@ -25,7 +25,8 @@ pub struct Member<'a> {
 impl Member<'_> {
     /// Shall it be registered?
     pub fn is_up(&self) -> bool {
-        text(self.spec, "/desiredStatus") != "STOPPED" && text(self.status, "/lastStatus") == "RUNNING"
+        let runs = matches!(text(self.status, "/lastStatus"), "ACTIVATING" | "RUNNING");
+        text(self.spec, "/desiredStatus") != "STOPPED" && runs
     }
 
     fn arn(&self) -> &str {

@@ -76,7 +76,7 @@ mod tests {
         let make = |node: &str, used: &BTreeSet<(String, u16)>| {
             let port = (1..).find(|p| !used.contains(&("tcp".to_string(), *p))).unwrap();
             let pod = json!({"spec": {"nodeName": node, "containers": [{"ports": [{"hostPort": port, "protocol": "TCP"}]}]}});
-            Ok(Lowered { pod, secrets: Vec::new(), registries: Vec::new() })
+            Ok(Lowered { pod, secrets: Vec::new(), env_files: Vec::new(), registries: Vec::new() })
         };
         let port = |name: &str, node: &str| {
             let lowered =

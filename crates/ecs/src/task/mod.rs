@@ -16,7 +16,7 @@ use client::work::{Outcome, Reconcile, enqueue_self, run};
 use client::{ApiClient, DeleteOptions, ListOptions, Object, ObjectKey};
 use decide::{Act, decide, is_held, release_patch, was_made};
 use ecs_model::doc::Doc;
-use ecs_model::lower::{self, Input, Lowered, NetworkMode, Subject, TASK_LABEL, items, text};
+use ecs_model::lower::{self, Input, NetworkMode, Subject, TASK_LABEL, items, text};
 use ecs_model::names::{Arn, ECS_NAMESPACE, Place, Resource, Scope};
 use ecs_model::raise::fail;
 use index::Index;
@@ -159,15 +159,13 @@ impl Controller {
                 settings: &self.config.settings,
             })
         });
-        let Lowered { pod, secrets, registries } =
-            lowered.map_err(|e| Failure::Task(format!("ResourceInitializationError: {e}")))?;
-        let provided =
-            secrets::provide(&self.client, &*self.secrets, &subject, (&secrets, &registries)).await;
+        let lowered = lowered.map_err(|e| Failure::Task(format!("ResourceInitializationError: {e}")))?;
+        let provided = secrets::provide(&self.client, &*self.secrets, &subject, &lowered).await;
         provided.map_err(|error| match error {
             SecretsError::Refused(why) => Failure::Task(why),
             SecretsError::Api(error) => Failure::Api(error),
         })?;
-        match self.client.create(&PODS, pod).await {
+        match self.client.create(&PODS, lowered.pod).await {
             Ok(pod) => Ok(pod),
             Err(error) if error.is_already_exists() => Ok(self.client.get(&PODS, key).await?),
             // What the API refuses now it will refuse for ever.
@@ -220,7 +218,10 @@ impl Controller {
     /// What only the pod needed goes with it; the task stays for its record.
     async fn drop_secrets(&self, key: &ObjectKey, pod: &Value) -> Result<(), ApiError> {
         let spec = pod["spec"].to_string();
-        for name in [lower::secret_name(&key.name), lower::registry_secret_name(&key.name)] {
+        let containers = 0..items(&pod["spec"]["containers"]).len();
+        let env = containers.map(|index| lower::env_secret_name(&key.name, index));
+        let own = [lower::secret_name(&key.name), lower::registry_secret_name(&key.name)];
+        for name in own.into_iter().chain(env) {
             if spec.contains(&name) {
                 let secret = ObjectKey::new(key.namespace.clone(), name);
                 gone_is_fine(self.client.delete(&SECRETS, &secret, DeleteOptions::default()).await)?;

@@ -54,6 +54,7 @@ impl Launcher for Starter {
         for _ in 0..input["count"].as_u64().unwrap() {
             let number = self.next.fetch_add(1, Ordering::Relaxed) + 1000;
             let more = json!({"group": input["group"], "startedBy": input["startedBy"],
+                "activating": (input["activates"] == true).then_some(true),
                 "taskDefinitionArn": input["taskDefinition"], "createdAt": number as f64});
             let key = create_task(&self.client, number, more).await.map_err(|e| e.to_string())?;
             tasks.push(json!({"taskArn": format!("arn:aws:ecs:us-east-1:{ACCOUNT}:task/prod/{}", key.name)}));

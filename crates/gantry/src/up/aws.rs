@@ -39,6 +39,8 @@ pub struct Parts {
     pub all: Vec<Arc<dyn Service>>,
     /// CloudWatch Logs, for the log drivers.
     pub logs: Option<Arc<services::logs::State>>,
+    /// S3, for the endpoint and for tasks' environment files.
+    pub s3: Option<Arc<services::s3::S3>>,
     /// EventBridge.
     pub events: Option<Arc<services::events::State>>,
     /// Exec sessions.
@@ -95,6 +97,10 @@ pub async fn account(instance: &mut Instance) -> Result<()> {
             Err(error) => return Err(error).with_context(|| format!("making namespace {name}")),
         }
     }
+    let folder = config.data_dir.join("s3");
+    super::private_folder(&folder)?;
+    let s3 = tokio::task::spawn_blocking(move || services::s3::S3::open(folder)).await?;
+    instance.aws.s3 = Some(Arc::new(s3.context("opening the store of S3")?));
     let zones = zones(&config.aws_region);
     instance.aws.shared = Some(Shared { client, account, region: config.aws_region.clone(), zones });
     instance.aws.keys = Some(Arc::new(keys));
@@ -139,7 +145,7 @@ pub async fn endpoint(instance: &mut Instance) -> Result<()> {
     let parts = services::Parts {
         shared: instance.aws.shared()?,
         keys: instance.aws.keys()?,
-        tokens: Some(Arc::new(super::control::service_tokens(instance)?)),
+        tokens: Some(instance.control.service_tokens()?),
         registry: depot
             .map(|depot| services::Registry { depot, host: format!("localhost:{}", config.registry_port) }),
     };
@@ -154,6 +160,7 @@ pub async fn endpoint(instance: &mut Instance) -> Result<()> {
         services: all,
         keys: parts.keys,
         shared: parts.shared,
+        s3: instance.aws.s3.clone(),
         upgrades: std::mem::take(&mut instance.aws.upgrades),
         clock: Arc::new(clock),
     });

@@ -25,12 +25,15 @@ fn counts(value: &Value) -> BTreeMap<String, u64> {
 }
 
 /// Starts `count` tasks, or one on each of `containerInstances`. `running` counts what there is by provider, `zones` by
-/// zone.
+/// zone; with `activates` they count as running only when the scheduler says so.
 async fn start(ecs: &Ecs, call: &Call) -> Outcome {
     let cx = ecs.enter(call).await;
     let cluster = cx.cluster().await?;
     let launch = launch(&cx, &cluster)?;
-    let plan = plan(&cx, cluster, launch.on_fargate())?;
+    let mut plan = plan(&cx, cluster, launch.on_fargate())?;
+    if call.input["activates"] == true {
+        plan.spec["activating"] = json!(true);
+    }
     let count = usize::try_from(call.input["count"].as_u64().unwrap_or(1)).unwrap_or(1);
     let providers = match &launch {
         Launch::Type(_) => Vec::new(),

@@ -1,14 +1,15 @@
 //! StopTask, DescribeTasks, ListTasks.
 
 use super::Ecs;
-use super::context::{doc, failure, parameter};
+use super::context::{Cluster, Context, doc, failure, parameter};
 use super::instance_ops::id_of;
 use super::paging::{PAGE_MAX, Page};
 use crate::service::{Call, Outcome};
+use ecs_model::doc::Doc;
 use ecs_model::names::{Arn, Resource};
 use ecs_model::task::{describe as shown, desired_status};
 use k8s_schema::gvr;
-use machinery::kinds::get::text;
+use machinery::kinds::get::{has, text};
 use serde_json::{Value, json};
 
 /// Most tasks in one DescribeTasks.
@@ -32,14 +33,24 @@ pub async fn stop(ecs: &Ecs, call: &Call) -> Outcome {
     };
     let written = cx
         .modify(&gvr::ECS_TASKS, &cx.views.tasks, &object.key, |task| {
-            let patch =
+            let mut patch =
                 json!({"spec": {"desiredStatus": "STOPPED", "stopCode": "UserInitiated", "stoppedReason": reason}});
+            if leaves(&cx, &cluster, task) {
+                patch["spec"]["deactivating"] = json!(cx.now());
+            }
             Ok((desired_status(task.spec(), task.status()) == "RUNNING").then_some(patch))
         })
         .await?
         .ok_or_else(missing)?;
     let task = doc(&written)?;
     Ok(json!({"task": shown(task.spec(), task.status())}))
+}
+
+/// Does a task leave load balancers before it stops? Its service's scheduler says when it has.
+fn leaves(cx: &Context<'_>, cluster: &Cluster, task: &Doc) -> bool {
+    let service = text(task.spec(), "/group").strip_prefix("service:");
+    let service = service.and_then(|name| super::service::find(cx, cluster, name).ok().flatten());
+    text(task.status(), "/lastStatus") == "RUNNING" && service.is_some_and(|s| has(s.spec(), "/loadBalancers/0"))
 }
 
 /// DescribeTasks.

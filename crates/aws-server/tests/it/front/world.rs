@@ -128,6 +128,7 @@ pub async fn world() -> World {
     let now = Arc::new(AtomicU64::new(NOW as u64 * 1_000));
     let clock = now.clone();
     let aws = Aws::new(AwsConfig {
+        s3: None,
         services: services::all(&parts),
         keys,
         shared,
