@@ -2,7 +2,7 @@
 
 use crate::aggregation::{self, Aggregator};
 use crate::audit::Audit;
-use crate::authz::{Authorizer, Standard};
+use crate::authz::{Authorizer, Standard, Step};
 use crate::cache::{Cache, Objects};
 use crate::config::ApiConfig;
 use crate::fairness::{self, Fairness};
@@ -19,7 +19,7 @@ use auth::Identity;
 use client::{ApiClient, Object, ObjectKey};
 use k8s_schema::Gvr;
 use machinery::status::ApiError;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use serde_json::Value;
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -79,7 +79,8 @@ impl Api {
         let registry = Registry::builtin(&config.realm, config.legacy);
         let rbac = Arc::new(Rbac::new(cache.clone(), &registry));
         let nodes = NodeAccess::new(cache.clone(), &registry);
-        let standard = || Arc::new(Standard { nodes, rbac: rbac.clone() }) as Arc<dyn Authorizer>;
+        let order = RwLock::new(config.authorization.clone().into());
+        let standard = || Arc::new(Standard { nodes, rbac: rbac.clone(), order }) as Arc<dyn Authorizer>;
         let authorizer = config.authorizer.clone().unwrap_or_else(standard);
         let registry = LiveRegistry::new(registry);
         let front_proxies = front_proxies(&config)?;
@@ -130,6 +131,11 @@ impl Api {
     /// Ends watches, connections and the feed. The store stays open.
     pub fn close(&self) {
         self.closing.send_replace(true);
+    }
+
+    /// Others have a say about access from now on.
+    pub fn reorder_authorizers(&self, steps: Vec<Step>) {
+        self.authorizer.reorder(steps);
     }
 
     /// Turns true when the server closes.

@@ -1,12 +1,19 @@
-//! Authorization: the seam, and the order of those who decide: the superusers' group, nodes, RBAC.
+//! Authorization: the seam, and the order of those who decide: the superusers' group, then as the operator says, nodes
+//! and RBAC unless he says otherwise.
 //!
-//! Every caller, in process or remote, passes through one [`Authorizer`]; there is no way around it.
+//! Every caller, in process or remote, passes through one [`Authorizer`]; there is no way around it. Reviewers outside
+//! have their say wherever they stand in the order, for questions that come up within admission too.
 
+use crate::access_webhook::{AccessWebhook, Verdict};
 use crate::node_access::NodeAccess;
 use crate::rbac::Rbac;
+use async_trait::async_trait;
 use auth::{Identity, SYSTEM_MASTERS};
+use futures_util::FutureExt;
 use machinery::selector::FieldSelector;
+use parking_lot::RwLock;
 use std::sync::Arc;
+use tokio::runtime::{Handle, RuntimeFlavor};
 
 /// What somebody wants to do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -60,40 +67,97 @@ pub enum Decision {
 }
 
 /// Decides who may do what.
+#[async_trait]
 pub trait Authorizer: Send + Sync + 'static {
-    /// May `identity` do this?
+    /// May `identity` do this? For callers that cannot wait; what must ask elsewhere holds its thread up.
     fn authorize(&self, identity: &Identity, attributes: &Attributes) -> Decision;
+
+    /// The same for callers that can wait.
+    async fn decide(&self, identity: &Identity, attributes: &Attributes) -> Decision {
+        self.authorize(identity, attributes)
+    }
 
     /// Why something allowed is allowed; "" where nobody can tell.
     fn explain(&self, _: &Identity, _: &Attributes) -> String {
         String::new()
     }
+
+    /// Who has a say here; empty where that is not known.
+    fn steps(&self) -> Arc<[Step]> {
+        Arc::new([])
+    }
+
+    /// Others have a say from now on.
+    fn reorder(&self, _: Vec<Step>) {}
 }
 
-/// The authorizers of a cluster, in order. The first to allow decides; the reasons of the others are joined.
-pub(crate) struct Standard {
+/// Who has a say.
+#[derive(Clone)]
+pub enum Step {
     /// Nodes, limited to what is theirs.
-    pub nodes: NodeAccess,
+    Node,
     /// Everybody, by roles and bindings.
-    pub rbac: Arc<Rbac>,
+    Rbac,
+    /// Everything is allowed.
+    AlwaysAllow,
+    /// Nothing is.
+    AlwaysDeny,
+    /// A reviewer outside.
+    Webhook(Arc<AccessWebhook>),
 }
 
+/// The authorizers of a cluster, in order. The first with an opinion decides; the reasons of those without are joined.
+pub(crate) struct Standard {
+    /// Nodes.
+    pub nodes: NodeAccess,
+    /// Roles.
+    pub rbac: Arc<Rbac>,
+    /// The order.
+    pub order: RwLock<Arc<[Step]>>,
+}
+
+#[async_trait]
 impl Authorizer for Standard {
     fn authorize(&self, identity: &Identity, attributes: &Attributes) -> Decision {
+        if let Some(decision) = self.decide(identity, attributes).now_or_never() {
+            return decision;
+        }
+        match Handle::try_current() {
+            Ok(handle) if handle.runtime_flavor() == RuntimeFlavor::MultiThread => {
+                tokio::task::block_in_place(|| handle.block_on(self.decide(identity, attributes)))
+            }
+            _ => Decision::Deny("the authorization webhook could not be asked".into()),
+        }
+    }
+
+    async fn decide(&self, identity: &Identity, attributes: &Attributes) -> Decision {
         if identity.in_group(SYSTEM_MASTERS) {
             return Decision::Allow;
         }
-        let of_node = match self.nodes.authorize(identity, attributes) {
-            Decision::Allow => return Decision::Allow,
-            Decision::Deny(reason) => reason,
-        };
-        match self.rbac.authorize(identity, attributes) {
-            Decision::Allow => Decision::Allow,
-            Decision::Deny(reason) if of_node.is_empty() || reason.is_empty() => {
-                Decision::Deny(of_node + &reason)
-            }
-            Decision::Deny(reason) => Decision::Deny(format!("{of_node}\n{reason}")),
+        let order = self.order.read().clone();
+        let mut reasons = Vec::new();
+        for step in order.iter() {
+            let reason = match step {
+                Step::AlwaysAllow => return Decision::Allow,
+                Step::AlwaysDeny => "Everything is forbidden.".to_string(),
+                Step::Webhook(webhook) => match webhook.judge(identity, attributes).await {
+                    Verdict::Allow => return Decision::Allow,
+                    Verdict::Deny(reason) => return Decision::Deny(reason),
+                    Verdict::NoOpinion(reason) => reason,
+                },
+                Step::Node => match self.nodes.authorize(identity, attributes) {
+                    Decision::Allow => return Decision::Allow,
+                    Decision::Deny(reason) => reason,
+                },
+                Step::Rbac => match self.rbac.authorize(identity, attributes) {
+                    Decision::Allow => return Decision::Allow,
+                    Decision::Deny(reason) => reason,
+                },
+            };
+            reasons.push(reason);
         }
+        reasons.retain(|reason| !reason.is_empty());
+        Decision::Deny(reasons.join("\n"))
     }
 
     fn explain(&self, identity: &Identity, attributes: &Attributes) -> String {
@@ -101,6 +165,14 @@ impl Authorizer for Standard {
             return String::new();
         }
         self.rbac.explain(identity, attributes)
+    }
+
+    fn steps(&self) -> Arc<[Step]> {
+        self.order.read().clone()
+    }
+
+    fn reorder(&self, steps: Vec<Step>) {
+        *self.order.write() = steps.into();
     }
 }
 

@@ -3,7 +3,7 @@
 //! Clock and random come in here so that a simulator can own them. The traits are the seams to parts that
 //! other crates provide: node connections, checks of tokens.
 
-use crate::authz::Authorizer;
+use crate::authz::{Authorizer, Step};
 use async_trait::async_trait;
 use auth::{Identity, ServiceTokens};
 use std::net::Ipv4Addr;
@@ -116,8 +116,8 @@ pub struct ApiConfig {
     pub front_proxy: Option<crate::FrontProxy>,
     /// Which requests without credentials are the anonymous user's.
     pub anonymous: crate::Anonymous,
-    /// Asked where nodes and roles allow nothing.
-    pub access_webhook: Option<Arc<crate::AccessWebhook>>,
+    /// Who has a say about access, in order.
+    pub authorization: Vec<Step>,
     /// Which requests are recorded, and where; `None`: none.
     pub audit: Option<crate::AuditConfig>,
     /// More lines for `/metrics` (the store's own figures), each ending in a line feed.
@@ -150,7 +150,7 @@ impl ApiConfig {
             resolver: None,
             front_proxy: None,
             anonymous: crate::Anonymous::default(),
-            access_webhook: None,
+            authorization: vec![Step::Node, Step::Rbac],
             audit: None,
             more_metrics: Arc::new(String::new),
             door: None,

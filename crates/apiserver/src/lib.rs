@@ -6,6 +6,7 @@
 //! Deliberately not here: the behaviour of kinds (`machinery::kinds`), controllers (they meet us in the store).
 
 pub mod authz;
+mod authz_config;
 pub mod discovery;
 pub mod openapi;
 
@@ -44,12 +45,14 @@ mod verbs;
 mod watch;
 mod webhooks;
 
-pub use access_webhook::AccessWebhook;
+pub use access_webhook::{AccessWebhook, Manner};
 pub use aggregation::{FRONT_PROXY_CLIENT, FrontProxy};
 pub use api::{Api, OpenError};
 pub use audit::{AuditConfig, LogConfig, Policy as AuditPolicy};
 pub use authn::{
-    Anonymous, AuthenticationFile, Oidc, OidcFlags, Provider, TokenWebhook, outside as outside_tokens,
+    Anonymous, AuthenticationFile, Oidc, OidcFlags, Provider, Providers, TokenWebhook,
+    outside as outside_tokens,
 };
 pub use config::{ApiConfig, DOOR, Door, Duplex, Ipv4Range, NameResolver, NodeDialer, TokenAuthenticator};
 pub use outbound::Endpoint;
+pub use authz_config::read as authorization_file;

@@ -1,7 +1,7 @@
 //! Reviews: kinds that are questions. They are answered, not stored.
 
 use crate::Api;
-use crate::authz::{Attributes, Decision};
+use crate::authz::{Attributes, Decision, Step};
 use crate::rbac::aggregate;
 use crate::rbac::rules::Rule;
 use crate::rules;
@@ -82,6 +82,9 @@ impl Api {
         }
         if crate::node_access::node_of(identity).is_some() {
             held.errors.push("node authorizer does not support user rule resolution".into());
+        }
+        if self.authorizer.steps().iter().any(|step| matches!(step, Step::Webhook(_))) {
+            held.errors.push("webhook authorizer does not support user rule resolution".into());
         }
         let (paths, resources): (Vec<Rule>, Vec<Rule>) =
             held.rules.into_iter().partition(|r| !r.non_resource_urls.is_empty());

@@ -107,12 +107,18 @@ pub struct Config {
     /// Upstream's `--oidc-*` flags.
     pub oidc: apiserver::OidcFlags,
     /// Kubeconfig of a server that reviews tokens; "" for none.
+    /// How service-account tokens are signed.
+    pub token_algorithm: auth::tokens::Algorithm,
+    /// Who issues them, an https URL; "": the cluster's own name.
+    pub token_issuer: String,
     pub authentication_webhook: String,
     /// Kubeconfig of a server that reviews access where roles allow nothing; "" for none.
     pub authorization_webhook: String,
     /// Are requests without credentials the anonymous user's?
     pub anonymous_auth: bool,
     /// Log filter, as in `info,apiserver=debug`.
+    /// An AuthorizationConfiguration file; "" for none.
+    pub authorization_config: String,
     pub log: String,
 }
 
@@ -304,7 +310,7 @@ const SETTINGS: &[Setting] = &[
     setting!(
         "authentication-config",
         "",
-        "AuthenticationConfiguration file: OpenID providers, anonymous limits",
+        "AuthenticationConfiguration file: OpenID providers, anonymous limits; followed",
         authentication_config = text
     ),
     setting!("oidc-issuer-url", "", "OpenID provider whose tokens are taken", oidc.issuer_url = text),
@@ -318,6 +324,23 @@ const SETTINGS: &[Setting] = &[
     ),
     setting!("oidc-groups-claim", "", "claim with the user's groups", oidc.groups_claim = text),
     setting!("oidc-groups-prefix", "", "put before each group", oidc.groups_prefix = text),
+    setting!(
+        "service-account-signing-algorithm",
+        "RS256",
+        "RS256, as relying parties expect, or ES256, which takes less",
+        token_algorithm = |name| auth::tokens::Algorithm::named(name)
+            .with_context(|| format!("{name:?} is neither RS256 nor ES256"))
+    ),
+    setting!(
+        "service-account-issuer",
+        "",
+        "https URL that service-account tokens name (default: the cluster's own)",
+        token_issuer = |url| match url {
+            "" => text(url),
+            url if url.starts_with("https://") => text(url),
+            _ => bail!("{url:?} is no https URL"),
+        }
+    ),
     setting!("oidc-required-claim", "", "claims that must be: key=value,…", oidc.required_claims = text),
     setting!("oidc-ca-file", "", "PEM authority of the provider's certificate", oidc.ca_pem = file),
     setting!(
@@ -343,6 +366,12 @@ impl Config {
     }
 
     /// The same where commands have flags of their own: those are returned among the rest, as `--name=value`.
+    setting!(
+        "authorization-config",
+        "",
+        "AuthorizationConfiguration file: who has a say about access, in order; followed",
+        authorization_config = text
+    ),
     pub fn with_flags(args: &[String], own: impl Fn(&str) -> bool) -> Result<(Config, Vec<String>)> {
         let mut config = Config::default();
         for setting in SETTINGS {

@@ -4,10 +4,15 @@
 //! outside), and where no credential was shown the anonymous user, if such a request may have one.
 //! Static token files are not served: such tokens never end.
 
+mod claims;
 mod oidc;
+mod provider;
 mod webhook;
 
-pub use oidc::{Oidc, OidcFlags, Provider};
+pub use claims::Provider;
+pub use oidc::Oidc;
+pub use provider::OidcFlags;
+pub(crate) use provider::{expression, sentence};
 pub use webhook::TokenWebhook;
 
 use crate::Api;
@@ -18,6 +23,7 @@ use async_trait::async_trait;
 use auth::Identity;
 use http::header;
 use machinery::status::ApiError;
+use parking_lot::RwLock;
 use serde::Deserialize;
 use std::sync::Arc;
 
@@ -76,7 +82,7 @@ struct AnonymousFile {
 struct File {
     kind: String,
     api_version: String,
-    jwt: Vec<Provider>,
+    jwt: Vec<provider::Written>,
     anonymous: Option<AnonymousFile>,
 }
 
@@ -90,40 +96,65 @@ pub struct AuthenticationFile {
 }
 
 impl AuthenticationFile {
-    /// Reads YAML or JSON; the error is a sentence.
-    pub fn read(text: &[u8]) -> Result<AuthenticationFile, String> {
+    /// Reads YAML or JSON; the error is a sentence. `own_issuers`: whose tokens no provider may claim to issue.
+    pub fn read(text: &[u8], own_issuers: &[String]) -> Result<AuthenticationFile, String> {
         let value = machinery::body::yaml(text).map_err(|e| e.message)?.value;
         let file: File = serde_json::from_value(value).map_err(|e| e.to_string())?;
         let known = file.api_version.starts_with("apiserver.config.k8s.io/v1");
         if file.kind != "AuthenticationConfiguration" || !known {
             return Err(format!("{}/{} is no AuthenticationConfiguration", file.api_version, file.kind));
         }
-        file.jwt.iter().try_for_each(Provider::check)?;
         let anonymous = match file.anonymous {
             None => Anonymous::Allowed,
+            Some(a) if !a.enabled && !a.conditions.is_empty() => {
+                return Err(
+                    "anonymous.conditions: Invalid value: enabled should be set to true when conditions are defined"
+                        .into(),
+                );
+            }
             Some(a) if !a.enabled => Anonymous::Refused,
             Some(a) if a.conditions.is_empty() => Anonymous::Allowed,
             Some(a) => Anonymous::At(a.conditions.into_iter().map(|c| c.path).collect()),
         };
-        Ok(AuthenticationFile { providers: file.jwt, anonymous })
+        Ok(AuthenticationFile { providers: provider::compile_all(file.jwt, own_issuers)?, anonymous })
     }
 }
 
-/// Authenticators of tokens from outside, in order; `None` when there are none.
-pub fn outside(
-    providers: Vec<Provider>,
-    webhook: Option<TokenWebhook>,
-    resolver: &Option<Arc<dyn NameResolver>>,
-) -> Option<Arc<dyn TokenAuthenticator>> {
-    let clock = Arc::new(jiff::Timestamp::now);
-    let mut all: Vec<Arc<dyn TokenAuthenticator>> = Vec::new();
-    for provider in providers {
-        all.push(Arc::new(Oidc::new(provider, resolver.clone(), clock.clone())));
+/// Providers that can be replaced while the server runs.
+pub struct Providers {
+    now: RwLock<Arc<Chain>>,
+    resolver: Option<Arc<dyn NameResolver>>,
+}
+
+impl Providers {
+    /// These, to begin with.
+    pub fn new(providers: Vec<Provider>, resolver: &Option<Arc<dyn NameResolver>>) -> Providers {
+        let all = Providers { now: RwLock::new(Arc::new(Chain(Vec::new()))), resolver: resolver.clone() };
+        all.replace(providers);
+        all
     }
-    if let Some(webhook) = webhook {
-        all.push(Arc::new(webhook));
+
+    /// These from now on; their keys are fetched when a token comes.
+    pub fn replace(&self, providers: Vec<Provider>) {
+        let clock = Arc::new(jiff::Timestamp::now);
+        let oidc = |p| Arc::new(Oidc::new(p, self.resolver.clone(), clock.clone())) as Arc<_>;
+        *self.now.write() = Arc::new(Chain(providers.into_iter().map(oidc).collect()));
     }
-    (!all.is_empty()).then(|| Arc::new(Chain(all)) as Arc<dyn TokenAuthenticator>)
+}
+
+#[async_trait]
+impl TokenAuthenticator for Providers {
+    async fn authenticate(&self, token: &str) -> Option<Identity> {
+        let now = self.now.read().clone();
+        now.authenticate(token).await
+    }
+}
+
+/// Authenticators of tokens from outside, in order.
+pub fn outside(providers: Arc<Providers>, webhook: Option<TokenWebhook>) -> Arc<dyn TokenAuthenticator> {
+    let mut all: Vec<Arc<dyn TokenAuthenticator>> = vec![providers];
+    all.extend(webhook.map(|w| Arc::new(w) as Arc<_>));
+    Arc::new(Chain(all))
 }
 
 fn unauthorized() -> ApiError {
@@ -171,7 +202,7 @@ mod tests {
         let head = "apiVersion: apiserver.config.k8s.io/v1\nkind: AuthenticationConfiguration\n";
         let jwt = "jwt:\n- issuer: {url: 'https://i', audiences: [me]}\n  claimMappings:\n    username: {claim: sub, prefix: ''}\n";
         let anonymous = "anonymous: {enabled: true, conditions: [{path: /livez}]}\n";
-        let read = |text: String| AuthenticationFile::read(text.as_bytes());
+        let read = |text: String| AuthenticationFile::read(text.as_bytes(), &["https://own".to_string()]);
         let file = read(format!("{head}{jwt}{anonymous}")).unwrap();
         assert_eq!(file.providers.len(), 1);
         assert!(file.anonymous.allows("/livez") && !file.anonymous.allows("/api"));
@@ -183,7 +214,8 @@ mod tests {
             jwt.to_string(),
             format!("{head}jwt: [{{issuer: {{url: 'http://i', audiences: [me]}}}}]"),
             format!("{head}jwt: [{{issuer: {{url: 'https://i'}}}}]"),
-            format!("{head}{}", jwt.replace("prefix: ''", "expression: 'claims.sub'")),
+            format!("{head}{}", jwt.replace("https://i", "https://own")),
+            format!("{head}anonymous: {{enabled: false, conditions: [{{path: /livez}}]}}"),
             format!("{head}unknown: 1"),
         ] {
             assert!(read(bad.clone()).is_err(), "{bad}");

@@ -1,7 +1,11 @@
 //! Callers whom servers outside know: OpenID providers, token reviewers, access reviewers; who may be anonymous.
 
 use crate::harness::{MAPS, PATIENCE, Server, server_with};
-use apiserver::{AccessWebhook, Anonymous, AuthenticationFile, Endpoint, TokenWebhook, outside_tokens};
+use apiserver::authz::Step;
+use apiserver::{
+    AccessWebhook, Anonymous, AuthenticationFile, Endpoint, Manner, Providers, TokenWebhook,
+    authorization_file, outside_tokens,
+};
 use auth::{Ca, Identity, ServiceTokens};
 use bytes::Bytes;
 use http::{Request, Response};
@@ -85,8 +89,9 @@ async fn a_providers_tokens_are_checked_by_its_published_keys() {
     let file = json!({"apiVersion": "apiserver.config.k8s.io/v1", "kind": "AuthenticationConfiguration",
         "jwt": [{"issuer": {"url": issuer, "audiences": ["me"], "certificateAuthority": ca_pem},
             "claimMappings": {"username": {"claim": "sub", "prefix": "oidc:"}}}]});
-    let file = AuthenticationFile::read(file.to_string().as_bytes()).unwrap();
-    let server = server_with(|c| c.authenticator = outside_tokens(file.providers, None, &None)).await;
+    let file = AuthenticationFile::read(file.to_string().as_bytes(), &[]).unwrap();
+    let providers = Arc::new(Providers::new(file.providers, &None));
+    let server = server_with(|c| c.authenticator = Some(outside_tokens(providers.clone(), None))).await;
 
     let now = jiff::Timestamp::now().as_second();
     let token = |aud: &str, exp: i64| {
@@ -112,6 +117,8 @@ async fn a_providers_tokens_are_checked_by_its_published_keys() {
     forged.replace_range(forged.len() - 4..forged.len() - 1, "AAA");
     assert_eq!(who(&server, &forged).await.0, 401);
     assert_eq!(asked.load(Ordering::Relaxed), 2, "document and keys, once");
+    providers.replace(Vec::new());
+    assert_eq!(who(&server, &token("me", now + 60)).await.0, 401, "a provider that was taken away");
 }
 
 #[tokio::test]
@@ -127,7 +134,8 @@ async fn a_reviewer_knows_tokens_and_is_asked_once() {
     .await;
     let endpoint = Endpoint::of_url(&format!("https://localhost:{port}/review"), &ca_pem, None).unwrap();
     let hook = TokenWebhook::new(endpoint, Vec::new());
-    let server = server_with(|c| c.authenticator = outside_tokens(Vec::new(), Some(hook), &None)).await;
+    let providers = Arc::new(Providers::new(Vec::new(), &None));
+    let server = server_with(|c| c.authenticator = Some(outside_tokens(providers, Some(hook)))).await;
     for _ in 0..3 {
         let (code, user) = who(&server, "good").await;
         assert_eq!(
@@ -148,7 +156,11 @@ async fn an_access_reviewer_is_asked_where_roles_say_nothing() {
     }))
     .await;
     let endpoint = Endpoint::of_url(&format!("https://localhost:{port}/access"), &ca_pem, None).unwrap();
-    let server = server_with(|c| c.access_webhook = Some(Arc::new(AccessWebhook::new(endpoint)))).await;
+    let server = server_with(|c| {
+        let webhook = AccessWebhook::new(endpoint, Manner::default());
+        c.authorization.push(Step::Webhook(Arc::new(webhook)));
+    })
+    .await;
     server.get(MAPS).await.expect(200);
     assert_eq!(asked.load(Ordering::Relaxed), 0, "superusers need no reviewer");
     let dave = server.with_identity(Identity::new("dave", ["system:authenticated"]));
@@ -161,6 +173,73 @@ async fn an_access_reviewer_is_asked_where_roles_say_nothing() {
         "spec": {"user": "dave", "resourceAttributes": {"verb": "list", "resource": "pods"}}});
     let answer = server.post("/apis/authorization.k8s.io/v1/subjectaccessreviews", &review).await.expect(201);
     assert_eq!(answer["status"]["allowed"], true);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn authorizers_have_an_order_and_conditions_and_can_be_changed() {
+    let (port, ca_pem, asked) = outside(Arc::new(|_, review| {
+        let spec = &review["spec"];
+        match spec["resourceAttributes"]["verb"].as_str() {
+            Some("delete") => json!({"status": {"denied": true, "reason": "never"}}),
+            Some("list") => json!({"status": {"allowed": true}}),
+            // The second is asked within admission, by code that cannot wait.
+            Some("create" | "escalate") => json!({"status": {"allowed": spec["user"] == "fred"}}),
+            _ => json!({"status": {"allowed": false}}),
+        }
+    }))
+    .await;
+    let folder = tempfile::tempdir().unwrap();
+    let kubeconfig = folder.path().join("hook.yaml");
+    std::fs::write(folder.path().join("ca.pem"), ca_pem).unwrap();
+    let text = json!({"clusters": [{"name": "c", "cluster":
+        {"server": format!("https://localhost:{port}/access"), "certificate-authority": "ca.pem"}}]});
+    std::fs::write(&kubeconfig, text.to_string()).unwrap();
+    let hook = |server: &std::path::Path, policy: &str, expression: &str| {
+        json!({"type": "Webhook", "name": policy.to_lowercase(), "webhook": {"timeout": "3s",
+            "subjectAccessReviewVersion": "v1", "matchConditionSubjectAccessReviewVersion": "v1",
+            "failurePolicy": policy, "matchConditions": [{"expression": expression}],
+            "connectionInfo": {"type": "KubeConfigFile", "kubeConfigFile": server}}})
+    };
+    let read = |authorizers: Value| {
+        let file = json!({"apiVersion": "apiserver.config.k8s.io/v1", "kind": "AuthorizationConfiguration",
+            "authorizers": authorizers});
+        authorization_file(file.to_string().as_bytes(), &None).unwrap()
+    };
+    let about = "has(request.resourceAttributes) && request.user != 'mallory'";
+    let steps = read(json!([hook(&kubeconfig, "Deny", about), {"type": "RBAC", "name": "rbac"}]));
+    let server = server_with(|c| c.authorization = steps).await;
+    let eve = server.with_identity(Identity::new("eve", ["system:authenticated"]));
+    eve.get(MAPS).await.expect(200);
+    let binding = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
+        "metadata": {"name": "eve"}, "subjects": [{"kind": "User", "name": "eve", "apiGroup": "rbac.authorization.k8s.io"}],
+        "roleRef": {"kind": "ClusterRole", "name": "cluster-admin", "apiGroup": "rbac.authorization.k8s.io"}});
+    server.post("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", &binding).await.expect(201);
+    let message = eve.call("DELETE", &format!("{MAPS}/x"), &[], "").await.fails(403, "Forbidden");
+    assert!(message.ends_with(": never"), "the first with an opinion decides: {message}");
+    assert_eq!(eve.get(&format!("{MAPS}/x")).await.code, 404, "then roles do");
+    let before = asked.load(Ordering::Relaxed);
+    let mallory = server.with_identity(Identity::new("mallory", ["system:authenticated"]));
+    mallory.get(MAPS).await.fails(403, "Forbidden");
+    assert_eq!(asked.load(Ordering::Relaxed), before, "conditions keep it from being asked");
+    let rules = json!({"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectRulesReview", "spec": {"namespace": "default"}});
+    let rules = eve.post("/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", &rules).await.expect(201);
+    assert_eq!(
+        rules["status"]["evaluationError"],
+        "webhook authorizer does not support user rule resolution"
+    );
+    let role = json!({"metadata": {"name": "r"}, "rules": [{"apiGroups": [""], "resources": ["pods"], "verbs": ["get"]}]});
+    let fred = server.with_identity(Identity::new("fred", ["system:authenticated"]));
+    fred.post("/apis/rbac.authorization.k8s.io/v1/namespaces/default/roles", &role).await.expect(201);
+    // A reviewer that cannot be reached: one asks for a refusal, the other lets roles decide.
+    let gone = folder.path().join("gone.yaml");
+    let text = json!({"clusters": [{"name": "c", "cluster": {"server": "https://127.0.0.1:1/"}}]});
+    std::fs::write(&gone, text.to_string()).unwrap();
+    for (policy, code) in [("Deny", 403), ("NoOpinion", 404)] {
+        server.api.reorder_authorizers(read(
+            json!([hook(&gone, policy, "true"), {"type": "RBAC", "name": "rbac"}]),
+        ));
+        assert_eq!(eve.get(&format!("{MAPS}/x")).await.code, code, "{policy}");
+    }
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@ use super::facts::Facts;
 use super::leader::{self, Candidate};
 use super::place::Place;
 use super::{Instance, answer, outside};
+use crate::config::Config;
 use crate::join::Joined;
 use crate::{admin as socket, kubeconfig, ports};
 use anyhow::{Context, Result};
@@ -40,6 +41,7 @@ enum Running {
 pub struct Parts {
     store: Option<Place>,
     ca: Option<Arc<Ca>>,
+    tokens: Option<Arc<ServiceTokens>>,
     api: Option<Arc<Api>>,
     controllers: Option<Running>,
     scheduler: Arc<SchedulerMetrics>,
@@ -51,6 +53,11 @@ impl Parts {
     /// The certificate authority.
     pub fn ca(&self) -> Result<Arc<Ca>> {
         self.ca.clone().context("certificates start before what uses them")
+    }
+
+    /// What signs service-account tokens.
+    pub fn service_tokens(&self) -> Result<Arc<ServiceTokens>> {
+        self.tokens.clone().context("certificates start before what uses them")
     }
 
     /// Do other servers use the same store?
@@ -121,6 +128,8 @@ pub async fn certificates(instance: &mut Instance) -> Result<()> {
     let text = kubeconfig::text(&server, ca.cert_pem(), "kubernetes-admin", &admin);
     kubeconfig::write(&instance.config.kubeconfig(), &text)?;
     instance.control.ca = Some(ca);
+    // Early: a first key is made while the rest starts.
+    instance.control.tokens = Some(Arc::new(service_tokens(&instance.config)?));
     Ok(())
 }
 
@@ -136,12 +145,13 @@ fn server_certificate(instance: &Instance, ca: &Ca) -> Result<Issued> {
     Ok(ca.issue_server("kube-apiserver", &names, &ips, SystemTime::now())?)
 }
 
-/// The key of service-account tokens. Their issuer names the realm: the first one has the name that every cluster
+/// The keys of service-account tokens. Their issuer names the realm: the first one has the name that every cluster
 /// has, others add theirs.
-pub fn service_tokens(instance: &Instance) -> Result<ServiceTokens> {
-    let host = format!("https://kubernetes.default.svc.{}", instance.config.cluster_domain);
-    let issuer = if REALM == "main" { host } else { format!("{host}/realms/{REALM}") };
-    Ok(ServiceTokens::load_or_create(&instance.config.data_dir.join("pki"), issuer)?)
+fn service_tokens(config: &Config) -> Result<ServiceTokens> {
+    let host = format!("https://kubernetes.default.svc.{}", config.cluster_domain);
+    let own = if REALM == "main" { host } else { format!("{host}/realms/{REALM}") };
+    let issuer = if config.token_issuer.is_empty() { own } else { config.token_issuer.clone() };
+    Ok(ServiceTokens::open(&config.data_dir.join("pki"), issuer, config.token_algorithm)?)
 }
 
 /// Whom extension servers trust to speak for others: an authority of its own, so that no other client can.
@@ -175,24 +185,27 @@ pub async fn api(instance: &mut Instance) -> Result<()> {
     let dialer = KubeletDialer::new(&kubelet_client, ca.cert_pem())?;
     let front = front_proxy(instance, &ca)?;
     let resolver: Option<Arc<dyn NameResolver>> = Some(Arc::new(HostNames));
-    let callers = outside::callers(&instance.config, &resolver)?;
+    let tokens = instance.control.service_tokens()?;
+    let callers = outside::callers(&instance.config, &resolver, tokens.issuer())?;
+    let followed = callers.followed.clone();
     let client_authorities = format!("{}{}", ca.cert_pem(), front.ca_pem);
     let config = ApiConfig {
         front_proxy: Some(front),
         audit: outside::audit(&instance.config, &resolver)?,
-        authenticator: callers.tokens,
+        authenticator: Some(callers.tokens),
         anonymous: callers.anonymous,
-        access_webhook: callers.access,
+        authorization: callers.authorization,
         service_cidr: instance.facts.service_range,
         cluster_dns_ip: instance.facts.dns_ip,
         advertise: Some((instance.facts.node_ip, instance.config.port)),
         nodes: Some(dialer.clone()),
         resolver,
-        service_tokens: Some(Arc::new(service_tokens(instance)?)),
-        more_metrics: Arc::new(move || of_store() + &of_scheduler.text()),
+        service_tokens: Some(tokens),
+        more_metrics: Arc::new(move || of_store() + &of_scheduler.text() + &followed.metrics()),
         ..ApiConfig::new(REALM, store)
     };
     let api = Api::open(config).await?;
+    instance.tasks.append(&mut callers.followed.start(&api));
     dialer.set_client(api.client(Identity::new("system:apiserver", [SYSTEM_MASTERS])));
     let certificate = server_certificate(instance, &ca)?;
     let tls = auth::server_config(&certificate, &client_authorities, &["h2", "http/1.1"])?;

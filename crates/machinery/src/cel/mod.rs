@@ -20,6 +20,7 @@ mod types;
 mod value;
 
 pub use lib::authz::{Authority, Inquiry, authorizer, request_resource};
+pub use lib::time::duration;
 pub use types::{ObjectType, Type, escape};
 pub use value::{EvalError, Ext, Key, Value};
 
