@@ -58,6 +58,7 @@ pub struct Api {
     pub(crate) metrics: Metrics,
     documents: Mutex<Kept>,
     pub(crate) authorizer: Arc<dyn Authorizer>,
+    pub(crate) discovery: crate::discovery::Kept,
     pub(crate) rbac: Arc<Rbac>,
     pub(crate) aggregator: Aggregator,
     pub(crate) fairness: Arc<Fairness>,
@@ -93,6 +94,7 @@ impl Api {
             )),
             registry,
             storage: Storage { store: config.store.clone(), cache },
+            discovery: crate::discovery::Kept::default(),
             services: Arc::new(ServicePools::new(config.service_cidr, &config.node_ports)),
             metrics: Metrics::default(),
             authorizer,
@@ -128,11 +130,6 @@ impl Api {
         Arc::new(InProcess::new(self.clone(), identity))
     }
 
-    /// Ends watches, connections and the feed. The store stays open.
-    pub fn close(&self) {
-        self.closing.send_replace(true);
-    }
-
     /// Others have a say about access from now on.
     pub fn reorder_authorizers(&self, steps: Vec<Step>) {
         self.authorizer.reorder(steps);
@@ -141,6 +138,11 @@ impl Api {
     /// Turns true when the server closes.
     pub(crate) fn closing(&self) -> watch::Receiver<bool> {
         self.closing.subscribe()
+    /// Ends watches, connections and the feed. The store stays open.
+    pub fn close(&self) {
+        self.closing.send_replace(true);
+    }
+
     }
 
     /// The OpenAPI documents of what is served now.
@@ -187,7 +189,7 @@ fn front_proxies(config: &ApiConfig) -> Result<Option<auth::ClientAuthority>, au
 fn documents(registry: &Registry, foreign: Vec<Arc<Value>>) -> Documents {
     let row = |r: &Arc<resources::Resource>| Row {
         row: r.row.clone(),
-        custom: r.custom.as_ref().map(|c| c.published.clone()),
+        custom: r.custom.as_ref().map(|c| c.version.clone()),
     };
     Documents::new(registry.all().map(row).collect(), foreign)
 }

@@ -12,17 +12,23 @@
 //!
 //! The answer's `Content-Type` is [`Form::content_type`]; send `Vary: Accept` on `/api` and `/apis`.
 
+use crate::aggregation::Remotes;
+use crate::openapi::Document;
+use crate::resources::Registry;
 use base64::Engine as _;
 use k8s_schema::{ResourceRow, Subresource, compare_groups, compare_versions};
+use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// The group of the aggregated documents.
 const GROUP: &str = "apidiscovery.k8s.io";
 const AGGREGATED_KIND: &str = "APIGroupDiscoveryList";
 
 /// Which of the two discovery roots.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Root {
     /// `/api`: the core group.
     Core,
@@ -31,7 +37,7 @@ pub enum Root {
 }
 
 /// The shape that the client asked a discovery root for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Form {
     /// `APIVersions`, `APIGroupList`: one request a group version follows.
     Plain,
@@ -72,6 +78,40 @@ impl Form {
     }
 }
 
+/// The documents of `/api` and `/apis` as they were made last: clients ask often, what is served seldom changes.
+#[derive(Default)]
+pub struct Kept(Mutex<Option<Made>>);
+
+/// Of what was served here and elsewhere.
+struct Made {
+    registry: Arc<Registry>,
+    remotes: Arc<Remotes>,
+    documents: BTreeMap<(Root, Form), Document>,
+}
+
+impl Kept {
+    /// The document, made if it is not there for these two.
+    pub fn get(
+        &self,
+        registry: &Arc<Registry>,
+        remotes: &Arc<Remotes>,
+        at: (Root, Form),
+        make: impl FnOnce() -> Value,
+    ) -> Document {
+        let mut kept = self.0.lock();
+        let same = |m: &Made| Arc::ptr_eq(&m.registry, registry) && Arc::ptr_eq(&m.remotes, remotes);
+        let mut made = kept.take().filter(same).unwrap_or_else(|| Made {
+            registry: registry.clone(),
+            remotes: remotes.clone(),
+            documents: BTreeMap::new(),
+        });
+        let mut document = made.documents.entry(at).or_insert_with(|| Document::json(&make())).clone();
+        *kept = Some(made);
+        document.content_type = at.1.content_type();
+        document
+    }
+}
+
 /// `/api`, plain. `server_address` is `host:port` as clients reach it.
 pub fn api_versions(rows: &[&ResourceRow], server_address: &str) -> Value {
     json!({
@@ -83,7 +123,7 @@ pub fn api_versions(rows: &[&ResourceRow], server_address: &str) -> Value {
 
 /// `/apis`, plain: an `APIGroupList`.
 pub fn group_list(rows: &[&ResourceRow]) -> Value {
-    let groups: Vec<Value> = groups(rows).into_iter().map(|g| group_value(rows, g)).collect();
+    let groups: Vec<Value> = groups(rows).into_iter().map(|(g, rows)| group_value(&rows, g)).collect();
     json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
 }
 
@@ -116,11 +156,10 @@ pub fn resource_list(rows: &[&ResourceRow], group: &str, version: &str) -> Optio
 
 /// `/api` or `/apis`, aggregated, in form [`Form::V2`] or [`Form::V2beta1`].
 pub fn aggregated(rows: &[&ResourceRow], root: Root, form: Form) -> Value {
-    let groups = match root {
-        Root::Core => vec![""],
-        Root::Groups => groups(rows),
+    let items: Vec<Value> = match root {
+        Root::Core => vec![aggregated_group(rows, "")],
+        Root::Groups => groups(rows).into_iter().map(|(g, rows)| aggregated_group(&rows, g)).collect(),
     };
-    let items: Vec<Value> = groups.into_iter().map(|group| aggregated_group(rows, group)).collect();
     let version = if form == Form::V2beta1 { "v2beta1" } else { "v2" };
     json!({
         "kind": AGGREGATED_KIND,
@@ -130,12 +169,15 @@ pub fn aggregated(rows: &[&ResourceRow], root: Root, form: Form) -> Value {
     })
 }
 
-/// The named groups, in discovery's order.
-fn groups<'a>(rows: &[&'a ResourceRow]) -> Vec<&'a str> {
-    let mut names: Vec<&str> = rows.iter().map(|r| &*r.gvr.group).filter(|g| !g.is_empty()).collect();
-    names.sort_by(|a, b| compare_groups(a, b));
-    names.dedup();
-    names
+/// The named groups with their rows, in discovery's order.
+fn groups<'a>(rows: &[&'a ResourceRow]) -> Vec<(&'a str, Vec<&'a ResourceRow>)> {
+    let mut groups: BTreeMap<&str, Vec<&ResourceRow>> = BTreeMap::new();
+    for row in rows.iter().filter(|r| !r.gvr.group.is_empty()) {
+        groups.entry(&row.gvr.group).or_default().push(row);
+    }
+    let mut groups: Vec<_> = groups.into_iter().collect();
+    groups.sort_by(|(a, _), (b, _)| compare_groups(a, b));
+    groups
 }
 
 /// The versions of a group, preferred first.

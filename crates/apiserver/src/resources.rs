@@ -111,6 +111,16 @@ impl Registry {
         self.by_gvr.get(gvr)
     }
 
+    /// Is there a resource of these names?
+    pub fn serves(&self, group: &str, version: &str, resource: &str) -> bool {
+        let owned = |text: &str| std::borrow::Cow::Owned(text.to_string());
+        self.by_gvr.contains_key(&Gvr {
+            group: owned(group),
+            version: owned(version),
+            resource: owned(resource),
+        })
+    }
+
     /// Every resource: built-in ones in discovery's order, then custom ones, sorted.
     pub fn all(&self) -> impl Iterator<Item = &Arc<Resource>> {
         let builtin = k8s_schema::resources().iter().filter_map(|row| self.by_gvr.get(&row.gvr));
@@ -156,19 +166,30 @@ impl Registry {
         all.iter().find(|r| *r.row.storage_version == *r.row.gvr.version).or(all.first()).cloned()
     }
 
-    /// The names that custom resources of a group have, but for one definition's.
-    pub fn accepted_names(&self, group: &str, but: &str) -> Vec<Value> {
-        let others = self
-            .defined
-            .iter()
-            .filter(|(name, all)| ***name != *but && all.iter().any(|r| r.group() == group));
-        let names = others.filter_map(|(_, all)| all.first()).map(|r| {
+    /// The names of those custom resources of a group that have one of the `wished`, but for one definition's.
+    pub fn accepted_names(&self, group: &str, but: &str, wished: &BTreeSet<&str>) -> Vec<Value> {
+        let first = Gvr { group: group.to_string().into(), version: "".into(), resource: "".into() };
+        let in_group = self.by_gvr.range(first..).take_while(|(gvr, _)| gvr.group == group);
+        let has = |r: &ResourceRow| {
+            let own = [&*r.gvr.resource, &*r.singular, &*r.kind];
+            let mut own = own.into_iter().chain(r.short_names.iter().map(|s| &**s));
+            own.any(|name| wished.contains(name))
+                || wished.iter().any(|w| w.strip_suffix("List") == Some(&*r.kind))
+        };
+        let others = in_group.filter(|(gvr, r)| r.custom.is_some() && has(&r.row) && !is_name(but, gvr));
+        let names = others.map(|(_, r)| {
             let short: Vec<&str> = r.row.short_names.iter().map(|s| &**s).collect();
             json!({"plural": &*r.row.gvr.resource, "singular": &*r.row.singular, "kind": &*r.row.kind,
                 "listKind": format!("{}List", r.row.kind), "shortNames": short})
         });
         names.collect()
     }
+}
+
+/// Is this the name of the definition of that resource: `<plural>.<group>`?
+fn is_name(definition: &str, gvr: &Gvr) -> bool {
+    let rest = definition.strip_prefix(&*gvr.resource).and_then(|rest| rest.strip_prefix('.'));
+    rest.is_some_and(|group| gvr.group == group)
 }
 
 /// The registry of a running server: read without waiting, changed as a whole.

@@ -2,7 +2,7 @@
 //!
 //! Everything here is pure; everything special about a kind is in `machinery::kinds`.
 
-use crate::custom::Custom;
+use crate::custom::{self, Custom};
 use crate::resources::Resource;
 use crate::verbs::modify::Part;
 use crate::verbs::{Call, FieldValidation, WriteOptions};
@@ -54,15 +54,15 @@ fn decode_custom(
 ) -> Result<Vec<String>, ApiError> {
     let row = &*resource.row;
     let mut envelope = json!({"metadata": value["metadata"].take()});
-    let mut outcome = walk::check(&mut envelope, &custom.envelope, mode);
+    let mut outcome = walk::check(&mut envelope, &custom::ENVELOPE, mode);
     match envelope["metadata"].take() {
         Value::Null => drop(value.as_object_mut().and_then(|map| map.remove("metadata"))),
         metadata => value["metadata"] = metadata,
     }
-    outcome.unknown.extend(crd::prune(value, &custom.schema));
+    outcome.unknown.extend(crd::prune(value, custom.version.schema()));
     let warnings =
         walk::report(outcome, mode, duplicates).map_err(|e| e.of_body(&row.kind, &row.gvr.version))?;
-    crd::default(value, &custom.schema);
+    crd::default(value, custom.version.schema());
     value["apiVersion"] = json!(resource.stored.api_version());
     Ok(warnings)
 }
@@ -272,8 +272,8 @@ fn validate_custom(resource: &Resource, new: &Value, old: Option<&Value>) -> Res
         value.as_object_mut().map(|map| map.remove("metadata"));
         value
     };
-    crd::validate(&own(new), &custom.schema, old.map(own).as_ref(), "", &mut errors);
-    crd::rules::validate(new, &custom.schema, old, &mut errors);
+    crd::validate(&own(new), custom.version.schema(), old.map(own).as_ref(), "", &mut errors);
+    crd::rules::validate(new, custom.version.schema(), old, &mut errors);
     let name = new["metadata"]["name"].as_str().unwrap_or_default();
     errors.into_result(resource.group(), &resource.row.kind, name)
 }
@@ -305,8 +305,8 @@ pub fn field(resource: &Resource, value: &Value, field: &str) -> Option<String> 
 /// A document of the stored version in the served one.
 pub fn to_served(resource: &Resource, mut value: Value) -> Value {
     if let Some(custom) = &resource.custom {
-        crd::default(&mut value, &custom.schema);
-        crd::prune(&mut value, &custom.schema);
+        crd::default(&mut value, custom.version.schema());
+        crd::prune(&mut value, custom.version.schema());
         value["apiVersion"] = json!(resource.row.api_version());
     } else if !resource.is_storage_version() {
         convert::from_storage(&resource.row, &mut value);

@@ -89,6 +89,12 @@ impl Figure {
         }
     }
 
+    /// Adds one to a gauge until the answer goes.
+    pub fn raise(figure: &Arc<Figure>) -> Raised {
+        figure.add(1.0);
+        Raised(figure.clone())
+    }
+
     /// The number, or the sum.
     pub fn value(&self) -> f64 {
         f64::from_bits(self.value.load(Ordering::Relaxed))
@@ -143,9 +149,7 @@ impl Figures {
 
     /// Adds one to a gauge until the answer goes.
     pub fn raise(&self, family: &Family, labels: &str) -> Raised {
-        let row = self.of(family, labels);
-        row.add(1.0);
-        Raised(row)
+        Figure::raise(&self.of(family, labels))
     }
 
     /// The Prometheus text.

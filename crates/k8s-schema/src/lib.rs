@@ -12,5 +12,7 @@ mod view;
 
 pub use order::{compare_groups, compare_versions};
 pub use table::{TABLE_HASH, def, def_by_name, defs, groups, resource, resource_for_kind, resources};
-pub use types::{Def, DefRef, Field, Gvr, Held, ListType, PatchStrategy, ResourceRow, Subresource, Type};
+pub use types::{
+    Def, DefRef, Field, Gvr, Held, ListType, MadeLater, PatchStrategy, ResourceRow, Subresource, Type,
+};
 pub use view::View;

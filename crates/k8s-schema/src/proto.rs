@@ -51,7 +51,7 @@ pub enum ProtoForm {
 pub fn message(def: &DefRef) -> Option<&'static [ProtoField]> {
     match def {
         DefRef::Builtin(index) => PROTO[usize::from(*index)],
-        DefRef::Shared(_) => None,
+        DefRef::Shared(_) | DefRef::Later(_) => None,
     }
 }
 

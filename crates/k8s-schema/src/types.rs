@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::ops::Deref;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 /// Borrowed for ever (built-in tables) or shared (tables made at run time).
 pub enum Held<T: ?Sized + 'static> {
@@ -100,7 +100,12 @@ pub enum DefRef {
     Builtin(u16),
     /// A definition made at run time.
     Shared(Arc<Def>),
+    /// One that is made when it is first looked at.
+    Later(Arc<MadeLater>),
 }
+
+/// A definition and how it is made.
+pub type MadeLater = LazyLock<Arc<Def>, Box<dyn FnOnce() -> Arc<Def> + Send + Sync>>;
 
 /// `x-kubernetes-list-type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -136,6 +141,7 @@ impl DefRef {
         match self {
             DefRef::Builtin(index) => &crate::defs()[usize::from(*index)],
             DefRef::Shared(def) => def,
+            DefRef::Later(made) => made,
         }
     }
 }

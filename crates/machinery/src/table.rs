@@ -152,6 +152,6 @@ pub fn row(cells: Vec<Value>, obj: &Value, include: Include, group_version: &str
 /// for watch events after the first.
 pub fn table(group_version: &str, list_meta: Value, columns: Option<Value>, rows: Vec<Value>) -> Value {
     let mut out = json!({"kind": "Table", "apiVersion": group_version, "metadata": list_meta, "rows": rows});
-    out["columnDefinitions"] = columns.unwrap_or(Value::Array(Vec::new()));
+    out["columnDefinitions"] = columns.unwrap_or_default();
     out
 }

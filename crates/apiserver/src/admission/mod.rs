@@ -24,6 +24,7 @@ mod task_notes;
 mod tolerations;
 
 use crate::Api;
+use crate::metrics::Step;
 use crate::services::Reservation;
 use crate::subresources::scale;
 use crate::verbs::Call;
@@ -34,6 +35,7 @@ use machinery::status::ApiError;
 use serde_json::Value;
 use std::ops::Bound;
 use std::sync::Arc;
+use tokio::time::Instant;
 
 /// What is being done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +48,17 @@ pub enum Operation {
     UpdatePart,
     /// A deletion.
     Delete,
+}
+
+impl Operation {
+    /// As reviews and figures have it.
+    fn name(self) -> &'static str {
+        match self {
+            Operation::Create => "CREATE",
+            Operation::Update | Operation::UpdatePart => "UPDATE",
+            Operation::Delete => "DELETE",
+        }
+    }
 }
 
 /// One write under admission.
@@ -80,11 +93,7 @@ impl<'a> Attempt<'a> {
 
     /// The same for programs outside.
     fn request(&self) -> Request<'a> {
-        let operation = match self.operation {
-            Operation::Create => "CREATE",
-            Operation::Update | Operation::UpdatePart => "UPDATE",
-            Operation::Delete => "DELETE",
-        };
+        let operation = self.operation.name();
         let (api, call, key, old) = (self.api, self.call, self.key, self.old);
         Request { api, call, key, operation, document: Document::Stored, old }
     }
@@ -102,32 +111,67 @@ impl<'a> Attempt<'a> {
 
 type Plugin = fn(&Attempt<'_>, &mut Value) -> Result<(), ApiError>;
 
-/// The plug-ins, in order.
-const PLUGINS: [Plugin; 13] = [
-    aws_objects::admit,
-    task_notes::admit,
-    namespace_lifecycle::admit,
-    limit_ranger::admit,
-    node_restriction::admit,
-    service_account::admit,
-    priority::admit,
-    runtime_class::admit,
-    tolerations::admit,
-    storage::admit,
-    services::carry_allocated,
-    escalation::admit,
-    certificates::admit,
+/// The plug-ins, in order, by the names that upstream tells their times under.
+const PLUGINS: [(&str, Plugin); 13] = [
+    ("AwsObjects", aws_objects::admit),
+    ("TaskNotes", task_notes::admit),
+    ("NamespaceLifecycle", namespace_lifecycle::admit),
+    ("LimitRanger", limit_ranger::admit),
+    ("NodeRestriction", node_restriction::admit),
+    ("ServiceAccount", service_account::admit),
+    ("Priority", priority::admit),
+    ("RuntimeClass", runtime_class::admit),
+    ("DefaultTolerationSeconds", tolerations::admit),
+    ("DefaultStorageClass", storage::admit),
+    ("Services", services::carry_allocated),
+    ("RBACEscalation", escalation::admit),
+    ("CertificateSubjectRestriction", certificates::admit),
 ];
 
 type Judge = fn(&Attempt<'_>, &Value, &mut Vec<String>) -> Result<(), ApiError>;
 
 /// The plug-ins that judge, in order.
-const JUDGES: [Judge; 5] =
-    [limit_ranger::judge, owner_references::judge, pod_security::judge, storage::judge, policy::check::judge];
+const JUDGES: [(&str, Judge); 5] = [
+    ("LimitRanger", limit_ranger::judge),
+    ("OwnerReferencesPermissionEnforcement", owner_references::judge),
+    ("PodSecurity", pod_security::judge),
+    ("PersistentVolumeClaimResize", storage::judge),
+    ("PolicyCheck", policy::check::judge),
+];
+
+/// Runs something and tells how long it took.
+fn timed<T>(
+    attempt: &Attempt<'_>,
+    plugin: (usize, &str),
+    admits: bool,
+    run: impl FnOnce() -> Result<T, ApiError>,
+) -> Result<T, ApiError> {
+    let started = Instant::now();
+    let outcome = run();
+    let step = Step { operation: attempt.operation.name(), admits, rejected: outcome.is_err() };
+    attempt.api.metrics.admitted(Some(plugin), step, started.elapsed());
+    outcome
+}
+
+/// Tells how long a whole step took.
+fn told<T>(
+    attempt: &Attempt<'_>,
+    started: Instant,
+    admits: bool,
+    outcome: Result<T, ApiError>,
+) -> Result<T, ApiError> {
+    let step = Step { operation: attempt.operation.name(), admits, rejected: outcome.is_err() };
+    attempt.api.metrics.admitted(None, step, started.elapsed());
+    outcome
+}
 
 /// Runs the plug-ins.
 pub fn mutate(attempt: &mut Attempt<'_>, object: &mut Value) -> Result<(), ApiError> {
-    PLUGINS.iter().try_for_each(|plugin| plugin(attempt, object))
+    let started = Instant::now();
+    let mut plugins = PLUGINS.iter().enumerate();
+    let outcome =
+        plugins.try_for_each(|(nth, (name, run))| timed(attempt, (nth, name), true, || run(attempt, object)));
+    told(attempt, started, true, outcome)
 }
 
 impl Api {
@@ -191,8 +235,17 @@ async fn mutate_scale(attempt: &mut Attempt<'_>, object: &mut Value) -> Result<b
 
 /// Judges the object as it would be stored: plug-ins, then programs outside.
 pub async fn validate(attempt: &mut Attempt<'_>, object: &Value) -> Result<(), ApiError> {
+    let started = Instant::now();
+    let outcome = judge_all(attempt, object).await;
+    told(attempt, started, false, outcome)
+}
+
+async fn judge_all(attempt: &mut Attempt<'_>, object: &Value) -> Result<(), ApiError> {
     let mut warnings = Vec::new();
-    JUDGES.iter().try_for_each(|judge| judge(attempt, object, &mut warnings))?;
+    for (nth, (name, judge)) in JUDGES.iter().enumerate() {
+        let number = (PLUGINS.len() + nth, *name);
+        timed(attempt, number, false, || judge(attempt, object, &mut warnings))?;
+    }
     if attempt.call.subresource == "scale" {
         let resource = &attempt.call.resource;
         let old = attempt.old.map(|old| scale::scale_of(resource, old));

@@ -27,6 +27,8 @@ const RETRY_MIN: Duration = Duration::from_millis(250);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 /// Pause between two looks at the services of other servers.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// What changes within such a time is looked at together.
+const GATHER_PAUSE: Duration = Duration::from_millis(20);
 /// Pause after the watch was cut.
 const RELIST_PAUSE: Duration = Duration::from_millis(50);
 
@@ -74,6 +76,9 @@ pub async fn run(api: Weak<Api>, client: ApiClient) {
             if !alive {
                 break;
             }
+            // Definitions come in crowds: one look for all of a moment.
+            tokio::time::sleep(GATHER_PAUSE).await;
+            while services.changes.try_recv().is_ok() {}
         }
         tokio::time::sleep(RELIST_PAUSE).await;
     }

@@ -4,6 +4,7 @@ use super::decide::group_priority;
 use super::{Remote, Remotes};
 use crate::discovery::{Form, Root};
 use serde_json::{Map, Value, json};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// The remotes of one group, preferred version first.
@@ -162,16 +163,12 @@ pub fn v2_part(mut document: Value, root: &str) -> Value {
     json!({"paths": paths, "definitions": document["definitions"].take()})
 }
 
-/// Adds such parts; what this server defines itself stays.
-pub fn add_to_v2(document: &mut Value, parts: &[Arc<Value>]) {
-    for part in parts {
-        for field in ["paths", "definitions"] {
-            let Some(own) = document[field].as_object_mut() else { continue };
-            for (key, value) in part[field].as_object().into_iter().flatten() {
-                own.entry(key.clone()).or_insert_with(|| value.clone());
-            }
-        }
-    }
+/// Such a part without the definitions that are `known`; they become known.
+pub fn only_new(part: &Value, known: &mut BTreeSet<String>) -> Value {
+    let definitions = part["definitions"].as_object().into_iter().flatten();
+    let new = definitions.filter(|(name, _)| known.insert((*name).clone()));
+    let new: Map<String, Value> = new.map(|(name, value)| (name.clone(), value.clone())).collect();
+    json!({"paths": part["paths"], "definitions": new})
 }
 
 /// Adds to the index of OpenAPI v3 documents.
@@ -237,9 +234,9 @@ mod tests {
             "definitions": {"D": {"type": "string"}, "E": {}}});
         let part = v2_part(foreign, "/apis/a/v1");
         assert_eq!(part["paths"], json!({"/apis/a/v1/x": {}}));
-        let mut own = json!({"paths": {}, "definitions": {"D": {"type": "object"}}});
-        add_to_v2(&mut own, &[Arc::new(part)]);
-        assert_eq!(own["definitions"], json!({"D": {"type": "object"}, "E": {}}));
+        let mut known = BTreeSet::from(["D".to_string()]);
+        assert_eq!(only_new(&part, &mut known)["definitions"], json!({"E": {}}));
+        assert_eq!(only_new(&part, &mut known)["definitions"], json!({}), "once");
         let mut index = json!({"paths": {}});
         add_to_v3(&mut index, &remotes());
         assert!(index["paths"]["apis/wardle.example/v1"].is_object());

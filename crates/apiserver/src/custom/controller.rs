@@ -6,6 +6,7 @@
 use super::names::{self, Taken};
 use crate::api::Api;
 use crate::cache::{Interest, Snapshot};
+use crate::resources::Resource;
 use client::{ApiClient, DeleteOptions, Object};
 use k8s_schema::gvr;
 use machinery::kinds::crd::CLEANUP;
@@ -22,7 +23,8 @@ const RELIST_PAUSE: Duration = Duration::from_millis(50);
 /// Registers what is established already, before the first request comes.
 pub fn adopt(api: &Api) {
     for object in api.cached_all(&gvr::CUSTOM_RESOURCE_DEFINITIONS).values() {
-        serve(api, object);
+        let Ok(definition) = object.value() else { continue };
+        serve(api, object, &definition);
     }
 }
 
@@ -86,18 +88,25 @@ async fn settle_refused(api: &Arc<Api>, client: &ApiClient) {
 }
 
 /// Serves a definition's versions if it is established. Watches of versions that are gone end.
-fn serve(api: &Api, object: &Object) {
-    let Ok(definition) = object.value() else { return };
-    let established = names::is(&definition, "Established");
-    let resources = if established { super::resources(&api.config.realm, &definition) } else { Vec::new() };
+fn serve(api: &Api, object: &Arc<Object>, definition: &Value) {
+    let stamp = |r: &Arc<Resource>| r.custom.as_ref().map(|custom| custom.stamp);
+    let before = api.registry.now().of_definition(&object.key.name).and_then(|r| stamp(&r));
+    let now = names::is(definition, "Established").then(|| super::stamp(definition));
+    if before == now {
+        return;
+    }
+    let resources = match now {
+        Some(_) => super::resources(&api.config.realm, object, definition),
+        None => Vec::new(),
+    };
     let gone = api.registry.change(|registry| registry.define(&object.key.name, resources));
     gone.iter().for_each(|prefix| api.storage.cache.cut(prefix));
 }
 
 /// Brings one definition's conditions and what is served of it up to date.
 async fn settle(api: &Arc<Api>, client: &ApiClient, object: &Arc<Object>) {
-    serve(api, object);
     let Ok(definition) = object.value() else { return };
+    serve(api, object, &definition);
     if !definition["metadata"]["deletionTimestamp"].is_null() {
         let empties =
             definition["metadata"]["finalizers"].as_array().is_some_and(|f| f.iter().any(|f| f == CLEANUP));
@@ -126,11 +135,9 @@ fn taken(api: &Api, definition: &Value) -> Taken {
         taken.add(&json!({"plural": &*row.gvr.resource, "singular": &*row.singular, "kind": &*row.kind,
             "listKind": format!("{}List", row.kind), "shortNames": short}));
     }
-    for names in api
-        .registry
-        .now()
-        .accepted_names(group.as_str().unwrap_or_default(), own.as_str().unwrap_or_default())
-    {
+    let registry = api.registry.now();
+    let (group, own) = (group.as_str().unwrap_or_default(), own.as_str().unwrap_or_default());
+    for names in registry.accepted_names(group, own, &names::wished(&definition["spec"]["names"])) {
         taken.add(&names);
     }
     taken

@@ -9,24 +9,60 @@ pub mod convert;
 pub mod names;
 
 use crate::resources::Resource;
+use client::Object;
 use k8s_schema::{Def, DefRef, Gvr, Held, ResourceRow, Subresource};
 use machinery::crd::columns::Column;
 use machinery::crd::jsonpath::JsonPath;
 use machinery::crd::{self, Schema};
-use serde_json::Value;
-use std::sync::Arc;
+use serde_json::{Value, json};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{Arc, LazyLock, OnceLock};
 
 const VERBS: [&str; 8] = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
 const PART_VERBS: [&str; 3] = ["get", "patch", "update"];
 
+/// One version of a definition. It keeps the definition as the cache has it; most of a cluster's definitions never see
+/// an object, so the schema is compiled when the first one comes.
+pub struct Version {
+    definition: Arc<Object>,
+    /// Which of `spec.versions`.
+    nth: usize,
+    /// Of the published schema; the same for the same schema.
+    pub hash: u64,
+    schema: OnceLock<Schema>,
+    /// Its part of the OpenAPI v2 document, once that was asked for.
+    pub v2_proto: OnceLock<bytes::Bytes>,
+}
+
+impl Version {
+    /// The schema as published.
+    pub fn published(&self) -> Value {
+        let definition = self.definition.value().unwrap_or_default();
+        definition["spec"]["versions"][self.nth]["schema"]["openAPIV3Schema"].clone()
+    }
+
+    /// The compiled schema.
+    pub fn schema(&self) -> &Schema {
+        self.schema.get_or_init(|| {
+            let definition = self.definition.value().unwrap_or_default();
+            let spec = &definition["spec"];
+            let mut schema = Schema::compile(&spec["versions"][self.nth]["schema"]["openAPIV3Schema"]);
+            // Definitions converted from v1beta1 may keep everything.
+            schema.preserve |= spec["preserveUnknownFields"] == true;
+            schema
+        })
+    }
+}
+
+/// The fields that every object has.
+pub static ENVELOPE: LazyLock<Arc<Def>> = LazyLock::new(|| crd::body::definition("", &Schema::default()));
+
 /// What a custom resource's version has beyond its row.
 pub struct Custom {
-    /// The compiled schema.
-    pub schema: Schema,
-    /// The schema as published.
-    pub published: Value,
-    /// `apiVersion`, `kind`, `metadata`: the fields that every object has.
-    pub envelope: Arc<Def>,
+    /// Its schema.
+    pub version: Arc<Version>,
+    /// Of everything in the definition that its resources are made of.
+    pub stamp: u64,
     /// Printer columns.
     pub columns: Vec<Column>,
     /// Field selector labels and where they are read.
@@ -58,51 +94,65 @@ fn pointer(path: &str) -> String {
     path.replace('.', "/")
 }
 
+/// Changes when what [`resources`] makes of a definition does.
+pub fn stamp(definition: &Value) -> u64 {
+    let status = &definition["status"];
+    hash_of(&json!([definition["spec"], status["acceptedNames"], status["storedVersions"]]))
+}
+
 /// Every served version of a definition, and the storage version even when it is not served (as the others' stored
-/// form only). Reads `status.acceptedNames`, falling back to the wished names.
-pub fn resources(realm: &str, definition: &Value) -> Vec<Arc<Resource>> {
+/// form only). Reads `status.acceptedNames`, falling back to the wished names. `definition` is `object` as a value.
+pub fn resources(realm: &str, object: &Arc<Object>, definition: &Value) -> Vec<Arc<Resource>> {
     let spec = &definition["spec"];
     let versions = spec["versions"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let Some(stored) = versions.iter().find(|v| v["storage"] == true) else { return Vec::new() };
-    let compiled = |version: &Value| Schema::compile(&version["schema"]["openAPIV3Schema"]);
-    let row = |version: &Value, schema: &Schema| {
-        Held::Shared(Arc::new(row(definition, version, &stored["name"], schema)))
-    };
-    let stored_schema = compiled(stored);
-    let stored_row: Held<ResourceRow> = row(stored, &stored_schema);
-    let mut stored_schema = Some(stored_schema);
-    let served = versions.iter().filter(|v| v["served"] == true);
+    let Some(storage) = versions.iter().position(|v| v["storage"] == true) else { return Vec::new() };
+    let all: Vec<(Arc<Version>, Held<ResourceRow>)> = versions
+        .iter()
+        .enumerate()
+        .map(|(nth, version)| {
+            let own = Arc::new(Version {
+                definition: object.clone(),
+                nth,
+                hash: hash_of(&version["schema"]["openAPIV3Schema"]),
+                schema: OnceLock::new(),
+                v2_proto: OnceLock::new(),
+            });
+            let row = row(definition, version, &versions[storage]["name"], own.clone());
+            (own, Held::Shared(Arc::new(row)))
+        })
+        .collect();
     let group = spec["group"].as_str().unwrap_or_default();
     let plural = spec["names"]["plural"].as_str().unwrap_or_default();
     let webhook = spec["conversion"]["strategy"] == "Webhook";
-    let resource = |version: &Value| {
-        let (own, schema) = match stored_schema.take_if(|_| version["name"] == stored["name"]) {
-            Some(schema) => (stored_row.clone(), schema),
-            None => {
-                let schema = compiled(version);
-                (row(version, &schema), schema)
-            }
-        };
+    let served = versions.iter().zip(&all).filter(|(v, _)| v["served"] == true);
+    let resource = |(version, (own, row)): (&Value, &(Arc<Version>, Held<ResourceRow>))| {
         // What a webhook converts is worked on in the version of the request.
-        let stored = if webhook { own.clone() } else { stored_row.clone() };
+        let stored = if webhook { row.clone() } else { all[storage].1.clone() };
         Arc::new(Resource {
-            row: own,
+            row: row.clone(),
             stored,
             prefix: format!("/{realm}/{group}/{plural}/").into(),
-            custom: Some(Arc::new(custom(definition, version, schema))),
+            custom: Some(Arc::new(custom(definition, version, own.clone()))),
         })
     };
     served.map(resource).collect()
 }
 
-fn row(definition: &Value, version: &Value, storage: &Value, schema: &Schema) -> ResourceRow {
+fn hash_of(value: &Value) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.to_string().hash(&mut hasher);
+    hasher.finish()
+}
+
+fn row(definition: &Value, version: &Value, storage: &Value, own: Arc<Version>) -> ResourceRow {
     let spec = &definition["spec"];
     let text = |v: &Value| v.as_str().unwrap_or_default().to_string();
     let accepted = &definition["status"]["acceptedNames"];
     let names = if accepted["plural"] == spec["names"]["plural"] { accepted } else { &spec["names"] };
     let (group, kind, name) = (text(&spec["group"]), text(&names["kind"]), text(&version["name"]));
     let reversed: Vec<&str> = group.rsplit('.').collect();
-    let body = crd::body::definition(&format!("{}.{name}.{kind}", reversed.join(".")), schema);
+    let defined = format!("{}.{name}.{kind}", reversed.join("."));
+    let body = move || crd::body::definition(&defined, own.schema());
     let mut subresources = Vec::new();
     if !version["subresources"]["scale"].is_null() {
         let scale = ("autoscaling".to_string(), "v1".to_string(), "Scale".to_string());
@@ -124,7 +174,7 @@ fn row(definition: &Value, version: &Value, storage: &Value, schema: &Schema) ->
         namespaced: spec["scope"] == "Namespaced",
         verbs: Held::Static(&VERBS),
         subresources: subresources.into(),
-        def: DefRef::Shared(body),
+        def: DefRef::Later(Arc::new(LazyLock::new(Box::new(body)))),
         storage_version: text(storage).into(),
         storage_group: group.into(),
         legacy: false,
@@ -136,10 +186,7 @@ fn subresource(name: &'static str, (group, version, kind): (String, String, Stri
     Subresource { name: Held::Static(name), gvk, verbs: Held::Static(&PART_VERBS) }
 }
 
-fn custom(definition: &Value, version: &Value, mut schema: Schema) -> Custom {
-    let published = &version["schema"]["openAPIV3Schema"];
-    // Definitions converted from v1beta1 may keep everything.
-    schema.preserve |= definition["spec"]["preserveUnknownFields"] == true;
+fn custom(definition: &Value, version: &Value, own: Arc<Version>) -> Custom {
     let selectable = version["selectableFields"].as_array().into_iter().flatten().filter_map(|field| {
         let path = field["jsonPath"].as_str()?;
         Some((path.trim_start_matches('.').to_string(), JsonPath::parse(path)?))
@@ -154,7 +201,6 @@ fn custom(definition: &Value, version: &Value, mut schema: Schema) -> Custom {
     let scale = &version["subresources"]["scale"];
     let path = |key: &str| scale[key].as_str().map(pointer);
     Custom {
-        envelope: crd::body::definition("", &Schema::default()),
         columns: crd::columns::columns(version),
         selectable: selectable.collect(),
         scale: path("specReplicasPath").map(|wanted| Scale {
@@ -162,15 +208,15 @@ fn custom(definition: &Value, version: &Value, mut schema: Schema) -> Custom {
             actual: path("statusReplicasPath").unwrap_or_default(),
             selector: path("labelSelectorPath"),
         }),
-        reshapes: has_default(&schema) || several,
+        reshapes: several || has_default(&version["schema"]["openAPIV3Schema"]),
         webhook: convert::webhook(&definition["spec"], stored),
-        published: published.clone(),
-        schema,
+        stamp: stamp(definition),
+        version: own,
     }
 }
 
-fn has_default(schema: &Schema) -> bool {
-    let below = schema.properties.values().chain(schema.items.as_deref()).chain(schema.additional.schema());
-    let mut below = below;
-    schema.default.is_some() || below.any(has_default)
+fn has_default(schema: &Value) -> bool {
+    let properties = schema["properties"].as_object().into_iter().flat_map(|p| p.values());
+    let mut below = properties.chain([&schema["items"], &schema["additionalProperties"]]);
+    schema.get("default").is_some() || below.any(|b| b.is_object() && has_default(b))
 }

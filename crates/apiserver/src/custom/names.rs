@@ -2,6 +2,7 @@
 
 use machinery::time;
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 
 /// A name that is taken: of which kind, and the word.
 type Conflict = (&'static str, String);
@@ -10,9 +11,9 @@ type Conflict = (&'static str, String);
 #[derive(Default)]
 pub struct Taken {
     /// Plurals, singulars and short names.
-    pub resources: std::collections::BTreeSet<String>,
+    pub resources: BTreeSet<String>,
     /// Kinds and list kinds.
-    pub kinds: std::collections::BTreeSet<String>,
+    pub kinds: BTreeSet<String>,
 }
 
 impl Taken {
@@ -24,6 +25,13 @@ impl Taken {
         self.resources.extend(short.map(str::to_string));
         self.kinds.extend([text("kind"), text("listKind")]);
     }
+}
+
+/// Every name that a definition wants.
+pub fn wished(names: &Value) -> BTreeSet<&str> {
+    let short = names["shortNames"].as_array().into_iter().flatten();
+    let own = ["plural", "singular", "kind", "listKind"].map(|key| &names[key]);
+    own.into_iter().chain(short).filter_map(Value::as_str).collect()
 }
 
 /// The first name that somebody else has, and why it cannot be had.

@@ -15,6 +15,7 @@ pub use controller::run;
 
 use crate::authz::Attributes;
 use auth::Identity;
+use client::metrics::{Family, Figure, Figures, Raised, labels};
 use machinery::status::ApiError;
 use parking_lot::Mutex;
 use queues::{Arrival, QueueSet, Slot};
@@ -43,13 +44,68 @@ struct Level {
     spec: LevelSpec,
     nominal: u32,
     set: QueueSet<oneshot::Sender<Slot>>,
-    dispatched: u64,
-    refused: BTreeMap<(Arc<str>, &'static str), u64>,
+}
+
+/// Upper bounds of waits in seconds, as upstream's.
+const WAITS: [f64; 13] = [0.0, 0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 15.0, 30.0];
+const DISPATCHED: Family = Family::counter("apiserver_flowcontrol_dispatched_requests_total");
+const REJECTED: Family = Family::counter("apiserver_flowcontrol_rejected_requests_total");
+const EXECUTING: Family = Family::gauge("apiserver_flowcontrol_current_executing_requests");
+const SEATS_TAKEN: Family = Family::gauge("apiserver_flowcontrol_current_executing_seats");
+const WAITED: Family = Family::histogram("apiserver_flowcontrol_request_wait_duration_seconds", &WAITS);
+const QUEUED: Family = Family::gauge("apiserver_flowcontrol_current_inqueue_requests");
+
+/// The figures of one schema's requests at its level.
+struct Told {
+    labels: [(&'static str, Arc<str>); 2],
+    dispatched: Arc<Figure>,
+    executing: Arc<Figure>,
+    seats: Arc<Figure>,
+    queued: Arc<Figure>,
+    waited: Arc<Figure>,
+}
+
+impl Told {
+    fn new(figures: &Figures, schema: &Arc<str>, level: &Arc<str>) -> Told {
+        let pairs = [("flow_schema", schema.clone()), ("priority_level", level.clone())];
+        let named = labels(&[("flow_schema", schema), ("priority_level", level)]);
+        Told {
+            dispatched: figures.of(&DISPATCHED, &named),
+            executing: figures.of(&EXECUTING, &named),
+            seats: figures.of(&SEATS_TAKEN, &named),
+            queued: figures.of(&QUEUED, &named),
+            waited: figures.of(&WAITED, &format!("execute=\"true\",{named}")),
+            labels: pairs,
+        }
+    }
+}
+
+/// What is told of a request while it runs.
+struct Running {
+    _executing: Raised,
+    seats: (Arc<Figure>, f64),
+}
+
+impl Running {
+    fn begin(told: &Told, seats: u32, waited: Duration) -> Running {
+        told.dispatched.add(1.0);
+        told.waited.observe(waited.as_secs_f64());
+        told.seats.add(seats.into());
+        Running { _executing: Figure::raise(&told.executing), seats: (told.seats.clone(), seats.into()) }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.seats.0.add(-self.seats.1);
+    }
 }
 
 #[derive(Default)]
 struct State {
     rules: Arc<Rules>,
+    /// By schema.
+    told: BTreeMap<Arc<str>, Arc<Told>>,
     levels: BTreeMap<Arc<str>, Level>,
 }
 
@@ -83,7 +139,6 @@ impl State {
             let limit = self.limit(&name);
             let Some(level) = self.levels.get_mut(&name) else { continue };
             for (ticket, slot) in level.set.dispatch(limit) {
-                level.dispatched += 1;
                 // A waiter that has just given up finds its slot when its guard goes.
                 let _ = ticket.send(slot);
             }
@@ -95,11 +150,12 @@ impl State {
 pub struct Fairness {
     state: Mutex<State>,
     wait_max: Duration,
+    figures: Figures,
 }
 
 impl Default for Fairness {
     fn default() -> Self {
-        Fairness { state: Mutex::default(), wait_max: WAIT_MAX }
+        Fairness { state: Mutex::default(), wait_max: WAIT_MAX, figures: Figures::default() }
     }
 }
 
@@ -114,13 +170,19 @@ pub struct Class {
 
 /// Seats of a running request; given back when it goes.
 pub struct Seat {
+    /// `None` for who is exempt.
+    _taken: Option<Taken>,
+    _running: Running,
+}
+
+struct Taken {
     fairness: Arc<Fairness>,
     level: Arc<str>,
     slot: Slot,
     since: Instant,
 }
 
-impl Drop for Seat {
+impl Drop for Taken {
     fn drop(&mut self) {
         self.fairness.finish(&self.level, &self.slot, self.since.elapsed().as_secs_f64());
     }
@@ -164,13 +226,7 @@ impl Fairness {
             let kept = state.levels.remove(&spec.name).filter(|l| l.set.shape() == spec.shape);
             let level = match kept {
                 Some(level) => Level { spec: spec.clone(), nominal, ..level },
-                None => Level {
-                    spec: spec.clone(),
-                    nominal,
-                    set: QueueSet::new(spec.shape),
-                    dispatched: 0,
-                    refused: BTreeMap::new(),
-                },
+                None => Level { spec: spec.clone(), nominal, set: QueueSet::new(spec.shape) },
             };
             levels.insert(spec.name.clone(), level);
         }
@@ -187,7 +243,7 @@ impl Fairness {
         state.dispatch(level);
     }
 
-    /// Takes seats for a request, waiting for them; also where it was sorted into. No seat for who is exempt.
+    /// Takes seats for a request, waiting for them; also where it was sorted into. The exempt only count.
     pub async fn admit(
         self: &Arc<Self>,
         identity: &Identity,
@@ -200,71 +256,67 @@ impl Fairness {
             return (Class::default(), Ok(None));
         };
         let class = Class { schema_uid: schema.uid.clone(), level_uid: spec.uid.clone() };
+        let told = self.told(&schema.name, &schema.level);
         if spec.exempt {
-            return (class, Ok(None));
+            let running = Running::begin(&told, 1, Duration::ZERO);
+            return (class, Ok(Some(Seat { _taken: None, _running: running })));
         }
         let (name, flow) = (&schema.level, schema.flow(identity, attributes));
         let (sender, receiver) = oneshot::channel();
-        let arrival = {
+        let (arrival, seats) = {
             let mut state = self.state.lock();
             let limit = state.limit(name);
-            match state.levels.get_mut(name) {
-                Some(level) => {
-                    let arrival = level.set.arrive(flow, seats().min(level.nominal.max(1)), limit, sender);
-                    level.dispatched += u64::from(matches!(arrival, Arrival::Run(_)));
-                    arrival
-                }
-                None => return (class, Ok(None)),
-            }
+            let Some(level) = state.levels.get_mut(name) else { return (class, Ok(None)) };
+            let seats = seats().min(level.nominal.max(1));
+            (level.set.arrive(flow, seats, limit, sender), seats)
         };
-        let seat = |slot| Seat { fairness: self.clone(), level: name.clone(), slot, since: Instant::now() };
+        let began = Instant::now();
+        let seat = |slot| Seat {
+            _taken: Some(Taken { fairness: self.clone(), level: name.clone(), slot, since: Instant::now() }),
+            _running: Running::begin(&told, seats, began.elapsed()),
+        };
         match arrival {
             Arrival::Run(slot) => (class, Ok(Some(seat(slot)))),
-            Arrival::Refuse => {
-                self.count(name, &schema.name, "queue-full");
-                (class, Err(refused()))
-            }
+            Arrival::Refuse => (class, Err(self.refuse(&told, "queue-full", Duration::ZERO))),
             Arrival::Wait(id) => {
                 let mut place = Place { fairness: self.clone(), level: name.clone(), id, receiver };
+                let _queued = Figure::raise(&told.queued);
                 match tokio::time::timeout(self.wait_max, &mut place.receiver).await {
                     Ok(Ok(slot)) => (class, Ok(Some(seat(slot)))),
-                    Ok(Err(_)) | Err(_) => {
-                        self.count(name, &schema.name, "time-out");
-                        (class, Err(refused()))
-                    }
+                    Ok(Err(_)) | Err(_) => (class, Err(self.refuse(&told, "time-out", began.elapsed()))),
                 }
             }
         }
     }
 
-    fn count(&self, level: &Arc<str>, schema: &Arc<str>, why: &'static str) {
-        if let Some(level) = self.state.lock().levels.get_mut(level) {
-            *level.refused.entry((schema.clone(), why)).or_default() += 1;
+    fn told(&self, schema: &Arc<str>, level: &Arc<str>) -> Arc<Told> {
+        let mut state = self.state.lock();
+        if let Some(told) = state.told.get(schema).filter(|t| t.labels[1].1 == *level) {
+            return told.clone();
         }
+        let told = Arc::new(Told::new(&self.figures, schema, level));
+        state.told.insert(schema.clone(), told.clone());
+        told
+    }
+
+    fn refuse(&self, told: &Told, why: &str, waited: Duration) -> ApiError {
+        let [(_, schema), (_, level)] = &told.labels;
+        let named = [("flow_schema", &**schema), ("priority_level", &**level)];
+        let with = |more| labels(&[&named[..], &[more]].concat());
+        self.figures.count(&REJECTED, &with(("reason", why)));
+        let waits = format!("execute=\"false\",{}", labels(&named));
+        self.figures.observe(&WAITED, &waits, waited.as_secs_f64());
+        refused()
     }
 
     /// Lines for `/metrics`, by upstream's names.
     pub fn metrics(&self) -> String {
-        let state = self.state.lock();
-        let mut out = String::new();
-        let mut family = |name: &str, kind: &str, value: &dyn Fn(&Level) -> u64| {
-            // Writing to a String does not fail.
-            let _ = writeln!(out, "# TYPE {name} {kind}");
-            for (level, l) in &state.levels {
-                let _ = writeln!(out, "{name}{{priority_level=\"{level}\"}} {}", value(l));
-            }
-        };
-        let prefix = "apiserver_flowcontrol_";
-        family(&format!("{prefix}nominal_limit_seats"), "gauge", &|l| l.nominal.into());
-        family(&format!("{prefix}current_executing_seats"), "gauge", &|l| l.set.in_use().into());
-        family(&format!("{prefix}current_inqueue_requests"), "gauge", &|l| l.set.waiting() as u64);
-        family(&format!("{prefix}dispatched_requests_total"), "counter", &|l| l.dispatched);
-        let _ = writeln!(out, "# TYPE {prefix}rejected_requests_total counter");
-        for (name, level) in &state.levels {
-            for ((schema, why), count) in &level.refused {
-                let labels = format!("priority_level=\"{name}\",flow_schema=\"{schema}\",reason=\"{why}\"");
-                let _ = writeln!(out, "{prefix}rejected_requests_total{{{labels}}} {count}");
-            }
+        let mut out = self.figures.text();
+        // Writing to a String does not fail.
+        out.push_str("# TYPE apiserver_flowcontrol_nominal_limit_seats gauge\n");
+        for (level, l) in &self.state.lock().levels {
+            let name = "apiserver_flowcontrol_nominal_limit_seats";
+            let _ = writeln!(out, "{name}{{priority_level=\"{level}\"}} {}", l.nominal);
         }
         out
     }
@@ -311,7 +363,8 @@ mod tests {
         let seat = fairness.admit(&node, &pods(), || 1).await.1.unwrap();
         assert!(seat.is_some() && started.elapsed() < Duration::from_millis(150), "it did not wait");
         let admin = Identity::new("admin", [auth::SYSTEM_MASTERS]);
-        assert!(fairness.admit(&admin, &pods(), || 1).await.1.unwrap().is_none());
+        let exempt = fairness.admit(&admin, &pods(), || 1).await.1.unwrap();
+        assert!(exempt.is_some_and(|seat| seat._taken.is_none()));
         let mut refusals = 0;
         for task in waiting {
             match task.await.unwrap() {
@@ -347,7 +400,14 @@ mod tests {
         held.pop();
         assert!(next.await.unwrap());
         drop(held);
-        assert!(fairness.metrics().contains("current_inqueue_requests{priority_level=\"global-default\"} 0"));
+        let text = fairness.metrics();
+        let of = |figure: &str| {
+            format!("{figure}{{flow_schema=\"global-default\",priority_level=\"global-default\"}} 0")
+        };
+        assert!(
+            text.contains(&of("current_inqueue_requests")) && text.contains(&of("current_executing_seats")),
+            "{text}"
+        );
     }
 
     #[test]

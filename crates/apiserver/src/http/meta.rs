@@ -1,7 +1,7 @@
 //! Paths that are about no resource: health, version, metrics, discovery, OpenAPI, the index.
 
-use super::{Inbound, body};
 use super::respond::{self, Body, Wishes};
+use super::{Inbound, body};
 use crate::Api;
 use crate::aggregation;
 use crate::discovery::{self, Form, Root};
@@ -57,8 +57,12 @@ pub async fn answer(api: &Arc<Api>, inbound: &Inbound, path: &str) -> Result<Res
                 + &(api.config.more_metrics)();
             Ok(respond::raw(200, "text/plain; version=0.0.4; charset=utf-8", respond::full(text)))
         }
-        ["api"] => Ok(root(api, inbound, Root::Core, wishes)),
-        ["apis"] => Ok(root(api, inbound, Root::Groups, wishes)),
+        ["metrics", "slis"] => {
+            let text = respond::full(api.metrics.slis());
+            Ok(respond::raw(200, "text/plain; version=0.0.4; charset=utf-8", text))
+        }
+        ["api"] => root(api, inbound, Root::Core).await,
+        ["apis"] => root(api, inbound, Root::Groups).await,
         ["apis", group] => {
             let own = discovery::group(&rows(&registry), group);
             json(
@@ -100,7 +104,16 @@ fn index(api: &Api) -> Vec<String> {
     if api.config.service_tokens.is_some() {
         paths.extend(["/.well-known/openid-configuration".into(), auth::tokens::JWKS_PATH.into()]);
     }
-    for fixed in ["/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"] {
+    for fixed in [
+        "/healthz",
+        "/livez",
+        "/metrics",
+        "/metrics/slis",
+        "/openapi/v2",
+        "/openapi/v3",
+        "/readyz",
+        "/version",
+    ] {
         paths.push(fixed.into());
     }
     paths.sort();
@@ -108,38 +121,53 @@ fn index(api: &Api) -> Vec<String> {
     paths
 }
 
-fn root(api: &Api, inbound: &Inbound, root: Root, wishes: Wishes) -> Response<Body> {
+async fn root(api: &Arc<Api>, inbound: &Inbound, root: Root) -> Result<Response<Body>, ApiError> {
     let form = Form::negotiate(inbound.header(header::ACCEPT));
-    let registry = api.registry.now();
-    let rows = rows(&registry);
-    let mut value = match (form, root) {
-        (Form::Plain, Root::Core) => discovery::api_versions(&rows, inbound.header(header::HOST)),
-        (Form::Plain, Root::Groups) => discovery::group_list(&rows),
-        _ => discovery::aggregated(&rows, root, form),
-    };
-    let remotes = api.aggregator.now();
-    if root == Root::Groups && form == Form::Plain {
-        aggregation::discovery::add_to_list(&mut value, &remotes);
+    let (registry, remotes) = (api.registry.now(), api.aggregator.now());
+    if (root, form) == (Root::Core, Form::Plain) {
+        let value = discovery::api_versions(&rows(&registry), inbound.header(header::HOST));
+        return Ok(respond::json_value(200, form.content_type(), &value, inbound.wishes()));
     }
-    aggregation::discovery::add_to_aggregated(&mut value, &remotes, root, form);
-    let mut response = respond::json_value(200, form.content_type(), &value, wishes);
-    response.headers_mut().append(header::VARY, HeaderValue::from_static("Accept"));
-    response
+    let own = api.clone();
+    // Thousands of custom kinds take a while.
+    let made = tokio::task::spawn_blocking(move || {
+        own.discovery.get(&registry, &remotes, (root, form), || {
+            let rows = rows(&registry);
+            let mut value = match form {
+                Form::Plain => discovery::group_list(&rows),
+                _ => discovery::aggregated(&rows, root, form),
+            };
+            if form == Form::Plain {
+                aggregation::discovery::add_to_list(&mut value, &remotes);
+            }
+            aggregation::discovery::add_to_aggregated(&mut value, &remotes, root, form);
+            value
+        })
+    });
+    document(inbound, made.await.map_err(ApiError::internal)?).await
 }
 
 async fn openapi(api: &Arc<Api>, inbound: &Inbound, path: &str) -> Result<Response<Body>, ApiError> {
     let (own, asked, accept) = (api.clone(), path.to_string(), inbound.header(header::ACCEPT).to_string());
     // The first request for a document builds it, which takes a while.
     let built = tokio::task::spawn_blocking(move || own.documents().get(&asked, &accept)).await;
-    let document = built.map_err(ApiError::internal)?.map_err(|_| super::negotiate::not_acceptable())?;
-    let document = document.ok_or_else(no_such_resource)?;
-    let document = joined(api, path, document);
+    let built = built.map_err(ApiError::internal)?.map_err(|_| super::negotiate::not_acceptable())?;
+    document(inbound, joined(api, path, built.ok_or_else(no_such_resource)?)).await
+}
+
+/// Answers with a document that is kept: not at all where the client has it, packed once for all.
+async fn document(inbound: &Inbound, document: Document) -> Result<Response<Body>, ApiError> {
     let etag = HeaderValue::from_str(&document.etag).map_err(ApiError::internal)?;
     let known = inbound.header(header::IF_NONE_MATCH).split(',').any(|t| t.trim() == document.etag);
-    let wishes = Wishes { pretty: false, ..inbound.wishes() };
+    let wishes = inbound.wishes();
     let mut response = if known {
         respond::raw(304, document.content_type, respond::full(""))
+    } else if wishes.gzip && document.body.len() >= respond::GZIP_MIN {
+        let content_type = document.content_type;
+        let packed = tokio::task::spawn_blocking(move || document.packed()).await;
+        respond::packed(content_type, packed.map_err(ApiError::internal)?)
     } else {
+        let wishes = Wishes { pretty: wishes.pretty && document.body.len() < respond::GZIP_MIN, gzip: false };
         respond::json_bytes(200, document.content_type, document.body, wishes)
     };
     response.headers_mut().insert(header::ETAG, etag);
@@ -163,17 +191,21 @@ fn health(api: &Api, inbound: &Inbound, probe: &str, rest: &[&str]) -> Result<Re
         |code: u16, text: String| Ok(respond::raw(code, "text/plain; charset=utf-8", respond::full(text)));
     if let [name, ..] = rest {
         let check = CHECKS.iter().find(|(n, _)| n == name).ok_or_else(no_such_resource)?;
-        return if (check.1)(api) {
-            text(200, "ok".into())
-        } else {
-            text(500, "internal server error: failed\n".into())
-        };
+        let good = (check.1)(api);
+        api.metrics.checked_health(check.0, probe, good);
+        let failed = || format!("internal server error: {} failed: reason withheld\n", check.0);
+        return if good { text(200, "ok".into()) } else { text(500, failed()) };
     }
     let excluded: Vec<&str> = inbound.query.all("exclude").collect();
     let mut report = String::new();
     let mut failed = false;
     for (name, check) in CHECKS {
-        let line = match (excluded.contains(&name), check(api)) {
+        let excluded = excluded.contains(&name);
+        let good = excluded || check(api);
+        if !excluded {
+            api.metrics.checked_health(name, probe, good);
+        }
+        let line = match (excluded, good) {
             (true, _) => format!("[+]{name} excluded: ok\n"),
             (false, true) => format!("[+]{name} ok\n"),
             (false, false) => {
@@ -182,6 +214,15 @@ fn health(api: &Api, inbound: &Inbound, probe: &str, rest: &[&str]) -> Result<Re
             }
         };
         report.push_str(&line);
+    }
+    let unknown: Vec<String> = excluded
+        .iter()
+        .filter(|name| !CHECKS.iter().any(|(n, _)| n == *name))
+        .map(|name| format!("{name:?}"))
+        .collect();
+    if !unknown.is_empty() {
+        let all = unknown.join(", ");
+        report.push_str(&format!("warn: some health checks cannot be excluded: no matches for {all}\n"));
     }
     match (failed, inbound.query.find("verbose").is_some()) {
         (true, _) => text(500, format!("{report}{probe} check failed\n")),

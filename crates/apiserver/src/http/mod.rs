@@ -20,12 +20,12 @@ use crate::audit;
 use crate::authn;
 use crate::authz::Attributes;
 use crate::fairness::{self, Class};
-use crate::metrics::{RequestKind, verb_name};
-use crate::path::{self, Path, Query};
+use crate::metrics::{Finished, RequestKind, verb_name};
+use crate::path::{self, Path, Query, ResourcePath};
 use ::http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header};
 use auth::Identity;
 use futures_util::FutureExt;
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use k8s_schema::Gvr;
 use machinery::status::ApiError;
 use respond::{Body, Wishes};
@@ -88,7 +88,7 @@ pub(crate) async fn handle(api: Arc<Api>, peer: Peer, request: Request<Incoming>
     let path = path::parse(request.uri().path());
     let query = Query::parse(request.uri().query().unwrap_or_default());
     let verb = verb_of(&request, &path, &query);
-    let kind = request_kind(&path, &verb);
+    let kind = request_kind(&api, &path, &verb, (&request, &query));
     let attributes = attributes(&path, &verb, request.method().as_str());
     let attributes = match verb.as_str() {
         "list" | "watch" | "deletecollection" => attributes.selecting(query.get("fieldSelector")),
@@ -97,6 +97,8 @@ pub(crate) async fn handle(api: Arc<Api>, peer: Peer, request: Request<Incoming>
     let record = api.audit.as_ref().map(|audit| audit.begin(&request));
     let long = is_long(&path, &verb, &query);
     let _running = api.metrics.running(!matches!(verb.as_str(), "get" | "list" | "watch"), long);
+    // A watch's answer outlives this function, and counts itself.
+    let _lasting = (long && verb != "watch").then(|| api.metrics.lasting(&kind));
     let mut class = Class::default();
     let work = AssertUnwindSafe(answer(
         &api,
@@ -119,7 +121,13 @@ pub(crate) async fn handle(api: Arc<Api>, peer: Peer, request: Request<Incoming>
         }
     };
     mark_class(&mut response, &class);
-    api.metrics.finished(kind, response.status().as_u16(), started.elapsed());
+    if verb == "watch" && response.status().is_success() {
+        response = respond::held(response, api.metrics.lasting(&kind));
+    }
+    let size =
+        response.extensions().get::<respond::Size>().map(|s| s.0).or(response.body().size_hint().exact());
+    let done = Finished { code: response.status().as_u16(), took: started.elapsed(), size };
+    api.metrics.finished(kind, long, &done);
     match record {
         Some(record) => record.answered(response, error.as_ref(), long).await,
         None => response,
@@ -145,8 +153,12 @@ async fn answer(
 ) -> Result<Response<Body>, ApiError> {
     let record = audit::current();
     let caller = match authn::authenticate(api, peer, &inbound).await {
-        Ok(caller) => caller,
+        Ok(caller) => {
+            api.metrics.authenticated(true);
+            caller
+        }
         Err(error) => {
+            api.metrics.authenticated(false);
             if let Some(record) = &record {
                 record.known(&Identity::default(), &attributes).await;
             }
@@ -177,6 +189,7 @@ async fn answer(
         return meta::ask(door.as_ref(), path, inbound).await;
     }
     let allowed = api.authorize(&inbound.identity, &attributes).await;
+    api.metrics.authorized(allowed.is_ok());
     if let Some(record) = &record {
         if !Arc::ptr_eq(&caller, &inbound.identity) {
             record.impersonating(&inbound.identity);
@@ -258,16 +271,32 @@ fn attributes(path: &Path, verb: &str, method: &str) -> Attributes {
     }
 }
 
-fn request_kind(path: &Path, verb: &str) -> RequestKind {
-    let (group, version, resource, subresource) = match path {
-        Path::Resource(p) => (p.group.clone(), p.version.clone(), p.resource.clone(), p.subresource.clone()),
-        Path::Other(_) => Default::default(),
-    };
+fn request_kind(
+    api: &Api,
+    path: &Path,
+    verb: &str,
+    (request, query): (&Request<Incoming>, &Query),
+) -> RequestKind {
     let scope = match path {
         Path::Resource(p) if !p.name.is_empty() || verb == "create" => "resource",
         Path::Resource(p) if !p.namespace.is_empty() => "namespace",
         Path::Resource(_) => "cluster",
         Path::Other(_) => "",
     };
-    RequestKind { verb: verb_name(verb), group, version, resource, subresource, scope }
+    let known = |p: &&ResourcePath| {
+        // What nobody serves is one row, whatever clients call it.
+        api.registry.now().serves(&p.group, &p.version, &p.resource) || api.aggregator.route(path).is_some()
+    };
+    let (group, version, resource, subresource) = match path {
+        Path::Resource(p) => Some(p)
+            .filter(known)
+            .map(|p| (p.group.clone(), p.version.clone(), p.resource.clone(), p.subresource.clone()))
+            .unwrap_or_default(),
+        Path::Other(_) => Default::default(),
+    };
+    let applies =
+        verb == "patch" && header_text(request.headers(), header::CONTENT_TYPE).starts_with(body::APPLY);
+    let verb = if applies { "APPLY".into() } else { verb_name(verb) };
+    let dry_run = if query.get("dryRun") == "All" { "All" } else { "" };
+    RequestKind { verb, group, version, resource, subresource, scope, dry_run }
 }

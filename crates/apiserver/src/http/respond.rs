@@ -20,7 +20,7 @@ use std::sync::Arc;
 pub type Body = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
 
 /// Answers below this size are not compressed (upstream's threshold).
-const GZIP_MIN: usize = 128 << 10;
+pub const GZIP_MIN: usize = 128 << 10;
 /// Size of the pieces that a long list is sent in.
 const CHUNK: usize = 128 << 10;
 
@@ -43,6 +43,21 @@ pub fn fallible(
     frames: impl Stream<Item = Result<Frame<Bytes>, Box<dyn std::error::Error + Send + Sync>>> + Send + 'static,
 ) -> Body {
     StreamBody::new(frames).boxed_unsync()
+}
+
+/// How many bytes a streamed answer will have, before it is packed.
+#[derive(Clone, Copy, Debug)]
+pub struct Size(pub u64);
+
+/// An answer that keeps something until it is sent.
+pub fn held(response: Response<Body>, guard: impl Send + 'static) -> Response<Body> {
+    response.map(|body| {
+        let held = body.map_frame(move |frame| {
+            let _guard = &guard;
+            frame
+        });
+        held.boxed_unsync()
+    })
 }
 
 /// What a client asked about the shape of the answer.
@@ -72,12 +87,19 @@ pub fn json_bytes(code: u16, content_type: &str, bytes: Bytes, wishes: Wishes) -
     if wishes.gzip && bytes.len() >= GZIP_MIN {
         let mut encoder = GzEncoder::new(Vec::with_capacity(bytes.len() / 4), Compression::fast());
         if let Ok(packed) = encoder.write_all(&bytes).and_then(|()| encoder.finish()) {
-            let mut response = raw(code, content_type, full(packed));
-            mark_gzip(&mut response);
+            let mut response = self::packed(content_type, packed.into());
+            *response.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::OK);
             return response;
         }
     }
     raw(code, content_type, full(bytes))
+}
+
+/// An answer that is packed already.
+pub fn packed(content_type: &str, body: Bytes) -> Response<Body> {
+    let mut response = raw(200, content_type, full(body));
+    mark_gzip(&mut response);
+    response
 }
 
 fn mark_gzip(response: &mut Response<Body>) {
@@ -176,6 +198,7 @@ pub fn list(frame: &ListFrame, items: Vec<Arc<Object>>, wishes: Wishes) -> Respo
         return json_bytes(200, "application/json", all.into(), wishes);
     }
     let mut response = raw(200, "application/json", streamed(stream::iter(pieces)));
+    response.extensions_mut().insert(Size(size as u64));
     if gzip {
         mark_gzip(&mut response);
     }

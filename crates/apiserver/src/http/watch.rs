@@ -7,7 +7,7 @@ use crate::path::Query;
 use crate::resources::Resource;
 use crate::rules::{self, TableStyle};
 use crate::select::Selection;
-use crate::verbs::list::parse_revision;
+use crate::verbs::list::{number, parse_revision};
 use crate::watch::{Seen, Start, Watcher};
 use bytes::Bytes;
 use client::{EventKind, Object};
@@ -44,19 +44,21 @@ struct Options {
 fn parse_options(api: &Api, resource: &Resource, query: &Query) -> Result<Options, ApiError> {
     let matching = query.get("resourceVersionMatch");
     let initial = query.find("sendInitialEvents").map(|_| query.flag("sendInitialEvents"));
+    let field = "resourceVersionMatch";
     let mut errors = FieldErrors::new();
-    if initial.is_none() && !matching.is_empty() {
-        errors.forbidden(
-            "resourceVersionMatch",
-            "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
-        );
-    }
     if initial.is_some() && matching != "NotOlderThan" {
-        let why = "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan";
-        if matching.is_empty() {
-            errors.forbidden("resourceVersionMatch", why);
-        } else {
-            errors.not_supported("resourceVersionMatch", matching, &["NotOlderThan"]);
+        errors.forbidden(field, "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan");
+    }
+    if !matching.is_empty() {
+        if initial.is_none() {
+            let why = "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided";
+            errors.forbidden(field, why);
+        }
+        if matching != "NotOlderThan" {
+            errors.not_supported(field, matching, &["NotOlderThan"]);
+        }
+        if !query.get("continue").is_empty() {
+            errors.forbidden(field, "resourceVersionMatch is forbidden when continue is provided");
         }
     }
     errors.into_result("meta.k8s.io", "ListOptions", "")?;
@@ -66,7 +68,7 @@ fn parse_options(api: &Api, resource: &Resource, query: &Query) -> Result<Option
         (Some(false), None | Some(0)) => Start::After(api.storage.cache.revision()),
         (_, Some(n)) => Start::After(n),
     };
-    let seconds = query.get("timeoutSeconds").parse().ok().filter(|s| *s > 0);
+    let seconds = number(query, "timeoutSeconds")?.and_then(|s| u64::try_from(s).ok()).filter(|s| *s > 0);
     let spread = TIMEOUT_MIN_SECS + ((api.config.random)() % u128::from(TIMEOUT_MIN_SECS)) as u64;
     Ok(Options {
         start,
@@ -122,10 +124,11 @@ pub async fn respond(
         closing: api.closing(),
         done: false,
     };
-    let guard = api.metrics.watching();
-    let frames = stream::unfold((feed, guard), |(mut feed, guard)| async move {
+    let sent = api.metrics.watched(feed.encoder.resource.gvr());
+    let frames = stream::unfold((feed, sent), |(mut feed, sent)| async move {
         let frame = feed.next().await?;
-        Some((frame, (feed, guard)))
+        sent.event(frame.len());
+        Some((frame, (feed, sent)))
     });
     Ok(respond::raw(200, form.watch_content_type(), respond::streamed(frames)))
 }

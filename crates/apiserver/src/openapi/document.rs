@@ -27,26 +27,28 @@ const COMMON: [&str; 9] = [
     "WatchEvent",
 ];
 
-/// The OpenAPI v2 document of all rows.
-pub fn v2(rows: &[Shown]) -> Value {
-    let schemas = Schemas::new(Dialect::V2);
-    let (paths, definitions) = parts(rows, schemas, v2_path);
-    json!({
-        "swagger": "2.0",
-        "info": {"title": TITLE, "version": VERSION},
-        "paths": paths,
-        "definitions": definitions,
-        "securityDefinitions": {
-            "BearerToken": {"type": "apiKey", "name": "authorization", "in": "header"},
-        },
-        "security": [{"BearerToken": []}],
-    })
+/// The OpenAPI v2 document of these rows.
+pub fn v2(rows: &[Shown], schemas: &mut Schemas) -> Value {
+    let mut document = v2_part(rows, schemas);
+    document["swagger"] = "2.0".into();
+    document["info"] = json!({"title": TITLE, "version": VERSION});
+    document["securityDefinitions"] =
+        json!({"BearerToken": {"type": "apiKey", "name": "authorization", "in": "header"}});
+    document["security"] = json!([{"BearerToken": []}]);
+    document
+}
+
+/// The paths of these rows, and the definitions that were not given before.
+pub fn v2_part(rows: &[Shown], schemas: &mut Schemas) -> Value {
+    let paths = paths(rows, schemas, v2_path);
+    json!({"paths": paths, "definitions": schemas.take()})
 }
 
 /// The OpenAPI v3 document of one group version's rows.
 pub fn v3(rows: &[Shown]) -> Value {
-    let schemas = Schemas::new(Dialect::V3);
-    let (paths, definitions) = parts(rows, schemas, v3_path);
+    let mut schemas = Schemas::new(Dialect::V3);
+    let paths = paths(rows, &mut schemas, v3_path);
+    let definitions = schemas.take();
     json!({
         "openapi": "3.0.0",
         "info": {"title": TITLE, "version": VERSION},
@@ -62,12 +64,12 @@ pub fn v3(rows: &[Shown]) -> Value {
 
 type Render = fn(&PathItem, &ResourceRow) -> Value;
 
-fn parts(rows: &[Shown], mut schemas: Schemas, render: Render) -> (Map<String, Value>, Map<String, Value>) {
+fn paths(rows: &[Shown], schemas: &mut Schemas, render: Render) -> Map<String, Value> {
     let mut paths = Map::new();
     COMMON.iter().for_each(|kind| schemas.add_builtin(&meta(kind)));
     for shown in rows {
         let row = shown.row;
-        schemas.add_row(row, shown.custom);
+        schemas.add_row(row, shown.custom.map(|version| version.published()).as_ref());
         for item in operations::paths(row) {
             for operation in &item.operations {
                 if let Body::Object(name) = &operation.body {
@@ -78,7 +80,7 @@ fn parts(rows: &[Shown], mut schemas: Schemas, render: Render) -> (Map<String, V
             paths.insert(item.path.clone(), render(&item, row));
         }
     }
-    (paths, schemas.finish())
+    paths
 }
 
 /// Media types in which a row's objects can be patched.

@@ -15,8 +15,10 @@ mod operations;
 mod proto;
 mod schemas;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::Write as _;
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -25,8 +27,11 @@ use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-pub use document::{v2 as v2_json, v3 as v3_json};
-pub use proto::encode as v2_proto;
+use crate::custom::Version;
+use document::v3 as v3_json;
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use schemas::{Dialect, Schemas, body_name, list_name};
 
 const JSON: &str = "application/json";
 /// What v2 protobuf is answered as: the form without `@` is a valid media type, and clients take both.
@@ -39,8 +44,8 @@ const V2_PROTO_ASKED: [&str; 2] = [V2_PROTO, "application/com.github.proto-opena
 pub struct Shown<'a> {
     /// The row.
     pub row: &'a ResourceRow,
-    /// The schema as the definition has it.
-    pub custom: Option<&'a Value>,
+    /// Of a custom resource: whose schema it is.
+    pub custom: Option<&'a Version>,
 }
 
 impl<'a> From<&'a ResourceRow> for Shown<'a> {
@@ -58,13 +63,25 @@ pub struct Document {
     pub etag: String,
     /// The body, not compressed.
     pub body: Bytes,
+    packed: Arc<OnceLock<Bytes>>,
 }
 
 impl Document {
     fn new(content_type: &'static str, body: Vec<u8>) -> Self {
         let digest = Sha256::digest(&body);
         let hex: String = digest[..16].iter().map(|b| format!("{b:02X}")).collect();
-        Document { content_type, etag: format!("\"{hex}\""), body: body.into() }
+        Document { content_type, etag: format!("\"{hex}\""), body: body.into(), packed: Arc::default() }
+    }
+
+    /// The body with gzip, packed when first asked for. Big documents take a while: not on the event loop.
+    pub fn packed(&self) -> Bytes {
+        let pack = || {
+            let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+            // Writing to a Vec does not fail.
+            let _ = encoder.write_all(&self.body);
+            encoder.finish().unwrap_or_default().into()
+        };
+        self.packed.get_or_init(pack).clone()
     }
 
     pub(crate) fn json(value: &Value) -> Self {
@@ -82,8 +99,8 @@ pub struct NotAcceptable;
 pub struct Row {
     /// `Held::Static(row)` for built-in ones, `Held::Shared(arc)` for custom ones.
     pub row: Held<ResourceRow>,
-    /// `openAPIV3Schema` of a custom resource's version; `None` for built-in ones.
-    pub custom: Option<Value>,
+    /// A custom resource's version; `None` for built-in ones.
+    pub custom: Option<Arc<Version>>,
 }
 
 /// The documents of one set of resource rows; cheap to make, documents are built when first asked for.
@@ -116,8 +133,8 @@ impl Documents {
     pub fn get(&self, path: &str, accept: &str) -> Result<Option<Document>, NotAcceptable> {
         let path = path.trim_end_matches('/');
         if path == "/openapi/v2" {
-            let proto = || self.v2_proto.get_or_init(|| Document::new(V2_PROTO, v2_proto(&self.v2())));
-            let json = || self.v2_json.get_or_init(|| Document::json(&self.v2()));
+            let proto = || self.v2_proto.get_or_init(|| Document::new(V2_PROTO, self.v2_as_proto()));
+            let json = || self.v2_json.get_or_init(|| Document::new(JSON, self.v2_as_json()));
             return Ok(Some(if wants_proto(accept)? { proto() } else { json() }.clone()));
         }
         let Some(rest) = path.strip_prefix("/openapi/v3") else { return Ok(None) };
@@ -133,14 +150,65 @@ impl Documents {
         })
     }
 
-    fn v2(&self) -> Value {
-        let mut document = v2_json(&self.refs());
-        crate::aggregation::discovery::add_to_v2(&mut document, &self.foreign);
-        document
+    /// The v2 document part by part, so that it is never held as one value: thousands of definitions take gigabytes so.
+    /// The first part is the whole document of the built-in rows, the others are paths and definitions beside it. A part
+    /// is only made where it is called for.
+    fn v2_parts(&self, mut add: impl FnMut(Option<&Version>, &mut dyn FnMut() -> Value)) {
+        let (builtin, custom): (Vec<Shown>, Vec<Shown>) =
+            self.refs().into_iter().partition(|r| r.custom.is_none());
+        let mut schemas = Schemas::new(Dialect::V2);
+        add(None, &mut || document::v2(&builtin, &mut schemas));
+        for row in &custom {
+            add(row.custom, &mut || document::v2_part(std::slice::from_ref(row), &mut schemas));
+        }
+        let own = custom.iter().flat_map(|r| [body_name(r.row), list_name(r.row)]);
+        let mut known: BTreeSet<String> = schemas.given().iter().cloned().chain(own).collect();
+        for part in &self.foreign {
+            add(None, &mut || crate::aggregation::discovery::only_new(part, &mut known));
+        }
+    }
+
+    /// A custom resource's part is kept with it: a change of one does not encode the others again. A field that comes
+    /// again adds to what came before, so parts can simply follow each other.
+    fn v2_as_proto(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        self.v2_parts(|version, make| match version {
+            Some(version) => {
+                out.extend_from_slice(version.v2_proto.get_or_init(|| proto::encode(&make()).into()));
+            }
+            None => out.extend(proto::encode(&make())),
+        });
+        out
+    }
+
+    fn v2_as_json(&self) -> Vec<u8> {
+        let mut head = Value::Null;
+        let mut texts = [("paths", String::new()), ("definitions", String::new())];
+        self.v2_parts(|_, make| {
+            let mut part = make();
+            for (field, text) in &mut texts {
+                let Value::Object(entries) = part[*field].take() else { continue };
+                for (key, value) in entries {
+                    let comma = if text.is_empty() { "" } else { "," };
+                    // Writing to a String does not fail.
+                    let _ = write!(text, "{comma}{}:{value}", Value::String(key));
+                }
+            }
+            if head.is_null() {
+                head = part;
+            }
+        });
+        let [paths, definitions] = texts.map(|(_, text)| text);
+        let mut out = format!("{{\"paths\":{{{paths}}},\"definitions\":{{{definitions}}}");
+        for (key, value) in head.as_object().into_iter().flatten().filter(|(_, v)| !v.is_null()) {
+            let _ = write!(out, ",\"{key}\":{value}");
+        }
+        out.push('}');
+        out.into_bytes()
     }
 
     fn refs(&self) -> Vec<Shown<'_>> {
-        self.rows.iter().map(|r| Shown { row: &r.row, custom: r.custom.as_ref() }).collect()
+        self.rows.iter().map(|r| Shown { row: &r.row, custom: r.custom.as_deref() }).collect()
     }
 
     fn group_version(&self, path: &str) -> Option<Document> {
@@ -159,7 +227,7 @@ pub fn v3_index(rows: &[Shown]) -> Value {
     for shown in rows {
         let hasher = hashers.entry(index_key(shown.row)).or_default();
         hash_row(shown.row, hasher);
-        shown.custom.map(Value::to_string).hash(hasher);
+        shown.custom.map(|version| version.hash).hash(hasher);
     }
     let paths: Map<String, Value> = hashers
         .into_iter()
@@ -179,8 +247,13 @@ fn index_key(row: &ResourceRow) -> String {
 fn hash_row(row: &ResourceRow, hasher: &mut DefaultHasher) {
     TABLE_HASH.hash(hasher);
     row.gvr.hash(hasher);
-    if let DefRef::Shared(_) = &row.def {
-        format!("{row:?}").hash(hasher);
+    match &row.def {
+        DefRef::Builtin(_) => {}
+        DefRef::Shared(_) => format!("{row:?}").hash(hasher),
+        DefRef::Later(_) => {
+            format!("{:?}", (&row.kind, &row.singular, &row.short_names, &row.categories)).hash(hasher);
+            format!("{:?}", (row.namespaced, &row.subresources)).hash(hasher);
+        }
     }
 }
 

@@ -287,7 +287,8 @@ mod tests {
     #[test]
     fn nothing_of_the_built_in_document_is_lost() {
         let rows: Vec<_> = k8s_schema::resources().iter().map(Into::into).collect();
-        check(&DOCUMENT, &super::super::document::v2(&rows), "");
+        let mut schemas = super::super::Schemas::new(super::super::Dialect::V2);
+        check(&DOCUMENT, &super::super::document::v2(&rows, &mut schemas), "");
     }
 
     /// Bytes worked out by hand from the protobuf encoding and gnostic's field numbers.

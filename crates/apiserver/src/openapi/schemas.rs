@@ -3,7 +3,7 @@
 //! Starts from the rows' bodies and takes along whatever these refer to. References are lazy, so recursive
 //! definitions end. Definitions of custom resources without a name are written in place.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_schema::{Def, DefRef, Field, ListType, PatchStrategy, ResourceRow, Type, def_by_name};
 use serde_json::{Map, Value, json};
@@ -47,9 +47,9 @@ pub fn meta(kind: &str) -> String {
 
 /// The name under which a row's body is defined.
 pub fn body_name(row: &ResourceRow) -> String {
-    let def = row.def.get();
-    if !row.legacy && !def.name.is_empty() {
-        return def.name.to_string();
+    // A custom resource's body has the name that is made below; it is not made for that.
+    if !row.legacy && matches!(row.def, DefRef::Builtin(_)) {
+        return row.def.get().name.to_string();
     }
     let prefix = if row.legacy {
         format!("io.k8s.api.{}", row.gvr.group)
@@ -68,13 +68,15 @@ pub fn list_name(row: &ResourceRow) -> String {
 pub struct Schemas {
     dialect: Dialect,
     done: BTreeMap<String, Value>,
+    /// What was taken out earlier.
+    given: BTreeSet<String>,
     pending: Vec<DefRef>,
 }
 
 impl Schemas {
     /// None yet.
     pub fn new(dialect: Dialect) -> Self {
-        Schemas { dialect, done: BTreeMap::new(), pending: Vec::new() }
+        Schemas { dialect, done: BTreeMap::new(), given: BTreeSet::new(), pending: Vec::new() }
     }
 
     /// Adds a built-in definition by name; what is not built in is not added.
@@ -101,23 +103,34 @@ impl Schemas {
             return;
         }
         self.add_builtin(&list);
-        if !self.done.contains_key(&list) {
+        if !self.has(&list) {
             let schema = self.custom_list(row, &body);
             self.done.insert(list, schema);
         }
     }
 
-    /// Follows all references; by name.
-    pub fn finish(mut self) -> Map<String, Value> {
+    /// Follows all references; what came since the last time, by name.
+    pub fn take(&mut self) -> Map<String, Value> {
         while let Some(reference) = self.pending.pop() {
             let def = reference.get();
             self.insert(&def.name, def);
         }
-        self.done.into_iter().collect()
+        let done = std::mem::take(&mut self.done);
+        self.given.extend(done.keys().cloned());
+        done.into_iter().collect()
+    }
+
+    /// The names that were given out so far.
+    pub fn given(&self) -> &BTreeSet<String> {
+        &self.given
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.done.contains_key(name) || self.given.contains(name)
     }
 
     fn insert(&mut self, name: &str, def: &Def) {
-        if self.done.contains_key(name) {
+        if self.has(name) {
             return;
         }
         // Entered first: a definition may refer to itself.
@@ -219,7 +232,7 @@ impl Schemas {
         if def.name.is_empty() {
             return if depth < INLINE_DEPTH_MAX { self.object(def, depth + 1) } else { open() };
         }
-        if !self.done.contains_key(&*def.name) {
+        if !self.has(&def.name) {
             self.pending.push(reference_.clone());
         }
         reference(self.dialect, &def.name)
@@ -227,7 +240,7 @@ impl Schemas {
 
     /// One of the scalars that have a definition of their own.
     fn scalar(&mut self, name: &str) -> Value {
-        if !self.done.contains_key(name) {
+        if !self.has(name) {
             let schema = match (name.rsplit('.').next().unwrap_or_default(), self.dialect) {
                 ("Quantity", Dialect::V2) => json!({"type": "string"}),
                 ("Quantity", Dialect::V3) => json!({"oneOf": [{"type": "string"}, {"type": "number"}]}),

@@ -80,7 +80,8 @@ fn v2_is_closed_and_has_what_kubectl_looks_up() {
 
 #[test]
 fn legacy_bodies_require_less_and_keep_their_old_fields() {
-    let v2 = v2_json(&k8s_schema::resources().iter().map(Shown::from).collect::<Vec<_>>());
+    let rows: Vec<Shown> = k8s_schema::resources().iter().map(Shown::from).collect();
+    let v2 = document::v2(&rows, &mut Schemas::new(Dialect::V2));
     let old = &v2["definitions"]["io.k8s.api.extensions.v1beta1.Deployment"]["properties"]["spec"];
     assert!(old.get("required").is_none() && old["properties"]["rollbackTo"].is_object());
     let new = &v2["definitions"]["io.k8s.api.apps.v1.DeploymentSpec"];

@@ -73,7 +73,7 @@ impl Token {
     }
 
     fn decode(text: &str) -> Result<Self, ApiError> {
-        let bad = || ApiError::bad_request("continue key is not valid: the token cannot be read");
+        let bad = || ApiError::bad_request("invalid continue token: continue key is not valid");
         let bytes = URL_SAFE_NO_PAD.decode(text.trim_end_matches('=')).map_err(|_| bad())?;
         let value: serde_json::Value = serde_json::from_slice(&bytes).map_err(|_| bad())?;
         match (value["v"].as_str(), value["rv"].as_u64(), value["after"].as_str()) {
@@ -98,30 +98,36 @@ pub fn parse_revision(resource: &Resource, text: &str) -> Result<Option<u64>, Ap
 }
 
 /// Reads limit, continue, resourceVersion and resourceVersionMatch.
+/// A parameter that is a whole number; `None` when it is not given.
+pub fn number(query: &Query, name: &str) -> Result<Option<i64>, ApiError> {
+    let text = query.get(name);
+    let bad = |_| ApiError::bad_request(format!("strconv.ParseInt: parsing {text:?}: invalid syntax"));
+    if text.is_empty() { Ok(None) } else { text.parse().map(Some).map_err(bad) }
+}
+
 pub fn parse_paging(resource: &Resource, query: &Query) -> Result<Paging, ApiError> {
-    let limit = match query.get("limit") {
-        "" => 0,
-        text => text.parse::<i64>().map_err(|_| {
-            ApiError::bad_request(format!("strconv.ParseInt: parsing {text:?}: invalid syntax"))
-        })?,
-    };
+    let limit = number(query, "limit")?.unwrap_or(0);
+    number(query, "timeoutSeconds")?;
     let token = query.get("continue").to_string();
     let (version, matching) = (query.get("resourceVersion"), query.get("resourceVersionMatch"));
     let mut errors = FieldErrors::new();
     let field = "resourceVersionMatch";
-    match matching {
-        "" => {}
-        _ if version.is_empty() => {
+    if !matching.is_empty() {
+        if version.is_empty() {
             errors.forbidden(field, "resourceVersionMatch is forbidden unless resourceVersion is provided");
         }
-        _ if !token.is_empty() => {
-            errors.forbidden(field, "resourceVersionMatch is forbidden when continue is provided")
+        if !token.is_empty() {
+            errors.forbidden(field, "resourceVersionMatch is forbidden when continue is provided");
         }
-        "Exact" if version == "0" => {
+        if !matches!(matching, "Exact" | "NotOlderThan") {
+            errors.not_supported(field, matching, &["Exact", "NotOlderThan", ""]);
+        }
+        if matching == "Exact" && version == "0" {
             errors.forbidden(field, "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"");
         }
-        "Exact" | "NotOlderThan" => {}
-        other => errors.not_supported(field, other, &["Exact", "NotOlderThan"]),
+    }
+    if query.find("sendInitialEvents").is_some() {
+        errors.forbidden("sendInitialEvents", "sendInitialEvents is forbidden for list");
     }
     errors.into_result("meta.k8s.io", "ListOptions", "")?;
     if !token.is_empty() && !matches!(version, "" | "0") {

@@ -4,6 +4,7 @@ use super::conditions::Facts;
 use super::review::{self, Verdict};
 use super::{Document, Hook, MUTATING, Request, VALIDATING};
 use crate::audit;
+use crate::metrics::Step;
 use crate::resources::Resource;
 use crate::rules;
 use crate::verbs::{FieldValidation, WriteOptions};
@@ -180,12 +181,27 @@ fn tolerated(hook: &Hook, failure: Failure, note: &str) -> Result<(), ApiError> 
 }
 
 async fn ask(
+/// Asks a webhook, and tells how long it took.
     hook: &Hook,
     request: &Request<'_>,
     form: &Resource,
     object: Option<&Value>,
     mutating: bool,
 ) -> Result<Verdict, Failure> {
+) -> Result<Verdict, Failure> {
+    let started = tokio::time::Instant::now();
+    let outcome = call(hook, request, form, object, mutating).await;
+    let step = Step { operation: request.operation, admits: mutating, rejected: outcome.is_err() };
+    request.api.metrics.called(&hook.name, step, started.elapsed());
+    outcome
+}
+
+async fn call(
+    hook: &Hook,
+    request: &Request<'_>,
+    form: &Resource,
+    object: Option<&Value>,
+    mutating: bool,
     if request.call.options.dry_run && !hook.dry_run {
         let why = format!("admission webhook {:?} does not support dry run", hook.name);
         return Err(Failure::Refused(ApiError::bad_request(why)));

@@ -87,10 +87,37 @@ async fn selectors_and_list_options() {
     s.get(&format!("{MAPS}?continue=junk")).await.fails(400, "BadRequest");
     let message = s.get(&format!("{MAPS}?resourceVersion=abc")).await.fails(422, "Invalid");
     assert!(message.contains("resourceVersion: Invalid value: \"abc\""), "{message}");
-    let message = s.get(&format!("{MAPS}?resourceVersionMatch=Exact")).await.fails(422, "Invalid");
-    assert!(message.contains("resourceVersionMatch is forbidden unless resourceVersion is provided"));
-    s.get(&format!("{MAPS}?resourceVersion=0&resourceVersionMatch=Exact")).await.fails(422, "Invalid");
-    s.get(&format!("{MAPS}?watch=1&resourceVersionMatch=Exact")).await.fails(422, "Invalid");
+    let (own, without) = ("resourceVersionMatch is forbidden", "sendInitialEvents requires setting");
+    for (query, wants) in [
+        ("resourceVersionMatch=Exact", vec![format!("{own} unless resourceVersion is provided")]),
+        ("resourceVersionMatch=Exact&resourceVersion=0", vec!["is forbidden for resourceVersion".into()]),
+        ("resourceVersionMatch=Odd&resourceVersion=1", vec!["\"Exact\", \"NotOlderThan\", \"\"".into()]),
+        (
+            "resourceVersionMatch=Exact&continue=x&sendInitialEvents=true",
+            vec![
+                format!("{own} unless resourceVersion"),
+                format!("{own} when continue is provided"),
+                "sendInitialEvents is forbidden for list".into(),
+            ],
+        ),
+        (
+            "watch=1&resourceVersionMatch=Exact",
+            vec![
+                format!("{own} for watch unless sendInitialEvents is provided"),
+                "supported values: \"NotOlderThan\"".into(),
+            ],
+        ),
+        (
+            "watch=1&sendInitialEvents=false&resourceVersionMatch=Exact",
+            vec![without.into(), "supported values: \"NotOlderThan\"".into()],
+        ),
+        ("watch=1&sendInitialEvents=1", vec![without.into()]),
+    ] {
+        let message = s.get(&format!("{MAPS}?{query}")).await.fails(422, "Invalid");
+        assert!(wants.iter().all(|w| message.contains(w)), "{query}: {message}");
+    }
+    s.get(&format!("{MAPS}?timeoutSeconds=x")).await.fails(400, "BadRequest");
+    s.get(&format!("{MAPS}?watch=1&timeoutSeconds=x")).await.fails(400, "BadRequest");
 }
 
 #[tokio::test]

@@ -95,11 +95,50 @@ async fn a_definition_is_served_at_once_everywhere() {
     assert!(body["properties"]["metadata"].is_object());
     let v2 = s.get("/openapi/v2").await.expect(200);
     assert_eq!(v2["definitions"]["org.example.v2beta1.Widget"]["type"], "object");
+    assert!(v2["definitions"]["io.k8s.api.core.v1.Pod"].is_object() && v2["swagger"] == "2.0");
+    assert!(v2["paths"]["/apis/example.org/v1/namespaces/{namespace}/widgets/{name}"]["get"].is_object());
     let empty = s.get(WIDGETS).await.expect(200);
     assert_eq!(
         (empty["kind"].as_str(), empty["apiVersion"].as_str()),
         (Some("WidgetList"), Some("example.org/v1"))
     );
+}
+
+/// What clients ask for again and again is made once for all of them, until what is served changes.
+#[tokio::test]
+async fn documents_are_kept_until_a_definition_changes() {
+    let s = defined().await;
+    const PROTO: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+    const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
+    let ask = async |path: &str, accept: &str, tag: &str| {
+        let reply = s.call("GET", path, &[("accept", accept), ("if-none-match", tag)], "").await;
+        (reply.code, reply.headers["etag"].to_str().unwrap().to_string(), reply.body)
+    };
+    let asked = [("/openapi/v2", PROTO), ("/apis", AGGREGATED), ("/openapi/v3", "application/json")];
+    let mut tags = Vec::new();
+    for (path, accept) in asked {
+        let (code, tag, body) = ask(path, accept, "").await;
+        assert_eq!((code, body.is_empty()), (200, false), "{path}");
+        let (code, same, body) = ask(path, accept, &tag).await;
+        assert_eq!((code, &same, body.len()), (304, &tag, 0), "{path}");
+        tags.push(tag);
+    }
+    let mut second = definition();
+    second["metadata"]["name"] = json!("gadgets.example.org");
+    second["spec"]["names"] = json!({"plural": "gadgets", "singular": "gadget", "kind": "Gadget"});
+    s.post(CRDS, &second).await.expect(201);
+    established(&s, "gadgets.example.org").await;
+    let there =
+        async || (s.get("/apis/example.org/v1/namespaces/default/gadgets").await.code == 200).then_some(());
+    eventually("served", there).await;
+    for ((path, accept), tag) in asked.into_iter().zip(tags) {
+        let (code, _, body) = ask(path, accept, &tag).await;
+        assert_eq!(code, 200, "{path} has changed");
+        if path != "/openapi/v3" {
+            let holds = |word: &[u8]| body.windows(word.len()).any(|w| w == word);
+            assert!(holds(b"Widget") && holds(b"Gadget") && holds(b"apps"), "{path}");
+        }
+    }
 }
 
 #[tokio::test]

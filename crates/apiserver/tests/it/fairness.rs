@@ -115,7 +115,7 @@ async fn a_crowd_is_told_to_come_again_and_others_do_not_notice() {
     let eve = server.with_identity(Identity::new("eve", ["system:authenticated"]));
     eve.get(MAPS).await.fails(403, "Forbidden");
     let metrics = String::from_utf8_lossy(&server.get("/metrics").await.body).into_owned();
-    assert!(metrics.contains("apiserver_flowcontrol_rejected_requests_total{priority_level=\"small\""));
+    assert!(metrics.contains("apiserver_flowcontrol_rejected_requests_total{flow_schema="));
     stuck.iter().for_each(tokio::task::JoinHandle::abort);
     until("a free seat", async || Some(crowd.get(MAPS).await).filter(|r| r.code == 200)).await;
 }

@@ -5,7 +5,11 @@ use crate::context::spawn;
 use k8s_schema::Gvr;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::task::JoinHandle;
+
+/// Kinds that come within such a time are looked at together.
+const GATHER_PAUSE: Duration = Duration::from_millis(50);
 
 /// A watch that ends with this value.
 struct Followed {
@@ -50,6 +54,8 @@ pub async fn follow_all(collector: Arc<Collector>) {
         if changed.changed().await.is_err() {
             return;
         }
+        // Definitions come in crowds.
+        tokio::time::sleep(GATHER_PAUSE).await;
     }
 }
 

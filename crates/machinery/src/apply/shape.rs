@@ -61,7 +61,7 @@ pub struct Items<'a> {
 impl<'a> Spot<'a> {
     /// The root of a kind, whose body is `ty`.
     pub fn root(ty: &'a Type) -> Self {
-        Spot { ty, field: None, deduced: matches!(ty, Type::Object(DefRef::Shared(_))) }
+        Spot { ty, field: None, deduced: matches!(ty, Type::Object(DefRef::Shared(_) | DefRef::Later(_))) }
     }
 
     fn at(&self, ty: &'a Type, field: Option<&'a Field>) -> Self {

@@ -140,6 +140,13 @@ pub struct Binding {
 }
 
 impl Binding {
+    /// What it does about a failure, for the figures: the strongest of its actions.
+    pub fn enforces(&self) -> &'static str {
+        let has = |action: &str| self.actions.iter().any(|a| a == action);
+        let known = [("Deny", "deny"), ("Warn", "warn"), ("Audit", "audit")];
+        known.into_iter().find(|(action, _)| has(action)).map_or("allow", |(_, name)| name)
+    }
+
     fn read(object: &Object) -> Binding {
         let value = object.value().unwrap_or_default();
         let spec = &value["spec"];

@@ -8,6 +8,7 @@ use machinery::cel::{Env, Value};
 use machinery::kinds::get::{list, text};
 use machinery::status::{ApiError, Cause};
 use serde_json::{Value as Json, json};
+use tokio::time::Instant;
 
 /// The longest message that an expression may make; upstream's limit.
 const MESSAGE_BYTES_MAX: usize = 5 * 1024;
@@ -117,7 +118,17 @@ fn complaints(one: &Applicable, request: &Request<'_>, object: Option<&Json>) ->
     };
     for facts in &all {
         for (nth, validation) in validations.iter().enumerate() {
-            match validation.judge(facts) {
+            let started = Instant::now();
+            let judged = validation.judge(facts);
+            let action = match &judged {
+                Ok(None) => ("allow", "no_error"),
+                Ok(Some(_)) => (one.binding.enforces(), "no_error"),
+                Err(_) if one.policy.fails => (one.binding.enforces(), "compile_or_invalid_error"),
+                Err(_) => ("allow", "compile_or_invalid_error"),
+            };
+            let (policy, binding) = (&one.policy.name, &one.binding.name);
+            request.api.metrics.checked(policy, binding, action, started.elapsed());
+            match judged {
                 Ok(None) => {}
                 Ok(Some((message, reason))) => found.push(Complaint { nth: Some(nth), message, reason }),
                 Err(why) => found.extend(failed(Some(nth), why)),
