@@ -1,7 +1,7 @@
 //! Turns the doc-free tables in `specs/` into one Rust file of statics (no work at start, no allocation).
 //!
 //! Reads `specs/k8s-1.36.txt` (definitions), `specs/k8s-1.36-resources.txt`, `specs/gantry-resources.txt` (our own
-//! kinds) and the protobuf tables (`proto`);
+//! kinds), `specs/metrics.txt` (definitions of metrics.k8s.io) and the protobuf tables (`proto`);
 //! all describe their format in their headers. Any line that is not understood stops the build.
 
 #[path = "build/proto.rs"]
@@ -12,6 +12,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 const DEFINITIONS: &str = "../../specs/k8s-1.36.txt";
+const METRICS: &str = "../../specs/metrics.txt";
 const RESOURCES: &str = "../../specs/k8s-1.36-resources.txt";
 const GANTRY: &str = "../../specs/gantry-resources.txt";
 const PROTOBUF: &str = "../../specs/k8s-1.36-protobuf.txt";
@@ -53,7 +54,7 @@ fn main() {
         std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{path}: {e}"))
     };
     let gantry = read(GANTRY);
-    let definitions = read(DEFINITIONS) + &own_definitions(&gantry);
+    let definitions = read(DEFINITIONS) + &read(METRICS) + &own_definitions(&gantry);
     let resources = read(RESOURCES) + &gantry;
     let mut defs = parse_definitions(&definitions);
     let (groups, rows) = parse_resources(&resources, &mut defs);

@@ -9,6 +9,7 @@ use crate::fairness::{self, Fairness};
 use crate::inproc::InProcess;
 use crate::metrics::Metrics;
 use crate::node_access::NodeAccess;
+use crate::node_metrics::NodeMetrics;
 use crate::openapi::{Documents, Row};
 use crate::rbac::Rbac;
 use crate::resources::{LiveRegistry, Registry};
@@ -61,6 +62,7 @@ pub struct Api {
     pub(crate) discovery: crate::discovery::Kept,
     pub(crate) rbac: Arc<Rbac>,
     pub(crate) aggregator: Aggregator,
+    pub(crate) node_metrics: NodeMetrics,
     pub(crate) fairness: Arc<Fairness>,
     /// Records requests, where that is wanted.
     pub(crate) audit: Option<Arc<Audit>>,
@@ -100,6 +102,7 @@ impl Api {
             authorizer,
             rbac,
             aggregator: Aggregator::default(),
+            node_metrics: NodeMetrics::default(),
             fairness: Arc::default(),
             front_proxies,
             audit,

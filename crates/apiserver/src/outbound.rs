@@ -164,14 +164,6 @@ impl Endpoint {
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let text = |e: hyper::Error| e.to_string();
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(text)?;
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a call's connection ended");
-            }
-        });
         let path = self.url.path_and_query().map_or("/", |p| p.as_str());
         let authority = self.url.authority().map_or("", |a| a.as_str());
         let mut request = Request::builder()
@@ -184,11 +176,31 @@ impl Endpoint {
             request = request.header(header::AUTHORIZATION, format!("Bearer {}", self.token));
         }
         let request = request.body(Full::new(body)).map_err(|e| e.to_string())?;
-        let response = sender.send_request(request).await.map_err(text)?;
-        let code = response.status();
-        let body = Limited::new(response.into_body(), ANSWER_MAX).collect().await;
-        Ok((code, body.map_err(|e| format!("reading the answer: {e}"))?.to_bytes()))
+        let (head, body) = over(stream, request, ANSWER_MAX).await?;
+        Ok((head.status, body))
     }
+}
+
+/// One request over a connection that is then given up; its answer is read whole, up to `most` bytes.
+pub(crate) async fn over<S>(
+    stream: S,
+    request: Request<Full<Bytes>>,
+    most: usize,
+) -> Result<(http::response::Parts, Bytes), String>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let text = |e: hyper::Error| e.to_string();
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(text)?;
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "a call's connection ended");
+        }
+    });
+    let (head, body) = sender.send_request(request).await.map_err(text)?.into_parts();
+    let body = Limited::new(body, most).collect().await;
+    Ok((head, body.map_err(|e| format!("reading the answer: {e}"))?.to_bytes()))
 }
 
 #[cfg(test)]

@@ -31,11 +31,14 @@ gvrs! {
     CUSTOM_RESOURCE_DEFINITIONS = "apiextensions.k8s.io" / "v1" / "customresourcedefinitions";
     LEASES = "coordination.k8s.io" / "v1" / "leases";
     ENDPOINT_SLICES = "discovery.k8s.io" / "v1" / "endpointslices";
+    SERVICE_CIDRS = "networking.k8s.io" / "v1" / "servicecidrs";
     PRIORITY_CLASSES = "scheduling.k8s.io" / "v1" / "priorityclasses";
     CLUSTER_ROLES = "rbac.authorization.k8s.io" / "v1" / "clusterroles";
     CLUSTER_ROLE_BINDINGS = "rbac.authorization.k8s.io" / "v1" / "clusterrolebindings";
     ROLES = "rbac.authorization.k8s.io" / "v1" / "roles";
     ROLE_BINDINGS = "rbac.authorization.k8s.io" / "v1" / "rolebindings";
+    POD_METRICS = "metrics.k8s.io" / "v1beta1" / "pods";
+    NODE_METRICS = "metrics.k8s.io" / "v1beta1" / "nodes";
     RUNTIME_CLASSES = "node.k8s.io" / "v1" / "runtimeclasses";
     ECS_ACCOUNT_SETTINGS = "ecs.gantry.dev" / "v1" / "accountsettings";
     ECS_CAPACITY_PROVIDERS = "ecs.gantry.dev" / "v1" / "capacityproviders";

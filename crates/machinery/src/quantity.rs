@@ -82,6 +82,11 @@ impl Quantity {
         Quantity { nanos: i128::from(milli) * (NANO / 1000), format: Format::Decimal }
     }
 
+    /// A whole number of billionths.
+    pub fn from_nanos(nanos: i64) -> Self {
+        Quantity { nanos: nanos.into(), format: Format::Decimal }
+    }
+
     /// A whole number of bytes, printed with binary suffixes.
     pub fn from_bytes(bytes: i64) -> Self {
         Quantity { nanos: i128::from(bytes) * NANO, format: Format::Binary }

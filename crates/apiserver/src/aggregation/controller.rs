@@ -149,7 +149,7 @@ fn route(api: &Api, objects: &BTreeMap<String, Value>, asked: &mut BTreeMap<Grou
         let Some(target) = Target::of(&object["spec"]) else { continue };
         let at = decide::group_version(&object["spec"]);
         let built_in = k8s_schema::resources().iter().any(|r| r.gvr.group == at.0 && r.gvr.version == at.1);
-        if built_in || at.0.is_empty() {
+        if (built_in && at.0 != decide::YIELDED) || at.0.is_empty() {
             continue;
         }
         let number = |field: &str| object["spec"][field].as_i64().unwrap_or_default();

@@ -7,6 +7,9 @@ use std::collections::BTreeMap;
 
 /// Says that an object is kept by us: `onstart` for built-in groups, `true` for custom ones.
 pub const AUTOMANAGED: &str = "kube-aggregator.kubernetes.io/automanaged";
+/// The group that this server serves as long as no other server is named for it. It has no APIService of its own, so that
+/// those who install one (metrics-server, an adapter) find the name free.
+pub const YIELDED: &str = "metrics.k8s.io";
 /// Of groups that custom resources make.
 const CUSTOM_GROUP: i64 = 1_000;
 const CUSTOM_VERSION: i64 = 100;
@@ -64,7 +67,7 @@ pub fn local_services(registry: &Registry) -> BTreeMap<String, Value> {
     let mut wanted = BTreeMap::new();
     for resource in registry.all() {
         let (group, version) = (&*resource.row.gvr.group, &*resource.row.gvr.version);
-        if group == "apiregistration.k8s.io" || resource.row.legacy {
+        if group == "apiregistration.k8s.io" || group == YIELDED || resource.row.legacy {
             continue;
         }
         let name = format!("{version}.{group}");
@@ -203,6 +206,7 @@ mod tests {
         let wanted = local_services(&Registry::builtin("main", true));
         assert!(wanted.contains_key("v1.") && wanted.contains_key("v1.apps"));
         assert!(!wanted.contains_key("v1.apiregistration.k8s.io") && !wanted.contains_key("v1beta1.apps"));
+        assert!(!wanted.contains_key("v1beta1.metrics.k8s.io"));
         assert_eq!(wanted["v1."]["spec"]["groupPriorityMinimum"], 18_000);
         assert_eq!(steps(&wanted, &wanted), []);
         let mut present = wanted.clone();

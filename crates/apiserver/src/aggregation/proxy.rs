@@ -11,7 +11,9 @@ use crate::http::proxy::{Route, forward};
 use crate::http::respond::{self, Body};
 use crate::path::Path;
 use ::http::{Response, StatusCode, header};
+use auth::Identity;
 use machinery::status::ApiError;
+use serde_json::Value;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -53,6 +55,31 @@ pub async fn answer(
         },
     }?;
     Ok(without_redirect(answered))
+}
+
+impl Api {
+    /// What the other server answers a component of this process that reads; its failures in its words.
+    pub(crate) async fn ask_remote(
+        &self,
+        identity: &Identity,
+        remote: &Remote,
+        path: &str,
+    ) -> Result<Value, ApiError> {
+        let unavailable = |why: String| ApiError::new(503, "ServiceUnavailable", why);
+        if !remote.available {
+            return Err(unavailable("the server is currently unable to handle the request".into()));
+        }
+        let answer = self.ask_extension_as(identity, &remote.target, path, "").await.map_err(unavailable)?;
+        let body: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+        if (200..300).contains(&answer.code) {
+            return Ok(body);
+        }
+        let message = body["message"]
+            .as_str()
+            .map_or_else(|| format!("the server answered {path} with {}", answer.code), ToString::to_string);
+        let reason = if answer.code == 404 { "NotFound" } else { "" };
+        Err(ApiError::new(answer.code, reason, message))
+    }
 }
 
 fn without_redirect(answer: Response<Body>) -> Response<Body> {

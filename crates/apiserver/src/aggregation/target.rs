@@ -5,14 +5,13 @@
 use super::Answer;
 use crate::Api;
 use crate::config::Duplex;
+use crate::outbound;
 use crate::webhooks::client::{Backends, is_barred};
 use ::http::{HeaderMap, HeaderName, HeaderValue, Request, header};
 use auth::Identity;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use bytes::Bytes;
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper_util::rt::TokioIo;
+use http_body_util::Full;
 use rustls::pki_types::ServerName;
 use serde_json::Value;
 use std::net::IpAddr;
@@ -177,31 +176,31 @@ impl Api {
         path: &str,
         tag: &str,
     ) -> Result<Answer, String> {
+        let me = Identity::new("system:kube-aggregator", [auth::SYSTEM_MASTERS]);
+        self.ask_extension_as(&me, target, path, tag).await
+    }
+
+    /// The same as somebody.
+    pub(super) async fn ask_extension_as(
+        &self,
+        identity: &Identity,
+        target: &Target,
+        path: &str,
+        tag: &str,
+    ) -> Result<Answer, String> {
         let url = format!("https://{}:{}{path}", target.host(), target.port);
         let asked = async {
             let stream = self.dial_extension(target).await?;
-            let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-                .await
-                .map_err(|e| e.to_string())?;
-            tokio::spawn(async move {
-                if let Err(error) = connection.await {
-                    tracing::debug!(%error, "a connection to an extension server ended");
-                }
-            });
             let mut request = Request::get(path)
                 .header(header::HOST, target.host())
                 .header(header::ACCEPT, "application/json")
                 .header(header::IF_NONE_MATCH, tag)
-                .body(Empty::<Bytes>::new())
+                .body(Full::default())
                 .map_err(|e| e.to_string())?;
-            let me = Identity::new("system:kube-aggregator", [auth::SYSTEM_MASTERS]);
-            set_identity(request.headers_mut(), &me);
-            let response = sender.send_request(request).await.map_err(|e| e.to_string())?;
-            let code = response.status().as_u16();
-            let tag = response.headers().get(header::ETAG).and_then(|t| t.to_str().ok()).unwrap_or_default();
-            let tag = tag.to_string();
-            let body = Limited::new(response.into_body(), ANSWER_MAX).collect().await;
-            Ok::<_, String>(Answer { code, tag, body: body.map_err(|e| e.to_string())?.to_bytes() })
+            set_identity(request.headers_mut(), identity);
+            let (head, body) = outbound::over(stream, request, ANSWER_MAX).await?;
+            let tag = head.headers.get(header::ETAG).and_then(|t| t.to_str().ok()).unwrap_or_default();
+            Ok::<_, String>(Answer { code: head.status.as_u16(), tag: tag.to_string(), body })
         };
         match tokio::time::timeout(ASK_MAX, asked).await {
             Ok(Ok(answer)) => Ok(answer),

@@ -352,7 +352,7 @@ async fn service_route(api: &Api, call: &Call, rest: &str, inbound: &Inbound) ->
     Ok(Route { stream: dial_backend(&ip, port, tls).await?, host: format!("{ip}:{port}"), path })
 }
 
-fn with_query(path: &str, query: Option<&str>) -> String {
+pub(crate) fn with_query(path: &str, query: Option<&str>) -> String {
     let path = if path.is_empty() { "/" } else { path };
     match query {
         Some(query) if !query.is_empty() => format!("{path}?{query}"),
@@ -361,7 +361,7 @@ fn with_query(path: &str, query: Option<&str>) -> String {
 }
 
 /// Percent-encodes everything but unreserved characters.
-fn encode(text: &str) -> String {
+pub(crate) fn encode(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for byte in text.bytes() {
         match byte {

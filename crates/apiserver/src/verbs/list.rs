@@ -2,6 +2,7 @@
 
 use super::Call;
 use crate::Api;
+use crate::computed::is_computed;
 use crate::path::Query;
 use crate::resources::Resource;
 use crate::select::Selection;
@@ -145,6 +146,9 @@ pub fn parse_paging(resource: &Resource, query: &Query) -> Result<Paging, ApiErr
 impl Api {
     /// One object in the stored version; `any` takes whatever is at hand.
     pub async fn get(&self, call: &Call, freshness: Freshness) -> Result<Arc<Object>, ApiError> {
+        if is_computed(call.resource.gvr()) {
+            return self.compute_one(call).await;
+        }
         match freshness {
             Freshness::Any => {}
             Freshness::Current => self.storage.cache.wait_fresh().await?,
@@ -157,6 +161,10 @@ impl Api {
 
     /// One page of a list.
     pub async fn list(&self, selection: &Selection, paging: &Paging) -> Result<Page, ApiError> {
+        if is_computed(selection.resource.gvr()) {
+            let items = self.compute(selection).await;
+            return Ok(page(selection, items, self.storage.cache.revision(), 0));
+        }
         let early = selection.early();
         let mut page = self.list_stored(early.as_ref().unwrap_or(selection), paging).await?;
         page.items = self.in_served(&selection.resource, page.items).await?;

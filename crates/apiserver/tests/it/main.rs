@@ -24,5 +24,6 @@ mod proxying;
 mod running;
 mod special;
 mod two_servers;
+mod usage;
 mod verbs;
 mod watches;

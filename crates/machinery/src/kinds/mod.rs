@@ -21,6 +21,7 @@ pub mod get;
 mod job_rules;
 mod limits;
 pub mod meta;
+mod metrics;
 mod namespace;
 mod networking;
 mod node;
@@ -158,6 +159,7 @@ static ROWS: &[&[Behaviour]] = &[
     event::ROWS,
     flow::ROWS,
     limits::ROWS,
+    metrics::ROWS,
     namespace::ROWS,
     networking::ROWS,
     node::ROWS,
