@@ -1,15 +1,18 @@
 //! The agent as the node API sees it: exec, attach, logs and port-forward over the runtime.
 
-use crate::nodeapi::{AttachSpec, Duplex, LogSource, NodeBackend, Session, Target};
+use crate::nodeapi::{AttachSpec, Duplex, LogSource, Metrics, NodeBackend, Session, Target};
 use crate::ops::Node;
+use crate::stats::summary::{self, Readings, Source};
+use crate::stats::{self, DiskCache, Stats};
 use crate::stream::FdStream;
 use async_trait::async_trait;
 use client::{Object, ObjectKey};
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use k8s_schema::gvr::PODS;
 use machinery::status::ApiError;
+use parking_lot::Mutex;
 use runtime::RuntimeError;
-use runtime::api::{ContainerInfo, ContainerState, ExecSpec, Usage};
+use runtime::api::{ContainerInfo, ContainerState, ExecSpec};
 use rustix::termios::{Winsize, tcsetwinsize};
 use serde_json::{Value, json};
 use std::io;
@@ -23,9 +26,18 @@ use tokio::sync::watch;
 /// A port-forward that does not connect by then fails.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 
+/// Usage is told against figures that are at least as old as the second, at most as the first …
+const READINGS_MAX_MS: i64 = 300_000;
+const READINGS_MIN_MS: i64 = 10_000;
+/// … or, when there are none, against some from so long ago.
+const FIRST_WINDOW: Duration = Duration::from_millis(500);
+
 /// The agent's side of the node API.
 pub struct Backend {
     node: Arc<Node>,
+    /// CPU time lately, as told in the summary.
+    readings: Mutex<Readings>,
+    disk: Arc<DiskCache>,
 }
 
 /// A running container.
@@ -50,7 +62,13 @@ fn stream(fd: OwnedFd) -> Result<FdStream, ApiError> {
 impl Backend {
     /// Over these parts.
     pub fn new(node: Arc<Node>) -> Backend {
-        Backend { node }
+        Backend { node, readings: Mutex::default(), disk: Arc::default() }
+    }
+
+    async fn gather(&self) -> Stats {
+        let node = self.node.clone();
+        // Nothing in it panics; without figures there are none to show.
+        crate::ops::blocking(move || stats::gather(&node)).await.unwrap_or_default()
     }
 
     fn pod(&self, target: &Target) -> Result<Arc<Object>, ApiError> {
@@ -278,39 +296,40 @@ impl NodeBackend for Backend {
     }
 
     async fn stats_summary(&self) -> Value {
-        let usage = |uid: &str, id: Option<&str>| self.node.runtime.usage(uid, id).unwrap_or_default();
-        let now = machinery::time::format(jiff::Timestamp::now());
-        let numbers = |u: &Usage| {
-            json!({"cpu": {"time": now, "usageCoreNanoSeconds": u.cpu_ns},
-                "memory": {"time": now, "usageBytes": u.memory_bytes, "workingSetBytes": u.working_set_bytes}})
+        let mut before = self.readings.lock().clone();
+        if stats::now_ms() - before.at_ms > READINGS_MAX_MS {
+            before = Readings::of(&self.gather().await);
+            tokio::time::sleep(FIRST_WINDOW).await;
+        }
+        let stats = self.gather().await;
+        if stats.machine.at_ms - self.readings.lock().at_ms > READINGS_MIN_MS {
+            *self.readings.lock() = Readings::of(&stats);
+        }
+        let (node, disk) = (self.node.clone(), self.disk.clone());
+        let document = move || {
+            summary::document(&Source {
+                stats: &stats,
+                before: &before,
+                facts: &node.facts,
+                images: node.images.folder(),
+                image_bytes: node.images.list().iter().map(|i| i.size_bytes).sum(),
+                pods: &node.pods.list().into_iter().map(|p| (p.uid().to_string(), p)).collect(),
+                disk: &disk,
+            })
         };
-        let pods = self.node.runtime.pods().into_iter().map(|pod| {
-            let uid = &pod.spec.uid;
-            let running = pod.containers.iter().filter(|c| matches!(c.state, ContainerState::Running { .. }));
-            let containers = running.map(|c| {
-                let mut one = numbers(&usage(uid, Some(&c.spec.id)));
-                one["name"] = json!(c.spec.name);
-                one
-            });
-            let containers: Vec<Value> = containers.collect();
-            let total = usage(uid, None);
-            let mut one = numbers(&total);
-            one["podRef"] = json!({"name": pod.spec.name, "namespace": pod.spec.namespace, "uid": uid});
-            one["process_stats"] = json!({"process_count": total.pids});
-            one["containers"] = json!(containers);
-            one
-        });
-        json!({"node": {"nodeName": self.node.facts.node_name}, "pods": pods.collect::<Vec<_>>()})
+        crate::ops::blocking(document).await.unwrap_or_default()
     }
 
-    async fn metrics(&self) -> String {
-        let pods = self.node.runtime.pods();
-        let running = |c: &&ContainerInfo| matches!(c.state, ContainerState::Running { .. });
-        let containers = pods.iter().flat_map(|p| &p.containers).filter(running).count();
-        format!(
-            "# TYPE kubelet_running_pods gauge\nkubelet_running_pods {}\n\
-             # TYPE kubelet_running_containers gauge\nkubelet_running_containers{{container_state=\"running\"}} {containers}\n",
-            pods.len()
-        )
+    async fn csi(&self, driver: &str, method: &str, request: &Value) -> grpc::Answer {
+        self.node.csi.relay(driver, method, request).await
+    }
+
+    async fn metrics(&self, which: Metrics) -> String {
+        match which {
+            Metrics::Own => stats::own::text(&self.node),
+            Metrics::Probes => String::new(),
+            Metrics::Resource => stats::resource::text(&self.gather().await),
+            Metrics::Cadvisor => stats::cadvisor::text(&self.gather().await, self.node.runtime.cgroup_root()),
+        }
     }
 }

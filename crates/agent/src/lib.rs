@@ -25,6 +25,7 @@ mod probes;
 pub mod services;
 pub mod state;
 pub mod status;
+mod stats;
 mod stream;
 pub mod taskmeta;
 pub mod volumes;

@@ -201,10 +201,47 @@ pub struct ExecSpec {
 pub struct Usage {
     /// CPU time in nanoseconds.
     pub cpu_ns: u64,
+    /// Of that, in user mode.
+    pub user_ns: u64,
+    /// Of that, in the kernel.
+    pub system_ns: u64,
+    /// Periods of its CPU limit, those in which it was held back, and for how many nanoseconds.
+    pub throttling: [u64; 3],
     /// Memory in bytes, caches included.
     pub memory_bytes: u64,
     /// Memory in bytes that cannot be reclaimed at once (working set).
     pub working_set_bytes: u64,
+    /// Anonymous memory in bytes.
+    pub rss_bytes: u64,
+    /// Memory in bytes that holds files' contents.
+    pub cache_bytes: u64,
+    /// Of that, mapped.
+    pub mapped_bytes: u64,
+    /// Swap in bytes.
+    pub swap_bytes: u64,
+    /// The most memory in bytes since the cgroup was made; 0 where the kernel does not say.
+    pub peak_bytes: u64,
+    /// How often memory ran against its limit.
+    pub memory_failures: u64,
+    /// Kills for lack of memory.
+    pub oom_kills: u64,
+    /// Page faults, and those that read a disk.
+    pub faults: [u64; 2],
+    /// Bytes and operations read from disks and written to disks.
+    pub disk: Disk,
     /// Processes.
     pub pids: u64,
+}
+
+/// Traffic with disks since the cgroup was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Bytes written.
+    pub written_bytes: u64,
+    /// Reads.
+    pub reads: u64,
+    /// Writes.
+    pub writes: u64,
 }

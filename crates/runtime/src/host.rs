@@ -131,6 +131,11 @@ impl Runtime {
         Ok((Self { inner: Arc::new(Inner { config, cgroups, pods: Mutex::default(), events }) }, receiver))
     }
 
+    /// The cgroup path below which all pods are.
+    pub fn cgroup_root(&self) -> &str {
+        &self.inner.config.cgroup_root
+    }
+
     /// All pods, as last heard from their shims. Cheap.
     pub fn pods(&self) -> Vec<PodInfo> {
         self.inner.pods.lock().values().map(|pod| pod.info()).collect()

@@ -8,7 +8,7 @@
 
 pub mod judge;
 pub mod limits;
-mod observe;
+pub(crate) mod observe;
 pub mod rank;
 mod run;
 pub mod settings;

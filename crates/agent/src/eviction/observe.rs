@@ -83,7 +83,7 @@ pub fn disk_usage(node: &Node, pod: &PodView) -> DiskUsage {
 }
 
 /// Bytes and files below a folder, on its file system. A file with several names counts each time.
-fn walk(folder: &Path) -> (u64, u64) {
+pub(crate) fn walk(folder: &Path) -> (u64, u64) {
     let Ok(top) = folder.symlink_metadata() else { return (0, 0) };
     let (mut bytes, mut files) = (top.blocks() * BLOCK_BYTES, 1);
     let mut folders = vec![folder.to_path_buf()];

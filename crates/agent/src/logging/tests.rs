@@ -205,7 +205,7 @@ impl NodeBackend for Router {
     async fn stats_summary(&self) -> Value {
         Value::Null
     }
-    async fn metrics(&self) -> String {
+    async fn metrics(&self, _: crate::nodeapi::Metrics) -> String {
         String::new()
     }
 }

@@ -62,6 +62,19 @@ pub struct Session {
     pub done: Pin<Box<dyn Future<Output = Result<i32, ApiError>> + Send>>,
 }
 
+/// The sets of series that a node offers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Metrics {
+    /// The agent's own.
+    Own,
+    /// Few, for metrics servers.
+    Resource,
+    /// All of containers and the machine.
+    Cadvisor,
+    /// Probes' results.
+    Probes,
+}
+
 /// Where a container's log is.
 pub struct LogSource {
     /// The current file, in the CRI format. Older parts stand beside it as `<name>.<something that sorts by age>`.
@@ -95,6 +108,11 @@ pub trait NodeBackend: Send + Sync + 'static {
     /// The kubelet's stats summary.
     async fn stats_summary(&self) -> Value;
 
+    /// A call of a CSI driver's controller service.
+    async fn csi(&self, driver: &str, method: &str, _request: &Value) -> grpc::Answer {
+        Err(grpc::Status::new(grpc::code::UNIMPLEMENTED, format!("no {driver} here for {method}")))
+    }
+
     /// Metrics in Prometheus' text format.
-    async fn metrics(&self) -> String;
+    async fn metrics(&self, which: Metrics) -> String;
 }

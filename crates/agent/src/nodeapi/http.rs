@@ -2,7 +2,7 @@
 //!
 //! Errors leave as plain text with their code, as the kubelet's do; the API server makes a `Status` of them.
 
-use super::backend::{AttachSpec, NodeBackend, Session, Target};
+use super::backend::{AttachSpec, Metrics, NodeBackend, Session, Target};
 use super::query::{Query, decode};
 use super::remote::{self, Wanted};
 use super::upgrade::{self, Forward, Remote};
@@ -12,11 +12,12 @@ use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, stream};
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Full, StreamBody};
+use http_body_util::{BodyExt, Full, Limited, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper_util::rt::TokioIo;
 use machinery::status::ApiError;
 use runtime::api::ExecSpec;
+use serde_json::json;
 use std::convert::Infallible;
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
@@ -73,9 +74,17 @@ async fn route(context: Context, request: Request<Incoming>) -> Result<Response<
         (&Method::GET, ["stats", "summary"]) => {
             Ok(typed(StatusCode::OK, json, context.backend.stats_summary().await.to_string()))
         }
-        (&Method::GET, ["metrics"]) => {
-            Ok(typed(StatusCode::OK, "text/plain; version=0.0.4", context.backend.metrics().await))
+        (&Method::GET, ["metrics", rest @ ..]) => {
+            let which = match rest {
+                [] => Metrics::Own,
+                ["resource"] => Metrics::Resource,
+                ["cadvisor"] => Metrics::Cadvisor,
+                ["probes"] => Metrics::Probes,
+                _ => return Err(not_found()),
+            };
+            Ok(typed(StatusCode::OK, "text/plain; version=0.0.4", context.backend.metrics(which).await))
         }
+        (&Method::POST, ["csi", driver, method]) => csi(&context, driver, method, request).await,
         (&Method::GET, ["containerLogs", namespace, pod, container]) => {
             container_logs(&context, target(namespace, pod, &[container])?, &query, request).await
         }
@@ -107,6 +116,23 @@ async fn route(context: Context, request: Request<Incoming>) -> Result<Response<
 
 fn not_found() -> ApiError {
     ApiError::new(404, "NotFound", "404 page not found")
+}
+
+/// A call of a CSI driver: requests and answers in JSON, failures as 422 with code and message.
+async fn csi(
+    context: &Context,
+    driver: &str,
+    method: &str,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, ApiError> {
+    let body = Limited::new(request.into_body(), grpc::MESSAGE_BYTES_MAX).collect().await;
+    let body = body.map_err(|e| ApiError::bad_request(e.to_string()))?.to_bytes();
+    let request = serde_json::from_slice(&body).map_err(|e| ApiError::bad_request(e.to_string()))?;
+    let (status, answer) = match context.backend.csi(driver, method, &request).await {
+        Ok(answer) => (StatusCode::OK, answer),
+        Err(e) => (StatusCode::UNPROCESSABLE_ENTITY, json!({"code": e.code, "message": e.message})),
+    };
+    Ok(typed(status, "application/json", answer.to_string()))
 }
 
 /// `{container}` or `{uid}/{container}` behind namespace and pod.

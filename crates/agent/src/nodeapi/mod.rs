@@ -19,7 +19,7 @@ mod ws;
 
 pub(crate) use logs::Watch as FolderWatch;
 
-pub use backend::{AttachSpec, Duplex, Input, LogSource, NodeBackend, Output, Session, Target};
+pub use backend::{AttachSpec, Duplex, Input, LogSource, Metrics, NodeBackend, Output, Session, Target};
 
 use ::http::{Request, Response, StatusCode};
 use http::{Body, Context};

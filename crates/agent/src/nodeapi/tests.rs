@@ -98,7 +98,7 @@ impl NodeBackend for Fake {
         json!({"node": {"nodeName": "n"}})
     }
 
-    async fn metrics(&self) -> String {
+    async fn metrics(&self, _: Metrics) -> String {
         "up 1\n".into()
     }
 }

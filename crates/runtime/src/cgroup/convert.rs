@@ -1,6 +1,6 @@
 //! From OCI resources to cgroup files, and from cgroup files to usage. Pure.
 
-use crate::api::Usage;
+use crate::api::{Disk, Usage};
 use crate::oci::Resources;
 
 /// One file to write.
@@ -38,6 +38,7 @@ pub(super) fn v1(resources: &Resources) -> Vec<Write> {
     );
     out.extend(memory.swap.map(|v| optional(write("memory", "memory.memsw.limit_in_bytes", v))));
     out.extend(memory.reservation.map(|v| optional(write("memory", "memory.soft_limit_in_bytes", v))));
+    out.extend(memory.swappiness.map(|v| optional(write("memory", "memory.swappiness", v))));
     out.extend(cpu.shares.filter(|&v| v > 0).map(|v| write("cpu", "cpu.shares", v)));
     out.extend(cpu.period.map(|v| optional(write("cpu", "cpu.cfs_period_us", v))));
     out.extend(cpu.quota.map(|v| optional(write("cpu", "cpu.cfs_quota_us", v))));
@@ -122,24 +123,79 @@ fn number(text: &str) -> u64 {
 
 /// Usage from v1 files; `read` takes controller and file.
 pub(super) fn usage_v1(read: impl Fn(&str, &str) -> String) -> Usage {
-    let memory_bytes = number(&read("memory", "memory.usage_in_bytes"));
-    let inactive = field(&read("memory", "memory.stat"), "total_inactive_file");
+    let memory = |file: &str| number(&read("memory", &format!("memory.{file}")));
+    let (memory_bytes, stat, cpu) =
+        (memory("usage_in_bytes"), read("memory", "memory.stat"), read("cpu", "cpu.stat"));
+    let [bytes, operations] = ["service_bytes", "serviced"].map(|what| {
+        let text = read("blkio", &format!("blkio.throttle.io_{what}_recursive"));
+        ["Read", "Write"].map(|way| devices(&text, way))
+    });
     Usage {
         cpu_ns: number(&read("cpuacct", "cpuacct.usage")),
+        user_ns: number(&read("cpuacct", "cpuacct.usage_user")),
+        system_ns: number(&read("cpuacct", "cpuacct.usage_sys")),
+        throttling: ["nr_periods", "nr_throttled", "throttled_time"].map(|name| field(&cpu, name)),
         memory_bytes,
-        working_set_bytes: memory_bytes.saturating_sub(inactive),
+        working_set_bytes: memory_bytes.saturating_sub(field(&stat, "total_inactive_file")),
+        rss_bytes: field(&stat, "total_rss"),
+        cache_bytes: field(&stat, "total_cache"),
+        mapped_bytes: field(&stat, "total_mapped_file"),
+        swap_bytes: field(&stat, "total_swap"),
+        peak_bytes: memory("max_usage_in_bytes"),
+        memory_failures: memory("failcnt"),
+        oom_kills: field(&read("memory", "memory.oom_control"), "oom_kill"),
+        faults: ["total_pgfault", "total_pgmajfault"].map(|name| field(&stat, name)),
+        disk: Disk {
+            read_bytes: bytes[0],
+            written_bytes: bytes[1],
+            reads: operations[0],
+            writes: operations[1],
+        },
         pids: number(&read("pids", "pids.current")),
     }
+}
+
+/// The sum of `8:0 Read 4096` over all devices.
+fn devices(text: &str, way: &str) -> u64 {
+    let of = |line: &str| match *line.split(' ').collect::<Vec<_>>() {
+        [_, this, value] if this == way => value.parse::<u64>().ok(),
+        _ => None,
+    };
+    text.lines().filter_map(of).sum()
 }
 
 /// Usage from v2 files.
 pub(super) fn usage_v2(read: impl Fn(&str, &str) -> String) -> Usage {
     let memory_bytes = number(&read("memory", "memory.current"));
-    let inactive = field(&read("memory", "memory.stat"), "inactive_file");
+    let (stat, cpu) = (read("memory", "memory.stat"), read("cpu", "cpu.stat"));
+    let (events, io) = (read("memory", "memory.events"), read("io", "io.stat"));
+    let micros = |name: &str| field(&cpu, name).saturating_mul(1_000);
+    // `8:0 rbytes=1 wbytes=2 rios=3 wios=4 …`, a line a device.
+    let disk = |name: &str| -> u64 {
+        let values = io.split_whitespace().filter_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+        values.filter_map(|value| value.parse::<u64>().ok()).sum()
+    };
     Usage {
-        cpu_ns: field(&read("cpu", "cpu.stat"), "usage_usec").saturating_mul(1_000),
+        cpu_ns: micros("usage_usec"),
+        user_ns: micros("user_usec"),
+        system_ns: micros("system_usec"),
+        throttling: [field(&cpu, "nr_periods"), field(&cpu, "nr_throttled"), micros("throttled_usec")],
         memory_bytes,
-        working_set_bytes: memory_bytes.saturating_sub(inactive),
+        working_set_bytes: memory_bytes.saturating_sub(field(&stat, "inactive_file")),
+        rss_bytes: field(&stat, "anon"),
+        cache_bytes: field(&stat, "file"),
+        mapped_bytes: field(&stat, "file_mapped"),
+        swap_bytes: number(&read("memory", "memory.swap.current")),
+        peak_bytes: number(&read("memory", "memory.peak")),
+        memory_failures: field(&events, "max"),
+        oom_kills: field(&events, "oom_kill"),
+        faults: ["pgfault", "pgmajfault"].map(|name| field(&stat, name)),
+        disk: Disk {
+            read_bytes: disk("rbytes"),
+            written_bytes: disk("wbytes"),
+            reads: disk("rios"),
+            writes: disk("wios"),
+        },
         pids: number(&read("pids", "pids.current")),
     }
 }
@@ -196,12 +252,29 @@ mod tests {
             "memory.usage_in_bytes" => "1000\n".to_owned(),
             "memory.stat" => "inactive_file 1\ntotal_inactive_file 400\n".to_owned(),
             "cpuacct.usage" => "77\n".to_owned(),
+            "blkio.throttle.io_service_bytes_recursive" => {
+                "8:0 Read 5\n8:0 Write 1\n8:16 Read 10\nTotal 16\n".to_owned()
+            }
             _ => String::new(),
         };
         let usage = usage_v1(files);
         assert_eq!(
             (usage.cpu_ns, usage.memory_bytes, usage.working_set_bytes, usage.pids),
             (77, 1000, 600, 0)
+        );
+        assert_eq!((usage.disk.read_bytes, usage.disk.written_bytes, usage.disk.reads), (15, 1, 0));
+        let usage = usage_v2(|_, file| match file {
+            "cpu.stat" => "usage_usec 3\nuser_usec 2\nnr_throttled 4\nthrottled_usec 5\n".to_owned(),
+            "memory.stat" => "anon 7\npgfault 8\npgmajfault 9\n".to_owned(),
+            "io.stat" => {
+                "8:0 rbytes=1 wbytes=2 rios=3 wios=4\n8:16 rbytes=10 wbytes=0 rios=0 wios=0\n".to_owned()
+            }
+            _ => String::new(),
+        });
+        assert_eq!((usage.cpu_ns, usage.user_ns, usage.throttling), (3_000, 2_000, [0, 4, 5_000]));
+        assert_eq!(
+            (usage.rss_bytes, usage.faults, usage.disk.read_bytes, usage.disk.writes),
+            (7, [8, 9], 11, 4)
         );
     }
 }

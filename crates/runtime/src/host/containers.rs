@@ -206,6 +206,12 @@ impl Runtime {
         Ok(self.inner.cgroups.usage(&self.cgroup_of(uid, id)?)?)
     }
 
+    /// What all pods use together.
+    #[must_use]
+    pub fn usage_of_all(&self) -> Usage {
+        self.inner.cgroups.usage("").unwrap_or_default()
+    }
+
     /// Runs one more program in a running container; returns once it runs.
     ///
     /// # Errors
