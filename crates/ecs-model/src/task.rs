@@ -11,7 +11,8 @@ use machinery::kinds::get::{list, text};
 use serde_json::{Map, Value, json};
 
 /// Members of `spec` that are ours, not AWS's.
-pub const OWN_MEMBERS: [&str; 5] = ["activating", "deactivating", "networkConfiguration", "nodeName", "protection"];
+pub const OWN_MEMBERS: [&str; 5] =
+    ["activating", "deactivating", "networkConfiguration", "nodeName", "protection"];
 /// Members that only the spec decides, whatever the status says.
 const DECIDED: [&str; 2] = ["desiredStatus", "tags"];
 /// Annotation: a fingerprint of the RunTask request that made the task, where it had a client token.

@@ -27,6 +27,8 @@ pub enum Protocol {
     Tcp,
     /// Bytes; TLS ends here.
     Tls,
+    /// Datagrams.
+    Udp,
 }
 
 impl Protocol {

@@ -16,6 +16,7 @@ pub mod route;
 mod serve;
 mod state;
 mod tls;
+mod udp;
 
 pub use config::Config;
 pub use serve::{Balancer, ListenError};

@@ -8,9 +8,9 @@ use crate::config::{Action, Certificate, Check, Config, Id, Listener, Protocol};
 use crate::forward::{self, Context7, Upstream};
 use crate::headers::Entry;
 use crate::relay;
-use crate::state::{Live, Shared, Snapshot, TargetHealth};
+use crate::state::{Live, LiveGroup, Shared, Snapshot, TargetHealth};
 use crate::tls::{self, CertificateError};
-use crate::{CONNECT_TIMEOUT, HEAD_TIMEOUT, MAX_CONNECTIONS, MAX_HEAD_BYTES, MAX_HEADERS, balance};
+use crate::{CONNECT_TIMEOUT, HEAD_TIMEOUT, MAX_CONNECTIONS, MAX_HEAD_BYTES, MAX_HEADERS, balance, udp};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -20,7 +20,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
@@ -157,31 +157,41 @@ impl Balancer {
         let tls = listener.protocol.is_tls().then(|| tls::server(&listener.certificates, listener.protocol));
         let tls = tls.transpose()?.map(tokio_rustls::TlsAcceptor::from);
         let bind = |source| ListenError::Bind { address: listener.address, source };
+        let (closing, closed) = watch::channel(false);
+        let door = |address: SocketAddr| {
+            Arc::new(Door {
+                shared: self.shared.clone(),
+                upstream: self.upstream.clone(),
+                id: listener.id.clone(),
+                protocol: listener.protocol,
+                tls,
+                port: address.port(),
+                closed,
+            })
+        };
+        let key = (listener.address, listener.protocol, listener.certificates.clone());
+        if listener.protocol == Protocol::Udp {
+            let socket = std::net::UdpSocket::bind(listener.address).map_err(bind)?;
+            socket.set_nonblocking(true).map_err(bind)?;
+            let socket = UdpSocket::from_std(socket).map_err(bind)?;
+            let address = socket.local_addr().map_err(bind)?;
+            let accepting = tokio::spawn(udp::serve(door(address), socket));
+            return Ok(Socket { key, address, accepting, closing });
+        }
         let socket = std::net::TcpListener::bind(listener.address).map_err(bind)?;
         socket.set_nonblocking(true).map_err(bind)?;
         let address = socket.local_addr().map_err(bind)?;
         let socket = TcpListener::from_std(socket).map_err(bind)?;
-        let (closing, closed) = watch::channel(false);
-        let door = Arc::new(Door {
-            shared: self.shared.clone(),
-            upstream: self.upstream.clone(),
-            id: listener.id.clone(),
-            protocol: listener.protocol,
-            tls,
-            port: address.port(),
-            closed,
-        });
-        let accepting = tokio::spawn(accept(door, socket));
-        let key = (listener.address, listener.protocol, listener.certificates.clone());
+        let accepting = tokio::spawn(accept(door(address), socket));
         Ok(Socket { key, address, accepting, closing })
     }
 }
 
 /// What every connection of a listener knows.
-struct Door {
-    shared: Arc<Shared>,
+pub(crate) struct Door {
+    pub(crate) shared: Arc<Shared>,
     upstream: Arc<Upstream>,
-    id: Id,
+    pub(crate) id: Id,
     protocol: Protocol,
     tls: Option<tokio_rustls::TlsAcceptor>,
     port: u16,
@@ -262,19 +272,21 @@ impl Door {
         quietly(connection.await);
     }
 
+    /// The group whose turn it is, of a listener that forwards only; its request is counted.
+    pub(crate) fn group(&self, snapshot: &Snapshot) -> Option<Arc<LiveGroup>> {
+        let Action::Forward(forward) = &snapshot.listeners.get(&self.id)?.default else { return None };
+        let weights: Vec<u32> = forward.groups.iter().map(|(_, w)| *w).collect();
+        let turn = self.shared.turn.fetch_add(1, Relaxed);
+        let group = snapshot.groups.get(&forward.groups[balance::group(&weights, turn)?].0)?;
+        group.counters.requests.fetch_add(1, Relaxed);
+        Some(group.clone())
+    }
+
     /// An L4 connection: a target of the default action's group, then bytes.
     async fn bytes<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: S) {
         let snapshot = self.shared.snapshot();
         let Some(listener) = snapshot.listeners.get(&self.id) else { return };
-        let Action::Forward(forward) = &listener.default else { return };
-        let weights: Vec<u32> = forward.groups.iter().map(|(_, w)| *w).collect();
-        let turn = self.shared.turn.fetch_add(1, Relaxed);
-        let Some(group) =
-            balance::group(&weights, turn).and_then(|at| snapshot.groups.get(&forward.groups[at].0))
-        else {
-            return;
-        };
-        group.counters.requests.fetch_add(1, Relaxed);
+        let Some(group) = self.group(&snapshot) else { return };
         let mut refused = Vec::new();
         while let Some(held) = group.choose(None, &refused) {
             let target = held.target.config.read().clone();

@@ -388,3 +388,54 @@ async fn a_taken_port_and_a_missing_certificate_are_told() {
     drop(taken);
     assert!(balancer.apply(&config)["front"].is_ok(), "tried again");
 }
+
+/// An echo that names itself.
+async fn echo(name: &'static str) -> SocketAddr {
+    let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let address = socket.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut buffer = [0; 64];
+        while let Ok((length, peer)) = socket.recv_from(&mut buffer).await {
+            let said = format!("{name} {}", String::from_utf8_lossy(&buffer[..length]));
+            socket.send_to(said.as_bytes(), peer).await.unwrap();
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn datagrams_of_a_client_stay_with_a_target() {
+    let group = Group { check: None, ..group("g", &[("a", echo("a").await), ("b", echo("b").await)]) };
+    let listener = Listener {
+        id: "l".into(),
+        address: "127.0.0.1:0".parse().unwrap(),
+        protocol: Protocol::Udp,
+        certificates: Vec::new(),
+        rules: Vec::new(),
+        default: Action::Forward(Forward { groups: vec![("g".into(), 1)], stickiness: None }),
+        idle_timeout: Duration::from_secs(60),
+    };
+    let (balancer, id) = (Balancer::default(), listener.id.clone());
+    let bound = balancer.apply(&Config { listeners: vec![listener], groups: vec![group] });
+    let address = *bound[&id].as_ref().unwrap();
+    let mut seen = std::collections::BTreeSet::new();
+    for _ in 0..2 {
+        let client = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        client.connect(address).await.unwrap();
+        let mut own = Vec::new();
+        for word in ["1", "2", "3"] {
+            client.send(word.as_bytes()).await.unwrap();
+            let mut buffer = [0; 64];
+            let length = tokio::time::timeout(Duration::from_secs(5), client.recv(&mut buffer))
+                .await
+                .unwrap()
+                .unwrap();
+            let said = String::from_utf8_lossy(&buffer[..length]).into_owned();
+            assert!(said.ends_with(word), "{said}");
+            own.push(said[..1].to_string());
+        }
+        assert_eq!((&own[0], &own[1]), (&own[1], &own[2]), "a flow moved");
+        seen.insert(own[0].clone());
+    }
+    assert_eq!(seen.len(), 2, "all flows went to one target");
+}

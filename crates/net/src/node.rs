@@ -5,9 +5,11 @@
 //! transaction, and the first after a start replaces the whole table in one.
 //! Deliberately not here: pods' links (module `pods`), other nodes (`tunnel`), removal (`teardown`).
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
 
 use parking_lot::Mutex;
 use sys::netlink::{NetlinkError, Protocol, Socket};
@@ -247,6 +249,31 @@ impl Network {
         let lo = link_by_name(&mut route, "lo")?.index;
         let label = NetConfig::label(&self.config.prefix);
         route.request(&[rt::add_host_address(lo, ip, &label)]).step("adding an address to the loopback link")
+    }
+
+    /// Makes this host have exactly these of the addresses of a range, for itself; others of ours stay.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn keep_addresses(
+        &self,
+        range: &RangeInclusive<Ipv4Addr>,
+        wanted: &BTreeSet<Ipv4Addr>,
+    ) -> Result<(), NetError> {
+        let mut route = self.route.lock();
+        let lo = link_by_name(&mut route, "lo")?.index;
+        let label = NetConfig::label(&self.config.prefix);
+        let held = route.dump(&rt::get_addresses()).step("listing addresses")?;
+        let held: BTreeSet<Ipv4Addr> = held
+            .iter()
+            .map(rt::Address::parse)
+            .filter(|a| a.link == lo && a.label == label && range.contains(&a.ip))
+            .map(|a| a.ip)
+            .collect();
+        let removed = held.difference(wanted).map(|ip| rt::del_host_address(lo, *ip, &label));
+        let added = wanted.difference(&held).map(|ip| rt::add_host_address(lo, *ip, &label));
+        let changes: Vec<_> = removed.chain(added).collect();
+        route.request(&changes).step("changing addresses of the loopback link")
     }
 
     /// Makes the kernel's service table be what `services` and `host_ports` say. The caller coalesces.

@@ -9,6 +9,7 @@ use ecs_model::names::AWS_NAMESPACE;
 use k8s_schema::gvr::{DISCOVERY_INSTANCES, DISCOVERY_NAMESPACES, DISCOVERY_SERVICES, ELB_LOAD_BALANCERS};
 use machinery::kinds::get::text;
 use serde_json::Value;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use tokio::sync::watch;
 
@@ -18,11 +19,12 @@ pub struct Names {
     namespaces: Arc<Cache>,
     services: Arc<Cache>,
     instances: Arc<Cache>,
+    node: Ipv4Addr,
 }
 
 impl Names {
-    /// Starts watching them.
-    pub fn start(client: &ApiClient) -> Names {
+    /// Starts watching them, on the node with that address.
+    pub fn start(client: &ApiClient, node: Ipv4Addr) -> Names {
         let of = |gvr| {
             let options = ListOptions { namespace: Some(AWS_NAMESPACE.into()), ..ListOptions::default() };
             Cache::start(client.clone(), gvr, options)
@@ -32,6 +34,7 @@ impl Names {
             namespaces: of(DISCOVERY_NAMESPACES),
             services: of(DISCOVERY_SERVICES),
             instances: of(DISCOVERY_INSTANCES),
+            node,
         }
     }
 
@@ -61,15 +64,16 @@ impl Names {
             .into_iter()
             .map(|(domain, records)| ExtraZone { domain, records: records.into_iter().map(record).collect() })
             .collect();
-        out.extend(docs(&self.balancers).iter().filter_map(|b| balancer(b)));
+        out.extend(docs(&self.balancers).iter().filter_map(|b| balancer(b, self.node)));
         out
     }
 }
 
-/// A load balancer's name: at the address that its controller bound.
-fn balancer(doc: &Doc) -> Option<ExtraZone> {
+/// A load balancer's name: at its own address on its node, at the node's address elsewhere, where that one leads nowhere.
+fn balancer(doc: &Doc, node: Ipv4Addr) -> Option<ExtraZone> {
     let name = text(doc.spec(), "/DNSName").to_string();
-    let address = text(doc.status(), "/Address").parse().ok()?;
+    let address = |at: &str| text(doc.status(), at).parse::<Ipv4Addr>().ok();
+    let address = address("/NodeAddress").filter(|n| *n != node).or_else(|| address("/Address"))?;
     let (_, domain) = name.split_once('.')?;
     Some(ExtraZone { domain: domain.to_string(), records: vec![(name.clone(), ExtraRecord::A(address))] })
 }
@@ -84,8 +88,14 @@ mod tests {
         let doc = |status: Value| {
             Doc(json!({"spec": {"DNSName": "web-1.us-east-1.elb.cluster.local"}, "status": status}))
         };
-        assert_eq!(balancer(&doc(Value::Null)), None);
-        let zone = balancer(&doc(json!({"Address": "192.0.2.1"}))).unwrap();
+        let node = Ipv4Addr::new(192, 0, 2, 1);
+        assert_eq!(balancer(&doc(Value::Null), node), None);
+        let status = json!({"Address": "10.97.0.1", "NodeAddress": "192.0.2.1"});
+        let at = |node| balancer(&doc(status.clone()), node).unwrap();
+        let zone = at(node);
         assert_eq!((zone.domain.as_str(), zone.records.len()), ("us-east-1.elb.cluster.local", 1));
+        assert!(matches!(zone.records[0].1, ExtraRecord::A(ip) if ip == Ipv4Addr::new(10, 97, 0, 1)));
+        // From another node there is no way to that address.
+        assert!(matches!(at(Ipv4Addr::new(192, 0, 2, 2)).records[0].1, ExtraRecord::A(ip) if ip == node));
     }
 }

@@ -15,15 +15,16 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// Starts keeping a zone: the receiver has its newest form (an empty zone before the first).
+/// Starts keeping a zone: the receiver has its newest form (an empty zone before the first). `node` is this node's
+/// own address.
 pub fn feed(
     client: ApiClient,
     domain: String,
-    dns_ip: Ipv4Addr,
+    (dns_ip, node): (Ipv4Addr, Ipv4Addr),
 ) -> (watch::Receiver<Arc<Zone>>, JoinHandle<()>) {
     let services = Cache::start(client.clone(), gvr::SERVICES, ListOptions::default());
     let slices = Cache::start(client.clone(), gvr::ENDPOINT_SLICES, ListOptions::default());
-    let names = Names::start(&client);
+    let names = Names::start(&client, node);
     let sender = watch::Sender::new(Arc::new(Zone::new(&domain, dns_ip, &[])));
     let receiver = sender.subscribe();
     let task = tokio::spawn(async move {

@@ -4,6 +4,7 @@
 //! `stickiness.*` (`lb_cookie`), `slow_start.duration_seconds`, `load_balancing.algorithm.type` and, in `health`,
 //! `deregistration_delay.timeout_seconds`. The others are kept and shown.
 
+use super::places::{AT_NODE, DATAGRAMS, Places};
 use super::world::{Pair, World, attribute, seconds, target_name};
 use ecs_model::targets::{certificate_secret, status_ranges};
 use lb::config::{
@@ -19,13 +20,35 @@ use std::time::Duration;
 /// ELB's own for connections without HTTP.
 const TCP_IDLE_SECONDS: u64 = 350;
 
-/// What the balancer shall do: all listeners at `address`. `draining` names, by group, who leaves it.
-pub fn config(world: &World, draining: &BTreeMap<String, Vec<Value>>, address: Ipv4Addr) -> Config {
+/// What the balancer shall do: listeners where `places` says, without that at `node`. `draining` names, by group, who
+/// leaves it.
+pub fn config(
+    world: &World,
+    draining: &BTreeMap<String, Vec<Value>>,
+    places: &Places,
+    node: Ipv4Addr,
+) -> Config {
     let mut out = Config::default();
     for (arn, listener) in &world.listeners {
-        let balancer = world.balancers.get(text(listener.spec(), "/LoadBalancerArn"));
-        out.listeners
-            .extend(balancer.and_then(|b| listener_of(world, arn, (listener.spec(), b.spec()), address)));
+        let of = text(listener.spec(), "/LoadBalancerArn");
+        let balancer = world.balancers.get(of).filter(|_| !places.homeless.contains(of));
+        let address = places.own.get(of).copied().unwrap_or(node);
+        let first = balancer.and_then(|b| listener_of(world, arn, (listener.spec(), b.spec()), address));
+        let Some(first) = first else { continue };
+        let mut sockets = vec![first];
+        if places.at_node.contains(arn) {
+            let address = (node, sockets[0].address.port()).into();
+            sockets.push(Listener { id: format!("{arn}{AT_NODE}").into(), address, ..sockets[0].clone() });
+        }
+        if text(listener.spec(), "/Protocol") == "TCP_UDP" {
+            let datagrams = |l: &Listener| Listener {
+                id: format!("{}{DATAGRAMS}", l.id).into(),
+                protocol: Protocol::Udp,
+                ..l.clone()
+            };
+            sockets.extend(sockets.iter().map(datagrams).collect::<Vec<_>>());
+        }
+        out.listeners.extend(sockets);
     }
     for arn in world.used() {
         if let Some(group) = world.groups.get(arn) {
@@ -41,6 +64,7 @@ fn protocol(name: &str) -> Protocol {
         "HTTP" => Protocol::Http,
         "HTTPS" => Protocol::Https,
         "TLS" => Protocol::Tls,
+        "UDP" => Protocol::Udp,
         _ => Protocol::Tcp,
     }
 }
@@ -197,7 +221,16 @@ mod tests {
     #[test]
     fn listeners_rules_and_groups() {
         let leaving = BTreeMap::from([("g".to_string(), vec![json!({"id": "10.0.0.9", "port": 80})])]);
-        let config = config(&world(), &leaving, Ipv4Addr::new(192, 0, 2, 1));
+        let node = Ipv4Addr::new(192, 0, 2, 1);
+        let own = Places {
+            own: BTreeMap::from([("b".to_string(), Ipv4Addr::new(10, 97, 0, 1))]),
+            at_node: ["l".to_string()].into(),
+            ..Places::default()
+        };
+        let both = config(&world(), &leaving, &own, node).listeners;
+        let shown: Vec<_> = both.iter().map(|l| (&*l.id, l.address.to_string())).collect();
+        assert_eq!(shown, [("l", "10.97.0.1:8080".into()), ("l@node", "192.0.2.1:8080".into())]);
+        let config = config(&world(), &leaving, &Places::default(), node);
         let [listener] = &config.listeners[..] else { panic!("{config:?}") };
         assert_eq!(listener.address, "192.0.2.1:8080".parse().unwrap());
         assert_eq!(listener.idle_timeout, Duration::from_secs(5));

@@ -1,13 +1,16 @@
 //! Load balancers at work: objects in, the configuration of one [`lb::Balancer`] out; its health back into their status.
 //!
-//! All listeners are bound at one address (the node's, or all of its). A load balancer is `active` when all of its listeners are
-//! bound, `failed` while one is not (the port is taken): that is tried again. Who uses no load balancer pays for two
-//! watches. Computing (`config`, `health`) is pure; this file watches, applies and writes what differs.
+//! Each load balancer listens at an address of its own, and at the node's where the port is free there (`places`). It
+//! is `active` when all of its listeners are bound, `failed` while one is not: that is tried again. Who uses no load
+//! balancer pays for two watches. Computing (`config`, `health`, `places`) is pure; this file watches, applies and writes what differs.
 //! Deliberately not here: what requests may say (`aws-server`), sockets (`lb`).
 
 mod config;
 mod health;
+mod places;
 mod world;
+
+pub use places::Settings;
 
 use client::cache::Cache;
 use client::{ApiClient, ListOptions, Object, ObjectKey};
@@ -20,8 +23,10 @@ use k8s_schema::gvr::{ELB_LISTENERS, ELB_LOAD_BALANCERS, ELB_RULES, ELB_TARGET_G
 use lb::Balancer;
 use machinery::kinds::get::{list, text};
 use machinery::status::ApiError;
+use parking_lot::Mutex;
+use places::{DATAGRAMS, Places};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,6 +40,9 @@ const DRAINING: Duration = Duration::from_millis(100);
 /// Between two tries of a listener that cannot be bound, or of a status that was not written.
 const AGAIN: Duration = Duration::from_secs(2);
 
+/// Makes the host have exactly these of the pool's addresses; what went wrong, in words.
+pub type Hold = Arc<dyn Fn(&BTreeSet<Ipv4Addr>) -> Result<(), String> + Send + Sync>;
+
 /// The running controller with its listeners; they stop when this is dropped.
 pub struct LoadBalancers(JoinHandle<()>);
 
@@ -45,10 +53,10 @@ impl Drop for LoadBalancers {
 }
 
 impl LoadBalancers {
-    /// Starts it; listeners are bound at the address `bind`, names lead to `told`.
+    /// Starts it; `hold` makes this host have exactly these addresses of the pool.
     pub fn start(
         client: ApiClient,
-        (bind, told): (Ipv4Addr, Ipv4Addr),
+        (settings, hold): (Settings, Hold),
         clock: Arc<dyn Fn() -> Timestamp + Send + Sync>,
     ) -> LoadBalancers {
         LoadBalancers(client::work::spawn(async move {
@@ -66,7 +74,8 @@ impl LoadBalancers {
                 balancers,
                 groups,
             };
-            Controller { client, views, bind, told, balancer: Balancer::default(), clock }.run().await;
+            let (balancer, held) = (Balancer::default(), Mutex::default());
+            Controller { client, views, settings, hold, held, balancer, clock }.run().await;
         }))
     }
 }
@@ -141,8 +150,10 @@ fn dns_names(chain: &str) -> Vec<String> {
 struct Controller {
     client: ApiClient,
     views: Views,
-    bind: Ipv4Addr,
-    told: Ipv4Addr,
+    settings: Settings,
+    hold: Hold,
+    /// What `hold` did last.
+    held: Mutex<BTreeSet<Ipv4Addr>>,
     balancer: Balancer,
     clock: Arc<dyn Fn() -> Timestamp + Send + Sync>,
 }
@@ -175,7 +186,10 @@ impl Controller {
         let world = self.views.world();
         let now_ms = (self.clock)().as_millisecond();
         let draining = health::draining(&world, &health::seen(self.balancer.health()), now_ms);
-        let outcome = self.balancer.apply(&config::config(&world, &draining, self.bind));
+        let places = places::places(&world, &self.settings);
+        self.hold(&places).await;
+        let config = config::config(&world, &draining, &places, self.settings.bind);
+        let outcome = self.balancer.apply(&config);
         let failures: BTreeMap<String, String> = outcome
             .iter()
             .filter_map(|(id, r)| Some((id.to_string(), r.as_ref().err()?.to_string())))
@@ -187,7 +201,7 @@ impl Controller {
         }
         let targets = health::statuses(&world, &draining, &seen);
         let targets = targets.into_iter().map(|(arn, targets)| (arn, json!({"targets": targets})));
-        let states = states(&world, &failures, self.told);
+        let states = states(&world, &failures, &places, self.settings.told);
         let written = [
             self.write(&ELB_TARGET_GROUPS, &self.views.groups, &world.groups, targets.collect()).await,
             self.write(&ELB_LOAD_BALANCERS, &self.views.balancers, &world.balancers, states).await,
@@ -197,6 +211,20 @@ impl Controller {
             again = again.or(Some(AGAIN));
         }
         again
+    }
+
+    /// Makes the host have the addresses.
+    async fn hold(&self, places: &Places) {
+        let wanted: BTreeSet<Ipv4Addr> = places.own.values().copied().collect();
+        if self.settings.pool.is_none() || *self.held.lock() == wanted {
+            return;
+        }
+        let (hold, asked) = (self.hold.clone(), wanted.clone());
+        match tokio::task::spawn_blocking(move || hold(&asked)).await {
+            Ok(Ok(())) => *self.held.lock() = wanted,
+            Ok(Err(error)) => tracing::warn!(error, "load balancers lack their addresses"),
+            Err(error) => tracing::warn!(%error, "load balancers lack their addresses"),
+        }
     }
 
     /// Writes the statuses that differ.
@@ -220,17 +248,28 @@ impl Controller {
     }
 }
 
-/// The status of every load balancer, by what its listeners came to.
-fn states(world: &World, failures: &BTreeMap<String, String>, address: Ipv4Addr) -> BTreeMap<String, Value> {
+/// The status of every load balancer, by what its listeners came to. That one has a port of its own at the node's
+/// address is a favour: without it nothing has failed.
+fn states(
+    world: &World,
+    failures: &BTreeMap<String, String>,
+    places: &Places,
+    node: Ipv4Addr,
+) -> BTreeMap<String, Value> {
     let of = |arn: &String| {
-        let own = failures.iter().find(|(listener, _)| {
-            world.listeners.get(*listener).is_some_and(|l| text(l.spec(), "/LoadBalancerArn") == arn)
+        let own = failures.iter().find(|(socket, _)| {
+            let listener = world.listeners.get(socket.trim_end_matches(DATAGRAMS));
+            listener.is_some_and(|l| text(l.spec(), "/LoadBalancerArn") == arn)
         });
         let state = match own {
+            _ if places.homeless.contains(arn) => {
+                json!({"Code": "failed", "Reason": "no address is left (--elb-pool)"})
+            }
             None => json!({"Code": "active"}),
             Some((_, why)) => json!({"Code": "failed", "Reason": why}),
         };
-        (arn.clone(), json!({"State": state, "Address": address}))
+        let address = places.own.get(arn).copied().unwrap_or(node);
+        (arn.clone(), json!({"State": state, "Address": address, "NodeAddress": node}))
     };
     world.balancers.keys().map(of).collect()
 }
@@ -279,9 +318,12 @@ mod tests {
     #[test]
     fn a_taken_port_is_a_failed_load_balancer() {
         let at = Ipv4Addr::LOCALHOST;
-        assert_eq!(states(&world(), &BTreeMap::new(), at)["b"]["State"], json!({"Code": "active"}));
-        let failures = BTreeMap::from([("l".to_string(), "taken".to_string())]);
-        let state = &states(&world(), &failures, at)["b"]["State"];
-        assert_eq!(*state, json!({"Code": "failed", "Reason": "taken"}));
+        let state = |failed: &str| {
+            let failures = BTreeMap::from([(failed.to_string(), "taken".to_string())]);
+            states(&world(), &failures, &Places::default(), at)["b"]["State"].clone()
+        };
+        assert_eq!(state("l@node"), json!({"Code": "active"}));
+        assert_eq!(state("l@udp"), json!({"Code": "failed", "Reason": "taken"}));
+        assert_eq!(state("l"), json!({"Code": "failed", "Reason": "taken"}));
     }
 }

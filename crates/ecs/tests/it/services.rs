@@ -141,7 +141,11 @@ async fn tasks_join_and_leave_target_groups_and_cloud_map() {
     let listed = ObjectKey::new("aws", ecs_model::discovery::instance_name("srv-1", &task.name));
     let instance = world.until(&DISCOVERY_INSTANCES, &listed, |i| !i.is_null()).await;
     // Known to both, it runs.
-    world.until(&ECS_TASKS, &task, |t| t["status"]["lastStatus"] == "RUNNING" && t["spec"]["activating"].is_null()).await;
+    world
+        .until(&ECS_TASKS, &task, |t| {
+            t["status"]["lastStatus"] == "RUNNING" && t["spec"]["activating"].is_null()
+        })
+        .await;
     assert_eq!(instance["spec"]["Attributes"]["AWS_INSTANCE_IPV4"], "10.0.0.9");
     // It counts when the load balancer says so, not before.
     let service = world.client.get(&ECS_SERVICES, &key).await.unwrap().value().unwrap();

@@ -5,7 +5,7 @@ use super::leader;
 use anyhow::Result;
 use auth::{Identity, SYSTEM_MASTERS};
 use aws_server::services::{ec2, elbv2, servicediscovery};
-use ecs::loadbalancer::LoadBalancers;
+use ecs::loadbalancer::{Hold, LoadBalancers, Settings};
 use jiff::Timestamp;
 use std::sync::Arc;
 
@@ -31,9 +31,21 @@ pub async fn controller(instance: &mut Instance) -> Result<()> {
     let client = instance.control.client(Identity::new("system:gantry-elb", [SYSTEM_MASTERS]))?;
     let node = instance.facts.node_ip;
     let bind = instance.config.elb_address.unwrap_or(node);
-    let addresses = (bind, if bind.is_unspecified() { node } else { bind });
+    let told = if bind.is_unspecified() { node } else { bind };
+    // Who names an address wants all listeners there; a server without a node has nowhere to put others.
+    let network = instance.node.network().ok().filter(|_| instance.config.elb_address.is_none());
+    let range = super::facts::pool("elb-pool", &instance.config.elb_pool)?;
+    let (pool, hold): (_, Hold) = match network.zip(range) {
+        None => (None, Arc::new(|_| Ok(()))),
+        Some((network, range)) => {
+            let within = range.clone();
+            (Some(range), Arc::new(move |wanted| network.keep_addresses(&within, wanted).map_err(|e| e.to_string())))
+        }
+    };
+    let settings = Settings { bind, told, pool };
     let asks = client.clone();
-    let start = move || LoadBalancers::start(asks.clone(), addresses, Arc::new(Timestamp::now));
+    let start =
+        move || LoadBalancers::start(asks.clone(), (settings.clone(), hold.clone()), Arc::new(Timestamp::now));
     leader::in_turn(instance, LEASE, client, start);
     Ok(())
 }

@@ -92,6 +92,18 @@ fn forward(action: &mut Value) -> Result<(), AwsError> {
     Ok(())
 }
 
+/// May a listener forward to a group, by their protocols?
+fn fits(listener: &str, group: &str) -> bool {
+    let groups: &[&str] = match listener {
+        "TCP" => &["TCP", "TCP_UDP"],
+        "TLS" => &["TCP", "TLS"],
+        "UDP" => &["UDP", "TCP_UDP"],
+        "TCP_UDP" => &["TCP_UDP"],
+        _ => &["HTTP", "HTTPS"],
+    };
+    groups.contains(&group)
+}
+
 /// Checks actions of a listener with that protocol on that load balancer, and completes them.
 pub(super) async fn checked(
     elb: &Elb,
@@ -108,7 +120,7 @@ pub(super) async fn checked(
     let uses = uses(elb, call).await?;
     for group in groups(&actions) {
         let spec = What::Group.get(elb, call, group).await?;
-        if text(&spec, "Protocol").starts_with("HTTP") != http {
+        if !fits(protocol, text(&spec, "Protocol")) {
             let words = format!(
                 "Target group '{group}' of protocol '{}' cannot be used by a listener of protocol '{protocol}'",
                 text(&spec, "Protocol")

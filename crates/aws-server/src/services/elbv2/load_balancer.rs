@@ -17,6 +17,12 @@ const SETTINGS: [&str; 5] = ["Type", "Scheme", "IpAddressType", "SecurityGroups"
 /// A load balancer as it is shown: with the state that the controller saw.
 pub(super) fn shown(whole: &Value) -> Value {
     let mut out = whole["spec"].clone();
+    // AWS shows only addresses that were brought along; here they are what reaches it without the cluster's DNS.
+    if let Some(address) = whole["status"]["Address"].as_str() {
+        for zone in out["AvailabilityZones"].as_array_mut().into_iter().flatten() {
+            zone["LoadBalancerAddresses"] = json!([{"IpAddress": address}]);
+        }
+    }
     out["State"] = match &whole["status"]["State"] {
         Value::Null => json!({"Code": "provisioning"}),
         state => state.clone(),

@@ -3,7 +3,7 @@
 //! One file a family of operations. A load balancer and a target group are objects named by their AWS names, a listener
 //! and a rule by the id at the end of their ARN, all in namespace `aws`; `spec` is what AWS shows plus `Attributes`
 //! (a map) and `Tags`. What makes a data plane of them, and writes their `status`, is the controller in `ecs`.
-//! Deliberately not here: gateway load balancers, UDP, Lambda targets, authentication actions, trust stores.
+//! Deliberately not here: gateway load balancers, QUIC, Lambda targets, authentication actions, trust stores.
 
 mod actions;
 mod attributes;

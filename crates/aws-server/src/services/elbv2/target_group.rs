@@ -75,7 +75,7 @@ async fn wanted(elb: &Elb, call: &Call, name: &str) -> Outcome {
     }
     let protocol = match text(input, "Protocol") {
         "" => return Err(invalid("A protocol must be specified")),
-        known @ ("HTTP" | "HTTPS" | "TCP" | "TLS") => known,
+        known @ ("HTTP" | "HTTPS" | "TCP" | "TLS" | "UDP" | "TCP_UDP") => known,
         other => {
             return Err(refused(
                 "InvalidConfigurationRequest",
