@@ -75,6 +75,8 @@ pub struct Config {
     /// Seconds after which a task of an ECS service counts as healthy when nothing checks it.
     pub service_settle: u16,
     /// Folder that stands for EFS file systems, one folder each; "" refuses them.
+    /// Addresses that AWS load balancers have of their own, first-last; "" for none.
+    pub elb_pool: String,
     pub efs_root: String,
     /// When pods go at once because the node runs short, as the kubelet's `--eviction-hard`; `none`: never.
     pub eviction_hard: String,
@@ -272,6 +274,12 @@ const SETTINGS: &[Setting] = &[
     ),
     setting!("eviction-soft", "", "pods go when less is left for a while", eviction_soft = text),
     setting!(
+    setting!(
+        "elb-pool",
+        "10.97.0.1-10.97.0.254",
+        "addresses of AWS load balancers on this host, first-last; \"\": all share the node's",
+        elb_pool = text
+    ),
         "eviction-soft-grace",
         "",
         "how long, by signal: memory.available=90s",

@@ -36,6 +36,7 @@ struct Calls {
     services: Vec<Arc<dyn Service>>,
     shared: Shared,
     endpoint: String,
+    s3: Option<Arc<aws_server::services::s3::S3>>,
 }
 
 impl Calls {
@@ -91,6 +92,11 @@ impl SecretSource for Calls {
                 Ok(text(&found["Parameter"]["Value"]))
             }
             SecretRef::Secret { id, stage, version, .. } => {
+            SecretRef::Object { bucket, key } => {
+                let s3 = self.s3.as_ref().ok_or("there is no S3")?;
+                let body = s3.read(&self.shared.account, bucket, key).await?;
+                String::from_utf8(body).map_err(|_| format!("{bucket}/{key} is not text"))
+            }
                 let mut input = json!({"SecretId": id});
                 for (member, value) in [("VersionStage", stage), ("VersionId", version)] {
                     if !value.is_empty() {
@@ -148,7 +154,12 @@ impl TaskServices for Calls {
 fn calls(instance: &Instance) -> Option<Arc<Calls>> {
     let shared = instance.aws.shared.clone()?;
     let endpoint = format!("http://{}:{}", instance.facts.node_ip, instance.config.aws_port);
-    Some(Arc::new(Calls { services: instance.aws.all.clone(), shared, endpoint }))
+    Some(Arc::new(Calls {
+        services: instance.aws.all.clone(),
+        shared,
+        s3: instance.aws.s3.clone(),
+        endpoint,
+    }))
 }
 
 /// The controllers. Come after the AWS endpoint, whose services it asks.

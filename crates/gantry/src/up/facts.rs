@@ -61,7 +61,7 @@ impl Facts {
             api_service_ip: place(1),
             dns_ip: place(DNS_PLACE),
             upstreams: upstreams(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default()),
-            lb_pool: pool(&config.lb_pool)?,
+            lb_pool: pool("lb-pool", &config.lb_pool)?,
         })
     }
 
@@ -97,7 +97,8 @@ fn upstreams(resolv_conf: &str) -> Vec<SocketAddr> {
     servers.filter_map(|s| Some(SocketAddr::new(s.trim().parse().ok()?, DNS_PORT))).collect()
 }
 
-fn pool(text: &str) -> Result<Option<RangeInclusive<Ipv4Addr>>> {
+/// A range of addresses, `first-last`; "" is none.
+pub fn pool(name: &str, text: &str) -> Result<Option<RangeInclusive<Ipv4Addr>>> {
     if text.is_empty() {
         return Ok(None);
     }
@@ -106,7 +107,7 @@ fn pool(text: &str) -> Result<Option<RangeInclusive<Ipv4Addr>>> {
         let (first, last): (Ipv4Addr, Ipv4Addr) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
         (first <= last).then_some(first..=last)
     };
-    parse().map(Some).with_context(|| format!("--lb-pool {text:?} is not of the form first-last"))
+    parse().map(Some).with_context(|| format!("--{name} {text:?} is not of the form first-last"))
 }
 
 #[cfg(test)]
@@ -121,7 +122,7 @@ mod tests {
         assert_eq!(facts.dns_ip, Ipv4Addr::new(10, 96, 0, 10));
         assert_eq!(facts.pod_cidr.to_string(), "10.244.0.0/22");
         assert_eq!(facts.lb_pool.unwrap().count(), 9);
-        assert!(pool("10.0.0.9-10.0.0.1").is_err());
+        assert!(pool("lb-pool", "10.0.0.9-10.0.0.1").is_err());
         assert_eq!(upstreams("search x\nnameserver 10.0.0.2\n").len(), 1);
     }
 }
