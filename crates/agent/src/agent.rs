@@ -7,7 +7,7 @@ use crate::facts::NodeFacts;
 use crate::inbox::Inbox;
 use crate::logging::{LogSink, Logging};
 use crate::node::NodeTask;
-use crate::nodeapi::{Authorize, NodeApi};
+use crate::nodeapi::{Authorize, NodeApi, Reviews};
 use crate::objects::ObjectCaches;
 use crate::ops::{MAKING_MAX, Node};
 use crate::taskmeta::{self, Endpoint, TaskServices};
@@ -189,7 +189,8 @@ impl Agent {
             this: node.this.clone(),
         };
         let backend = Arc::new(Backend::new(node.clone()));
-        let api = NodeApi { tls: config.tls, authorize: config.authorize, backend };
+        let reviews = Some(Arc::new(Reviews::new(node.client.clone(), &node.facts.node_name)));
+        let api = NodeApi { tls: config.tls, authorize: config.authorize, reviews, backend };
         let mut tasks = JoinSet::new();
         spawn(&mut tasks, crate::images::collect(config.puller, node.recorder.clone(), config.node_name));
         spawn(&mut tasks, node_task.run(move || is_ready.send_modify(|ready| *ready = true)));

@@ -12,7 +12,7 @@ use k8s_schema::gvr::PODS;
 use machinery::status::ApiError;
 use parking_lot::Mutex;
 use runtime::RuntimeError;
-use runtime::api::{ContainerInfo, ContainerState, ExecSpec};
+use runtime::api::{ContainerInfo, ContainerState, ExecSpec, PodInfo};
 use rustix::termios::{Winsize, tcsetwinsize};
 use serde_json::{Value, json};
 use std::io;
@@ -293,6 +293,25 @@ impl NodeBackend for Backend {
     async fn pods(&self) -> Value {
         let items: Vec<Value> = self.node.pods.list().iter().filter_map(|p| p.value().ok()).collect();
         json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items})
+    }
+
+    fn running_pods(&self) -> Value {
+        let pod = |pod: PodInfo| {
+            let containers: Vec<Value> = pod
+                .containers
+                .iter()
+                .filter(|c| matches!(c.state, ContainerState::Running { .. }))
+                .map(|c| json!({"name": c.spec.name, "image": stats::image(c), "resources": {}}))
+                .collect();
+            json!({"metadata": {"name": pod.spec.name, "namespace": pod.spec.namespace, "uid": pod.spec.uid},
+                "spec": {"containers": containers}, "status": {}})
+        };
+        let items: Vec<Value> = self.node.runtime.pods().into_iter().map(pod).collect();
+        json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items})
+    }
+
+    fn config(&self) -> Value {
+        self.node.facts.as_configuration()
     }
 
     async fn stats_summary(&self) -> Value {

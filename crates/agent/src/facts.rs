@@ -1,5 +1,7 @@
 //! What is true of this node: names, addresses, capacity, folders. Fixed at start, so deciders may read it.
 
+use crate::csi::Place;
+use serde_json::{Value, json};
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -65,6 +67,27 @@ impl NodeFacts {
 
 #[cfg(test)]
 pub(crate) mod tests {
+impl NodeFacts {
+    /// The node's settings in the words of `/configz`; what has no counterpart here is left out.
+    pub fn as_configuration(&self) -> Value {
+        json!({
+            "kind": "KubeletConfiguration", "apiVersion": "kubelet.config.k8s.io/v1beta1",
+            "enableServer": true, "readOnlyPort": 0, "tlsMinVersion": "VersionTLS12",
+            "authentication": {"anonymous": {"enabled": false}, "webhook": {"enabled": true, "cacheTTL": "2m0s"}},
+            "authorization": {"mode": "Webhook",
+                "webhook": {"cacheAuthorizedTTL": "5m0s", "cacheUnauthorizedTTL": "30s"}},
+            "clusterDomain": self.cluster_domain, "clusterDNS": self.cluster_dns.iter().collect::<Vec<_>>(),
+            "nodeStatusUpdateFrequency": "10s", "nodeStatusReportFrequency": "5m0s",
+            "nodeLeaseDurationSeconds": 40, "cgroupDriver": "cgroupfs", "cgroupsPerQOS": true,
+            "maxPods": self.max_pods, "podPidsLimit": if self.pids_max > 0 { self.pids_max } else { -1 },
+            "enableControllerAttachDetach": true, "enableDebuggingHandlers": true,
+            "enableSystemLogHandler": true, "enableSystemLogQuery": false,
+            "imageMinimumGCAge": "2m0s", "imageGCHighThresholdPercent": 85, "imageGCLowThresholdPercent": 80,
+            "podLogsDir": self.log_dir, "failSwapOn": false, "memorySwap": {"swapBehavior": "NoSwap"},
+        })
+    }
+}
+
     use super::*;
 
     /// A small node with its folders below `root`.

@@ -202,6 +202,12 @@ impl NodeBackend for Router {
     async fn pods(&self) -> Value {
         Value::Null
     }
+    fn running_pods(&self) -> Value {
+        Value::Null
+    }
+    fn config(&self) -> Value {
+        Value::Null
+    }
     async fn stats_summary(&self) -> Value {
         Value::Null
     }

@@ -105,6 +105,12 @@ pub trait NodeBackend: Send + Sync + 'static {
     /// A `PodList` of this node's pods.
     async fn pods(&self) -> Value;
 
+    /// A `PodList` of what the runtime has, each pod with its running containers' names and images.
+    fn running_pods(&self) -> Value;
+
+    /// The agent's settings as a `KubeletConfiguration`.
+    fn config(&self) -> Value;
+
     /// The kubelet's stats summary.
     async fn stats_summary(&self) -> Value;
 

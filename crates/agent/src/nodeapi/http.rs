@@ -6,7 +6,7 @@ use super::backend::{AttachSpec, Metrics, NodeBackend, Session, Target};
 use super::query::{Query, decode};
 use super::remote::{self, Wanted};
 use super::upgrade::{self, Forward, Remote};
-use super::{forward, logs, ws};
+use super::{files, forward, logs, ws};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, stream};
@@ -25,6 +25,11 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 /// An answer's body: whole, or as it comes.
 pub(super) type Body = UnsyncBoxBody<Bytes, Infallible>;
 
+/// Where the pieces of a streamed body go.
+pub(super) type Sink = mpsc::Sender<Bytes>;
+
+/// What `/logs/` shows.
+const LOG_FOLDER: &str = "/var/log";
 /// Pieces of a streamed body that wait for the client.
 const BODY_QUEUE: usize = 4;
 /// Most ports of one WebSocket port-forward: channels are numbered in a byte.
@@ -53,7 +58,7 @@ pub(super) fn plain(status: StatusCode, text: impl Into<Bytes>) -> Response<Body
     typed(status, "text/plain; charset=utf-8", text)
 }
 
-fn typed(status: StatusCode, kind: &'static str, text: impl Into<Bytes>) -> Response<Body> {
+pub(super) fn typed(status: StatusCode, kind: &'static str, text: impl Into<Bytes>) -> Response<Body> {
     let mut response = Response::new(Full::new(text.into()).boxed_unsync());
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
@@ -67,9 +72,33 @@ async fn route(context: Context, request: Request<Incoming>) -> Result<Response<
     let query = Query::parse(request.uri().query().unwrap_or_default());
     let json = "application/json";
     match (request.method(), parts.as_slice()) {
-        (&Method::GET, ["healthz"]) => Ok(plain(StatusCode::OK, "ok")),
-        (&Method::GET, ["pods" | "runningpods"]) => {
-            Ok(typed(StatusCode::OK, json, context.backend.pods().await.to_string()))
+        (&Method::GET, ["healthz"] | ["healthz", "ping" | "log" | "syncloop"]) => {
+            Ok(plain(StatusCode::OK, "ok"))
+        }
+        (&Method::GET, [what @ ("pods" | "runningpods" | "configz")]) => {
+            let backend = &context.backend;
+            let answer = match *what {
+                "pods" => backend.pods().await,
+                "runningpods" => backend.running_pods(),
+                _ => json!({"kubeletconfig": backend.config()}),
+            };
+            Ok(typed(StatusCode::OK, json, answer.to_string()))
+        }
+        (&Method::GET, ["logs", rest @ ..]) => {
+            let (answer, send) = files::answer(LOG_FOLDER, rest.join("/")).await?;
+            if let Some(send) = send {
+                spawn(&context, async move {
+                    let _ = tokio::task::spawn_blocking(send).await;
+                });
+            }
+            Ok(answer)
+        }
+        (&Method::POST, ["checkpoint", namespace, pod, container]) => {
+            let what = target(namespace, pod, &[container])?;
+            context.backend.check(&what).await?;
+            let why = "rpc error: code = Unimplemented desc = containers are not checkpointed by this runtime";
+            let text = format!("checkpointing of {namespace}/{pod}/{container} failed ({why})");
+            Err(ApiError::new(500, "InternalError", text))
         }
         (&Method::GET, ["stats", "summary"]) => {
             Ok(typed(StatusCode::OK, json, context.backend.stats_summary().await.to_string()))
@@ -107,14 +136,14 @@ async fn route(context: Context, request: Request<Incoming>) -> Result<Response<
         (&Method::POST, ["run", namespace, pod, rest @ ..]) => {
             run(&context, target(namespace, pod, rest)?, &query).await
         }
-        (_, ["exec" | "attach" | "portForward" | "run" | "containerLogs", ..]) => {
+        (_, ["exec" | "attach" | "portForward" | "run" | "containerLogs" | "checkpoint", ..]) => {
             Err(ApiError::new(405, "MethodNotAllowed", "method not allowed"))
         }
         _ => Err(not_found()),
     }
 }
 
-fn not_found() -> ApiError {
+pub(super) fn not_found() -> ApiError {
     ApiError::new(404, "NotFound", "404 page not found")
 }
 
@@ -173,7 +202,7 @@ async fn container_logs(
 }
 
 /// A body that is sent as it comes; its sender closes when the client goes.
-fn streamed() -> (mpsc::Sender<Bytes>, Response<Body>) {
+pub(super) fn streamed() -> (Sink, Response<Body>) {
     let (out, pieces) = mpsc::channel::<Bytes>(BODY_QUEUE);
     let pieces = stream::unfold(pieces, |mut pieces| async move { Some((pieces.recv().await?, pieces)) });
     let body = StreamBody::new(pieces.map(|bytes| Ok::<_, Infallible>(Frame::data(bytes))));

@@ -1,10 +1,12 @@
 //! The node API: the kubelet's HTTPS server, which the API server calls for logs, exec, attach and port-forward.
 //!
 //! Asks the agent through [`NodeBackend`]; speaks SPDY/3.1 and WebSocket by itself. Invariants: nothing is answered
-//! to a client whose certificate the given check does not admit; every queue and wait is bounded; when a client goes,
-//! what served it goes. Deliberately not here: how containers run, tokens (only certificates count), `/logs/`.
+//! to a client that neither the given check nor the API server admits; every queue and wait is bounded; when a client
+//! goes, what served it goes. Deliberately not here: how containers run.
 
+mod access;
 mod backend;
+mod files;
 mod forward;
 mod http;
 mod link;
@@ -19,9 +21,11 @@ mod ws;
 
 pub(crate) use logs::Watch as FolderWatch;
 
+pub use access::Reviews;
 pub use backend::{AttachSpec, Duplex, Input, LogSource, Metrics, NodeBackend, Output, Session, Target};
 
 use ::http::{Request, Response, StatusCode};
+use auth::Identity;
 use http::{Body, Context};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -53,17 +57,19 @@ pub type Authorize = Arc<dyn Fn(&CertificateDer<'_>) -> bool + Send + Sync>;
 pub struct NodeApi {
     /// Must ask for client certificates; should only offer `http/1.1` by ALPN, or nothing.
     pub tls: Arc<rustls::ServerConfig>,
-    /// Who may call.
+    /// Who may call without being asked about.
     pub authorize: Authorize,
+    /// Asks about all others; `None`: they are refused.
+    pub reviews: Option<Arc<Reviews>>,
     /// The agent.
     pub backend: Arc<dyn NodeBackend>,
 }
 
-/// What is known of a connection's client.
-#[derive(Clone, Copy)]
+/// What TLS knows of a connection's client.
+#[derive(Clone)]
 enum Client {
     Admitted,
-    Refused,
+    Known(Arc<Identity>),
     Anonymous,
 }
 
@@ -116,10 +122,26 @@ impl NodeApi {
         let client = match tls.get_ref().1.peer_certificates().and_then(<[_]>::first) {
             None => Client::Anonymous,
             Some(certificate) if (self.authorize)(certificate) => Client::Admitted,
-            Some(_) => Client::Refused,
+            Some(certificate) => match auth::identity_of(std::slice::from_ref(certificate)) {
+                Some(identity) => Client::Known(Arc::new(identity)),
+                None => Client::Anonymous,
+            },
         };
+        let reviews = self.reviews;
         let context = Context { backend: self.backend, stop, place };
-        let service = service_fn(move |request| answer(client, context.clone(), request));
+        let service = service_fn(move |request| {
+            let (client, reviews, context) = (client.clone(), reviews.clone(), context.clone());
+            async move {
+                let answered = match refusal(client, reviews, &request).await {
+                    None => http::handle(context, request).await,
+                    Some((code, text)) => {
+                        let status = StatusCode::from_u16(code).unwrap_or(StatusCode::FORBIDDEN);
+                        http::plain(status, text)
+                    }
+                };
+                Ok::<Response<Body>, Infallible>(answered)
+            }
+        });
         let served = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_WITHIN)
@@ -132,14 +154,23 @@ impl NodeApi {
     }
 }
 
-async fn answer(
+/// Why a request is not answered; `None`: it is.
+async fn refusal(
     client: Client,
-    context: Context,
-    request: Request<Incoming>,
-) -> Result<Response<Body>, Infallible> {
-    Ok(match client {
-        Client::Admitted => http::handle(context, request).await,
-        Client::Refused => http::plain(StatusCode::FORBIDDEN, "Forbidden"),
-        Client::Anonymous => http::plain(StatusCode::UNAUTHORIZED, "Unauthorized"),
-    })
+    reviews: Option<Arc<Reviews>>,
+    request: &Request<Incoming>,
+) -> Option<access::Refusal> {
+    let caller = match (client, &reviews) {
+        (Client::Admitted, _) => return None,
+        (Client::Known(identity), _) => Some(identity),
+        (Client::Anonymous, Some(reviews)) => reviews.holder(request.headers()).await.map(Arc::new),
+        (Client::Anonymous, None) => None,
+    };
+    match (caller, reviews) {
+        (None, _) => Some((401, "Unauthorized".into())),
+        (Some(_), None) => Some((403, "Forbidden".into())),
+        (Some(caller), Some(reviews)) => {
+            reviews.check(&caller, request.method(), request.uri().path()).await.err()
+        }
+    }
 }

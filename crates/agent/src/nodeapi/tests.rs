@@ -94,6 +94,12 @@ impl NodeBackend for Fake {
         json!({"kind": "PodList", "items": []})
     }
 
+    fn running_pods(&self) -> Value {
+        Value::Null
+    }
+    fn config(&self) -> Value {
+        Value::Null
+    }
     async fn stats_summary(&self) -> Value {
         json!({"node": {"nodeName": "n"}})
     }
@@ -150,7 +156,7 @@ impl Bench {
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let authorize: Authorize = Arc::new(move |seen| *seen == certificate);
-        let api = NodeApi { tls: Arc::new(server), authorize, backend: fake.clone() };
+        let api = NodeApi { tls: Arc::new(server), authorize, reviews: None, backend: fake.clone() };
         tokio::spawn(api.serve(listener, async move { drop(stopped.await) }));
         let (connector, anonymous) = (Arc::new(known).into(), Arc::new(anonymous).into());
         Bench { address, connector, anonymous, fake, _stop: stop }
@@ -516,6 +522,10 @@ async fn plain_requests_and_refusals() {
         ("/exec/ns/p/c?output=1&command=x", "400", "missing upgrade headers"),
         ("/exec/ns/gone/c?output=1&command=x", "404", "pod does not exist"),
         ("/run/ns/p/c?cmd=x", "405", ""),
+        ("/checkpoint/ns/p/c", "405", ""),
+        ("/configz", "200", "kubeletconfig"),
+        ("/logs/", "200", "<pre>"),
+        ("/logs/../etc/passwd", "404", ""),
         ("/nothing", "404", "404 page not found"),
     ] {
         let answer = bench.get(path).await;

@@ -19,7 +19,7 @@ use crate::decide::seed::FACTS;
 use crate::ops::Node;
 use crate::state::Facts;
 use kernel::{Device, Machine};
-use runtime::api::{ContainerState, PodInfo, Usage};
+use runtime::api::{ContainerInfo, ContainerState, PodInfo, Usage};
 use runtime::oci::Resources;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -97,6 +97,12 @@ pub fn gather(node: &Node) -> Stats {
     }
 }
 
+/// The image of a container as its status names it.
+pub fn image(info: &ContainerInfo) -> String {
+    let facts = info.spec.annotations.get(FACTS).and_then(|text| serde_json::from_str::<Facts>(text).ok());
+    facts.map(|f| f.image).unwrap_or_default()
+}
+
 fn pod_stats(node: &Node, pod: &PodInfo) -> PodStats {
     let spec = &pod.spec;
     let usage = |id: Option<&str>| node.runtime.usage(&spec.uid, id).unwrap_or_default();
@@ -107,11 +113,10 @@ fn pod_stats(node: &Node, pod: &PodInfo) -> PodStats {
             let ContainerState::Running { started_at_ns, .. } = info.state else { return None };
             let own = &info.spec;
             let id = crate::status::container_id(&spec.uid, &own.name, own.attempt);
-            let facts = own.annotations.get(FACTS).and_then(|text| serde_json::from_str::<Facts>(text).ok());
             Some(ContainerStats {
                 name: own.name.clone(),
                 id: id.split_once("://").map_or(id.as_str(), |(_, id)| id).to_string(),
-                image: facts.map(|f| f.image).unwrap_or_default(),
+                image: image(info),
                 cgroup: format!("{}/{}", spec.cgroup, own.id),
                 at_ms: now_ms(),
                 started_ns: started_at_ns,
