@@ -58,8 +58,8 @@ pub struct Api {
     pub(crate) services: Arc<ServicePools>,
     pub(crate) metrics: Metrics,
     documents: Mutex<Kept>,
-    pub(crate) authorizer: Arc<dyn Authorizer>,
     pub(crate) discovery: crate::discovery::Kept,
+    pub(crate) authorizer: Arc<dyn Authorizer>,
     pub(crate) rbac: Arc<Rbac>,
     pub(crate) aggregator: Aggregator,
     pub(crate) node_metrics: NodeMetrics,
@@ -94,9 +94,9 @@ impl Api {
                 Vec::new(),
                 Arc::new(documents(&registry.now(), Vec::new())),
             )),
+            discovery: crate::discovery::Kept::default(),
             registry,
             storage: Storage { store: config.store.clone(), cache },
-            discovery: crate::discovery::Kept::default(),
             services: Arc::new(ServicePools::new(config.service_cidr, &config.node_ports)),
             metrics: Metrics::default(),
             authorizer,
@@ -115,6 +115,11 @@ impl Api {
             api.services.adopt(&service.key, &service.value().unwrap_or_default());
         }
         custom::controller::adopt(&api);
+        if api.config.pod_security_policy {
+            use admission::pod_security_policy::definition as policies;
+            let all = policies::resources(&api.config.realm);
+            api.registry.change(|registry| registry.define(&policies::NAME.into(), all));
+        }
         bootstrap::ensure(&api).await?;
         let definitions = api.client(bootstrap::server());
         tokio::spawn(custom::controller::run(Arc::downgrade(&api), definitions));
@@ -138,14 +143,14 @@ impl Api {
         self.authorizer.reorder(steps);
     }
 
-    /// Turns true when the server closes.
-    pub(crate) fn closing(&self) -> watch::Receiver<bool> {
-        self.closing.subscribe()
     /// Ends watches, connections and the feed. The store stays open.
     pub fn close(&self) {
         self.closing.send_replace(true);
     }
 
+    /// Turns true when the server closes.
+    pub(crate) fn closing(&self) -> watch::Receiver<bool> {
+        self.closing.subscribe()
     }
 
     /// The OpenAPI documents of what is served now.

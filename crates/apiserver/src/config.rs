@@ -127,6 +127,8 @@ pub struct ApiConfig {
     /// Must who sets `blockOwnerDeletion`, or changes owner references, have rights to owner or object? As upstream, not
     /// unless it is asked for.
     pub owner_permissions: bool,
+    /// Must pods fit a PodSecurityPolicy, as before 1.25?
+    pub pod_security_policy: bool,
     /// Serve group versions that Kubernetes has removed (`extensions/v1beta1` …)?
     pub legacy: bool,
 }
@@ -155,6 +157,7 @@ impl ApiConfig {
             more_metrics: Arc::new(String::new),
             door: None,
             owner_permissions: false,
+            pod_security_policy: false,
             legacy: true,
         }
     }

@@ -55,6 +55,6 @@ pub use authn::{
     Anonymous, AuthenticationFile, Oidc, OidcFlags, Provider, Providers, TokenWebhook,
     outside as outside_tokens,
 };
+pub use authz_config::read as authorization_file;
 pub use config::{ApiConfig, DOOR, Door, Duplex, Ipv4Range, NameResolver, NodeDialer, TokenAuthenticator};
 pub use outbound::Endpoint;
-pub use authz_config::read as authorization_file;

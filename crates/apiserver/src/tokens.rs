@@ -321,14 +321,6 @@ fn identity_of(claims: &Claims) -> Identity {
             add(uid, &reference.uid);
         }
     }
-    Identity {
-        user: claims.sub.clone(),
-        uid: bound.serviceaccount.uid.clone(),
-        groups: vec![
-            "system:serviceaccounts".into(),
-            format!("system:serviceaccounts:{}", bound.namespace),
-            "system:authenticated".into(),
-        ],
-        extra,
-    }
+    let account = Identity::service_account(&bound.namespace, &bound.serviceaccount.name);
+    Identity { uid: bound.serviceaccount.uid.clone(), extra, ..account }
 }

@@ -37,6 +37,13 @@ impl Identity {
         Self::new(user, ["system:authenticated"])
     }
 
+    /// A service account, as far as its name tells.
+    pub fn service_account(namespace: &str, name: &str) -> Self {
+        let own = format!("system:serviceaccounts:{namespace}");
+        let user = crate::tokens::account_user(namespace, name);
+        Self::new(&user, ["system:serviceaccounts", &own, "system:authenticated"])
+    }
+
     /// Is the caller in that group?
     pub fn in_group(&self, group: &str) -> bool {
         self.groups.iter().any(|g| g == group)

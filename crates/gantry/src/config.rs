@@ -104,23 +104,25 @@ pub struct Config {
     pub audit_webhook: String,
     /// Are pods spread over nodes, or nodes filled one after the other?
     pub scheduler_profile: sched::Profile,
+    /// How service-account tokens are signed.
+    pub token_algorithm: auth::tokens::Algorithm,
+    /// Who issues them, an https URL; "": the cluster's own name.
+    pub token_issuer: String,
     /// An AuthenticationConfiguration file; "" for none.
     pub authentication_config: String,
     /// Upstream's `--oidc-*` flags.
     pub oidc: apiserver::OidcFlags,
     /// Kubeconfig of a server that reviews tokens; "" for none.
-    /// How service-account tokens are signed.
-    pub token_algorithm: auth::tokens::Algorithm,
-    /// Who issues them, an https URL; "": the cluster's own name.
-    pub token_issuer: String,
     pub authentication_webhook: String,
+    /// An AuthorizationConfiguration file; "" for none.
+    pub authorization_config: String,
     /// Kubeconfig of a server that reviews access where roles allow nothing; "" for none.
     pub authorization_webhook: String,
+    /// Must pods fit a PodSecurityPolicy?
+    pub pod_security_policy: bool,
     /// Are requests without credentials the anonymous user's?
     pub anonymous_auth: bool,
     /// Log filter, as in `info,apiserver=debug`.
-    /// An AuthorizationConfiguration file; "" for none.
-    pub authorization_config: String,
     pub log: String,
 }
 
@@ -183,8 +185,10 @@ fn profile(value: &str) -> Result<sched::Profile> {
 
 /// Settings that all nodes of a cluster share: a node that joins takes them from the cluster.
 const SHARED: [&str; 3] = ["pod-cidr", "service-cidr", "cluster-domain"];
+/// In the data folder: the name of the instance that it is of, for commands that are told the folder only.
+const NAME_FILE: &str = "instance-name";
 /// Flags of commands that need no value.
-const SWITCHES: [&str; 1] = ["insecure-trust-first"];
+const SWITCHES: [&str; 3] = ["follow", "insecure-trust-first", "timestamps"];
 
 const SETTINGS: &[Setting] = &[
     setting!("name", "gantry", "instance: prefix of every cgroup, device and table", name = instance_name),
@@ -250,7 +254,7 @@ const SETTINGS: &[Setting] = &[
     setting!(
         "elb-address",
         "",
-        "address that AWS load balancers listen at, 0.0.0.0 for all (default: the node's)",
+        "the one address that AWS load balancers listen at, 0.0.0.0 for all (default: one each, and the node's)",
         elb_address = address
     ),
     setting!(
@@ -316,23 +320,6 @@ const SETTINGS: &[Setting] = &[
         scheduler_profile = profile
     ),
     setting!(
-        "authentication-config",
-        "",
-        "AuthenticationConfiguration file: OpenID providers, anonymous limits; followed",
-        authentication_config = text
-    ),
-    setting!("oidc-issuer-url", "", "OpenID provider whose tokens are taken", oidc.issuer_url = text),
-    setting!("oidc-client-id", "", "audience of its tokens", oidc.client_id = text),
-    setting!("oidc-username-claim", "sub", "claim with the user's name", oidc.username_claim = text),
-    setting!(
-        "oidc-username-prefix",
-        "",
-        "put before it, - for nothing (default: issuer#, nothing for email)",
-        oidc.username_prefix = text
-    ),
-    setting!("oidc-groups-claim", "", "claim with the user's groups", oidc.groups_claim = text),
-    setting!("oidc-groups-prefix", "", "put before each group", oidc.groups_prefix = text),
-    setting!(
         "service-account-signing-algorithm",
         "RS256",
         "RS256, as relying parties expect, or ES256, which takes less",
@@ -349,6 +336,23 @@ const SETTINGS: &[Setting] = &[
             _ => bail!("{url:?} is no https URL"),
         }
     ),
+    setting!(
+        "authentication-config",
+        "",
+        "AuthenticationConfiguration file: OpenID providers, anonymous limits; followed",
+        authentication_config = text
+    ),
+    setting!("oidc-issuer-url", "", "OpenID provider whose tokens are taken", oidc.issuer_url = text),
+    setting!("oidc-client-id", "", "audience of its tokens", oidc.client_id = text),
+    setting!("oidc-username-claim", "sub", "claim with the user's name", oidc.username_claim = text),
+    setting!(
+        "oidc-username-prefix",
+        "",
+        "put before it, - for nothing (default: issuer#, nothing for email)",
+        oidc.username_prefix = text
+    ),
+    setting!("oidc-groups-claim", "", "claim with the user's groups", oidc.groups_claim = text),
+    setting!("oidc-groups-prefix", "", "put before each group", oidc.groups_prefix = text),
     setting!("oidc-required-claim", "", "claims that must be: key=value,…", oidc.required_claims = text),
     setting!("oidc-ca-file", "", "PEM authority of the provider's certificate", oidc.ca_pem = file),
     setting!(
@@ -358,10 +362,22 @@ const SETTINGS: &[Setting] = &[
         authentication_webhook = text
     ),
     setting!(
+        "authorization-config",
+        "",
+        "AuthorizationConfiguration file: who has a say about access, in order; followed",
+        authorization_config = text
+    ),
+    setting!(
         "authorization-webhook",
         "",
         "kubeconfig of a server that reviews access where roles allow nothing",
         authorization_webhook = text
+    ),
+    setting!(
+        "legacy-pod-security-policy",
+        "false",
+        "PodSecurityPolicy (policy/v1beta1) is served and enforced, as before 1.25",
+        pod_security_policy = truth
     ),
     setting!("anonymous-auth", "true", "requests without credentials are taken", anonymous_auth = truth),
     setting!("log", "warn", "log filter", log = text),
@@ -374,12 +390,6 @@ impl Config {
     }
 
     /// The same where commands have flags of their own: those are returned among the rest, as `--name=value`.
-    setting!(
-        "authorization-config",
-        "",
-        "AuthorizationConfiguration file: who has a say about access, in order; followed",
-        authorization_config = text
-    ),
     pub fn with_flags(args: &[String], own: impl Fn(&str) -> bool) -> Result<(Config, Vec<String>)> {
         let mut config = Config::default();
         for setting in SETTINGS {
@@ -404,8 +414,13 @@ impl Config {
                 _ => flags.push((name.to_string(), value)),
             }
         }
-        for (name, value) in flags {
-            config.set(&name, &value).with_context(|| format!("--{name}"))?;
+        let default = config.name.clone();
+        for (name, value) in &flags {
+            config.set(name, value).with_context(|| format!("--{name}"))?;
+        }
+        let named = config.name != default || flags.iter().any(|(name, _)| name == "name");
+        if !named && let Ok(kept) = std::fs::read_to_string(config.data_dir.join(NAME_FILE)) {
+            config.set("name", kept.trim()).with_context(|| format!("{NAME_FILE} in the data folder"))?;
         }
         Ok((config, rest))
     }
@@ -428,6 +443,13 @@ impl Config {
             self.set(name.trim(), value.trim().trim_matches('"')).with_context(place)?;
         }
         Ok(())
+    }
+
+    /// Keeps the instance's name in the data folder.
+    pub fn keep_name(&self) -> Result<()> {
+        let file = self.data_dir.join(NAME_FILE);
+        std::fs::create_dir_all(&self.data_dir).with_context(|| self.data_dir.display().to_string())?;
+        std::fs::write(&file, &self.name).with_context(|| file.display().to_string())
     }
 
     /// The settings that all nodes share, by name.
@@ -495,6 +517,20 @@ mod tests {
         let (config, rest) = parse(&["image", "--port=7001", "--config", path, "load"]).unwrap();
         assert_eq!((config.port, config.node_name.as_str(), config.node_port), (7001, "n1", 10250));
         assert_eq!(rest, ["image", "load"]);
+    }
+
+    #[test]
+    fn a_data_folder_knows_its_instance() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = format!("--data-dir={}", folder.path().display());
+        let name = |args: &[&str]| parse(args).unwrap().0.name;
+        assert_eq!(name(&[&at]), "gantry");
+        parse(&[&at, "--name=mine"]).unwrap().0.keep_name().unwrap();
+        assert_eq!(
+            (name(&[&at]), name(&[&at, "--name=other"]), name(&[])),
+            ("mine".into(), "other".into(), "gantry".into())
+        );
+        assert_eq!(name(&[&at, "--name=gantry"]), "gantry");
     }
 
     #[test]

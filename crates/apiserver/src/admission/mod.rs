@@ -13,6 +13,7 @@ mod namespace_lifecycle;
 pub mod node_restriction;
 mod owner_references;
 mod pod_security;
+pub mod pod_security_policy;
 pub mod policy;
 mod priority;
 pub mod quota;
@@ -112,13 +113,14 @@ impl<'a> Attempt<'a> {
 type Plugin = fn(&Attempt<'_>, &mut Value) -> Result<(), ApiError>;
 
 /// The plug-ins, in order, by the names that upstream tells their times under.
-const PLUGINS: [(&str, Plugin); 13] = [
+const PLUGINS: [(&str, Plugin); 14] = [
     ("AwsObjects", aws_objects::admit),
     ("TaskNotes", task_notes::admit),
     ("NamespaceLifecycle", namespace_lifecycle::admit),
     ("LimitRanger", limit_ranger::admit),
     ("NodeRestriction", node_restriction::admit),
     ("ServiceAccount", service_account::admit),
+    ("PodSecurityPolicy", pod_security_policy::admit),
     ("Priority", priority::admit),
     ("RuntimeClass", runtime_class::admit),
     ("DefaultTolerationSeconds", tolerations::admit),
@@ -131,10 +133,11 @@ const PLUGINS: [(&str, Plugin); 13] = [
 type Judge = fn(&Attempt<'_>, &Value, &mut Vec<String>) -> Result<(), ApiError>;
 
 /// The plug-ins that judge, in order.
-const JUDGES: [(&str, Judge); 5] = [
+const JUDGES: [(&str, Judge); 6] = [
     ("LimitRanger", limit_ranger::judge),
     ("OwnerReferencesPermissionEnforcement", owner_references::judge),
     ("PodSecurity", pod_security::judge),
+    ("PodSecurityPolicy", pod_security_policy::judge),
     ("PersistentVolumeClaimResize", storage::judge),
     ("PolicyCheck", policy::check::judge),
 ];

@@ -66,7 +66,8 @@ pub async fn run(api: Weak<Api>, client: ApiClient) {
 fn forget_missing(api: &Api) {
     let defined = api.cached_all(&gvr::CUSTOM_RESOURCE_DEFINITIONS);
     let served = api.registry.now().definitions();
-    for name in served {
+    let stored = |name: &Arc<str>| **name != *crate::admission::pod_security_policy::definition::NAME;
+    for name in served.into_iter().filter(stored) {
         if !defined.values().any(|o| *o.key.name == *name) {
             withdraw(api, &name);
         }

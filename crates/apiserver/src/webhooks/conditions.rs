@@ -110,15 +110,8 @@ struct Asker {
 
 impl Authority for Asker {
     fn decide(&self, inquiry: &Inquiry) -> Result<(bool, String), String> {
-        let account = inquiry.service_account.as_ref().map(|(namespace, name)| Identity {
-            user: auth::tokens::account_user(namespace, name),
-            groups: vec![
-                "system:serviceaccounts".into(),
-                format!("system:serviceaccounts:{namespace}"),
-                "system:authenticated".into(),
-            ],
-            ..Identity::default()
-        });
+        let account = inquiry.service_account.as_ref();
+        let account = account.map(|(namespace, name)| Identity::service_account(namespace, name));
         let attributes = Attributes {
             verb: inquiry.verb.clone(),
             group: inquiry.group.clone(),

@@ -18,6 +18,7 @@ mod lists;
 mod negotiation;
 mod outside;
 mod owners;
+mod pod_security_policy;
 mod policies;
 mod protobuf;
 mod proxying;
