@@ -26,6 +26,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Where objects are kept: "" = in the data folder, or the address of an etcd.
     pub store: String,
+    /// Upstream's EncryptionConfiguration file; "" for none.
+    pub encryption_config: String,
     /// Address the API server listens on.
     pub bind: Option<Ipv4Addr>,
     /// Port of the Kubernetes API.
@@ -198,6 +200,12 @@ const SETTINGS: &[Setting] = &[
         "",
         "etcd://host:port[,host:port…] or etcd+tls://…?ca=&cert=&key= (default: in data-dir)",
         store = text
+    ),
+    setting!(
+        "encryption-provider-config",
+        "",
+        "EncryptionConfiguration file: what is encrypted at rest beside AWS's secrets",
+        encryption_config = text
     ),
     setting!("bind", "0.0.0.0", "address the Kubernetes API listens on", bind = address),
     setting!("port", "6443", "port of the Kubernetes API", port = number),

@@ -95,7 +95,7 @@ const COMMANDS: &[Command] = &[
     Command {
         name: "compose",
         arguments: "configure|up|ps|scale|logs|stop|delete",
-        help: "a compose file as an ECS service: --file F --project P --cluster C --desired-count N --launch-type T",
+        help: "a compose file as an ECS service: --file F --project P --cluster C --desired-count N --launch-type T; logs --follow --timestamps --tail N",
         run: compose::run,
     },
     Command {

@@ -101,7 +101,8 @@ impl Cluster {
         self.collect(err.context("stderr is piped")?);
         self.process = Some(child);
         let deadline = Instant::now() + READY_DEADLINE;
-        while !self.output().contains("ready in ") {
+        // (`Address already in use` has these words too.)
+        while !self.output().lines().any(|line| line.starts_with("ready in ")) {
             let ended = self.process.as_mut().and_then(|p| p.try_wait().transpose());
             ensure!(ended.is_none(), "gantry up ended:\n{}", self.output());
             ensure!(Instant::now() < deadline, "gantry up is not ready:\n{}", self.output());

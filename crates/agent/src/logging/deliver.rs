@@ -14,9 +14,10 @@ pub(super) const EVENT_OVERHEAD: usize = 26;
 /// A batch spans at most a day.
 const SPAN_MS: u64 = 24 * 3600 * 1000;
 /// Between attempts.
-const RETRY: Backoff = Backoff { base: Duration::from_millis(250), factor: 2, max: Duration::from_secs(30) };
+pub(super) const RETRY: Backoff =
+    Backoff { base: Duration::from_millis(250), factor: 2, max: Duration::from_secs(30) };
 /// A batch that is refused so often in a row is dropped: waiting for ever would lose all that follows.
-const REFUSALS_MAX: u32 = 8;
+const REFUSALS_MAX: u32 = 7;
 
 /// A sink and where in it.
 pub(super) enum Delivery {

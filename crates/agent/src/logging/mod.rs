@@ -33,8 +33,11 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// How long the log files of a pod that is gone wait for its drivers.
-pub const DRAIN_MAX: Duration = Duration::from_secs(30);
+/// How long the log files of a pod that is gone wait for its drivers: a server's restart of 30 s, and the longest pause
+/// between attempts after it.
+pub const DRAIN_MAX: Duration = Duration::from_secs(90);
+/// How long a container's first start waits for a sink that is away.
+const OPEN_MAX: Duration = Duration::from_secs(60);
 
 /// A line, or several that belong together.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -166,13 +169,28 @@ impl Logging {
         let driver = options::driver(&subject(&pod.object, &note, container))
             .map_err(|why| format!("failed to validate logger args: {why}"))?;
         match driver {
-            Some(Driver::Group(destination, _)) => self.sink.open(&destination).await.map_err(|error| {
+            Some(Driver::Group(destination, _)) => self.opened(&destination).await.map_err(|error| {
                 format!(
                     "failed to validate logger args: create stream has been retried 1 times: failed to create \
                      Cloudwatch log stream: {error}"
                 )
             }),
             Some(Driver::Router(_)) | None => Ok(()),
+        }
+    }
+
+    async fn opened(&self, destination: &Destination) -> Result<(), SinkError> {
+        let until = tokio::time::Instant::now() + OPEN_MAX;
+        let mut failures = 0;
+        loop {
+            match self.sink.open(destination).await {
+                Err(SinkError::Later(why)) if tokio::time::Instant::now() < until => {
+                    tracing::debug!(why, "a log stream waits");
+                }
+                done => return done,
+            }
+            tokio::time::sleep(deliver::RETRY.delay(failures)).await;
+            failures += 1;
         }
     }
 

@@ -12,6 +12,7 @@ use crate::ops::Node;
 use crate::pod::PodView;
 use async_trait::async_trait;
 use bytes::Bytes;
+use client::ObjectKey;
 use ecs_model::annotation::TaskNote;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
@@ -35,18 +36,22 @@ const BODY_MAX_BYTES: usize = 4096;
 /// A connection that sends no request for this time is closed.
 const HEADER_WAIT: Duration = Duration::from_secs(30);
 
-/// What a task may ask for that the control plane answers.
+/// A refusal: HTTP status, code, message.
+pub type Refused = (u16, String, String);
+
+/// What a task may ask for that the control plane answers. A task is named by its pod, which runs on this node.
 #[async_trait]
 pub trait TaskServices: Send + Sync + 'static {
-    /// Temporary credentials of a role: `{RoleArn, AccessKeyId, SecretAccessKey, Token, Expiration}`.
-    async fn credentials(&self, role_arn: &str, task_id: &str) -> Result<Value, String>;
+    /// Temporary credentials of the task's role: `{RoleArn, AccessKeyId, SecretAccessKey, Token, Expiration}`.
+    async fn credentials(&self, pod: &ObjectKey, task: &TaskNote) -> Result<Value, String>;
     /// Reads (`None`) or changes a task's scale-in protection: `{protectionEnabled, expiresInMinutes}` in, the members
     /// of GetTaskProtection's answer out.
     async fn protection(
         &self,
+        pod: &ObjectKey,
         task: &TaskNote,
         change: Option<Value>,
-    ) -> Result<Value, (u16, &'static str, String)>;
+    ) -> Result<Value, Refused>;
 }
 
 /// What the endpoint is made from.
@@ -169,7 +174,7 @@ impl Endpoint {
         let Some(services) = &self.services else {
             return refuse("this node has no source of credentials".into());
         };
-        match services.credentials(&found.task.task.role_arn, found.pod.name()).await {
+        match services.credentials(&found.pod.object.key, &found.task).await {
             Ok(credentials) => (StatusCode::OK, credentials),
             Err(error) => {
                 tracing::warn!(task = found.pod.name(), error, "no credentials for a task");
@@ -207,9 +212,9 @@ impl Endpoint {
         let Some(services) = &self.services else {
             return fail(503, "ServerException", "this node cannot reach the control plane".into());
         };
-        match services.protection(&found.task, change).await {
+        match services.protection(&found.pod.object.key, &found.task, change).await {
             Ok(protection) => (StatusCode::OK, document::protection(&protection)),
-            Err((status, code, message)) => fail(status, code, message),
+            Err((status, code, message)) => fail(status, &code, message),
         }
     }
 

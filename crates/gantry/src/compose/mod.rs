@@ -5,12 +5,13 @@
 
 mod aws;
 mod file;
+mod logs;
 mod task;
 
 use crate::config::Config;
 use crate::cost::flag;
 use anyhow::{Context, Result, bail, ensure};
-use aws::{Client, ECS, LOGS};
+use aws::{Client, ECS};
 use machinery::kinds::get::{int, list, text};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,7 +19,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 const USAGE: &str = "usage: gantry compose configure|up|ps|scale N|logs|stop|delete [--file F] [--project P] \
-                     [--cluster C] [--launch-type EC2|FARGATE] [--desired-count N]";
+                     [--cluster C] [--launch-type EC2|FARGATE] [--desired-count N]; of logs: [--follow] [--timestamps] \
+                     [--tail N]";
 /// Looked for in this order.
 const FILES: [&str; 4] = ["compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml"];
 /// What `configure` remembers, beside the file.
@@ -29,7 +31,7 @@ const HASH_TAG: &str = "gantry-compose";
 /// How long a change of the service may take.
 const STABLE_MAX: Duration = Duration::from_secs(300);
 const LOOK_AGAIN: Duration = Duration::from_millis(300);
-/// Tasks that are described at once, and pages of logs.
+/// Tasks that are described at once.
 const DESCRIBE_MAX: usize = 100;
 
 /// What all commands know.
@@ -57,7 +59,7 @@ pub fn run(config: Config, words: &[String]) -> Result<()> {
             project.set_count(n)?;
             project.wait()
         }
-        ["logs"] => project.logs(),
+        ["logs"] => logs::show(&project, &flags),
         ["stop"] => {
             project.set_count(0)?;
             project.wait()
@@ -304,21 +306,6 @@ impl Project {
             }
         }
         Ok(())
-    }
-
-    fn logs(&self) -> Result<()> {
-        let mut input = json!({"logGroupName": task::log_group(&self.name)});
-        loop {
-            let page = self.client.call(LOGS, "FilterLogEvents", &input)?;
-            for event in list(&page, "/events") {
-                let source = text(event, "/logStreamName").split('/').next().unwrap_or_default();
-                println!("{source:<12} | {}", text(event, "/message"));
-            }
-            match page["nextToken"].as_str() {
-                Some(next) => input["nextToken"] = json!(next),
-                None => return Ok(()),
-            }
-        }
     }
 
     fn delete(&self) -> Result<()> {

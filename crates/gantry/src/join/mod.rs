@@ -9,10 +9,11 @@
 mod authority;
 mod certificates;
 pub mod publish;
+mod server;
 pub mod token;
 
 use crate::config::Config;
-use crate::up::{self, Component, Instance, ecs, facts::Facts, node, registry};
+use crate::up::{self, Component, Instance, ecs, facts::Facts, logs, node, registry};
 use crate::{kubeconfig, preflight};
 use anyhow::{Context, Result, bail};
 use auth::Issued;
@@ -41,6 +42,7 @@ const COMPONENTS: &[Component] = &[
     ("peers", |i| Box::pin(node::peers(i))),
     ("services", |i| Box::pin(node::services(i))),
     ("DNS", |i| Box::pin(node::dns(i))),
+    ("log drivers", |i| Box::pin(logs::drivers(i))),
     ("task metadata", |i| Box::pin(ecs::metadata(i))),
     ("admin socket", |i| Box::pin(up::admin(i))),
 ];
@@ -70,6 +72,11 @@ pub struct Joined {
 }
 
 impl Joined {
+    /// What the servers do for this node's tasks.
+    pub fn server(&self) -> Arc<server::Server> {
+        Arc::new(server::Server(self.remote.clone()))
+    }
+
     /// The cluster's registry, as this node reaches it.
     pub fn registry(&self) -> Option<image::Parent> {
         let (identity, ca_pem) = (self.identity.clone(), self.ca_pem.clone());

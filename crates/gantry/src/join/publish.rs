@@ -19,6 +19,11 @@ pub const SETTINGS: (&str, &str) = ("kube-system", "gantry-settings");
 
 /// Where the cluster's registry is, among the settings.
 pub const REGISTRY: &str = "registry";
+/// What tells the cluster's keys from others, and its AWS account: among the settings, for further servers.
+const KEYS: &str = "keys";
+const ACCOUNT: &str = "aws-account";
+/// Characters of a fingerprint.
+const FINGERPRINT: usize = 16;
 
 /// Publishes both, beside whatever starts next.
 pub async fn start(instance: &mut Instance) -> Result<()> {
@@ -26,10 +31,16 @@ pub async fn start(instance: &mut Instance) -> Result<()> {
     let server = format!("https://{}:{}", instance.facts.node_ip, instance.config.port);
     let ca_pem = instance.control.ca()?.cert_pem().to_string();
     same_authority(&client, &ca_pem).await?;
+    let own = own_keys(instance);
+    if instance.control.shares_store() {
+        same_keys(&client, &own).await?;
+    }
     let info = json!({"kubeconfig": cluster_info(&server, &ca_pem)});
     let mut settings = instance.config.shared();
     let registry = registry::address(instance).map(|at| format!("https://{at}"));
     settings[REGISTRY] = registry.unwrap_or_default().into();
+    settings[KEYS] = own.0.into();
+    settings[ACCOUNT] = own.1.into();
     instance.tasks.push(tokio::spawn(async move {
         for (at, data) in [(CLUSTER_INFO, info), (SETTINGS, settings)] {
             if let Err(error) = put(&client, at, data).await {
@@ -50,6 +61,32 @@ async fn same_authority(client: &ApiClient, ca_pem: &str) -> Result<()> {
         known.is_empty() || known.contains(&BASE64_STANDARD.encode(ca_pem)),
         "the cluster in this store has another certificate authority: copy pki/ from the data folder of one of its \
          servers"
+    );
+    Ok(())
+}
+
+/// What tells the keys under `pki` (AWS's, encryption's) from others, without telling them; and the AWS account.
+fn own_keys(instance: &Instance) -> (String, String) {
+    let aws = instance.aws.keys.as_ref().map(|keys| keys.seal("fingerprint", "")).unwrap_or_default();
+    let aws: String = aws.chars().take(FINGERPRINT).collect();
+    (format!("{}-{aws}", instance.control.encryption), instance.config.aws_account.clone())
+}
+
+/// Servers over one store must accept the same AWS keys and read the same encrypted values.
+async fn same_keys(client: &ApiClient, (keys, account): &(String, String)) -> Result<()> {
+    let key = ObjectKey::new(SETTINGS.0, SETTINGS.1);
+    let Ok(settings) = client.get(&gvr::CONFIG_MAPS, &key).await else { return Ok(()) };
+    let settings = settings.value()?;
+    let known = |name: &str| settings["data"][name].as_str().unwrap_or_default().to_string();
+    ensure!(
+        ["", keys].contains(&&*known(KEYS)),
+        "the cluster in this store has other keys: copy pki/ (aws.key, encryption.key) from the data folder of one of its \
+         servers"
+    );
+    ensure!(
+        ["", account].contains(&&*known(ACCOUNT)),
+        "the cluster in this store has the AWS account {}: give --aws-account as there",
+        known(ACCOUNT)
     );
     Ok(())
 }

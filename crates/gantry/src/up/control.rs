@@ -1,10 +1,11 @@
 //! The control plane's components: store, certificates, API server, controllers, admin socket.
 
 use super::dial::KubeletDialer;
+use super::door::Door;
 use super::facts::Facts;
 use super::leader::{self, Candidate};
 use super::place::Place;
-use super::{Instance, answer, outside};
+use super::{Instance, answer, encryption, outside};
 use crate::config::Config;
 use crate::join::Joined;
 use crate::{admin as socket, kubeconfig, ports};
@@ -19,6 +20,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
+use store::Sealed;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
@@ -40,11 +42,17 @@ enum Running {
 #[derive(Default)]
 pub struct Parts {
     store: Option<Place>,
+    /// The same, with what is encrypted in it.
+    sealed: Option<Arc<Sealed>>,
+    /// Tells the encryption key of this installation from others.
+    pub encryption: String,
     ca: Option<Arc<Ca>>,
     tokens: Option<Arc<ServiceTokens>>,
     api: Option<Arc<Api>>,
     controllers: Option<Running>,
     scheduler: Arc<SchedulerMetrics>,
+    /// What nodes and other servers ask.
+    pub door: Arc<Door>,
     /// Instead of all that: the cluster elsewhere that this node is of.
     pub joined: Option<Joined>,
 }
@@ -113,7 +121,13 @@ pub async fn store(instance: &mut Instance) -> Result<()> {
     std::fs::create_dir_all(data).with_context(|| data.display().to_string())?;
     let folder = data.join("state");
     private_folder(&folder)?;
-    instance.control.store = Some(Place::open(&instance.config.store, &folder).await?);
+    let place = Place::open(&instance.config.store, &folder).await?;
+    let pki = instance.config.data_dir.join("pki");
+    private_folder(&pki)?;
+    let sealing = encryption::load(&pki, &instance.config.encryption_config)?;
+    instance.control.encryption = sealing.fingerprint;
+    instance.control.sealed = Some(Arc::new(Sealed::new(place.store(), sealing.rules, sealing.keys)));
+    instance.control.store = Some(place);
     Ok(())
 }
 
@@ -179,8 +193,8 @@ impl apiserver::NameResolver for HostNames {
 pub async fn api(instance: &mut Instance) -> Result<()> {
     let ca = instance.control.ca()?;
     let place = instance.control.store.as_ref().context("the store starts first")?;
-    let (store, of_store, of_scheduler) =
-        (place.store(), place.metrics(), instance.control.scheduler.clone());
+    let (of_store, of_scheduler) = (place.metrics(), instance.control.scheduler.clone());
+    let store = instance.control.sealed.clone().context("the store starts first")?;
     let kubelet_client = ca.issue_client(KUBELET_CLIENT, Some(SYSTEM_MASTERS), SystemTime::now())?;
     let dialer = KubeletDialer::new(&kubelet_client, ca.cert_pem())?;
     let front = front_proxy(instance, &ca)?;
@@ -201,8 +215,9 @@ pub async fn api(instance: &mut Instance) -> Result<()> {
         nodes: Some(dialer.clone()),
         resolver,
         service_tokens: Some(tokens),
+        door: Some(instance.control.door.clone()),
         more_metrics: Arc::new(move || of_store() + &of_scheduler.text() + &followed.metrics()),
-        ..ApiConfig::new(REALM, store)
+        ..ApiConfig::new(REALM, store.clone())
     };
     let api = Api::open(config).await?;
     instance.tasks.append(&mut callers.followed.start(&api));
@@ -213,6 +228,13 @@ pub async fn api(instance: &mut Instance) -> Result<()> {
     let listener = TcpListener::bind((bind, instance.config.port)).await?;
     instance.tasks.push(tokio::spawn(api.clone().serve(listener, tls, instance.stop.subscribe())));
     instance.control.api = Some(api);
+    instance.tasks.push(tokio::spawn(async move {
+        match store.renew(REALM).await {
+            Ok(0) => {}
+            Ok(values) => tracing::info!(values, "written anew, as the encryption settings want it"),
+            Err(error) => tracing::warn!(%error, "not all values are encrypted as the settings want it"),
+        }
+    }));
     println!("API answering in {} ms", instance.started.elapsed().as_millis());
     Ok(())
 }

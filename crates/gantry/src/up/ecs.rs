@@ -1,15 +1,16 @@
 //! ECS behind its operations: the controllers of tasks and services, and the endpoint that tasks find on their node.
 //!
 //! Both ask other AWS services in process, as the account itself: SSM and Secrets Manager for `secrets`, STS for task
-//! roles, ECS for protection. (A node without a control plane serves the metadata endpoint without those.)
+//! roles, ECS for protection. (A node without a control plane asks a server's door for those: `join::server`.)
 
 use super::Instance;
 use super::leader;
-use agent::taskmeta::TaskServices;
+use agent::taskmeta::{Refused, TaskServices};
 use anyhow::Result;
 use async_trait::async_trait;
 use auth::{Identity, SYSTEM_MASTERS};
 use aws_server::service::{AwsError, Call, Caller, Service, Shared};
+use client::ObjectKey;
 use ecs::{Ecs, EcsConfig, Launcher, SecretSource};
 use ecs_model::annotation::TaskNote;
 use ecs_model::lower::{METADATA_ADDRESS, Settings};
@@ -32,15 +33,20 @@ const RETENTION_MAX_MINUTES: u16 = 43_200;
 const CREDENTIAL_SECONDS: i64 = 3_600;
 
 /// Other services, asked in process.
-struct Calls {
+pub struct Calls {
     services: Vec<Arc<dyn Service>>,
     shared: Shared,
-    endpoint: String,
     s3: Option<Arc<aws_server::services::s3::S3>>,
+    endpoint: String,
 }
 
 impl Calls {
-    async fn call(&self, service: &str, operation: &'static str, input: Value) -> Result<Value, AwsError> {
+    pub async fn call(
+        &self,
+        service: &str,
+        operation: &'static str,
+        input: Value,
+    ) -> Result<Value, AwsError> {
         let found = self.services.iter().find(|s| s.name() == service && s.served().contains(&operation));
         let Some(found) = found else {
             let words = format!("{service} {operation} is not implemented by Gantry");
@@ -91,12 +97,12 @@ impl SecretSource for Calls {
                 let found = self.call("ssm", "GetParameter", input).await.map_err(|e| e.to_string())?;
                 Ok(text(&found["Parameter"]["Value"]))
             }
-            SecretRef::Secret { id, stage, version, .. } => {
             SecretRef::Object { bucket, key } => {
                 let s3 = self.s3.as_ref().ok_or("there is no S3")?;
                 let body = s3.read(&self.shared.account, bucket, key).await?;
                 String::from_utf8(body).map_err(|_| format!("{bucket}/{key} is not text"))
             }
+            SecretRef::Secret { id, stage, version, .. } => {
                 let mut input = json!({"SecretId": id});
                 for (member, value) in [("VersionStage", stage), ("VersionId", version)] {
                     if !value.is_empty() {
@@ -112,9 +118,10 @@ impl SecretSource for Calls {
 
 #[async_trait]
 impl TaskServices for Calls {
-    async fn credentials(&self, role_arn: &str, task_id: &str) -> Result<Value, String> {
+    async fn credentials(&self, pod: &ObjectKey, task: &TaskNote) -> Result<Value, String> {
+        let role_arn = &task.task.role_arn;
         let input =
-            json!({"RoleArn": role_arn, "RoleSessionName": task_id, "DurationSeconds": CREDENTIAL_SECONDS});
+            json!({"RoleArn": role_arn, "RoleSessionName": pod.name, "DurationSeconds": CREDENTIAL_SECONDS});
         let answer = self.call("sts", "AssumeRole", input).await.map_err(|e| e.to_string())?;
         let credentials = &answer["Credentials"];
         let expires = credentials["Expiration"].as_f64().unwrap_or_default() as i64;
@@ -129,9 +136,10 @@ impl TaskServices for Calls {
 
     async fn protection(
         &self,
+        _: &ObjectKey,
         task: &TaskNote,
         change: Option<Value>,
-    ) -> Result<Value, (u16, &'static str, String)> {
+    ) -> Result<Value, Refused> {
         let who = json!({"cluster": task.task.cluster_arn, "tasks": [task.task.arn]});
         let (operation, mut input) = match change {
             None => ("GetTaskProtection", who),
@@ -146,12 +154,13 @@ impl TaskServices for Calls {
         };
         self.call("ecs", operation, input.take()).await.map_err(|error| {
             let code = if error.status < 500 { "InvalidParameterException" } else { "ServerException" };
-            (error.status, code, error.message)
+            (error.status, code.into(), error.message)
         })
     }
 }
 
-fn calls(instance: &Instance) -> Option<Arc<Calls>> {
+/// The services in process, where there are any.
+pub fn calls(instance: &Instance) -> Option<Arc<Calls>> {
     let shared = instance.aws.shared.clone()?;
     let endpoint = format!("http://{}:{}", instance.facts.node_ip, instance.config.aws_port);
     Some(Arc::new(Calls {
@@ -199,7 +208,10 @@ pub async fn metadata(instance: &mut Instance) -> Result<()> {
     }
     match TcpListener::bind((address, METADATA_PORT)).await {
         Ok(listener) => {
-            let services = calls(instance).map(|c| c as Arc<dyn TaskServices>);
+            let services = match &instance.control.joined {
+                Some(joined) => Some(joined.server() as Arc<dyn TaskServices>),
+                None => calls(instance).map(|c| c as Arc<dyn TaskServices>),
+            };
             instance.tasks.push(tokio::spawn(agent.task_metadata(listener, services)));
         }
         Err(error) => tracing::warn!(%error, "no task metadata endpoint at {address}:{METADATA_PORT}"),

@@ -1,11 +1,12 @@
-//! CloudWatch Logs' store and service, and the log drivers of this node's ECS tasks.
+//! CloudWatch Logs' store and service, and the log drivers of this node's ECS tasks (on a joined node too).
 
 use super::Instance;
 use super::control::private_folder;
+use super::door::Servers;
 use agent::logging::{Destination, LogEvent, LogSink, SinkError};
 use anyhow::Result;
 use async_trait::async_trait;
-use aws_server::services::logs::{self as service, Sink, State};
+use aws_server::services::logs::{self as service, Peers, Sink, State};
 use logs::{Limits, Store};
 use std::sync::Arc;
 
@@ -18,7 +19,8 @@ pub async fn open(instance: &mut Instance) -> Result<()> {
     let folder = instance.config.data_dir.join(FOLDER);
     private_folder(&folder)?;
     let store = tokio::task::spawn_blocking(move || Store::open(folder, Limits::default())).await??;
-    let state = State::new(shared, store);
+    let peers = Servers::start(instance).await?.map(|servers| Arc::new(servers) as Arc<dyn Peers>);
+    let state = State::new(shared, store, peers);
     instance.tasks.push(tokio::spawn(service::expire(state.clone())));
     instance.aws.services.push(service::service(state.clone()));
     instance.aws.logs = Some(state);
@@ -27,9 +29,13 @@ pub async fn open(instance: &mut Instance) -> Result<()> {
 
 /// Starts the log drivers, where there is a node and a store.
 pub async fn drivers(instance: &mut Instance) -> Result<()> {
-    if let (Some(state), Ok(agent)) = (instance.aws.logs.clone(), instance.node.agent()) {
-        instance.tasks.push(agent.ship_logs(Arc::new(InProcess(Sink::new(state)))));
-    }
+    let Ok(agent) = instance.node.agent() else { return Ok(()) };
+    let sink: Arc<dyn LogSink> = match (&instance.control.joined, instance.aws.logs.clone()) {
+        (Some(joined), _) => joined.server(),
+        (None, Some(state)) => Arc::new(InProcess(Sink::new(state))),
+        (None, None) => return Ok(()),
+    };
+    instance.tasks.push(agent.ship_logs(sink));
     Ok(())
 }
 

@@ -6,8 +6,10 @@
 pub mod aws;
 mod control;
 mod dial;
+pub mod door;
 pub mod ecs;
 mod elb;
+mod encryption;
 pub mod events;
 pub mod exec;
 pub mod facts;
@@ -71,6 +73,7 @@ const COMPONENTS: &[Component] = &[
     ("ECS controllers", |i| Box::pin(ecs::controllers(i))),
     ("load balancers", |i| Box::pin(elb::controller(i))),
     ("task metadata", |i| Box::pin(ecs::metadata(i))),
+    ("nodes' door", |i| Box::pin(door::open(i))),
     ("metering", |i| Box::pin(metering::start(i))),
     ("admin socket", |i| Box::pin(control::admin(i))),
 ];
@@ -106,6 +109,7 @@ pub fn serve(config: Config, components: &[Component], asked: Option<Asked>) -> 
     let filter = tracing_subscriber::EnvFilter::try_new(&config.log).context("--log")?;
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let workers = std::thread::available_parallelism().map_or(1, usize::from).clamp(1, WORKERS_MAX);
+    config.keep_name()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .worker_threads(workers)

@@ -4,7 +4,7 @@
 //! first start (a server whose authority is another one does not start). Each serves the API; the controllers run in
 //! the one that holds the lease (`leader`).
 
-use super::{Component, aws, control, ecs, events, exec, logs, metering, serve};
+use super::{Component, aws, control, door, ecs, events, exec, logs, metering, serve};
 use crate::config::Config;
 use crate::join::publish;
 use crate::preflight;
@@ -24,6 +24,7 @@ const COMPONENTS: &[Component] = &[
     ("AWS endpoint", |i| Box::pin(aws::endpoint(i))),
     ("event deliveries", |i| Box::pin(events::start(i))),
     ("ECS controllers", |i| Box::pin(ecs::controllers(i))),
+    ("nodes' door", |i| Box::pin(door::open(i))),
     ("metering", |i| Box::pin(metering::start(i))),
     ("admin socket", |i| Box::pin(control::admin(i))),
 ];

@@ -129,43 +129,48 @@ class Channel:
             self.step()
 
 
-ecs.create_cluster(clusterName=CLUSTER)
-define("logged", **{"awslogs-group": "/ecs/logged", "awslogs-create-group": "true"})
-arn = run("logged")
-patiently("lines in the group", lambda: messages(arn, "/ecs/logged") == ["hello", "oops"])
-patiently("running", lambda: task(arn)["lastStatus"] == "RUNNING")
+def main():
+    ecs.create_cluster(clusterName=CLUSTER)
+    define("logged", **{"awslogs-group": "/ecs/logged", "awslogs-create-group": "true"})
+    arn = run("logged")
+    patiently("lines in the group", lambda: messages(arn, "/ecs/logged") == ["hello", "oops"])
+    patiently("running", lambda: task(arn)["lastStatus"] == "RUNNING")
 
-granted = ecs.execute_command(cluster=CLUSTER, task=arn, interactive=True, command="sh")["session"]
-channel = Channel(granted)
-while not channel.open:
-    channel.step()
-channel.send(3, b'{"cols": 101, "rows": 31}')
-channel.send(1, b"echo sum $((20+22))\r")
-channel.until("sum 42")
-channel.send(1, b"stty size\r")
-channel.until("31 101")
-channel.send(1, b"exit\r")
-while not channel.closed:
-    channel.step()
+    granted = ecs.execute_command(cluster=CLUSTER, task=arn, interactive=True, command="sh")["session"]
+    channel = Channel(granted)
+    while not channel.open:
+        channel.step()
+    channel.send(3, b'{"cols": 101, "rows": 31}')
+    channel.send(1, b"echo sum $((20+22))\r")
+    channel.until("sum 42")
+    channel.send(1, b"stty size\r")
+    channel.until("31 101")
+    channel.send(1, b"exit\r")
+    while not channel.closed:
+        channel.step()
 
-ecs.stop_task(cluster=CLUSTER, task=arn)
-patiently("the last line", lambda: messages(arn, "/ecs/logged") == ["hello", "oops", "bye"])
+    ecs.stop_task(cluster=CLUSTER, task=arn)
+    patiently("the last line", lambda: messages(arn, "/ecs/logged") == ["hello", "oops", "bye"])
 
-define("lost", **{"awslogs-group": "/ecs/none"})
-lost = run("lost")
-patiently("stopped", lambda: task(lost)["lastStatus"] == "STOPPED")
-reason = task(lost)["stoppedReason"]
-assert reason.startswith("ResourceInitializationError: failed to validate logger args"), reason
-assert "The specified log group does not exist." in reason, reason
+    define("lost", **{"awslogs-group": "/ecs/none"})
+    lost = run("lost")
+    patiently("stopped", lambda: task(lost)["lastStatus"] == "STOPPED")
+    reason = task(lost)["stoppedReason"]
+    assert reason.startswith("ResourceInitializationError: failed to validate logger args"), reason
+    assert "The specified log group does not exist." in reason, reason
 
-config = botocore.config.Config(inject_host_prefix=False)
-tail = session.client("logs", endpoint_url="http://127.0.0.1:4566", config=config)
-group = "arn:aws:logs:us-east-1:123456789012:log-group:/ecs/logged"
-events = iter(tail.start_live_tail(logGroupIdentifiers=[group])["responseStream"])
-assert "sessionStart" in next(events)
-logs.create_log_stream(logGroupName="/ecs/logged", logStreamName="live")
-now = int(time.time() * 1000)
-logs.put_log_events(logGroupName="/ecs/logged", logStreamName="live", logEvents=[{"timestamp": now, "message": "tailed"}])
-seen = [e["message"] for event in (next(events), next(events)) for e in event["sessionUpdate"]["sessionResults"]]
-assert seen == ["tailed"], seen
-print("logs are content")
+    config = botocore.config.Config(inject_host_prefix=False)
+    tail = session.client("logs", endpoint_url="http://127.0.0.1:4566", config=config)
+    group = "arn:aws:logs:us-east-1:123456789012:log-group:/ecs/logged"
+    events = iter(tail.start_live_tail(logGroupIdentifiers=[group])["responseStream"])
+    assert "sessionStart" in next(events)
+    logs.create_log_stream(logGroupName="/ecs/logged", logStreamName="live")
+    now = int(time.time() * 1000)
+    logs.put_log_events(logGroupName="/ecs/logged", logStreamName="live", logEvents=[{"timestamp": now, "message": "tailed"}])
+    seen = [e["message"] for event in (next(events), next(events)) for e in event["sessionUpdate"]["sessionResults"]]
+    assert seen == ["tailed"], seen
+    print("logs are content")
+
+
+if __name__ == "__main__":
+    main()

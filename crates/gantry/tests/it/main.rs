@@ -16,6 +16,7 @@ mod crash;
 mod custom_resources;
 mod disruption;
 mod ecs;
+mod ecs_nodes;
 mod ecs_services;
 mod etcd;
 mod eviction;

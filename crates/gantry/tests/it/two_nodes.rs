@@ -84,7 +84,11 @@ impl Machine {
         run(self.inside("sh").args(["-c", script]))
     }
 
-    fn gantry(&self, args: &[&str]) -> Result<String> {
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub(crate) fn gantry(&self, args: &[&str]) -> Result<String> {
         run(self.inside(GANTRY).args(args).args(["--name", &self.name, "--data-dir"]).arg(self.folder.path()))
     }
 

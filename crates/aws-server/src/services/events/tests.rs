@@ -50,7 +50,7 @@ async fn world() -> World {
     };
     let limits = logs::Limits { disk_free_min: 0, ..logs::Limits::default() };
     let store = logs::Store::open(folder.path().join("logs"), limits).unwrap();
-    let logs = cloudwatch::State::new(shared.clone(), store);
+    let logs = cloudwatch::State::new(shared.clone(), store, None);
     let state = State::new(&shared, Some(cloudwatch::Sink::new(logs.clone())));
     let services = vec![service(state.clone()), cloudwatch::service(logs), ecs::service(&shared)];
     let engine = state.engine().clone();

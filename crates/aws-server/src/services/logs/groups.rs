@@ -1,5 +1,6 @@
 //! Log groups: create, delete, list, retention.
 
+use super::homes;
 use super::names::{self, Group, group_error, text};
 use super::{State, blocking, exists, invalid, token, unavailable};
 use crate::service::{AwsError, Call, Outcome};
@@ -40,6 +41,9 @@ pub(super) async fn make(state: &State, place: (&str, &str), name: &str, mut fac
         facts["logGroupClass"] = json!("STANDARD");
     }
     (facts["account"], facts["region"]) = (json!(place.0), json!(place.1));
+    if let Some(peers) = &state.peers {
+        facts["home"] = json!(peers.own());
+    }
     let body = json!({
         "apiVersion": "logs.gantry.dev/v1", "kind": "LogGroup",
         "metadata": {"namespace": AWS_NAMESPACE, "name": key}, "spec": facts,
@@ -112,11 +116,13 @@ pub(super) async fn describe(state: &State, call: &Call) -> Outcome {
     let (page, next) =
         token::page("groups", text(call, "nextToken"), limit(call), groups, |g| g.name.clone())?;
     let store = state.store.clone();
+    let elsewhere = homes::bytes(state, call, &page).await;
     let described = blocking(move || {
         page.iter()
             .map(|group| {
-                let streams = store.streams(&group.key)?;
-                Ok(document(group, streams.iter().map(|s| s.bytes).sum()))
+                let bytes = store.streams(&group.key)?.iter().map(|s| s.bytes).sum();
+                let bytes = elsewhere.get(&group.name).and_then(Value::as_u64).unwrap_or(bytes);
+                Ok(document(group, bytes))
             })
             .collect::<Result<Vec<Value>, logs::LogsError>>()
     });

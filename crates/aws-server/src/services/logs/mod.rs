@@ -6,6 +6,7 @@
 
 mod events;
 mod groups;
+mod homes;
 mod names;
 mod sink;
 mod streams;
@@ -16,6 +17,7 @@ pub mod tail;
 mod tests;
 mod token;
 
+pub use homes::Peers;
 pub use sink::{Sink, SinkError};
 
 use crate::operation;
@@ -32,12 +34,13 @@ pub struct State {
     /// The events.
     pub store: Store,
     tails: Arc<Semaphore>,
+    peers: Option<Arc<dyn Peers>>,
 }
 
 impl State {
-    /// Over a store.
-    pub fn new(shared: Shared, store: Store) -> Arc<State> {
-        Arc::new(State { shared, store, tails: Arc::new(Semaphore::new(tail::SESSIONS_MAX)) })
+    /// Over a store. `peers`: servers over the same objects, which have stores of their own.
+    pub fn new(shared: Shared, store: Store, peers: Option<Arc<dyn Peers>>) -> Arc<State> {
+        Arc::new(State { shared, store, tails: Arc::new(Semaphore::new(tail::SESSIONS_MAX)), peers })
     }
 }
 
@@ -86,7 +89,15 @@ impl Service for Logs {
     }
 
     fn call<'a>(&'a self, call: &'a Call) -> BoxFuture<'a, Outcome> {
-        self.0.call(call)
+        if self.0.state.peers.is_none() {
+            return self.0.call(call);
+        }
+        Box::pin(async move {
+            match homes::forwarded(&self.0.state, call).await {
+                Some(answer) => answer,
+                None => self.0.call(call).await,
+            }
+        })
     }
 
     fn stream<'a>(&'a self, call: &'a Call) -> Option<BoxFuture<'a, Streaming>> {

@@ -1,6 +1,6 @@
-//! The way in for log drivers of this process: a batch for a group and stream, which are made where they are missing.
+//! The way in for log drivers, of this process and of nodes elsewhere: a batch for a group and stream, which are made where they are missing.
 
-use super::{State, blocking, events, groups, names};
+use super::{State, blocking, events, groups, homes, names};
 use crate::service::AwsError;
 use serde_json::json;
 use std::sync::Arc;
@@ -61,8 +61,15 @@ impl Sink {
             }
         }
         let found = names::find_in(state, place, group).await?;
-        let (store, name) = (state.store.clone(), stream.to_string());
-        match blocking(move || store.create_stream(&found.key, &name, now_ms())).await {
+        let input = json!({"logStreamName": stream});
+        let made = match homes::forwarded_put(state, &found, "CreateLogStream", input).await {
+            Some(answer) => answer.map(drop),
+            None => {
+                let (store, name) = (state.store.clone(), stream.to_string());
+                blocking(move || store.create_stream(&found.key, &name, now_ms())).await
+            }
+        };
+        match made {
             Err(error) if error.code != "ResourceAlreadyExistsException" => Err(error.into()),
             _ => Ok(()),
         }
@@ -82,7 +89,17 @@ impl Sink {
         let state = &self.0;
         let region = if region.is_empty() { state.shared.region.as_str() } else { region };
         let found = names::find_in(state, (&state.shared.account, region), group).await?;
-        events::put_events(state, &found, stream, events, now_ms()).await?;
-        Ok(())
+        if homes::elsewhere(state, &found).is_none() {
+            return Ok(events::put_events(state, &found, stream, events, now_ms()).await.map(drop)?);
+        }
+        let events: Vec<_> = events
+            .into_iter()
+            .map(|(time, message)| json!({"timestamp": time, "message": message}))
+            .collect();
+        let input = json!({"logStreamName": stream, "logEvents": events});
+        match homes::forwarded_put(state, &found, "PutLogEvents", input).await {
+            Some(answer) => Ok(answer.map(drop)?),
+            None => Ok(()),
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! StartLiveTail: what is put from now on, once a second, as an event stream.
 
+use super::homes;
 use super::names::{self, text};
 use super::{State, invalid};
 use crate::service::{AwsError, Call, StreamEvent, Streaming};
@@ -57,6 +58,7 @@ pub(super) async fn start(state: Arc<State>, call: &Call) -> Streaming {
     let mut groups = BTreeMap::new();
     for identifier in &identifiers {
         let group = names::find(&state, call, names::name_of(identifier)?).await?;
+        homes::must_be_here(&state, &group)?;
         groups.insert(group.key.clone(), group.arn());
     }
     let place =

@@ -26,6 +26,70 @@ impl Drop for World {
     }
 }
 
+/// Another server's log groups, reached without a wire.
+struct Other {
+    own: &'static str,
+    service: std::sync::Mutex<Option<Arc<dyn Service>>>,
+}
+
+#[async_trait::async_trait]
+impl super::Peers for Other {
+    fn own(&self) -> &str {
+        self.own
+    }
+
+    async fn call(&self, _: &str, call: &Call) -> Outcome {
+        let service = self.service.lock().unwrap().clone();
+        let away = || AwsError::server("ServiceUnavailableException", "away");
+        service.ok_or_else(away)?.call(call).await
+    }
+}
+
+#[tokio::test]
+async fn a_group_is_one_however_many_servers_there_are() {
+    let one = world().await;
+    let limits = logs::Limits { disk_free_min: 0, ..logs::Limits::default() };
+    let made = |own: &'static str, at: &str| {
+        let store = logs::Store::open(one._folder.path().join(at), limits.clone()).unwrap();
+        let other = Arc::new(Other { own, service: Default::default() });
+        let state = State::new(one.state.shared.clone(), store, Some(other.clone()));
+        (service(state.clone()), state, other)
+    };
+    let ((a, _, beside_a), (b, state_b, beside_b)) = (made("a", "logs-a"), made("b", "logs-b"));
+    *beside_b.service.lock().unwrap() = Some(a.clone());
+    *beside_a.service.lock().unwrap() = Some(b.clone());
+    let at = |server: &Arc<dyn Service>, operation, mut input: Value| {
+        input["logGroupName"] = json!("g");
+        let (server, call) = (server.clone(), call_of(operation, input));
+        async move { server.call(&call).await }
+    };
+    at(&a, "CreateLogGroup", json!({})).await.unwrap();
+    let now_ms = || u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap();
+    let sink = Sink::new(state_b.clone());
+    sink.open("", "g", "s", true).await.unwrap();
+    sink.put("", "g", "s", vec![(now_ms(), "from b".into())]).await.unwrap();
+    for server in [&a, &b] {
+        let found = at(server, "GetLogEvents", json!({"logStreamName": "s"})).await.unwrap();
+        assert_eq!(messages(&found), ["from b"]);
+        let call = call_of("DescribeLogGroups", json!({}));
+        let bytes = server.call(&call).await.unwrap()["logGroups"][0]["storedBytes"].as_u64();
+        assert!(bytes > Some(0), "{bytes:?}");
+    }
+    assert!(state_b.store.streams("g").unwrap().is_empty(), "its events are at home only");
+    let tail = call_of("StartLiveTail", json!({"logGroupIdentifiers": ["g"]}));
+    let refused = b.stream(&tail).unwrap().await.err().unwrap().to_string();
+    assert!(refused.contains("another server of this cluster (a)"), "{refused}");
+    // Its home is away: nothing is taken, nothing is invented; but it can be deleted.
+    *beside_b.service.lock().unwrap() = None;
+    assert_eq!(at(&b, "GetLogEvents", json!({"logStreamName": "s"})).await.unwrap_err().status, 500);
+    let later = sink.put("", "g", "s", vec![(now_ms(), "x".into())]).await;
+    assert!(matches!(later, Err(SinkError::Later(_))), "{later:?}");
+    at(&b, "DeleteLogGroup", json!({})).await.unwrap();
+    at(&b, "CreateLogGroup", json!({})).await.unwrap();
+    at(&a, "CreateLogStream", json!({"logStreamName": "s"})).await.unwrap();
+    assert!(messages(&at(&b, "GetLogEvents", json!({"logStreamName": "s"})).await.unwrap()).is_empty());
+}
+
 async fn world() -> World {
     let folder = tempfile::tempdir().unwrap();
     let objects =
@@ -41,7 +105,7 @@ async fn world() -> World {
         zones: vec!["us-east-1a".into()],
     };
     let limits = logs::Limits { disk_free_min: 0, ..logs::Limits::default() };
-    let state = State::new(shared, logs::Store::open(folder.path().join("logs"), limits).unwrap());
+    let state = State::new(shared, logs::Store::open(folder.path().join("logs"), limits).unwrap(), None);
     World { service: service(state.clone()), state, api, _folder: folder }
 }
 
