@@ -1,5 +1,5 @@
-//! Objects that a cluster has from the start: namespaces, roles and bindings, priority classes, the `kubernetes`
-//! service.
+//! Objects that a cluster has from the start: namespaces, roles and bindings, priority classes, the range of
+//! service addresses, the `kubernetes` service.
 
 use crate::api::{Api, OpenError};
 use crate::rbac::policy;
@@ -40,6 +40,7 @@ pub async fn ensure(api: &Arc<Api>) -> Result<(), OpenError> {
             "metadata": {"name": name}, "value": value, "description": description});
         make(api, &gvr::PRIORITY_CLASSES, body).await?;
     }
+    service_range(api).await?;
     if let Some((address, port)) = api.config.advertise {
         kubernetes_service(api, address, port).await?;
     }
@@ -62,6 +63,22 @@ async fn rbac(api: &Arc<Api>, gvr: &Gvr, body: Value) -> Result<(), OpenError> {
             Err(error) => Err(error),
         }
     };
+    done.map(|_| ()).map_err(|error| failed(gvr, &body, error))
+}
+
+/// Says where addresses of services come from, under upstream's name.
+async fn service_range(api: &Arc<Api>) -> Result<(), OpenError> {
+    let (gvr, name) = (&gvr::SERVICE_CIDRS, "kubernetes");
+    if api.cached(gvr, "", name).is_some() {
+        return Ok(());
+    }
+    let range = api.config.service_cidr;
+    let body = json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": name},
+        "spec": {"cidrs": [format!("{}/{}", range.network, range.prefix)]}});
+    make(api, gvr, body.clone()).await?;
+    let ready = json!({"status": {"conditions": [{"type": "Ready", "status": "True", "reason": "",
+        "message": "Kubernetes default Service CIDR is ready", "lastTransitionTime": api.now_text()}]}});
+    let done = api.client(server()).merge_patch_status(gvr, &ObjectKey::new("", name), ready).await;
     done.map(|_| ()).map_err(|error| failed(gvr, &body, error))
 }
 

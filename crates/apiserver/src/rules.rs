@@ -189,6 +189,9 @@ pub fn apply_patch_to_scale(kind: PatchKind, target: &mut Value, body: &Value) -
 /// What a creator may not set, and what a new object starts with.
 pub fn prepare_create(resource: &Resource, value: &mut Value) {
     strategy::prepare_create(&resource.stored, value);
+    if resource.custom.is_none() {
+        strategy::empty_status(&resource.stored, value);
+    }
 }
 
 /// Takes over from the old object everything that a write of this part may not set.
@@ -231,6 +234,9 @@ pub fn prepare_update(resource: &Resource, part: Part, new: &mut Value, old: &Va
         }
     }
     *new = kept;
+    if part == Part::EphemeralContainers {
+        strategy::count_generation(new, old);
+    }
 }
 
 /// A status write of a custom resource sets nothing but its status.

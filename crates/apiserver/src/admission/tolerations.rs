@@ -1,6 +1,6 @@
 //! DefaultTolerationSeconds: pods stay five minutes on a node that is not ready or unreachable.
 
-use super::Attempt;
+use super::{Attempt, Operation};
 use machinery::status::ApiError;
 use serde_json::{Value, json};
 
@@ -8,7 +8,9 @@ const TAINTS: [&str; 2] = ["node.kubernetes.io/not-ready", "node.kubernetes.io/u
 const SECONDS: i64 = 300;
 
 pub(super) fn admit(attempt: &Attempt<'_>, pod: &mut Value) -> Result<(), ApiError> {
-    if attempt.creates_pod() && pod["spec"].is_object() {
+    // Updates too: whoever replaces the list of tolerations by their own keeps these two.
+    let writes = matches!(attempt.operation, Operation::Create | Operation::Update);
+    if writes && attempt.call.resource.is("", "pods") && pod["spec"].is_object() {
         add(pod);
     }
     Ok(())

@@ -35,6 +35,48 @@ async fn namespaces_live_and_die() {
 }
 
 #[tokio::test]
+async fn as_the_conformance_suite_of_1_36_expects() {
+    let s = server().await;
+    let own = json!([{"key": "foo", "operator": "Equal", "value": "bar", "effect": "NoSchedule"}]);
+    let mut body = pod("p");
+    body["metadata"]["generation"] = json!(100);
+    body["spec"]["terminationGracePeriodSeconds"] = json!(-1);
+    let made = s.post(PODS, &body).await.expect(201);
+    assert_eq!(
+        (&made["metadata"]["generation"], &made["spec"]["terminationGracePeriodSeconds"]),
+        (&json!(1), &json!(1))
+    );
+    let path = format!("{PODS}/p");
+    let mut body = s.get(&path).await.expect(200);
+    body["spec"]["tolerations"] = own.clone();
+    let updated = s.put(&path, &body).await.expect(200);
+    assert_eq!(updated["metadata"]["generation"], 2);
+    let tolerations = updated["spec"]["tolerations"].as_array().unwrap();
+    assert_eq!((tolerations.len(), &tolerations[0]), (3, &own[0]), "the two that everybody has came back");
+    let debugger = json!({"spec": {"ephemeralContainers": [{"name": "debugger", "image": "i"}]}});
+    let kind = "strategic-merge-patch";
+    let debugged = s.patch(&format!("{path}/ephemeralcontainers"), kind, &debugger).await.expect(200);
+    assert_eq!(debugged["metadata"]["generation"], 3);
+
+    let range = s.get("/apis/networking.k8s.io/v1/servicecidrs/kubernetes/status").await.expect(200);
+    assert_eq!((&range["kind"], &range["spec"]["cidrs"][0]), (&json!("ServiceCIDR"), &json!("10.96.0.0/16")));
+    assert_eq!(range["status"]["conditions"][0]["type"], "Ready");
+
+    // A status is there from the start, so that something can be added to it.
+    let claims = "/apis/resource.k8s.io/v1/namespaces/default/resourceclaims";
+    let exactly = json!({"deviceClassName": "dra.example.com"});
+    let claim = json!({"metadata": {"name": "c"}, "spec": {"devices": {"requests": [{"name": "r", "exactly": exactly}]}}});
+    s.post(claims, &claim).await.expect(201);
+    let add = json!([{"op": "add", "path": "/status/allocation", "value": {}}]);
+    let patched = s.patch(&format!("{claims}/c/status"), "json-patch", &add).await.expect(200);
+    assert!(patched["status"]["allocation"].is_object());
+    let attachment = json!({"metadata": {"name": "a"},
+        "spec": {"attacher": "x", "nodeName": "n", "source": {"persistentVolumeName": "v"}}});
+    let made = s.post("/apis/storage.k8s.io/v1/volumeattachments", &attachment).await.expect(201);
+    assert_eq!(made["status"], json!({"attached": false}));
+}
+
+#[tokio::test]
 async fn pods_are_admitted_bound_and_deleted_with_grace() {
     let s = server().await;
     let made = s.post(PODS, &pod("p")).await.expect(201);

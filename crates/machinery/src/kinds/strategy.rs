@@ -12,7 +12,7 @@ use crate::status::ApiError;
 use crate::time;
 use jiff::{Timestamp, ToSpan};
 use k8s_schema::ResourceRow;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Which part of the object a write addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +49,16 @@ pub fn prepare_create(row: &ResourceRow, obj: &mut Value) {
         remove(obj, "status");
     }
     (behaviour.prepare_create)(obj);
+}
+
+/// The status that upstream's objects have from the start, so that a JSON patch has something to add to. Gantry's own
+/// kinds have none until somebody writes it.
+pub fn empty_status(row: &ResourceRow, obj: &mut Value) {
+    let own = row.gvr.group.ends_with(".gantry.dev");
+    if has_status(row) && !own && obj.get("status").is_none() {
+        let attachment = row.gvr.resource == "volumeattachments";
+        set(obj, "status", if attachment { json!({"attached": false}) } else { json!({}) });
+    }
 }
 
 /// Checks an object that is about to be created: 422 with every cause.
@@ -97,6 +107,16 @@ pub fn prepare_update(row: &ResourceRow, new: &mut Value, old: &Value, part: Par
             || (behaviour.annotations_count && annotations_changed(new, old));
         if let Some(metadata) = new.get_mut("metadata") {
             set(metadata, "generation", before + i64::from(bump));
+        }
+    }
+}
+
+/// Counts a generation when a subresource's write changed the spec.
+pub fn count_generation(new: &mut Value, old: &Value) {
+    if !super::get::same_exactly(&new["spec"], &old["spec"]) {
+        let before = int(old, "/metadata/generation").unwrap_or(1);
+        if let Some(metadata) = new.get_mut("metadata") {
+            set(metadata, "generation", before + 1);
         }
     }
 }

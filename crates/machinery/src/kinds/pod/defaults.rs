@@ -1,6 +1,6 @@
 //! Defaults of a Pod, and of the pod template that workload kinds carry.
 
-use crate::kinds::get::{at, child, default, default_nonzero, each, entries, flag, has, set, text};
+use crate::kinds::get::{at, child, default, default_nonzero, each, entries, flag, has, int, set, text};
 use crate::quantity::Quantity;
 use serde_json::{Value, json};
 
@@ -15,6 +15,10 @@ const FILE_MODE: i64 = 0o644;
 pub fn pod(obj: &mut Value) {
     let Some(spec) = child(obj, "spec") else { return };
     pod_spec(spec);
+    // Of Pods only, as upstream: a template keeps what it says.
+    if int(spec, "/terminationGracePeriodSeconds").is_some_and(|n| n < 0) {
+        set(spec, "terminationGracePeriodSeconds", 1);
+    }
     for list in ["/containers", "/initContainers"] {
         each(spec, list, |c| at(c, "/resources", requests_from_limits));
     }

@@ -12,7 +12,7 @@ pub mod volumes;
 pub use cells::condition;
 
 use super::get::{
-    each, entries, enumerated, enumerated_opt, flag, has, int, list, non_negative, remove, same, set, text,
+    each, entries, enumerated, enumerated_opt, flag, has, int, list, remove, same, set, text,
     texts,
 };
 use super::{Behaviour, FieldKind, GENERIC, meta};
@@ -216,7 +216,6 @@ pub fn pod_spec(spec: &Value, path: &str, errors: &mut FieldErrors) {
         }
         _ => {}
     }
-    non_negative(spec, path, "terminationGracePeriodSeconds", errors);
     enumerated_opt(spec, path, "preemptionPolicy", &["Never", "PreemptLowerPriority"], errors);
     for (i, gate) in list(spec, "/readinessGates").iter().enumerate() {
         let own = text(gate, "/conditionType");

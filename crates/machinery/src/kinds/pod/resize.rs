@@ -5,7 +5,7 @@
 
 use super::qos;
 use crate::field_errors::FieldErrors;
-use crate::kinds::get::{entries, has, int, list, remove, same, same_exactly, set, text};
+use crate::kinds::get::{entries, has, list, remove, same, same_exactly, set, text};
 use crate::status::ApiError;
 use serde_json::Value;
 
@@ -35,12 +35,7 @@ pub fn prepare_update(new: &mut Value, old: &Value) {
             }
         }
     }
-    if !same_exactly(&new["spec"], &old["spec"]) {
-        let before = int(old, "/metadata/generation").unwrap_or(1);
-        if let Some(metadata) = new.get_mut("metadata") {
-            set(metadata, "generation", before + 1);
-        }
-    }
+    crate::kinds::strategy::count_generation(new, old);
 }
 
 /// Checks a resize: 422 with every cause.
