@@ -349,6 +349,8 @@ pub struct Resize {
     pub error: String,
     /// The generation whose amounts the pod's cgroup has.
     pub settled: i64,
+    /// Containers restart for it: the pod's cgroup gets its amounts once more after that.
+    pub again: bool,
 }
 
 /// Everything known of one pod.

@@ -445,9 +445,9 @@ impl Worker {
                 let name = facts.map_or_else(|| "SIGTERM".to_string(), |f| f.stop_signal.clone());
                 self.task(ops::signal(node, Which { pod, ips, container, attempt }, signal, name));
             }
-            Action::Resize { containers, generation } => {
+            Action::Resize { containers, generation, part } => {
                 let lost = move |e| Outcome::Resized { generation, result: Err(e) };
-                self.operation(uid, lost, ops::resize(node, pod, containers));
+                self.operation(uid, lost, ops::resize(node, pod, containers, part));
             }
             Action::Teardown => {
                 self.operation(uid, |e| Outcome::TornDown(Err(e)), ops::teardown(node, uid.to_string()));

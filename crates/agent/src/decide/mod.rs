@@ -141,6 +141,8 @@ pub enum Action {
         containers: Vec<(String, u32)>,
         /// Whose amounts.
         generation: i64,
+        /// Others restart for it, and still have what they had: the pod's cgroup may be unable to shrink yet.
+        part: bool,
     },
     /// Remove everything of the pod from the node (its logs stay while the API has the pod).
     Teardown,

@@ -47,7 +47,7 @@ fn unequal<'a>(state: &PodState, pod: &'a PodView) -> Vec<(&'a ContainerView, Ve
 
 /// Does the pod wait for a resize?
 pub fn pending(state: &PodState, pod: &PodView) -> bool {
-    state.ending.is_none() && !unequal(state, pod).is_empty()
+    state.ending.is_none() && (state.resize.again || !unequal(state, pod).is_empty())
 }
 
 fn restarts(container: &ContainerView, changed: &[&str]) -> bool {
@@ -60,23 +60,26 @@ fn restarts(container: &ContainerView, changed: &[&str]) -> bool {
 /// Carries on with a resize that the node has room for.
 pub(super) fn drive(state: &mut PodState, input: &Input, plan: &mut Plan) {
     let todo = unequal(state, input.pod);
-    if todo.is_empty() || state.resize.refusal.is_some() || state.resize.busy {
+    // Instances that stop have the old amounts, and no child may have more than its pod.
+    let again =
+        state.resize.again && !state.containers.values().any(|r| r.restart_now || r.stopping.is_some());
+    if (todo.is_empty() && !again) || state.resize.refusal.is_some() || state.resize.busy {
         return;
     }
     if let Some(at) = state.resize.retry_at.filter(|at| *at > input.now) {
         return plan.wake_at(at);
     }
     let generation = input.pod.object.meta().generation;
-    let in_place: Vec<(String, u32)> = todo
-        .iter()
-        .filter(|(container, changed)| !restarts(container, changed))
-        .map(|(c, _)| (c.name().to_string(), state.containers[c.name()].attempt))
-        .collect();
-    if !in_place.is_empty() || state.resize.settled != generation {
+    let (restarting, in_place): (Vec<_>, Vec<_>) =
+        todo.into_iter().partition(|(container, changed)| restarts(container, changed));
+    if again || !in_place.is_empty() || state.resize.settled != generation {
         state.resize.busy = true;
-        return plan.act(Action::Resize { containers: in_place, generation });
+        let attempt = |name: &str| state.containers[name].attempt;
+        let containers = in_place.iter().map(|(c, _)| (c.name().to_string(), attempt(c.name()))).collect();
+        return plan.act(Action::Resize { containers, generation, part: !restarting.is_empty() });
     }
-    let restarting: Vec<ContainerView> = todo.into_iter().map(|(c, _)| c.clone()).collect();
+    let restarting: Vec<ContainerView> = restarting.into_iter().map(|(c, _)| c.clone()).collect();
+    state.resize.again = true;
     for container in restarting {
         let Some(record) = state.containers.get_mut(container.name()) else { continue };
         if record.stopping.is_some() {
@@ -158,7 +161,7 @@ mod tests {
     fn in_place_once() {
         let (mut state, pod) = (running(), view("0.2", "NotRequired", 2));
         assert!(pending(&state, &pod) && !pending(&state, &view("0.1", "NotRequired", 2)));
-        let resize = Action::Resize { containers: vec![("c".into(), 0)], generation: 2 };
+        let resize = Action::Resize { containers: vec![("c".into(), 0)], generation: 2, part: false };
         assert_eq!(actions(&mut state, &pod), [resize]);
         assert_eq!(actions(&mut state, &pod), [], "under way");
         book(&mut state, 2, Err("busy".into()), now());
@@ -173,11 +176,21 @@ mod tests {
     #[test]
     fn a_restart_where_the_policy_says_so() {
         let (mut state, pod) = (running(), view("200m", "RestartContainer", 2));
-        assert_eq!(actions(&mut state, &pod), [Action::Resize { containers: vec![], generation: 2 }]);
+        let whole = |part| Action::Resize { containers: vec![], generation: 2, part };
+        assert_eq!(actions(&mut state, &pod), [whole(true)]);
         book(&mut state, 2, Ok(Vec::new()), now());
         let all = actions(&mut state, &pod);
         assert!(all.iter().any(|a| matches!(a, Action::Signal { .. })), "{all:?}");
         assert!(state.containers["c"].restart_now);
+        assert_eq!(actions(&mut state, &pod), [], "while the old instance stops");
+        // The new one runs: the pod's own amounts may shrink now.
+        let record = state.containers.get_mut("c").unwrap();
+        (record.restart_now, record.stopping) = (false, None);
+        record.facts.as_mut().unwrap().resources = pod.containers[0].spec.resources.clone().map(Box::new);
+        assert!(pending(&state, &pod));
+        assert_eq!(actions(&mut state, &pod), [whole(false)]);
+        book(&mut state, 2, Ok(Vec::new()), now());
+        assert!(!pending(&state, &pod) && actions(&mut state, &pod).is_empty());
     }
 
     #[test]

@@ -7,14 +7,19 @@ use crate::decide::resize::Resized;
 use crate::pod::PodView;
 use std::sync::Arc;
 
-/// Gives the pod's cgroup and these containers what the pod asks for.
-pub async fn resize(node: Arc<Node>, pod: PodView, containers: Vec<(String, u32)>) -> Outcome {
+/// Gives the pod's cgroup and these containers what the pod asks for; of a part, the pod's what it can take.
+pub async fn resize(node: Arc<Node>, pod: PodView, containers: Vec<(String, u32)>, part: bool) -> Outcome {
     let generation = pod.object.meta().generation;
-    let result = try_resize(&node, &pod, containers).await;
+    let result = try_resize(&node, &pod, containers, part).await;
     Outcome::Resized { generation, result }
 }
 
-async fn try_resize(node: &Node, pod: &PodView, containers: Vec<(String, u32)>) -> Result<Resized, String> {
+async fn try_resize(
+    node: &Node,
+    pod: &PodView,
+    containers: Vec<(String, u32)>,
+    part: bool,
+) -> Result<Resized, String> {
     let uid = pod.uid();
     let (runtime, facts) = (&node.runtime, &*node.facts);
     for (name, attempt) in &containers {
@@ -26,7 +31,7 @@ async fn try_resize(node: &Node, pod: &PodView, containers: Vec<(String, u32)>) 
         if let Some(limit) = limit.filter(|limit| *limit < used) {
             // The kernel would kill for it.
             return Err(format!(
-                "attempting to set memory limit of container {name} ({limit}) below current usage ({used})"
+                "container {name}: attempting to set memory limit ({limit}) below current usage ({used})"
             ));
         }
     }
@@ -42,6 +47,8 @@ async fn try_resize(node: &Node, pod: &PodView, containers: Vec<(String, u32)>) 
         runtime.update_resources(uid, Some(&id), wanted).await.map_err(|e| e.to_string())?;
         done.push((name, attempt, view.spec.resources.clone().unwrap_or_default()));
     }
-    runtime.update_resources(uid, None, whole).await.map_err(|e| e.to_string())?;
-    Ok(done)
+    match runtime.update_resources(uid, None, whole).await {
+        Err(error) if !part => Err(error.to_string()),
+        _ => Ok(done),
+    }
 }
