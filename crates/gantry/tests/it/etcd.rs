@@ -174,6 +174,36 @@ fn replicas(cluster: &Cluster, name: &str) -> Result<()> {
     })
 }
 
+/// A log group made at either server is at both, with the same keys.
+fn one_view_of_logs(cluster: &Cluster) -> Result<()> {
+    const SCRIPT: &str = "
+import boto3, time, sys
+session = boto3.session.Session(*sys.argv[1:], region_name='us-east-1')
+servers = [session.client('logs', endpoint_url=f'http://127.0.0.1:{port}') for port in (4566, 7566)]
+for at, (here, there) in enumerate([servers, servers[::-1]]):
+    group = f'group-{at}'
+    here.create_log_group(logGroupName=group)
+    there.create_log_stream(logGroupName=group, logStreamName='s')
+    for number, server in enumerate(servers):
+        events = [{'timestamp': int(time.time() * 1000), 'message': f'line {number}'}]
+        server.put_log_events(logGroupName=group, logStreamName='s', logEvents=events)
+    for server in servers:
+        found = [e['message'] for e in server.filter_log_events(logGroupName=group)['events']]
+        assert found == ['line 0', 'line 1'], found
+        groups = server.describe_log_groups(logGroupNamePrefix='group-')['logGroups']
+        assert len(groups) == at + 1 and all(g['storedBytes'] > 0 for g in groups), groups
+print('one view')
+";
+    let python =
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/tools/boto3/bin/python");
+    let keys = auth::access::generated(&cluster.folder().join("pki")).context("the instance's own keys")?;
+    let mut command = cluster.inside("timeout");
+    command.arg("60").arg(python).arg("-").args([keys.access_key, keys.secret]);
+    let output = crate::feed(&mut command, SCRIPT.as_bytes())?;
+    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    has(&said, &["one view"])
+}
+
 /// The controllers run in one of two servers: when that one dies, and when it ends, in the other.
 #[test]
 fn servers_stand_in_for_each_other() -> Result<()> {
@@ -195,6 +225,9 @@ fn servers_stand_in_for_each_other() -> Result<()> {
     let mut stranger = Second::start(&cluster, &flags)?;
     let said = stranger.ended()?;
     has(&said, &["another certificate authority"])?;
+    // With that authority, but other keys, some of its clients and values would be strangers.
+    cluster.sh(&format!("cp {}/pki/ca.* {folder}/pki/", cluster.folder().display()))?;
+    has(&Second::start(&cluster, &flags)?.ended()?, &["has other keys: copy pki/ (aws.key, encryption.key)"])?;
     std::fs::remove_dir_all(data.path().join("pki"))?;
     cluster.sh(&format!("cp -r {}/pki {folder}/", cluster.folder().display()))?;
     let mut second = Second::start(&cluster, &flags)?;
@@ -205,6 +238,7 @@ fn servers_stand_in_for_each_other() -> Result<()> {
     answers?;
     ensure!(leader(&cluster)?.starts_with("node-1_"), "{}", leader(&cluster)?);
 
+    one_view_of_logs(&cluster)?;
     // Written at one, made true by the other's controllers.
     deploy(&cluster, "one")?;
     replicas(&cluster, "one")?;

@@ -18,6 +18,7 @@ mod disruption;
 mod ecs;
 mod ecs_nodes;
 mod ecs_services;
+mod encryption;
 mod etcd;
 mod eviction;
 mod examples;
