@@ -290,6 +290,8 @@ oci! {
         reservation: Option<i64>,
         /// Memory and swap together.
         swap: Option<i64>,
+        /// How readily it is swapped out, 0 to 100; v1 only.
+        swappiness: Option<u64>,
     }
 }
 

@@ -24,6 +24,7 @@ use async_trait::async_trait;
 use client::{Object, ObjectKey};
 use deliver::Delivery;
 use ecs_model::annotation::{KEY, TaskNote};
+use ecs_model::lower::ROUTER_VOLUME;
 use options::{Driver, Subject};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -157,7 +158,11 @@ impl Logging {
         };
         let delivery = match driver {
             Driver::Group(destination, _) => Delivery::to_group(self.sink.clone(), destination),
-            Driver::Router(route) => Delivery::to_router(self.backend.clone(), route),
+            Driver::Router(mut route) => {
+                let folder = node.facts.volume_dir(pod.uid(), ROUTER_VOLUME);
+                route.socket = route.by_socket.then(|| folder.join("fluent.sock"));
+                Delivery::to_router(self.backend.clone(), route)
+            }
         };
         let tail = tail::Tail::new(folder, grouping, delivery, finished.clone());
         Some(tokio::spawn(tail.run()))
@@ -217,6 +222,20 @@ pub(crate) struct Route {
     pub tag: String,
     /// Members of every record.
     pub facts: Vec<(String, String)>,
+    /// Its port is the node's own: it listens on its socket only.
+    pub by_socket: bool,
+    /// Does it say that it has a batch?
+    pub acknowledged: bool,
+    /// The socket, where that is the way.
+    pub socket: Option<PathBuf>,
+}
+
+#[cfg(test)]
+impl Route {
+    fn to(pod: ObjectKey, tag: &str) -> Route {
+        let (router, facts) = ("r".into(), Vec::new());
+        Route { pod, router, tag: tag.into(), facts, by_socket: false, acknowledged: true, socket: None }
+    }
 }
 
 /// A container's log folder.

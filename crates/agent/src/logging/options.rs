@@ -69,19 +69,19 @@ pub(super) fn driver(subject: &Subject) -> Result<Option<Driver>, String> {
         }
         "awsfirelens" => {
             let mut routers = subject.note.containers.iter().filter(|(_, c)| !c.firelens.is_empty());
-            let (router, _) = routers.next().ok_or("the task has no log router")?;
-            let task = &subject.note.task;
-            let facts = [
-                ("container_name", name),
-                ("ecs_cluster", task.cluster_arn.rsplit('/').next().unwrap_or_default()),
-                ("ecs_task_arn", task.arn.as_str()),
-                ("ecs_task_definition", &format!("{}:{}", task.family, task.revision)),
-            ];
+            let (router, by) = routers.next().ok_or("the task has no log router")?;
+            // What Docker's driver adds; facts of the task are added by the router's own configuration.
+            let facts = [("container_id", container.metadata_id.as_str()), ("container_name", name)];
+            let by_socket = subject.note.task.network_mode == "host";
             Ok(Some(Driver::Router(Route {
                 pod: subject.pod.clone(),
                 router: router.clone(),
                 tag: format!("{name}-firelens-{task_id}"),
                 facts: facts.map(|(k, v)| (k.to_string(), v.to_string())).to_vec(),
+                by_socket,
+                // Fluentd's socket, other than its port, answers nothing.
+                acknowledged: !by_socket || by.firelens != "fluentd",
+                socket: None,
             })))
         }
         _ => Ok(None),

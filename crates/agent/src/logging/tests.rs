@@ -222,7 +222,7 @@ async fn a_router_gets_every_line_once_it_is_up() {
     let got = Arc::<Mutex<Vec<u8>>>::default();
     let backend = Arc::new(Router { dials: Mutex::new(0), got: got.clone() });
     let pod = client::ObjectKey::new("n", "p");
-    let route = super::Route { pod, router: "r".into(), tag: "t".into(), facts: Vec::new() };
+    let route = super::Route::to(pod, "t");
     let (finish, finished) = watch::channel(false);
     let tail = Tail::new(folder.path().into(), None, Delivery::to_router(backend.clone(), route), finished);
     write(folder.path(), "0.log", &["first"]);
