@@ -7,6 +7,7 @@ use crate::resources::Resource;
 use crate::verbs::modify::Part;
 use crate::verbs::{Call, FieldValidation, WriteOptions};
 use client::{Object, PatchKind};
+use machinery::body::Repeats;
 use machinery::convert;
 use machinery::crd;
 use machinery::kinds::{self, strategy};
@@ -50,7 +51,7 @@ fn decode_custom(
     custom: &Custom,
     value: &mut Value,
     mode: Unknown,
-    duplicates: &[String],
+    duplicates: &Repeats,
 ) -> Result<Vec<String>, ApiError> {
     let row = &*resource.row;
     let mut envelope = json!({"metadata": value["metadata"].take()});
@@ -60,8 +61,8 @@ fn decode_custom(
         metadata => value["metadata"] = metadata,
     }
     outcome.unknown.extend(crd::prune(value, custom.version.schema()));
-    let warnings =
-        walk::report(outcome, mode, duplicates).map_err(|e| e.of_body(&row.kind, &row.gvr.version))?;
+    let notes = duplicates.before(&outcome.unknown);
+    let warnings = walk::report(outcome, mode, notes).map_err(|e| e.of_body(&row.kind, &row.gvr.version))?;
     crd::default(value, custom.version.schema());
     value["apiVersion"] = json!(resource.stored.api_version());
     Ok(warnings)

@@ -260,7 +260,7 @@ fn applied(kind: (&str, &str), (live, config): (Value, Value)) {
     let writer = |manager, now| Writer { manager, subresource: "", now, row, sibling: &sibling };
     let mut live = live;
     if !live["metadata"].is_object()
-        || walk::decode(&mut live, row.def.get(), walk::Unknown::Drop, &[]).is_err()
+        || walk::decode(&mut live, row.def.get(), walk::Unknown::Drop, &Default::default()).is_err()
     {
         return;
     }
@@ -273,7 +273,7 @@ fn applied(kind: (&str, &str), (live, config): (Value, Value)) {
         else {
             continue;
         };
-        if walk::decode(&mut once, row.def.get(), walk::Unknown::Drop, &[]).is_err() {
+        if walk::decode(&mut once, row.def.get(), walk::Unknown::Drop, &Default::default()).is_err() {
             continue;
         }
         let Ok(twice) =

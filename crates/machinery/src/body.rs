@@ -6,6 +6,8 @@
 use crate::status::ApiError;
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
+use serde_saphyr::Spanned;
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// Deepest nesting accepted. Every other reader of stored objects is plain `serde_json`, whose own limit is
@@ -15,8 +17,10 @@ pub const DEPTH_MAX: usize = 120;
 pub const YAML_DEPTH_MAX: usize = 60;
 /// Reported duplicates; upstream reports at most 100 strict errors.
 pub const REPORTS_MAX: usize = 100;
-/// Nodes of one YAML document, aliases expanded.
-const YAML_NODES_MAX: usize = 250_000;
+/// Keys of a document with duplicates whose places are remembered: manifests have hundreds, and each costs its path.
+const PLACES_MAX: usize = 10_000;
+/// Nodes that aliases may add to a YAML document: what is written out has no more than it has bytes.
+const YAML_EXTRA_NODES_MAX: usize = 10_000;
 /// Aliases of one YAML document; manifests use a handful.
 const YAML_ALIASES_MAX: usize = 1_000;
 
@@ -25,48 +29,95 @@ const YAML_ALIASES_MAX: usize = 1_000;
 pub struct Body {
     /// The document; of duplicate keys the last one counts.
     pub value: Value,
-    /// Paths of keys that came twice (`spec.containers[0].name`), at most [`REPORTS_MAX`].
-    pub duplicates: Vec<String>,
+    /// What came twice.
+    pub duplicates: Repeats,
+}
+
+/// Keys that came twice, at most [`REPORTS_MAX`], and the places that put complaints in the document's order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Repeats {
+    /// Place and complaint: of the path (`duplicate field "spec.containers[0].name"`), or in YAML of the line.
+    notes: Vec<(usize, String)>,
+    /// The first place of every path, when anything came twice at all.
+    places: BTreeMap<String, usize>,
+}
+
+impl Repeats {
+    /// Complaints about these and about unknown fields, in the document's order: as typed objects are read.
+    pub fn among(&self, unknown: &[String]) -> Vec<String> {
+        let place = |path: &String| self.places.get(path).copied().unwrap_or(usize::MAX);
+        let unknown = unknown.iter().map(|path| (place(path), unknown_field(path)));
+        let mut all: Vec<_> = self.notes.iter().cloned().chain(unknown).collect();
+        all.sort_by_key(|(place, _)| *place);
+        all.into_iter().take(REPORTS_MAX).map(|(_, note)| note).collect()
+    }
+
+    /// Complaints about these, then about unknown fields: as custom objects are read, and pruned afterwards.
+    pub fn before(&self, unknown: &[String]) -> Vec<String> {
+        let notes = self.notes.iter().map(|(_, note)| note.clone());
+        notes.chain(unknown.iter().map(|path| unknown_field(path))).take(REPORTS_MAX).collect()
+    }
+}
+
+fn unknown_field(path: &str) -> String {
+    format!("unknown field \"{path}\"")
 }
 
 /// Parses a JSON body. Errors are 400 in upstream's words.
 pub fn json(bytes: &[u8]) -> Result<Body, ApiError> {
-    let mut reader = serde_json::Deserializer::from_slice(bytes);
     let mut notes = Notes::default();
-    let value = Seed(&mut notes).deserialize(&mut reader);
-    let value = value.and_then(|v| reader.end().map(|()| v));
-    value.map(|value| Body { value, duplicates: notes.duplicates }).map_err(|e| {
+    let read = |notes: &mut Notes| {
+        let mut reader = serde_json::Deserializer::from_slice(bytes);
+        let value = Seed(notes).deserialize(&mut reader)?;
+        reader.end().map(|()| value)
+    };
+    let mut value = read(&mut notes);
+    if notes.is_bad() && value.is_ok() {
+        notes = Notes { places: Some(BTreeMap::new()), ..Notes::default() };
+        value = read(&mut notes);
+    }
+    let value = value.map_err(|e| {
         if notes.too_deep {
             return ApiError::bad_request("couldn't get version/kind; json parse error: exceeded max depth");
         }
         let words = json_words(bytes, &e);
         ApiError::bad_request(format!("couldn't get version/kind; json parse error: {words}"))
-    })
+    })?;
+    Ok(Body { value, duplicates: notes.repeats() })
 }
 
 /// Parses a YAML body of one document, within a budget that stops alias bombs.
 pub fn yaml(bytes: &[u8]) -> Result<Body, ApiError> {
     let refuse = |words: String| ApiError::bad_request(format!("error converting YAML to JSON: {words}"));
     let text = std::str::from_utf8(bytes).map_err(|_| refuse("yaml: invalid leading UTF-8 octet".into()))?;
+    let nodes = bytes.len() + YAML_EXTRA_NODES_MAX;
     let options = serde_saphyr::options! {
         budget: serde_saphyr::budget! {
             max_documents: 1,
             max_depth: YAML_DEPTH_MAX,
             flow_nesting_limit: YAML_DEPTH_MAX,
-            max_nodes: YAML_NODES_MAX,
-            max_events: 4 * YAML_NODES_MAX,
+            max_nodes: nodes,
+            max_events: 4 * nodes,
             max_aliases: YAML_ALIASES_MAX,
             max_anchors: YAML_ALIASES_MAX,
             max_merge_keys: YAML_ALIASES_MAX,
         },
         duplicate_keys: serde_saphyr::DuplicateKeyPolicy::LastWins,
     };
-    let mut notes = Notes { budget: Some(YAML_NODES_MAX), ..Notes::default() };
-    let value = serde_saphyr::with_deserializer_from_str_with_options(text, options, |reader| {
-        Seed(&mut notes).deserialize(reader)
-    });
+    let read = |notes: &mut Notes| {
+        notes.budget = Some(nodes);
+        serde_saphyr::with_deserializer_from_str_with_options(text, options.clone(), |reader| {
+            Seed(notes).deserialize(reader)
+        })
+    };
+    let mut notes = Notes::default();
+    let mut value = read(&mut notes);
+    if notes.is_bad() && value.is_ok() {
+        notes = Notes { places: Some(BTreeMap::new()), lines: true, ..Notes::default() };
+        value = read(&mut notes);
+    }
     match value {
-        Ok(value) => Ok(Body { value, duplicates: notes.duplicates }),
+        Ok(value) => Ok(Body { value, duplicates: notes.repeats() }),
         Err(_) if notes.too_deep => Err(refuse("yaml: exceeded max depth".into())),
         Err(e) => Err(refuse(format!("yaml: {}", e.to_string().lines().next().unwrap_or_default()))),
     }
@@ -98,10 +149,16 @@ fn json_words(bytes: &[u8], e: &serde_json::Error) -> String {
 #[derive(Default)]
 struct Notes {
     path: Vec<Segment>,
-    duplicates: Vec<String>,
+    /// Keys read so far.
+    keys: usize,
+    duplicates: Vec<(usize, String)>,
     too_deep: bool,
     /// Values still allowed, where the reader itself can multiply them (aliases).
     budget: Option<usize>,
+    /// Where keys stand: asked for in a second reading, once the first has found duplicates.
+    places: Option<BTreeMap<String, usize>>,
+    /// Does the reader (of YAML) know lines?
+    lines: bool,
 }
 
 enum Segment {
@@ -110,10 +167,15 @@ enum Segment {
 }
 
 impl Notes {
-    fn duplicate(&mut self, key: &str) {
-        if self.duplicates.len() >= REPORTS_MAX {
-            return;
-        }
+    fn is_bad(&self) -> bool {
+        !self.duplicates.is_empty()
+    }
+
+    fn repeats(self) -> Repeats {
+        Repeats { notes: self.duplicates, places: self.places.unwrap_or_default() }
+    }
+
+    fn path_to(&self, key: &str) -> String {
         let mut text = String::new();
         for segment in &self.path {
             match segment {
@@ -123,7 +185,23 @@ impl Notes {
             }
         }
         let dot = if text.is_empty() { "" } else { "." };
-        self.duplicates.push(format!("{text}{dot}{key}"));
+        format!("{text}{dot}{key}")
+    }
+
+    fn key(&mut self, key: &str, line: Option<u64>, again: bool) {
+        self.keys += 1;
+        if self.places.as_ref().is_some_and(|p| p.len() < PLACES_MAX) {
+            let path = self.path_to(key);
+            let keys = self.keys;
+            self.places.as_mut().map(|p| p.entry(path).or_insert(keys));
+        }
+        if again && self.duplicates.len() < REPORTS_MAX {
+            let note = match line {
+                Some(line) => format!("line {line}: key \"{key}\" already set in map"),
+                None => format!("duplicate field \"{}\"", self.path_to(key)),
+            };
+            self.duplicates.push((self.keys, note));
+        }
     }
 }
 
@@ -200,10 +278,15 @@ impl<'de> Visitor<'de> for Seed<'_> {
 
     fn visit_map<A: MapAccess<'de>>(mut self, mut fields: A) -> Result<Value, A::Error> {
         let mut out = Map::new();
-        while let Some(key) = fields.next_key::<String>()? {
-            if out.contains_key(&key) {
-                self.0.duplicate(&key);
-            }
+        loop {
+            let (key, line) = if self.0.lines {
+                let Some(key) = fields.next_key::<Spanned<String>>()? else { break };
+                (key.value, Some(key.referenced.line()))
+            } else {
+                let Some(key) = fields.next_key::<String>()? else { break };
+                (key, None)
+            };
+            self.0.key(&key, line, out.contains_key(&key));
             let seed = self.enter(Segment::Key(key.clone()))?;
             let value = fields.next_value_seed(seed)?;
             self.0.path.pop();
@@ -223,8 +306,19 @@ mod tests {
     #[test]
     fn duplicates_are_noticed() {
         let body = super::json(br#"{"a":1,"spec":{"c":[{"x":1,"x":2}],"c":[{"y":1,"y":3}]},"a":2}"#).unwrap();
-        assert_eq!(body.duplicates, ["spec.c[0].x", "spec.c", "spec.c[0].y", "a"]);
+        let notes = body.duplicates.among(&["spec.c".into(), "a".into(), "elsewhere".into()]);
+        let paths: Vec<&str> = notes.iter().map(|n| n.split('"').nth(1).unwrap()).collect();
+        assert_eq!(paths, ["a", "spec.c", "spec.c[0].x", "spec.c", "spec.c[0].y", "a", "elsewhere"]);
+        assert_eq!(notes[1..3], ["unknown field \"spec.c\"", "duplicate field \"spec.c[0].x\""]);
+        assert_eq!(body.duplicates.before(&["z".into()]).last().unwrap(), "unknown field \"z\"");
         assert_eq!(body.value, json!({"a": 2, "spec": {"c": [{"y": 3}]}}));
+    }
+
+    #[test]
+    fn duplicates_of_yaml_have_lines() {
+        let body = yaml(b"\na: 1\nspec:\n  foo: one\n  foo: two\n").unwrap();
+        assert_eq!(body.value, json!({"a": 1, "spec": {"foo": "two"}}));
+        assert_eq!(body.duplicates.before(&[]), ["line 5: key \"foo\" already set in map"]);
     }
 
     #[test]
@@ -282,7 +376,7 @@ mod tests {
         #[test]
         fn reads_what_serde_reads(value in any_json()) {
             let body = super::json(value.to_string().as_bytes()).unwrap();
-            prop_assert_eq!(body, Body { value, duplicates: Vec::new() });
+            prop_assert_eq!(body, Body { value, duplicates: Repeats::default() });
         }
 
         #[test]

@@ -229,7 +229,9 @@ mod tests {
             "spec": {"replicas": 2, "rollbackTo": {"revision": 1}, "template": {"metadata": {"labels": {"app": "nginx"}},
                 "spec": {"containers": [{"name": "nginx", "image": "nginx:1.7.9", "ports": [{"containerPort": 80}]}]}}}});
         before_decode(old, &mut d);
-        let warnings = crate::walk::decode(&mut d, old.def.get(), crate::walk::Unknown::Error, &[]).unwrap();
+        let warnings =
+            crate::walk::decode(&mut d, old.def.get(), crate::walk::Unknown::Error, &Default::default())
+                .unwrap();
         assert_eq!(warnings, Vec::<String>::new());
         to_storage(old, &mut d);
         strategy::defaults(old, &mut d);

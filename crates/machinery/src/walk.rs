@@ -4,7 +4,7 @@
 //! unknown fields are dropped (and reported), quantities and times are rewritten in canonical form,
 //! and a wrong type is refused in the decoder's words. Required fields are validation's business (`kinds`).
 
-use crate::body::{DEPTH_MAX, REPORTS_MAX};
+use crate::body::{DEPTH_MAX, REPORTS_MAX, Repeats};
 use crate::quantity::Quantity;
 use crate::status::ApiError;
 use crate::time;
@@ -45,22 +45,21 @@ pub fn decode(
     value: &mut Value,
     def: &Def,
     mode: Unknown,
-    duplicates: &[String],
+    duplicates: &Repeats,
 ) -> Result<Vec<String>, DecodeError> {
-    report(check(value, def, mode), mode, duplicates)
+    let outcome = check(value, def, mode);
+    let notes = duplicates.among(&outcome.unknown);
+    report(outcome, mode, notes)
 }
 
-/// What is made of a walk's findings.
-pub fn report(outcome: Outcome, mode: Unknown, duplicates: &[String]) -> Result<Vec<String>, DecodeError> {
+/// What is made of a walk's findings, and of the notes on fields that are too many.
+pub fn report(outcome: Outcome, mode: Unknown, notes: Vec<String>) -> Result<Vec<String>, DecodeError> {
     if let Some(words) = outcome.error {
         return Err(DecodeError(words));
     }
     if mode == Unknown::Drop {
         return Ok(Vec::new());
     }
-    let unknown = outcome.unknown.iter().map(|p| format!("unknown field \"{p}\""));
-    let twice = duplicates.iter().map(|p| format!("duplicate field \"{p}\""));
-    let notes: Vec<String> = twice.chain(unknown).take(REPORTS_MAX).collect();
     if mode == Unknown::Error && !notes.is_empty() {
         return Err(DecodeError(format!("strict decoding error: {}", notes.join(", "))));
     }
@@ -389,7 +388,9 @@ mod tests {
             ),
         ] {
             let mut v = deployment(container);
-            let error = decode(&mut v, def("io.k8s.api.apps.v1.Deployment"), Unknown::Drop, &[]).unwrap_err();
+            let error =
+                decode(&mut v, def("io.k8s.api.apps.v1.Deployment"), Unknown::Drop, &Default::default())
+                    .unwrap_err();
             assert_eq!(error.0, words);
             let status = error.of_body("Deployment", "v1");
             assert_eq!(status.code, 400);
@@ -410,7 +411,7 @@ mod tests {
         let given =
             || deployment(json!({"name": "c", "imagee": "x", "ports": [{"containerPort": 1, "x": null}]}));
         let clean = deployment(json!({"name": "c", "ports": [{"containerPort": 1}]}));
-        let twice = ["metadata.name".to_string()];
+        let twice = crate::body::json(br#"{"metadata": {"name": 1, "name": 2}}"#).unwrap().duplicates;
         let mut v = given();
         assert_eq!(decode(&mut v, d, Unknown::Drop, &twice).unwrap(), Vec::<String>::new());
         assert_eq!(v, clean);
@@ -424,7 +425,7 @@ mod tests {
             ]
         );
         assert_eq!(v, clean);
-        let error = decode(&mut given(), d, Unknown::Error, &[]).unwrap_err();
+        let error = decode(&mut given(), d, Unknown::Error, &Default::default()).unwrap_err();
         assert!(error.0.starts_with(
             "strict decoding error: unknown field \"spec.template.spec.containers[0].imagee\", unk"
         ));

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use client::PatchKind;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
-use machinery::body::Body;
+use machinery::body::{Body, Repeats};
 use machinery::status::ApiError;
 use serde_json::Value;
 use std::time::Duration;
@@ -71,7 +71,9 @@ fn parse(format: Format, bytes: &[u8]) -> Result<Body, ApiError> {
         Format::Json => machinery::body::json(bytes),
         Format::Yaml => machinery::body::yaml(bytes),
         // Every field comes once or is merged: there are no duplicates to tell.
-        Format::Protobuf => Ok(Body { value: machinery::protobuf::object(bytes)?, duplicates: Vec::new() }),
+        Format::Protobuf => {
+            Ok(Body { value: machinery::protobuf::object(bytes)?, duplicates: Repeats::default() })
+        }
     }
 }
 

@@ -18,6 +18,7 @@ use ::http::{Response, header};
 use client::{Object, ObjectKey, Verb};
 use k8s_schema::Gvr;
 use machinery::apply::MANAGER_MAX;
+use machinery::body::Repeats;
 use machinery::field_errors::FieldErrors;
 use machinery::status::ApiError;
 use serde_json::{Value, json};
@@ -249,7 +250,13 @@ fn write_options(inbound: &Inbound, verb: &str) -> Result<WriteOptions, ApiError
         "" => owners::of_agent(inbound.header(header::USER_AGENT)),
         given => given.to_string(),
     };
-    Ok(WriteOptions { dry_run, validation, duplicates: Vec::new(), manager, force: query.flag("force") })
+    Ok(WriteOptions {
+        dry_run,
+        validation,
+        duplicates: Repeats::default(),
+        manager,
+        force: query.flag("force"),
+    })
 }
 
 async fn write(

@@ -8,6 +8,7 @@ use crate::verbs::modify::{Change, Owners, Part};
 use crate::verbs::{Call, WriteOptions, Written};
 use client::Verb;
 use k8s_schema::gvr;
+use machinery::body::Repeats;
 use machinery::field_errors::FieldErrors;
 use machinery::status::ApiError;
 use serde_json::{Value, json};
@@ -20,8 +21,10 @@ impl Api {
         let node = check(call, &body)?;
         self.place(&mut body, &node);
         let now = self.now_text();
-        let inner =
-            Call { options: WriteOptions { duplicates: Vec::new(), ..call.options.clone() }, ..call.clone() };
+        let inner = Call {
+            options: WriteOptions { duplicates: Repeats::default(), ..call.options.clone() },
+            ..call.clone()
+        };
         let edit = |mut pod| {
             bind(call, &mut pod, &body, &node, &now)?;
             Ok(pod)

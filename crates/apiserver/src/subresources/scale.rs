@@ -8,6 +8,7 @@ use crate::storage::unstored;
 use crate::verbs::modify::{Change, Owners, Part};
 use crate::verbs::{Call, WriteOptions, Written, not_allowed};
 use client::{Object, PatchKind, Verb};
+use machinery::body::Repeats;
 use machinery::field_errors::FieldErrors;
 use machinery::selector::LabelSelector;
 use machinery::status::ApiError;
@@ -121,8 +122,10 @@ impl Api {
 
     /// Changes the workload; the answer is its Scale.
     async fn change_scaled(&self, call: &Call, change: Change<'_>) -> Result<Written, ApiError> {
-        let inner =
-            Call { options: WriteOptions { duplicates: Vec::new(), ..call.options.clone() }, ..call.clone() };
+        let inner = Call {
+            options: WriteOptions { duplicates: Repeats::default(), ..call.options.clone() },
+            ..call.clone()
+        };
         let written = self.modify(&inner, change).await?;
         let value = written.object.value().map_err(ApiError::internal)?;
         let object = unstored(&call.key, written.object.revision, scale_of(&call.resource, &value));

@@ -13,6 +13,7 @@ use crate::authz::{self, Attributes, Decision};
 use crate::resources::Resource;
 use auth::Identity;
 use client::{Object, ObjectKey, PatchKind, Verb};
+use machinery::body::Repeats;
 use machinery::status::ApiError;
 use modify::Part;
 use std::sync::Arc;
@@ -36,8 +37,8 @@ pub struct WriteOptions {
     pub dry_run: bool,
     /// About unknown fields.
     pub validation: FieldValidation,
-    /// Paths that the body named twice.
-    pub duplicates: Vec<String>,
+    /// What the body named twice.
+    pub duplicates: Repeats,
     /// The field manager; "" is an unknown one.
     pub manager: String,
     /// May an apply take over what others own?

@@ -9,6 +9,7 @@ use crate::resources::Resource;
 use crate::rules;
 use crate::verbs::{FieldValidation, WriteOptions};
 use futures_util::future::join_all;
+use machinery::body::Repeats;
 use machinery::patch;
 use machinery::status::ApiError;
 use serde_json::{Value, json};
@@ -266,7 +267,7 @@ impl Request<'_> {
             }
         }
         let options = WriteOptions { validation: FieldValidation::Ignore, ..self.call.options.clone() };
-        let options = WriteOptions { duplicates: Vec::new(), ..options };
+        let options = WriteOptions { duplicates: Repeats::default(), ..options };
         let decoded = rules::decode(form, shown, &options);
         Ok(decoded.map_err(|e| ApiError::internal(e.message))?.0)
     }

@@ -193,6 +193,17 @@ async fn status_scale_columns_and_apply_work() {
     assert_eq!(shown["columnDefinitions"][1]["name"], "Colour");
     assert_eq!(shown["rows"][0]["cells"], json!(["a", "red"]));
     let apply = [("content-type", "application/apply-patch+yaml")];
+    // Fields that a structure keeps though its schema lists others are no secret to apply; twice is too often.
+    let loose =
+        "/apis/example.org/v2beta1/namespaces/default/widgets/loose?fieldManager=one&fieldValidation=Strict";
+    let config =
+        "apiVersion: example.org/v2beta1\nkind: Widget\nmetadata: {name: loose}\nspec:\n  odd: {a: 1}\n";
+    let made = s.call("PATCH", loose, &apply, config).await.expect(201);
+    let owned = &made["metadata"]["managedFields"][0]["fieldsV1"];
+    assert_eq!(owned["f:spec"], json!({".": {}, "f:odd": {".": {}, "f:a": {}}}));
+    let message =
+        s.call("PATCH", loose, &apply, format!("{config}  odd: 2\n")).await.fails(400, "BadRequest");
+    assert!(message.contains("line 6: key \"odd\" already set in map"), "{message}");
     for (manager, part, size) in [("one", "x", 1), ("two", "y", 2)] {
         let config = widget("b", json!({"parts": [{"name": part, "size": size}]}));
         let path = format!("{WIDGETS}/b?fieldManager={manager}");

@@ -96,8 +96,8 @@ fn known(at: &str, value: &Value, keys: &[(&str, &str)]) -> Result<()> {
 /// Reads a file's text. `variables`: what `${…}` stands for.
 pub fn parse(text: &str, variables: &BTreeMap<String, String>) -> Result<Value> {
     let body = machinery::body::yaml(text.as_bytes()).map_err(|e| anyhow::anyhow!("{e}"))?;
-    if let Some(twice) = body.duplicates.first() {
-        bail!("{twice} is there twice");
+    if let Some(twice) = body.duplicates.before(&[]).first() {
+        bail!("{twice}: it is there twice");
     }
     let file = filled(body.value, variables)?;
     known("the file", &file, &TOP)?;

@@ -156,7 +156,7 @@ fn held(spot: Spot<'_>, value: &Value) -> (Node, bool) {
                 let Some(inner) = shape.entry(&spot, name) else { continue };
                 let (node, counts) = held(inner, value);
                 let empty = value.is_null() || value.as_object().is_some_and(Node::is_empty);
-                if let Some(node) = make(node, counts || empty || matches!(shape, Shape::Map(_))) {
+                if let Some(node) = make(node, counts || empty || inner.is_entry()) {
                     below.insert(set::field(name), node.into());
                 }
             }

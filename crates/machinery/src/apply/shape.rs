@@ -3,6 +3,7 @@
 //! Reads the schema table; [`Spot`] is a place in it. Fields of any type are leaves in built-in kinds; where the
 //! schema is made at run time they are *deduced*: objects are maps, everything else is a leaf.
 
+use crate::crd::REST;
 use k8s_schema::{Def, DefRef, Field, ListType, Type};
 use serde_json::{Map, Value};
 use std::borrow::Cow;
@@ -73,6 +74,11 @@ impl<'a> Spot<'a> {
         self.ty
     }
 
+    /// Is this behind a key that the schema does not list? Such keys are owned even where there is something below.
+    pub fn is_entry(&self) -> bool {
+        self.field.is_none()
+    }
+
     /// What the values here are; they help only where the schema says nothing.
     pub fn shape(&self, values: [Option<&Value>; 2]) -> Shape<'a> {
         match self.ty {
@@ -114,7 +120,10 @@ impl<'a> Shape<'a> {
     /// The place of an entry of a structure or map; `None` for a field that the schema does not have.
     pub fn entry(&self, of: &Spot<'a>, name: &str) -> Option<Spot<'a>> {
         match self {
-            Shape::Struct(def) => def.field(name).map(|f| of.at(&f.ty, Some(f))),
+            Shape::Struct(def) => match def.field(name) {
+                Some(f) => Some(of.at(&f.ty, Some(f))),
+                None => of.deduced.then(|| def.field(REST)).flatten().map(|f| of.at(&f.ty, None)),
+            },
             Shape::Map(inner) => Some(*inner),
             Shape::Leaf | Shape::Items(_) => None,
         }

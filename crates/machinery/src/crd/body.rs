@@ -1,7 +1,8 @@
 //! A custom resource's body as the table definition that patches, server-side apply and field lookups read.
 //!
 //! What the schema says about a value's structure is kept (types, list types, keys, atomic maps, defaults of keys);
-//! what it does not know stays `Any`, and apply deduces it.
+//! what it does not know stays `Any`, and apply deduces it. A structure that keeps fields which it does not know has a
+//! field without a name, [`REST`], that stands for them.
 
 use super::schema::{Additional, Schema, Ty};
 use k8s_schema::{Def, DefRef, Field, Held, ListType, PatchStrategy, Type};
@@ -9,13 +10,17 @@ use std::sync::Arc;
 
 const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
 
+/// The name of the field that stands for fields that the schema does not know, but keeps.
+pub const REST: &str = "";
+
 /// The definition of a kind's body. `name` is the definition's (`org.example.v1.Widget`).
 pub fn definition(name: &str, schema: &Schema) -> Arc<Def> {
     definition_of(name, schema, true)
 }
 
 fn definition_of(name: &str, schema: &Schema, object: bool) -> Arc<Def> {
-    let mut fields: Vec<Field> = Vec::with_capacity(schema.properties.len() + 3);
+    let mut fields: Vec<Field> = Vec::with_capacity(schema.properties.len() + 4);
+    fields.extend(schema.keeps_unknown().then(|| field(REST, Type::Any, None, false)));
     for (key, below) in &schema.properties {
         if !(object && ["apiVersion", "kind", "metadata"].contains(&key.as_str())) {
             fields.push(field(key, type_of(below), Some(below), schema.required.contains(key)));

@@ -16,6 +16,7 @@ pub mod rules;
 mod schema;
 mod validate;
 
+pub use body::REST;
 pub use default::default;
 pub use prune::prune;
 pub use schema::{Additional, Checks, Rule, Schema, Ty};

@@ -21,7 +21,7 @@ fn now() -> jiff::Timestamp {
 
 /// The whole way of a create, as the API server goes it.
 fn create(row: &ResourceRow, mut obj: Value) -> Result<Value, crate::status::ApiError> {
-    walk::decode(&mut obj, row.def.get(), walk::Unknown::Error, &[])
+    walk::decode(&mut obj, row.def.get(), walk::Unknown::Error, &Default::default())
         .map_err(|e| e.of_body(&row.kind, &row.gvr.version))?;
     strategy::defaults(row, &mut obj);
     if let Some(metadata) = get::child(&mut obj, "metadata") {
