@@ -126,6 +126,8 @@ impl Controller {
                     let words = format!("Marking for deletion Pod {}", object.key);
                     let subject = Subject::of("v1", "Pod", &object);
                     self.context.recorder.record(subject, EventType::Normal, "TaintManagerEviction", words);
+                    let why = "Taint manager: deleting due to NoExecute taint";
+                    self.context.disrupt(&object, "DeletionByTaintManager", why, None).await?;
                     let options =
                         DeleteOptions { uid: Some(object.uid().into()), ..DeleteOptions::default() };
                     match self.context.client.delete(&gvr::PODS, &object.key, options).await {

@@ -1,12 +1,15 @@
-//! Pods that nobody else will remove: on nodes that are gone, or finished ones beyond a bound.
+//! Pods that nobody else will remove: on nodes that are gone, or finished ones beyond a bound. And the condition that
+//! tells, of whoever removes a pod, why.
 
 use crate::context::{Context, Outcome, Reconcile, enqueue, run};
 use async_trait::async_trait;
 use client::cache::Cache;
 use client::queue::Queue;
-use client::{DeleteOptions, Object, ObjectKey};
+use client::{DeleteOptions, Object, ObjectKey, PatchKind, Verb, Write};
 use k8s_openapi::api::core::v1 as core;
 use k8s_schema::gvr;
+use machinery::status::ApiError;
+use serde_json::json;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,15 +55,19 @@ fn waits_for_nobody(pod: &core::Pod) -> bool {
     pod.metadata.deletion_timestamp.is_some() && !bound
 }
 
+/// Its node is gone.
+fn is_orphan(pod: &core::Pod, nodes: &BTreeSet<String>) -> bool {
+    let node = pod.spec.as_ref().and_then(|s| s.node_name.as_ref()).filter(|n| !n.is_empty());
+    node.is_some_and(|n| !nodes.contains(n))
+}
+
 /// The pods to remove.
 fn decide(pods: &[Arc<Object>], nodes: &BTreeSet<String>) -> Vec<Arc<Object>> {
     let mut gone = Vec::new();
     let mut finished = Vec::new();
     for object in pods {
         let Ok(pod) = object.view::<core::Pod>() else { continue };
-        let node = pod.spec.as_ref().and_then(|s| s.node_name.clone()).filter(|n| !n.is_empty());
-        let orphan = node.is_some_and(|n| !nodes.contains(&n));
-        if orphan || waits_for_nobody(&pod) {
+        if is_orphan(&pod, nodes) || waits_for_nobody(&pod) {
             gone.push(object.clone());
         } else if is_finished(&pod) {
             finished.push((object.meta().creation_timestamp.clone(), object.clone()));
@@ -72,11 +79,38 @@ fn decide(pods: &[Arc<Object>], nodes: &BTreeSet<String>) -> Vec<Arc<Object>> {
     gone
 }
 
+impl Context {
+    /// Writes into a pod why it is about to go (Jobs may not count that as a failure), and a phase if there is a new
+    /// one. A pod that is gone is no error.
+    pub(crate) async fn disrupt(
+        &self,
+        pod: &Object,
+        reason: &str,
+        message: &str,
+        phase: Option<&str>,
+    ) -> Result<(), ApiError> {
+        let mut status = json!({"conditions": [{"type": "DisruptionTarget", "status": "True", "reason": reason,
+            "message": message, "lastTransitionTime": machinery::time::format(self.now())}]});
+        if let Some(phase) = phase {
+            status["phase"] = json!(phase);
+        }
+        let patch = json!({"metadata": {"uid": pod.uid()}, "status": status});
+        let verb = Verb::Patch(PatchKind::Strategic, patch);
+        let write = Write { gvr: gvr::PODS, key: pod.key.clone(), subresource: "status", verb };
+        let written = self.client.write(write).await.map(drop);
+        written.or_else(|e| if e.is_not_found() || e.is_conflict() { Ok(()) } else { Err(e) })
+    }
+}
+
 #[async_trait]
 impl Reconcile for Controller {
     async fn reconcile(&self, _: &ObjectKey) -> Outcome {
         let nodes: BTreeSet<String> = self.nodes.list().iter().map(|n| n.key.name.to_string()).collect();
         for pod in decide(&self.pods.list(), &nodes) {
+            if pod.view::<core::Pod>().is_ok_and(|p| is_orphan(&p, &nodes) && !is_finished(&p)) {
+                let why = "PodGC: node no longer exists";
+                self.context.disrupt(&pod, "DeletionByPodGC", why, Some("Failed")).await?;
+            }
             let options = DeleteOptions {
                 grace_period_seconds: Some(0),
                 uid: Some(pod.uid().into()),
@@ -94,7 +128,6 @@ impl Reconcile for Controller {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn only_orphans_and_the_forgotten_go() {

@@ -23,6 +23,8 @@ const BUDGETS: Gvr = Gvr::new("policy", "v1", "poddisruptionbudgets");
 const DISRUPTED_MAX: usize = 2000;
 /// After how long to ask again when the controller has not seen the budget yet.
 const RETRY_SECONDS: u32 = 10;
+/// The condition of a pod that is about to go for a reason outside it.
+const TARGET: &str = "DisruptionTarget";
 /// How often a pod that changes under an eviction is read again.
 const TRIES_MAX: usize = 20;
 
@@ -79,11 +81,25 @@ impl Api {
                 // The pod may have become ready meanwhile: then its budget has the say.
                 let refuse = |e: ApiError| if e.is_conflict() { still_processed(&budget.name) } else { e };
                 return self
-                    .delete(call, options)
+                    .mark_and_delete(call, options)
                     .await
                     .map_err(|e| if asked.resource_version.is_none() { refuse(e) } else { e });
             }
             Judgement::Pays(budget) => self.debit(call, &budget).await?,
+        }
+        self.mark_and_delete(call, options).await
+    }
+
+    /// Deletes the pod, which says first that it was evicted: a Job may not count that as a failure.
+    async fn mark_and_delete(&self, call: &Call, mut options: DeleteOptions) -> Result<Written, ApiError> {
+        if !call.options.dry_run {
+            let inner = Call { subresource: "status".into(), ..call.clone() };
+            let now = self.now_text();
+            let edit = |pod| Ok(marked(pod, &options, &now));
+            let change = Change { part: Part::Status, owners: Owners::Kept, edit: &edit };
+            let written = self.modify(&inner, change).await?;
+            let revision = || written.object.revision.to_string();
+            options.resource_version = options.resource_version.map(|_| revision());
         }
         self.delete(call, options).await
     }
@@ -144,6 +160,35 @@ fn judge(pod: &Value, budgets: &[(ObjectKey, Value)]) -> Result<Judgement, ApiEr
         }
     }
     Ok(Judgement::Pays(key.clone()))
+}
+
+/// The pod with the condition that an eviction leaves, provided that it is the one that is asked for.
+fn marked(mut pod: Value, options: &DeleteOptions, now: &str) -> Value {
+    if options.uid.as_ref().is_some_and(|uid| pod["metadata"]["uid"] != **uid) {
+        return pod;
+    }
+    if let Some(revision) = &options.resource_version {
+        pod["metadata"]["resourceVersion"] = json!(revision);
+    }
+    let mut mark = json!({"type": TARGET, "status": "True", "reason": "EvictionByEvictionAPI",
+        "message": "Eviction API: evicting", "lastTransitionTime": now, "lastProbeTime": null});
+    if let Some(generation) = pod["metadata"].get("generation") {
+        mark["observedGeneration"] = generation.clone();
+    }
+    let Some(conditions) = pod["status"]["conditions"].as_array_mut() else {
+        pod["status"]["conditions"] = json!([mark]);
+        return pod;
+    };
+    match conditions.iter_mut().find(|c| c["type"] == TARGET) {
+        Some(own) => {
+            if own["status"] == "True" {
+                mark["lastTransitionTime"] = own["lastTransitionTime"].clone();
+            }
+            *own = mark;
+        }
+        None => conditions.push(mark),
+    }
+    pod
 }
 
 fn too_many(message: String, retry_seconds: u32) -> ApiError {
@@ -237,6 +282,21 @@ mod tests {
         always.1["spec"]["unhealthyPodEvictionPolicy"] = json!("AlwaysAllow");
         assert_eq!(judge(&pod("Running", "False"), &[always]).unwrap(), Judgement::Unready(key()));
         assert_eq!(judge(&pod("Running", "True"), &[tight(), fine()]).unwrap_err().code, 500);
+    }
+
+    #[test]
+    fn an_evicted_pod_says_so_once() {
+        let of = |uid: Option<&str>| DeleteOptions { uid: uid.map(Into::into), ..DeleteOptions::default() };
+        let once = marked(pod("Running", "True"), &of(None), "t1");
+        let twice = marked(once, &of(None), "t2");
+        let conditions = twice["status"]["conditions"].as_array().unwrap();
+        assert_eq!(conditions.len(), 2);
+        assert_eq!(
+            (&conditions[1]["reason"], &conditions[1]["lastTransitionTime"]),
+            (&json!("EvictionByEvictionAPI"), &json!("t1"))
+        );
+        let other = pod("Running", "True");
+        assert_eq!(marked(other.clone(), &of(Some("u")), "t"), other);
     }
 
     #[test]
