@@ -188,11 +188,19 @@ impl Api {
     ) -> Result<Vec<Arc<Object>>, ApiError> {
         self.storage.cache.wait_fresh().await?;
         let snapshot = self.storage.cache.snapshot(&call.resource.prefix);
+        let early = selection.early();
+        let found = early.as_ref().unwrap_or(selection).filter(&snapshot.objects, "");
+        let mut found: Vec<Arc<Object>> = found.cloned().collect();
+        if early.is_some() {
+            // Fields of a version that a webhook makes: as a list does.
+            found = self.in_served(&call.resource, found).await?;
+            found.retain(|object| selection.matches(object));
+        }
         let mut deleted = Vec::new();
-        for object in selection.filter(&snapshot.objects, "") {
+        for object in found {
             let one = Call { key: object.key.clone(), ..call.clone() };
             match self.delete(&one, options.clone()).await {
-                Ok(_) => deleted.push(object.clone()),
+                Ok(_) => deleted.push(object),
                 Err(error) if error.is_not_found() => {}
                 Err(error) => return Err(error),
             }

@@ -147,6 +147,8 @@ async fn fields_are_selected_in_the_version_of_the_request() {
     assert_eq!(next().await, is("MODIFIED", "a", "2"));
     s.delete(&format!("{WIDGETS}/a")).await.expect(200);
     assert_eq!(next().await, is("DELETED", "a", "2"));
+    s.delete(&format!("{NEW}?fieldSelector=width%3D2")).await.expect(200);
+    assert!(names(s.get(&format!("{NEW}?fieldSelector=width%3D2")).await.expect(200)).is_empty());
 }
 
 #[tokio::test]
