@@ -35,8 +35,9 @@ pub const KEY_BYTES_MAX: usize = 2048;
 pub const HISTORY_COUNT_MAX: usize = 100_000;
 /// Default of [`EmbeddedOptions::history_bytes_max`]: the part of the memory goal that history may take.
 pub const HISTORY_BYTES_MAX: u64 = 32 << 20;
-/// Default of [`EmbeddedOptions::history_age_max`]: etcd under Kubernetes keeps 5 to 10 minutes.
-pub const HISTORY_AGE_MAX: Duration = Duration::from_secs(600);
+/// Default of [`EmbeddedOptions::history_age_max`]: etcd under Kubernetes keeps 5 to 10 minutes, and conformance waits
+/// 10 for a continue token to expire.
+pub const HISTORY_AGE_MAX: Duration = Duration::from_secs(300);
 /// Default of [`EmbeddedOptions::watch_batches_max`]: a second of the fastest single writer.
 pub const WATCH_BATCHES_MAX: usize = 16_384;
 /// Default of [`EmbeddedOptions::watch_bytes_max`]: twice the history, so that a replay leaves room.
