@@ -124,9 +124,8 @@ pub struct ApiConfig {
     pub more_metrics: Arc<dyn Fn() -> String + Send + Sync>,
     /// What answers nodes and other servers; `None`: nothing does.
     pub door: Option<Arc<dyn Door>>,
-    /// Must who sets `blockOwnerDeletion`, or changes owner references, have rights to owner or object? As upstream, not
-    /// unless it is asked for.
-    pub owner_permissions: bool,
+    /// Which admission plug-ins run.
+    pub plugins: crate::Plugins,
     /// Must pods fit a PodSecurityPolicy, as before 1.25?
     pub pod_security_policy: bool,
     /// Serve group versions that Kubernetes has removed (`extensions/v1beta1` …)?
@@ -156,7 +155,7 @@ impl ApiConfig {
             audit: None,
             more_metrics: Arc::new(String::new),
             door: None,
-            owner_permissions: false,
+            plugins: crate::Plugins::default(),
             pod_security_policy: false,
             legacy: true,
         }

@@ -48,6 +48,7 @@ mod watch;
 mod webhooks;
 
 pub use access_webhook::{AccessWebhook, Manner};
+pub use admission::Plugins;
 pub use aggregation::{FRONT_PROXY_CLIENT, FrontProxy};
 pub use api::{Api, OpenError};
 pub use audit::{AuditConfig, LogConfig, Policy as AuditPolicy};

@@ -120,6 +120,10 @@ pub struct Config {
     pub authorization_config: String,
     /// Kubeconfig of a server that reviews access where roles allow nothing; "" for none.
     pub authorization_webhook: String,
+    /// Admission plug-ins that run though they usually do not, and the reverse; names between commas.
+    pub plugins_on: String,
+    /// Those that do not.
+    pub plugins_off: String,
     /// Must pods fit a PodSecurityPolicy?
     pub pod_security_policy: bool,
     /// Are requests without credentials the anonymous user's?
@@ -381,6 +385,13 @@ const SETTINGS: &[Setting] = &[
         "kubeconfig of a server that reviews access where roles allow nothing",
         authorization_webhook = text
     ),
+    setting!(
+        "enable-admission-plugins",
+        "",
+        "admission plug-ins besides the usual: AlwaysPullImages,PodNodeSelector,…",
+        plugins_on = text
+    ),
+    setting!("disable-admission-plugins", "", "admission plug-ins that do not run", plugins_off = text),
     setting!(
         "legacy-pod-security-policy",
         "false",

@@ -11,6 +11,7 @@ mod escalation;
 mod limit_ranger;
 mod namespace_lifecycle;
 pub mod node_restriction;
+mod optional;
 mod owner_references;
 mod pod_security;
 pub mod pod_security_policy;
@@ -24,12 +25,14 @@ mod storage;
 mod task_notes;
 mod tolerations;
 
+pub use optional::Plugins;
+
 use crate::Api;
 use crate::metrics::Step;
 use crate::services::Reservation;
 use crate::subresources::scale;
 use crate::verbs::Call;
-use crate::webhooks::{self, Document, Request, Rounds};
+use crate::webhooks::{self, Document, Others, Request, Rounds};
 use client::{Object, ObjectKey};
 use k8s_schema::Gvr;
 use machinery::status::ApiError;
@@ -96,7 +99,8 @@ impl<'a> Attempt<'a> {
     fn request(&self) -> Request<'a> {
         let operation = self.operation.name();
         let (api, call, key, old) = (self.api, self.call, self.key, self.old);
-        Request { api, call, key, operation, document: Document::Stored, old }
+        let (document, others) = (Document::Stored, Others::default());
+        Request { api, call, key, operation, document, old, others }
     }
 
     /// What was allocated; given back when it is dropped without a commit.
@@ -113,7 +117,7 @@ impl<'a> Attempt<'a> {
 type Plugin = fn(&Attempt<'_>, &mut Value) -> Result<(), ApiError>;
 
 /// The plug-ins, in order, by the names that upstream tells their times under.
-const PLUGINS: [(&str, Plugin); 14] = [
+const PLUGINS: [(&str, Plugin); 18] = [
     ("AwsObjects", aws_objects::admit),
     ("TaskNotes", task_notes::admit),
     ("NamespaceLifecycle", namespace_lifecycle::admit),
@@ -121,9 +125,13 @@ const PLUGINS: [(&str, Plugin); 14] = [
     ("NodeRestriction", node_restriction::admit),
     ("ServiceAccount", service_account::admit),
     ("PodSecurityPolicy", pod_security_policy::admit),
+    ("AlwaysPullImages", optional::pull_always),
+    ("PodNodeSelector", optional::select_nodes),
     ("Priority", priority::admit),
     ("RuntimeClass", runtime_class::admit),
     ("DefaultTolerationSeconds", tolerations::admit),
+    ("PodTolerationRestriction", optional::tolerate),
+    ("ExtendedResourceToleration", optional::tolerate_devices),
     ("DefaultStorageClass", storage::admit),
     ("Services", services::carry_allocated),
     ("RBACEscalation", escalation::admit),
@@ -133,10 +141,14 @@ const PLUGINS: [(&str, Plugin); 14] = [
 type Judge = fn(&Attempt<'_>, &Value, &mut Vec<String>) -> Result<(), ApiError>;
 
 /// The plug-ins that judge, in order.
-const JUDGES: [(&str, Judge); 6] = [
+const JUDGES: [(&str, Judge); 10] = [
     ("LimitRanger", limit_ranger::judge),
     ("OwnerReferencesPermissionEnforcement", owner_references::judge),
     ("PodSecurity", pod_security::judge),
+    ("AlwaysPullImages", optional::judge_pull),
+    ("PodTolerationRestriction", optional::judge_tolerations),
+    ("DenyServiceExternalIPs", optional::deny_external_ips),
+    ("LimitPodHardAntiAffinityTopology", optional::limit_anti_affinity),
     ("PodSecurityPolicy", pod_security_policy::judge),
     ("PersistentVolumeClaimResize", storage::judge),
     ("PolicyCheck", policy::check::judge),
@@ -171,7 +183,8 @@ fn told<T>(
 /// Runs the plug-ins.
 pub fn mutate(attempt: &mut Attempt<'_>, object: &mut Value) -> Result<(), ApiError> {
     let started = Instant::now();
-    let mut plugins = PLUGINS.iter().enumerate();
+    let chosen = &attempt.api.config.plugins;
+    let mut plugins = PLUGINS.iter().enumerate().filter(|(_, (name, _))| chosen.run(name));
     let outcome =
         plugins.try_for_each(|(nth, (name, run))| timed(attempt, (nth, name), true, || run(attempt, object)));
     told(attempt, started, true, outcome)
@@ -196,7 +209,7 @@ pub async fn mutate_outside(attempt: &mut Attempt<'_>, object: &mut Value) -> Re
     let request = attempt.request();
     let (mut policies, mut rounds) = (Rounds::default(), Rounds::default());
     let mut warnings = Vec::new();
-    let by_policies = policy::mutating::mutate(&request, object, &mut policies)?;
+    let by_policies = policy::mutating::mutate(&request, object, &mut policies).await?;
     let by_webhooks = webhooks::mutate(&request, object, &mut rounds, &mut warnings).await?;
     let changed = by_policies || by_webhooks;
     if changed {
@@ -206,7 +219,7 @@ pub async fn mutate_outside(attempt: &mut Attempt<'_>, object: &mut Value) -> Re
             policies.changed();
         }
         if policies.next() {
-            policy::mutating::mutate(&request, object, &mut policies)?;
+            policy::mutating::mutate(&request, object, &mut policies).await?;
         }
         if before != *object {
             rounds.changed();
@@ -227,7 +240,7 @@ async fn mutate_scale(attempt: &mut Attempt<'_>, object: &mut Value) -> Result<b
     let request = Request { old: old.as_ref(), document: Document::Own, ..attempt.request() };
     let mut warnings = Vec::new();
     let mut rounds = Rounds::default();
-    let mut changed = policy::mutating::mutate(&request, &mut new, &mut Rounds::default())?;
+    let mut changed = policy::mutating::mutate(&request, &mut new, &mut Rounds::default()).await?;
     changed |= webhooks::mutate(&request, &mut new, &mut rounds, &mut warnings).await?;
     if let Some(replicas) = new["spec"]["replicas"].as_i64().filter(|_| changed) {
         scale::set_replicas(resource, object, replicas);
@@ -245,7 +258,8 @@ pub async fn validate(attempt: &mut Attempt<'_>, object: &Value) -> Result<(), A
 
 async fn judge_all(attempt: &mut Attempt<'_>, object: &Value) -> Result<(), ApiError> {
     let mut warnings = Vec::new();
-    for (nth, (name, judge)) in JUDGES.iter().enumerate() {
+    let chosen = &attempt.api.config.plugins;
+    for (nth, (name, judge)) in JUDGES.iter().enumerate().filter(|(_, (name, _))| chosen.run(name)) {
         let number = (PLUGINS.len() + nth, *name);
         timed(attempt, number, false, || judge(attempt, object, &mut warnings))?;
     }
@@ -268,10 +282,11 @@ pub async fn review_own(
     operation: &'static str,
     document: &mut Value,
 ) -> Result<Vec<String>, ApiError> {
-    let request = Request { api, call, key: &call.key, operation, document: Document::Own, old: None };
+    let (kind, others) = (Document::Own, Others::default());
+    let request = Request { api, call, key: &call.key, operation, document: kind, old: None, others };
     let mut warnings = Vec::new();
     let mut rounds = Rounds::default();
-    policy::mutating::mutate(&request, document, &mut Rounds::default())?;
+    policy::mutating::mutate(&request, document, &mut Rounds::default()).await?;
     if webhooks::mutate(&request, document, &mut rounds, &mut warnings).await? && rounds.next() {
         webhooks::mutate(&request, document, &mut rounds, &mut warnings).await?;
     }
@@ -286,7 +301,8 @@ pub async fn review_deletion(api: &Api, call: &Call, old: &Value) -> Result<Vec<
         return Ok(warnings);
     }
     let document = Document::Stored;
-    let request = Request { api, call, key: &call.key, operation: "DELETE", document, old: Some(old) };
+    let (key, others) = (&call.key, Others::default());
+    let request = Request { api, call, key, operation: "DELETE", document, old: Some(old), others };
     webhooks::mutate(&request, &mut Value::Null, &mut Rounds::default(), &mut warnings).await?;
     judge_outside(&request, &Value::Null, &mut warnings).await?;
     Ok(warnings)
@@ -298,7 +314,7 @@ async fn judge_outside(
     object: &Value,
     warnings: &mut Vec<String>,
 ) -> Result<(), ApiError> {
-    policy::validating::judge(request, object, warnings)?;
+    policy::validating::judge(request, object, warnings).await?;
     webhooks::validate(request, object, warnings).await
 }
 

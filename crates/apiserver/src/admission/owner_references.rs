@@ -1,6 +1,6 @@
 //! OwnerReferencesPermissionEnforcement: who sets `blockOwnerDeletion` keeps an owner from going, so he must be allowed
 //! to change that owner's finalizers; who takes owner references away must be allowed to delete the object. Only where
-//! the configuration asks for it.
+//! it is asked for (`optional`).
 
 use super::{Attempt, Operation};
 use crate::authz::{Attributes, Decision};
@@ -10,7 +10,7 @@ use serde_json::Value;
 
 pub(super) fn judge(attempt: &Attempt<'_>, object: &Value, _: &mut Vec<String>) -> Result<(), ApiError> {
     let own = matches!(attempt.operation, Operation::Create | Operation::Update);
-    if !attempt.api.config.owner_permissions || !own || !attempt.call.subresource.is_empty() {
+    if !own || !attempt.call.subresource.is_empty() {
         return Ok(());
     }
     let new = list(object, "/metadata/ownerReferences");

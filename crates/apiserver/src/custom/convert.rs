@@ -118,7 +118,7 @@ fn named(object: &Value) -> String {
 
 impl Webhook {
     /// These objects in the desired version; those that have it already stay as they are.
-    async fn convert(
+    pub(crate) async fn convert(
         &self,
         api: &Api,
         desired: &str,

@@ -85,12 +85,12 @@ pub async fn mutate(
     let second = rounds.second;
     let round = u8::from(second);
     for (nth, hook) in hooks.iter().enumerate().filter(|(_, h)| !second || again.contains(&h.id)) {
-        let Some(form) = wanted(hook, request, &forms, present(object))? else { continue };
+        let Some(form) = wanted(hook, request, &forms, present(object)).await? else { continue };
         let changed = match ask(hook, request, &form, present(object), true).await {
             Ok(verdict) => {
                 warnings.extend(verdict.warnings);
                 match verdict.patch {
-                    Some(operations) => patched(hook, request, &form, object, &operations)?,
+                    Some(operations) => patched(hook, request, &form, object, &operations).await?,
                     None => false,
                 }
             }
@@ -126,7 +126,7 @@ pub async fn validate(
     let forms = request.forms();
     let mut asked = Vec::new();
     for hook in &hooks {
-        if let Some(form) = wanted(hook, request, &forms, present(object))? {
+        if let Some(form) = wanted(hook, request, &forms, present(object)).await? {
             asked.push((hook, form));
         }
     }
@@ -147,7 +147,7 @@ fn present(object: &Value) -> Option<&Value> {
 }
 
 /// The form in which the webhook is asked; `None`: it is not.
-fn wanted(
+async fn wanted(
     hook: &Hook,
     request: &Request<'_>,
     forms: &[Arc<Resource>],
@@ -155,6 +155,7 @@ fn wanted(
 ) -> Result<Option<Arc<Resource>>, ApiError> {
     let matcher = hook.matcher.as_ref().map_err(ApiError::internal)?;
     let Some(form) = request.matched(matcher, forms, object)? else { return Ok(None) };
+    request.settle(&form, object).await?;
     if hook.conditions.is_empty() {
         return Ok(Some(form));
     }
@@ -181,14 +182,13 @@ fn tolerated(hook: &Hook, failure: Failure, note: &str) -> Result<(), ApiError> 
     }
 }
 
-async fn ask(
 /// Asks a webhook, and tells how long it took.
+async fn ask(
     hook: &Hook,
     request: &Request<'_>,
     form: &Resource,
     object: Option<&Value>,
     mutating: bool,
-) -> Result<Verdict, Failure> {
 ) -> Result<Verdict, Failure> {
     let started = tokio::time::Instant::now();
     let outcome = call(hook, request, form, object, mutating).await;
@@ -203,6 +203,7 @@ async fn call(
     form: &Resource,
     object: Option<&Value>,
     mutating: bool,
+) -> Result<Verdict, Failure> {
     if request.call.options.dry_run && !hook.dry_run {
         let why = format!("admission webhook {:?} does not support dry run", hook.name);
         return Err(Failure::Refused(ApiError::bad_request(why)));
@@ -226,7 +227,7 @@ async fn call(
 }
 
 /// Applies a webhook's patch; true when that changed something.
-fn patched(
+async fn patched(
     hook: &Hook,
     request: &Request<'_>,
     form: &Resource,
@@ -244,7 +245,7 @@ fn patched(
     }
     let mut shown = request.shown(form, object);
     patch::json(&mut shown, operations).map_err(|e| ApiError::internal(ApiError::from(e).message))?;
-    let new = request.read_back(form, object, shown)?;
+    let new = request.read_back(form, object, shown).await?;
     let changed = new != *object;
     *object = new;
     Ok(changed)
@@ -252,7 +253,12 @@ fn patched(
 
 impl Request<'_> {
     /// A changed document of a form as it is stored.
-    pub fn read_back(&self, form: &Resource, before: &Value, mut shown: Value) -> Result<Value, ApiError> {
+    pub async fn read_back(
+        &self,
+        form: &Resource,
+        before: &Value,
+        mut shown: Value,
+    ) -> Result<Value, ApiError> {
         if self.document == Document::Own {
             return Ok(shown);
         }
@@ -269,6 +275,6 @@ impl Request<'_> {
         let options = WriteOptions { validation: FieldValidation::Ignore, ..self.call.options.clone() };
         let options = WriteOptions { duplicates: Repeats::default(), ..options };
         let decoded = rules::decode(form, shown, &options);
-        Ok(decoded.map_err(|e| ApiError::internal(e.message))?.0)
+        self.back(form, decoded.map_err(|e| ApiError::internal(e.message))?.0).await
     }
 }

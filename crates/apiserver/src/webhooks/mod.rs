@@ -14,6 +14,7 @@ mod review;
 pub use dispatch::{Rounds, mutate, validate};
 
 use crate::Api;
+use crate::custom::convert::Webhook as Converter;
 use crate::resources::Resource;
 use crate::verbs::Call;
 use ::client::ObjectKey;
@@ -131,7 +132,13 @@ pub struct Request<'a> {
     pub document: Document,
     /// The object before, if there was one.
     pub old: Option<&'a Value>,
+    /// Documents in other versions, where a webhook converts.
+    pub others: Others,
 }
+
+/// Documents with what a conversion webhook made of them in another version.
+#[derive(Default)]
+pub struct Others(Mutex<Vec<(Gvr, Value, Value)>>);
 
 impl Request<'_> {
     /// The namespace as webhooks are told it: a Namespace's is itself.
@@ -241,12 +248,39 @@ impl Request<'_> {
         Ok(matcher.selects_namespace(value["metadata"].get("labels")))
     }
 
+    /// The webhook that converts between the request's version and a form.
+    fn converter(&self, form: &Resource) -> Option<&Converter> {
+        let own = &self.call.resource;
+        own.webhook().filter(|_| self.document == Document::Stored && own.gvr() != form.gvr())
+    }
+
+    /// Converts the documents to a form where a webhook does that, so that they can be [`Request::shown`] in it.
+    pub async fn settle(&self, form: &Resource, object: Option<&Value>) -> Result<(), ApiError> {
+        let Some(converter) = self.converter(form) else { return Ok(()) };
+        let known = |d: &Value| self.others.0.lock().iter().any(|(gvr, from, _)| gvr == form.gvr() && from == d);
+        let new: Vec<Value> = [object, self.old].into_iter().flatten().filter(|d| !known(d)).cloned().collect();
+        let made = converter.convert(self.api, &form.row.api_version(), new.clone()).await?;
+        let pairs = new.into_iter().zip(made).map(|(from, to)| (form.gvr().clone(), from, to));
+        self.others.0.lock().extend(pairs);
+        Ok(())
+    }
+
     /// A document in a form, as it is sent.
     pub fn shown(&self, form: &Resource, document: &Value) -> Value {
-        match self.document {
-            Document::Own => document.clone(),
-            Document::Stored => crate::rules::to_served(form, document.clone()),
+        if self.document == Document::Own {
+            return document.clone();
         }
+        let others = self.others.0.lock();
+        let other = others.iter().find(|(gvr, from, _)| gvr == form.gvr() && from == document);
+        crate::rules::to_served(form, other.map_or(document, |(.., to)| to).clone())
+    }
+
+    /// A document of a form, read from a changed one, in the request's version.
+    pub async fn back(&self, form: &Resource, document: Value) -> Result<Value, ApiError> {
+        let Some(converter) = self.converter(form) else { return Ok(document) };
+        let own = self.call.resource.row.api_version();
+        let mut made = converter.convert(self.api, &own, vec![document]).await?;
+        made.pop().ok_or_else(|| ApiError::internal("a conversion lost its object"))
     }
 
     /// The options of the request as an object.

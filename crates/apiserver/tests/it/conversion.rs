@@ -168,3 +168,41 @@ async fn another_storage_version_is_seen_in_what_is_stored() {
     eventually("in the new version", shown).await;
     assert_eq!(s.get(&format!("{WIDGETS}/a")).await.expect(200)["apiVersion"], "example.org/v1");
 }
+
+/// Hooks and policies that know one version see, and change, what is written in the other.
+#[tokio::test]
+async fn programs_that_know_another_version_see_it_converted() {
+    let (s, _) = with_webhook().await;
+    let seen = Arc::new(parking_lot::Mutex::new(Vec::new()));
+    let log = seen.clone();
+    let (port, ca_pem, _) = outside(Arc::new(move |_, review| {
+        let request = &review["request"];
+        log.lock().push((request["kind"]["version"].clone(), request["object"]["width"].clone(), request["oldObject"]["width"].clone()));
+        let patch = BASE64_STANDARD.encode(r#"[{"op": "replace", "path": "/width", "value": "7"}]"#);
+        json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": {"uid": request["uid"],
+            "allowed": true, "patch": patch, "patchType": "JSONPatch"}})
+    }))
+    .await;
+    let rules = json!([{"operations": ["CREATE", "UPDATE"], "apiGroups": ["example.org"], "apiVersions": ["v2"], "resources": ["widgets"]}]);
+    let hook = json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingWebhookConfiguration",
+        "metadata": {"name": "wide"}, "webhooks": [{"name": "wide.example.org", "sideEffects": "None",
+            "admissionReviewVersions": ["v1"], "rules": rules, "matchConditions": [{"name": "two", "expression": "object.height != '13'"}],
+            "clientConfig": {"url": format!("https://localhost:{port}/"), "caBundle": BASE64_STANDARD.encode(ca_pem)}}]});
+    let group = "/apis/admissionregistration.k8s.io/v1";
+    s.post(&format!("{group}/mutatingwebhookconfigurations"), &hook).await.expect(201);
+    let policy = json!({"metadata": {"name": "low"}, "spec": {"matchConstraints": {"resourceRules": rules},
+        "validations": [{"expression": "object.height != '99'", "message": "too high"}]}});
+    let binding =
+        json!({"metadata": {"name": "low"}, "spec": {"policyName": "low", "validationActions": ["Deny"]}});
+    s.post(&format!("{group}/validatingadmissionpolicies"), &policy).await.expect(201);
+    s.post(&format!("{group}/validatingadmissionpolicybindings"), &binding).await.expect(201);
+    let made = s.post(WIDGETS, &widget("v1", "a", json!({"size": "2x3"}))).await.expect(201);
+    assert_eq!((&made["apiVersion"], &made["size"]), (&json!("example.org/v1"), &json!("7x3")));
+    let made = s.post(WIDGETS, &widget("v1", "b", json!({"size": "2x13"}))).await.expect(201);
+    assert_eq!(made["size"], "2x13", "the condition saw the other version");
+    let made = s.patch(&format!("{WIDGETS}/a"), "merge-patch", &json!({"size": "4x4"})).await.expect(200);
+    assert_eq!(made["size"], "7x4");
+    assert_eq!(*seen.lock(), [(json!("v2"), json!("2"), Value::Null), (json!("v2"), json!("4"), json!("7"))]);
+    let message = s.post(WIDGETS, &widget("v1", "c", json!({"size": "1x99"}))).await.fails(422, "Invalid");
+    assert!(message.contains("too high"), "{message}");
+}

@@ -250,3 +250,51 @@ async fn components_in_the_process_pass_the_same_gates() {
     let error = client.get(&gvr::PODS, &key).await.unwrap_err();
     assert!(error.is_not_found());
 }
+
+/// Plug-ins that run where they are asked for.
+#[tokio::test]
+async fn optional_plugins_run_where_they_are_asked_for() {
+    let all = "AlwaysPullImages,PodNodeSelector,PodTolerationRestriction,ExtendedResourceToleration,DenyServiceExternalIPs,LimitPodHardAntiAffinityTopology";
+    let s = server_with(|c| c.plugins = apiserver::Plugins::read(all, "Priority").unwrap()).await;
+    let namespace = json!({"metadata": {"name": "n", "annotations": {
+        "scheduler.alpha.kubernetes.io/node-selector": "disk=ssd,zone=a",
+        "scheduler.alpha.kubernetes.io/defaultTolerations": r#"[{"key": "own", "operator": "Exists"}]"#,
+        "scheduler.alpha.kubernetes.io/tolerationsWhitelist":
+            r#"[{"key": "own", "operator": "Exists"}, {"operator": "Exists", "effect": "NoExecute"}, {"operator": "Exists", "effect": "NoSchedule"}]"#}}});
+    s.post("/api/v1/namespaces", &namespace).await.expect(201);
+    let pods = "/api/v1/namespaces/n/pods";
+    let mut wanted = pod("a");
+    wanted["spec"]["containers"][0]["resources"] =
+        json!({"requests": {"example.com/gpu": "1"}, "limits": {"example.com/gpu": "1"}});
+    let made = s.post(pods, &wanted).await.expect(201);
+    assert_eq!(made["spec"]["nodeSelector"], json!({"disk": "ssd", "zone": "a"}));
+    assert_eq!(made["spec"]["containers"][0]["imagePullPolicy"], "Always");
+    assert_eq!(made["spec"].get("priority"), None, "a plug-in that one may do without");
+    let keys: Vec<&str> =
+        made["spec"]["tolerations"].as_array().unwrap().iter().filter_map(|t| t["key"].as_str()).collect();
+    assert!(keys.contains(&"own") && keys.contains(&"example.com/gpu"), "{keys:?}");
+    for (change, why) in [
+        (
+            json!({"nodeSelector": {"disk": "hdd"}}),
+            "pod node label selector conflicts with its namespace node label selector",
+        ),
+        (
+            json!({"tolerations": [{"key": "other", "operator": "Exists", "effect": "PreferNoSchedule"}]}),
+            "pod tolerations (possibly merged with namespace default tolerations) conflict with its namespace whitelist",
+        ),
+        (
+            json!({"affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution":
+                [{"topologyKey": "zone", "labelSelector": {}}]}}}),
+            "affinity.PodAntiAffinity.RequiredDuringScheduling has TopologyKey zone but only key kubernetes.io/hostname is allowed",
+        ),
+    ] {
+        let mut bad = pod("b");
+        change.as_object().unwrap().iter().for_each(|(k, v)| bad["spec"][k] = v.clone());
+        let message = s.post(pods, &bad).await.fails(403, "Forbidden");
+        assert!(message.ends_with(why), "{message}");
+    }
+    let service =
+        json!({"metadata": {"name": "s"}, "spec": {"ports": [{"port": 80}], "externalIPs": ["1.2.3.4"]}});
+    let message = s.post("/api/v1/namespaces/n/services", &service).await.fails(403, "Forbidden");
+    assert!(message.ends_with("Use of external IPs is denied by admission control"), "{message}");
+}

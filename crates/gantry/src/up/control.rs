@@ -209,6 +209,8 @@ pub async fn api(instance: &mut Instance) -> Result<()> {
         authenticator: Some(callers.tokens),
         anonymous: callers.anonymous,
         authorization: callers.authorization,
+        plugins: outside::plugins(&instance.config)?,
+        pod_security_policy: instance.config.pod_security_policy,
         service_cidr: instance.facts.service_range,
         cluster_dns_ip: instance.facts.dns_ip,
         advertise: Some((instance.facts.node_ip, instance.config.port)),

@@ -92,6 +92,11 @@ pub fn callers(
     })
 }
 
+/// Which admission plug-ins run.
+pub fn plugins(config: &Config) -> Result<apiserver::Plugins> {
+    apiserver::Plugins::read(&config.plugins_on, &config.plugins_off).map_err(|e| anyhow!(e))
+}
+
 fn authorization(config: &Config, resolver: &Option<Arc<dyn NameResolver>>) -> Result<Vec<Step>> {
     let path = &config.authorization_config;
     let access = endpoint(&config.authorization_webhook, resolver)?;

@@ -207,7 +207,7 @@ pub struct Applicable {
 }
 
 /// Which policies of a kind (`validating`, `mutating`) are about the request, by which bindings.
-pub fn applicable(
+pub async fn applicable(
     request: &Request<'_>,
     kind: &'static str,
     object: Option<&Json>,
@@ -228,6 +228,7 @@ pub fn applicable(
     for policy in policies {
         let matcher = policy.matcher.as_ref().map_err(ApiError::internal)?;
         let Some(form) = request.matched(matcher, &forms, object)? else { continue };
+        request.settle(&form, object).await?;
         for binding in bindings.iter().filter(|b| *b.policy == *policy.name) {
             let bound = match &binding.matcher {
                 None => true,

@@ -49,17 +49,21 @@ impl Mutation {
 }
 
 /// Lets the policies of this round change the object. Returns whether one did.
-pub fn mutate(request: &Request<'_>, object: &mut Json, rounds: &mut Rounds) -> Result<bool, ApiError> {
+pub async fn mutate(
+    request: &Request<'_>,
+    object: &mut Json,
+    rounds: &mut Rounds,
+) -> Result<bool, ApiError> {
     if object.is_null() {
         return Ok(false);
     }
     let mut any = false;
-    for one in applicable(request, "mutating", Some(object))? {
+    for one in applicable(request, "mutating", Some(object)).await? {
         let id = format!("{}/{}", one.policy.name, one.binding.name);
         if !rounds.wants(&id) {
             continue;
         }
-        match changed(&one, request, object) {
+        match changed(&one, request, object).await {
             Ok(new) if new == *object => {}
             Ok(new) => {
                 *object = new;
@@ -81,18 +85,19 @@ pub fn mutate(request: &Request<'_>, object: &mut Json, rounds: &mut Rounds) -> 
 }
 
 /// The object as one policy leaves it.
-fn changed(one: &Applicable, request: &Request<'_>, object: &Json) -> Result<Json, String> {
+async fn changed(one: &Applicable, request: &Request<'_>, object: &Json) -> Result<Json, String> {
     let Body::Mutations(mutations) = &one.policy.body else { return Ok(object.clone()) };
     let mut now = object.clone();
     let count = one.facts(request, Some(&now))?.len();
     for nth in 0..count {
         for mutation in mutations {
             // Each sees what the one before it did.
+            request.settle(&one.form, Some(&now)).await.map_err(|e| e.message)?;
             let all = one.facts(request, Some(&now))?;
             let Some(facts) = all.get(nth) else { break };
             let mut shown = request.shown(&one.form, &now);
             mutation.apply(facts, &one.form, &mut shown)?;
-            now = request.read_back(&one.form, &now, shown).map_err(|e| e.message)?;
+            now = request.read_back(&one.form, &now, shown).await.map_err(|e| e.message)?;
         }
     }
     Ok(now)

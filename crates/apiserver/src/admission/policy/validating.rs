@@ -82,11 +82,15 @@ struct Complaint {
 }
 
 /// Judges a request. `object` is null where there is none.
-pub fn judge(request: &Request<'_>, object: &Json, warnings: &mut Vec<String>) -> Result<(), ApiError> {
+pub async fn judge(
+    request: &Request<'_>,
+    object: &Json,
+    warnings: &mut Vec<String>,
+) -> Result<(), ApiError> {
     let object = Some(object).filter(|o| !o.is_null());
     let mut denial = None;
     let mut noted = Vec::new();
-    for one in applicable(request, "validating", object)? {
+    for one in applicable(request, "validating", object).await? {
         for Complaint { nth, message, reason } in complaints(&one, request, object) {
             let (policy, binding) = (&one.policy.name, &one.binding.name);
             let with = format!("ValidatingAdmissionPolicy '{policy}' with binding '{binding}'");
