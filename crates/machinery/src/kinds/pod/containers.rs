@@ -25,11 +25,12 @@ pub fn validate(spec: &Value, volumes: &BTreeSet<&str>, path: &str, errors: &mut
         let path = format!("{path}.containers[{i}]");
         one(c, volumes, &path, errors);
         unique_name(c, &mut names, &path, errors);
-        enumerated_opt(c, &path, "restartPolicy", &RESTART_POLICIES, errors);
+        restart_rules(c, &path, errors);
         hooks_and_probes(c, &path, errors);
         resize_policy(c, spec, &path, errors);
     }
     host_port_conflicts(regular, &format!("{path}.containers"), errors);
+    file_sources(spec, path, errors);
     for (i, c) in list(spec, "/initContainers").iter().enumerate() {
         let path = format!("{path}.initContainers[{i}]");
         one(c, volumes, &path, errors);
@@ -40,11 +41,66 @@ pub fn validate(spec: &Value, volumes: &BTreeSet<&str>, path: &str, errors: &mut
             resize_policy(c, spec, &path, errors);
             continue;
         }
-        enumerated_opt(c, &path, "restartPolicy", &RESTART_POLICIES, errors);
+        restart_rules(c, &path, errors);
         for key in ["lifecycle"].iter().chain(&PROBES) {
             if has(c, &format!("/{key}")) {
                 let words = "may not be set for init containers without restartPolicy=Always";
                 errors.forbidden(&format!("{path}.{key}"), words);
+            }
+        }
+    }
+}
+
+/// The container's own restart policy, and its rules.
+fn restart_rules(c: &Value, path: &str, errors: &mut FieldErrors) {
+    const RULES_MAX: usize = 20;
+    const CODES_MAX: usize = 255;
+    enumerated_opt(c, path, "restartPolicy", &RESTART_POLICIES, errors);
+    let rules = list(c, "/restartPolicyRules");
+    if !rules.is_empty() && !has(c, "/restartPolicy") {
+        errors.required(
+            &format!("{path}.restartPolicy"),
+            "must specify restartPolicy when restart rules are used",
+        );
+    }
+    let path = format!("{path}.restartPolicyRules");
+    if rules.len() > RULES_MAX {
+        errors.too_many(&path, rules.len(), RULES_MAX);
+    }
+    for (i, rule) in rules.iter().enumerate() {
+        let path = format!("{path}[{i}]");
+        enumerated(rule, &path, "action", &["Restart", "RestartAllContainers"], errors);
+        let codes = &rule["exitCodes"];
+        let path = format!("{path}.exitCodes");
+        if codes.is_null() {
+            errors.required(&path, "must be specified");
+            continue;
+        }
+        enumerated(codes, &path, "operator", &["In", "NotIn"], errors);
+        let count = list(codes, "/values").len();
+        if count > CODES_MAX {
+            errors.too_many(&format!("{path}.values"), count, CODES_MAX);
+        }
+    }
+}
+
+/// Variables from files come from volumes that the pod fills itself.
+fn file_sources(spec: &Value, path: &str, errors: &mut FieldErrors) {
+    for key in ["initContainers", "containers"] {
+        for (i, c) in list(spec, &format!("/{key}")).iter().enumerate() {
+            for (n, var) in list(c, "/env").iter().enumerate() {
+                let volume = text(var, "/valueFrom/fileKeyRef/volumeName");
+                if volume.is_empty() {
+                    continue;
+                }
+                let at = format!("{path}.{key}[{i}].env[{n}].valueFrom.fileKeyRef.volumeName");
+                match list(spec, "/volumes").iter().find(|v| text(v, "/name") == volume) {
+                    None => errors.not_found(&at, volume),
+                    Some(found) if !has(found, "/emptyDir") => {
+                        errors.invalid(&at, volume, "referenced volume must be of type emptyDir");
+                    }
+                    Some(_) => {}
+                }
             }
         }
     }
@@ -171,7 +227,14 @@ fn value_from(var: &Value, from: &Value, path: &str, errors: &mut FieldErrors) {
                     errors.invalid_all(&format!("{path}.key"), key, name::config_key(key));
                 }
             }
-            _ => {}
+            _ => {
+                for key in ["key", "volumeName"] {
+                    required(r, &path, key, errors);
+                }
+                if let Some(file) = required(r, &path, "path", errors) {
+                    volumes::local_path(file, &format!("{path}.path"), errors);
+                }
+            }
         }
     }
     let value = text(var, "/value");

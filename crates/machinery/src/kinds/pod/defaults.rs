@@ -22,6 +22,7 @@ pub fn pod(obj: &mut Value) {
     for list in ["/containers", "/initContainers"] {
         each(spec, list, |c| at(c, "/resources", requests_from_limits));
     }
+    super::whole::default_requests(spec);
     default(spec, "enableServiceLinks", true);
     if flag(spec, "/hostNetwork") {
         host_ports(spec);

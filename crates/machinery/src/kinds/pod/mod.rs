@@ -8,12 +8,12 @@ mod extras;
 pub mod resize;
 pub mod scheduling;
 pub mod volumes;
+mod whole;
 
 pub use cells::condition;
 
 use super::get::{
-    each, entries, enumerated, enumerated_opt, flag, has, int, list, remove, same, set, text,
-    texts,
+    each, entries, enumerated, enumerated_opt, flag, has, int, list, remove, same, set, text, texts,
 };
 use super::{Behaviour, FieldKind, GENERIC, meta};
 use crate::field_errors::FieldErrors;
@@ -129,6 +129,9 @@ pub fn qos(p: &Value) -> &'static str {
         given.and_then(Quantity::from_json).and_then(Result::ok).filter(|q| q.sign() > 0)
     };
     let (mut any, mut guaranteed) = (false, true);
+    // Resources of the pod as a whole decide alone.
+    let whole = p.get("spec").filter(|s| s.get("resources").is_some_and(Value::is_object));
+    let all: Vec<&Value> = whole.map_or_else(|| all.collect(), |spec| vec![spec]);
     for c in all {
         for resource in ["cpu", "memory"] {
             let (request, limit) = (amount(c, "requests", resource), amount(c, "limits", resource));
@@ -209,6 +212,7 @@ pub fn pod_spec(spec: &Value, path: &str, errors: &mut FieldErrors) {
     names_of(spec, path, errors);
     host_aliases(spec, path, errors);
     containers::resources(&spec["resources"], &format!("{path}.resources"), errors);
+    whole::validate(spec, path, errors);
     match int(spec, "/activeDeadlineSeconds") {
         Some(n) if !(1..=i64::from(i32::MAX)).contains(&n) => {
             let words = name::range_words(1, i64::from(i32::MAX));
@@ -239,7 +243,8 @@ pub fn pod_spec(spec: &Value, path: &str, errors: &mut FieldErrors) {
 /// Fields that must be names of a certain form; absent is fine.
 fn names_of(spec: &Value, path: &str, errors: &mut FieldErrors) {
     type Rule = fn(&str) -> Vec<String>;
-    let rules: [(&str, Rule); 6] = [
+    let rules: [(&str, Rule); 7] = [
+        ("hostnameOverride", name::dns1123_subdomain),
         ("serviceAccountName", name::dns1123_subdomain),
         ("nodeName", name::dns1123_subdomain),
         ("hostname", name::dns1123_label),
@@ -251,6 +256,17 @@ fn names_of(spec: &Value, path: &str, errors: &mut FieldErrors) {
         let given = text(spec, &format!("/{key}"));
         if !given.is_empty() {
             errors.invalid_all(&format!("{path}.{key}"), given, rule(given));
+        }
+    }
+    if has(spec, "/hostnameOverride") {
+        let path = format!("{path}.hostnameOverride");
+        if text(spec, "/hostnameOverride").len() > HOSTNAME_MAX {
+            errors.too_long(&path, HOSTNAME_MAX);
+        }
+        for key in ["hostNetwork", "setHostnameAsFQDN"] {
+            if flag(spec, &format!("/{key}")) {
+                errors.forbidden(&path, &format!("may not be specified when `{key}` is true"));
+            }
         }
     }
 }
@@ -345,6 +361,15 @@ fn security(spec: &Value, path: &str, errors: &mut FieldErrors) {
                 errors.forbidden(&format!("{path}.{shown}"), "when `pod.Spec.HostUsers` is false");
             }
         }
+        return;
+    }
+    for key in ["containers", "initContainers", "ephemeralContainers"] {
+        for (i, c) in list(spec, &format!("/{key}")).iter().enumerate() {
+            if text(c, "/securityContext/procMount") == "Unmasked" {
+                let at = format!("{path}.{key}[{i}].securityContext.procMount");
+                errors.invalid(&at, "Unmasked", "`hostUsers` must be false to use `Unmasked`");
+            }
+        }
     }
 }
 
@@ -361,6 +386,8 @@ fn is_sysctl(name: &str) -> bool {
     name.len() <= SYSCTL_MAX && name.split(['.', '/']).all(part)
 }
 
+/// The kernel takes no longer host name.
+const HOSTNAME_MAX: usize = 64;
 const UPDATE_WORDS: &str = "pod updates may not change fields other than `spec.containers[*].image`,\
 `spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),\
 `spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";

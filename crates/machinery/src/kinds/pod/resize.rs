@@ -35,6 +35,9 @@ pub fn prepare_update(new: &mut Value, old: &Value) {
             }
         }
     }
+    if let (Some(spec), Some(whole)) = (new.get_mut("spec"), wished.pointer("/spec/resources")) {
+        set(spec, "resources", whole.clone());
+    }
     crate::kinds::strategy::count_generation(new, old);
 }
 
@@ -67,7 +70,12 @@ fn check(new: &Value, old: &Value, errors: &mut FieldErrors) {
     if errors.causes().len() > before {
         return;
     }
-    let mut others = false;
+    let (now, was) = (&new["spec"], &old["spec"]);
+    let mut others = has(old, "/spec/resources") != has(new, "/spec/resources");
+    if !others {
+        removed(now, was, "spec.resources", errors);
+        others = !same_exactly(&immutable(now), &immutable(was));
+    }
     for key in LISTS {
         let pointer = format!("/spec/{key}");
         for (i, (now, was)) in list(new, &pointer).iter().zip(list(old, &pointer)).enumerate() {

@@ -449,6 +449,18 @@ pub fn mounts(container: &Value, volumes: &BTreeSet<&str>, path: &str, errors: &
             &["Bidirectional", "HostToContainer", "None"],
             errors,
         );
+        let modes = ["Disabled", "Enabled", "IfPossible"];
+        enumerated_opt(mount, &path, "recursiveReadOnly", &modes, errors);
+        if matches!(text(mount, "/recursiveReadOnly"), "Enabled" | "IfPossible") {
+            let path = format!("{path}.recursiveReadOnly");
+            if !crate::kinds::get::flag(mount, "/readOnly") {
+                errors.forbidden(&path, "may only be specified when readOnly is true");
+            }
+            if !matches!(text(mount, "/mountPropagation"), "" | "None") {
+                let words = "may only be specified when mountPropagation is None or not specified";
+                errors.forbidden(&path, words);
+            }
+        }
         if text(mount, "/mountPropagation") == "Bidirectional"
             && !crate::kinds::get::flag(container, "/securityContext/privileged")
         {
