@@ -136,8 +136,13 @@ impl Schemas {
         // Entered first: a definition may refer to itself.
         self.done.insert(name.to_owned(), Value::Null);
         let mut schema = self.object(def, 0);
-        if name == meta("ObjectMeta") && self.dialect == Dialect::V2 {
-            schema["properties"]["creationTimestamp"]["description"] = CREATED.into();
+        if name == meta("ObjectMeta") {
+            let created = &mut schema["properties"]["creationTimestamp"];
+            if self.dialect == Dialect::V3 {
+                // Beside a reference nothing else counts there.
+                *created = json!({"allOf": [created.take()]});
+            }
+            created["description"] = CREATED.into();
             schema["description"] = METADATA.into();
         }
         if !def.gvks.is_empty() {

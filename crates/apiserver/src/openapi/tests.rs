@@ -109,6 +109,10 @@ fn v3_documents_are_indexed_and_closed() {
     assert_eq!(patch["x-kubernetes-group-version-kind"], gvk);
     let quantity = &core["components"]["schemas"]["io.k8s.apimachinery.pkg.api.resource.Quantity"];
     assert_eq!(quantity["oneOf"][1]["type"], "number");
+    let object = &core["components"]["schemas"]["io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"];
+    assert_eq!(object["description"], "Standard object's metadata.");
+    let created = &object["properties"]["creationTimestamp"];
+    assert!(created["allOf"][0]["$ref"].is_string() && created["description"].is_string());
 }
 
 #[test]
