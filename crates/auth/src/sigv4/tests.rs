@@ -123,6 +123,18 @@ fn a_target_that_is_not_signed_is_refused() {
     ));
 }
 
+/// AWS's own documented example of a link to S3.
+#[test]
+fn a_link_to_s3_says_nothing_of_the_body() {
+    let list = headers(&[("host", "examplebucket.s3.amazonaws.com")]);
+    let query = "X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=AKIAIOSFODNN7EXAMPLE%2F20130524%2Fus-east-1%2Fs3%2F\
+        aws4_request&X-Amz-Date=20130524T000000Z&X-Amz-Expires=86400&X-Amz-SignedHeaders=host&X-Amz-Signature=\
+        aeeed9bbccd4d02ee5c0109b86d86835f995330da4c265957d157751f604d404";
+    let head = Head { method: "GET", path: "/test.txt", query, headers: &list };
+    let presented = head.presented().unwrap().unwrap();
+    assert_eq!(presented.verify(&head, "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", b"any"), Ok(()));
+}
+
 /// AWS's own documented example of a chunked upload (two chunks and the last).
 #[test]
 fn chunks_follow_the_seed() {
