@@ -170,6 +170,8 @@ impl Agent {
             exits: watch::Sender::new(0),
             logging: Default::default(),
             client: config.client.clone(),
+            probed: Default::default(),
+            user_ranges: Default::default(),
         });
         let (publish, host_ports) = watch::channel(Vec::new());
         let parts =

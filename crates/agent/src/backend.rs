@@ -346,7 +346,7 @@ impl NodeBackend for Backend {
     async fn metrics(&self, which: Metrics) -> String {
         match which {
             Metrics::Own => stats::own::text(&self.node),
-            Metrics::Probes => String::new(),
+            Metrics::Probes => stats::own::probes(&self.node.runtime.pods(), &self.node.probed.lock()),
             Metrics::Resource => stats::resource::text(&self.gather().await),
             Metrics::Cadvisor => stats::cadvisor::text(&self.gather().await, self.node.runtime.cgroup_root()),
         }

@@ -30,6 +30,15 @@ pub struct Tmpfs {
     pub size_bytes: u64,
 }
 
+/// The node's ids that a pod's ids from 0 on stand for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserRange {
+    /// The node's id of the pod's root.
+    pub first: u32,
+    /// How many.
+    pub size: u32,
+}
+
 /// Everything a pod's shim needs to know. Written to the pod's state folder, so a restarted agent can re-adopt.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct PodSpec {
@@ -53,6 +62,9 @@ pub struct PodSpec {
     pub host_ipc: bool,
     /// One PID namespace for all containers.
     pub share_pid: bool,
+    /// The pod's own user namespace; its other namespaces belong to it. `None`: the node's.
+    #[serde(default)]
+    pub users: Option<UserRange>,
     /// Sysctls of the pod's namespaces.
     pub sysctls: BTreeMap<String, String>,
     /// Memory volumes.

@@ -15,6 +15,7 @@ mod program;
 pub(crate) mod rootfs;
 mod seccomp;
 pub(crate) mod terminal;
+pub(crate) mod users;
 
 use crate::oci;
 use crate::proto::ContainerFile;
@@ -86,6 +87,8 @@ pub(crate) struct Birth<'a> {
     pub shm: Option<&'a Path>,
     /// Detached copies of mounts shared with the node, for [`is_shared`] mounts in order.
     pub shared: &'a [OwnedFd],
+    /// The pod's user namespace.
+    pub users: Option<BorrowedFd<'a>>,
     /// To the shim.
     pub sync: BorrowedFd<'a>,
     /// stdin, stdout, stderr; `None`: `/dev/null`. Not used with a terminal.
@@ -99,6 +102,7 @@ struct Init {
     shm: Option<PathBuf>,
     own_dev: bool,
     shared: VecDeque<OwnedFd>,
+    users: Option<users::Users>,
     root: Option<OwnedFd>,
     pty: Option<Pty>,
 }
@@ -106,6 +110,13 @@ struct Init {
 impl Init {
     fn root(&self) -> BorrowedFd<'_> {
         self.root.as_ref().expect("steps that use the root come after the one that mounts it").as_fd()
+    }
+}
+
+impl Init {
+    /// The node's id of one of the container's.
+    fn host_id(&self, id: u32) -> u32 {
+        self.users.as_ref().map_or(id, |users| users.host(id))
     }
 }
 
@@ -122,6 +133,7 @@ const STEPS: &[Step] = &[
     ("set the AppArmor profile", |init| apparmor(&init.file.spec.config.process.apparmor_profile)),
     ("isolate mounts", rootfs::isolate),
     ("mount the root file system", rootfs::mount_root),
+    ("act for the container's root", users::act_for),
     ("mount", mounts::mount_all),
     ("make devices", rootfs::devices),
     ("make the console", rootfs::console),
@@ -130,6 +142,7 @@ const STEPS: &[Step] = &[
     ("make paths read-only", rootfs::read_only_paths),
     ("enter the root file system", rootfs::enter),
     ("set resource limits", |init| identity::limits(&init.file.spec.config.process)),
+    ("enter the user namespace", users::enter),
 ];
 
 /// Runs a container's first process in a fresh child; the result is its exit code if it never ran.
@@ -199,6 +212,7 @@ fn say(sync: BorrowedFd<'_>, message: &ChildMessage, fds: &[BorrowedFd<'_>]) {
 fn shed(birth: &Birth<'_>, more: &[BorrowedFd<'_>]) -> Result<(), Failure> {
     let mut keep: Vec<BorrowedFd<'_>> = birth.stdio.iter().flatten().copied().collect();
     keep.push(birth.sync);
+    keep.extend(birth.users);
     keep.extend(birth.shared.iter().map(AsFd::as_fd));
     keep.extend_from_slice(more);
     sys::process::close_others(&keep).map_err(|e| Failure::new("close descriptors", e))?;
@@ -252,7 +266,11 @@ fn prepare(birth: &Birth<'_>) -> Outcome<Init> {
     let shm = birth.shm.map(Path::to_owned);
     let copies: Result<VecDeque<OwnedFd>, _> = birth.shared.iter().map(OwnedFd::try_clone).collect();
     let shared = copies.map_err(|e| first(Failure::new("dup", e)))?;
-    let mut init = Init { dir: birth.dir.to_owned(), file, shm, own_dev, shared, root: None, pty: None };
+    let config = &file.spec.config;
+    let users = users::Users::of(&config.linux, birth.users).map_err(first)?;
+    let user = config.process.user.uid;
+    users::hand_over(&birth.stdio, users.as_ref().map_or(user, |u| u.host(user)));
+    let mut init = Init { dir: birth.dir.to_owned(), file, shm, own_dev, shared, users, root: None, pty: None };
     for (name, step) in STEPS {
         step(&mut init).map_err(|f| (*name, f))?;
     }
@@ -271,12 +289,18 @@ fn enter_running(
     let config = file.spec.config;
     identity::oom_score(config.process.oom_score_adj).map_err(step)?;
     apparmor(&config.process.apparmor_profile).map_err(step)?;
-    let mut namespaces = sys::process::ns::MOUNT;
+    let users = users::Users::of(&config.linux, birth.users).map_err(step)?;
+    let user = config.process.user.uid;
+    users::hand_over(&birth.stdio, users.as_ref().map_or(user, |u| u.host(user)));
+    identity::limits(&config.process).map_err(step)?;
+    let mut namespaces = sys::process::ns::MOUNT | if users.is_some() { sys::process::ns::USER } else { 0 };
     if config.linux.namespaces.iter().any(|n| n.kind == "cgroup") {
         namespaces |= sys::process::ns::CGROUP;
     }
     sys::process::set_ns(target, namespaces).map_err(|e| step(Failure::new("setns", e)))?;
-    identity::limits(&config.process).map_err(step)?;
+    if users.is_some() {
+        users::become_root().map_err(step)?;
+    }
     Ok((config.process, config.linux.seccomp))
 }
 
@@ -286,11 +310,6 @@ fn join(join: &crate::cgroup::Join) -> Result<(), Failure> {
 }
 
 fn check(init: &mut Init) -> Result<(), Failure> {
-    let linux = &init.file.spec.config.linux;
-    let user = |n: &oci::Namespace| n.kind == "user";
-    if linux.namespaces.iter().any(user) || !linux.uid_mappings.is_empty() {
-        return Err(Failure::new("user namespaces", "not supported yet"));
-    }
     if init.file.spec.config.process.args.is_empty() {
         return Err(Failure::new("process.args", "no command specified"));
     }

@@ -21,6 +21,8 @@ pub mod ns {
     pub const IPC: u64 = libc::CLONE_NEWIPC as u64;
     /// A network namespace.
     pub const NET: u64 = libc::CLONE_NEWNET as u64;
+    /// A user namespace.
+    pub const USER: u64 = libc::CLONE_NEWUSER as u64;
 }
 
 /// `libc`'s constant of this name has too narrow a type.
@@ -252,6 +254,15 @@ pub fn unshare(flags: u64) -> io::Result<()> {
     match unsafe { libc::unshare(flags) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Sets the owner of what this thread makes on file systems. Effective rights about files are gone afterwards.
+pub fn set_fs_ids(uid: u32, gid: u32) {
+    // SAFETY: no memory is involved. Both calls always succeed for a process with the rights, and say nothing else.
+    unsafe {
+        libc::setfsgid(gid);
+        libc::setfsuid(uid);
     }
 }
 

@@ -13,6 +13,7 @@ pub mod sandbox;
 pub mod security;
 pub mod user;
 
+pub mod users;
 use crate::facts::NodeFacts;
 use crate::pod::{ContainerView, PodView};
 use client::Object;

@@ -50,7 +50,7 @@ pub fn sysctl_objection(pod: &PodView) -> Option<String> {
     })
 }
 
-/// The shim's specification; an error for sysctls that reach beyond the pod.
+/// The shim's specification, but for its range of ids; an error for sysctls that reach beyond the pod.
 pub fn pod_spec(pod: &PodView, facts: &NodeFacts, handler: Option<String>) -> Result<PodSpec, String> {
     if let Some(error) = &pod.task_error {
         return Err(error.clone());
@@ -66,8 +66,8 @@ pub fn pod_spec(pod: &PodView, facts: &NodeFacts, handler: Option<String>) -> Re
     for sysctl in spec.security_context.iter().flat_map(|s| s.sysctls.iter().flatten()) {
         sysctls.insert(sysctl.name.replace('/', "."), sysctl.value.clone());
     }
-    if spec.host_users == Some(false) {
-        return Err("user namespaces (hostUsers: false) are not supported yet".into());
+    if let (Some(false), Some(handler)) = (spec.host_users, &handler) {
+        return Err(format!("RuntimeClass handler {handler:?} does not support user namespaces"));
     }
     let hostname = files::hostname(pod, facts);
     if hostname.len() > 64 {
@@ -99,6 +99,7 @@ pub fn pod_spec(pod: &PodView, facts: &NodeFacts, handler: Option<String>) -> Re
         host_pid: spec.host_pid.unwrap_or(false),
         host_ipc: spec.host_ipc.unwrap_or(false),
         share_pid: spec.share_process_namespace.unwrap_or(false),
+        users: None,
         sysctls,
         tmpfs,
         handler,

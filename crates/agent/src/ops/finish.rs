@@ -68,6 +68,8 @@ async fn remove(node: &Arc<Node>, uid: &str) -> Result<(), String> {
     });
     node.tokens.lock().remove(uid);
     node.leases.lock().remove(uid);
+    node.probed.lock().remove(uid);
+    node.user_ranges.lock().remove(uid);
     let folder = node.facts.pod_dir(uid);
     blocking(move || remove_folder(&folder)).await?
 }

@@ -29,6 +29,7 @@ use crate::objects::ObjectCaches;
 use crate::pod::PodView;
 use crate::volumes::{Token, TokenNeed};
 use client::ApiClient;
+use crate::state::ProbeKind;
 use client::cache::Cache;
 use image::{Images, Lease};
 use net::Network;
@@ -48,6 +49,9 @@ pub type Mounted = Arc<BTreeMap<String, MountedVolume>>;
 
 /// What all operations share.
 pub struct Node {
+/// A pod's probes so far, by container, kind and whether they succeeded.
+pub type Probed = BTreeMap<(String, ProbeKind, bool), u64>;
+
     /// The API.
     pub client: ApiClient,
     /// The node.
@@ -80,6 +84,10 @@ pub struct Node {
     pub leases: Mutex<BTreeMap<String, BTreeMap<String, Lease>>>,
     /// Bounds what is made at once.
     pub making: Semaphore,
+    /// First ids of pods with user namespaces, by pod UID, from when they are asked for until their pod is gone.
+    pub user_ranges: Mutex<BTreeMap<String, u32>>,
+    /// How often probes succeeded and failed, by pod UID.
+    pub probed: Mutex<BTreeMap<String, Probed>>,
     /// Changes whenever a container ended.
     pub exits: watch::Sender<u64>,
     /// Log drivers, where there are any.

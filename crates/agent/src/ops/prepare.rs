@@ -77,8 +77,12 @@ pub(super) fn prepare(node: &Node, start: Start) -> Result<(ContainerSpec, Facts
     let made = mounts::mounts(&pod, &container, attempt, &mounted, (facts, &env)).map_err(config_failure)?;
     make_sub_paths(node, &pod, &mounted, &made.sub_paths)
         .map_err(|e| config_failure(ConfigError::Config(e)))?;
-    let configured =
-        config::container(ContainerInput { mounts: made.list, ..input }, env).map_err(config_failure)?;
+    let mut configured =
+        config::container(ContainerInput { mounts: made.list, devices: made.devices, ..input }, env)
+            .map_err(config_failure)?;
+    if let Some(range) = node.live(pod.uid()).and_then(|live| live.spec.users) {
+        config::users::apply(&mut configured.spec, range);
+    }
     let known = Facts {
         spec_image: container.image().into(),
         image: found.name,

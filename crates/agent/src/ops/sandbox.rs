@@ -4,6 +4,7 @@ use super::{Node, blocking};
 use crate::config::{
     files,
     sandbox::{memory_volumes, pod_spec},
+    users,
 };
 use crate::decide::outcome::Outcome;
 use crate::pod::PodView;
@@ -11,7 +12,8 @@ use crate::volumes::{IN_MEMORY, open_to_all};
 use client::ObjectKey;
 use k8s_openapi::api::node::v1::RuntimeClass;
 use k8s_schema::gvr::RUNTIME_CLASSES;
-use runtime::api::PodInfo;
+use runtime::api::{PodInfo, UserRange};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -75,7 +77,10 @@ async fn make(node: &Arc<Node>, pod: &PodView) -> Result<Vec<IpAddr>, String> {
 
 async fn create(node: &Arc<Node>, pod: &PodView) -> Result<PodInfo, String> {
     let handler = handler(node, pod).await?;
-    let spec = pod_spec(pod, &node.facts, handler)?;
+    let mut spec = pod_spec(pod, &node.facts, handler)?;
+    if pod.spec().host_users == Some(false) {
+        spec.users = Some(user_range(node, pod.uid())?);
+    }
     for folder in spec.tmpfs.iter().map(|t| t.path.clone()).chain([node.facts.pod_dir(pod.uid())]) {
         std::fs::create_dir_all(&folder).map_err(|e| format!("mkdir {}: {e}", folder.display()))?;
     }
@@ -83,6 +88,23 @@ async fn create(node: &Arc<Node>, pod: &PodView) -> Result<PodInfo, String> {
     // Whoever waits for the shim looks again.
     node.sandboxes.send_modify(|_| {});
     made
+}
+
+/// Ids for a pod. Those of running pods are with their shims, so that they are known after a restart.
+fn user_range(node: &Node, uid: &str) -> Result<UserRange, String> {
+    let mut given = node.user_ranges.lock();
+    let running: BTreeSet<u32> =
+        node.runtime.pods().iter().filter_map(|p| p.spec.users).map(|range| range.first).collect();
+    if let Some(first) = given.get(uid).filter(|first| !running.contains(first)) {
+        return Ok(UserRange { first: *first, size: users::RANGE_SIZE });
+    }
+    let taken: BTreeSet<u32> = given.values().copied().chain(running).collect();
+    // Pods that are on their way out still have theirs.
+    let most = node.facts.max_pods.saturating_mul(2);
+    let range =
+        users::free_range(&taken, most).ok_or("could not find an empty slot to allocate a user namespace")?;
+    given.insert(uid.into(), range.first);
+    Ok(range)
 }
 
 /// The RuntimeClass's handler; `None`: Gantry's own runtime.

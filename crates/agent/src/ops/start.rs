@@ -156,6 +156,8 @@ async fn run_hook(
 /// Runs a probe once.
 pub async fn probe(node: Arc<Node>, which: Which, kind: ProbeKind) -> Outcome {
     let result = run_probe(&node, &which, kind).await;
+    let of = (which.container.clone(), kind, result.is_ok());
+    *node.probed.lock().entry(which.pod.uid().into()).or_default().entry(of).or_default() += 1;
     Outcome::Probe { container: which.container, attempt: which.attempt, kind, result }
 }
 

@@ -2,6 +2,7 @@
 
 use super::options::{self, Attrs, Options, attr};
 use super::paths::{self, Make};
+use super::users::Users;
 use super::{Failure, Init, rootfs};
 use crate::oci;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -87,25 +88,37 @@ pub(super) fn mount_all(init: &mut Init) -> Result<(), Failure> {
 
 fn mount_one(init: &mut Init, mount: &oci::Mount) -> Result<(), Failure> {
     let shared = if super::is_shared(mount) { init.shared.pop_front() } else { None };
-    let options = options::parse(&mount.options);
-    if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
-        return Err(Failure::new("idmapped mounts are not supported yet", Errno::NOTSUP));
-    }
+    let mut options = options::parse(&mount.options);
+    let mapped = match (&init.users, mount.uid_mappings.is_empty() && mount.gid_mappings.is_empty()) {
+        (_, true) => None,
+        (Some(users), false) => Some(users),
+        (None, false) => {
+            let why = "ids are mapped in a user namespace only";
+            return Err(Failure::new(why, Errno::NOTSUP));
+        }
+    };
     let root = init.root();
     if !options.lowers.is_empty() {
-        return bind(root, image_tree(init, &options)?, &mount.destination, &options);
+        let tree = image_tree(init, &options, mapped)?;
+        return bind(root, tree, &mount.destination, &options);
     }
     if options.bind || mount.kind == "bind" {
         let tree = match shared {
             Some(tree) => tree,
             None => source_tree(&mount.source, &options)?,
         };
+        if let Some(users) = mapped {
+            users.map(tree.as_fd(), &mount.source)?;
+        }
         return bind(root, tree, &mount.destination, &options);
     }
     // The pod's shared memory belongs to its IPC namespace, so all its containers see the same.
     if let (true, Some(shm)) = (mount.kind == "tmpfs" && mount.source.as_os_str() == "shm", &init.shm) {
         let options = Options { data: Default::default(), ..options };
         return bind(root, source_tree(shm, &options)?, &mount.destination, &options);
+    }
+    if let Some(users) = &init.users {
+        users.shift(&mut options.data);
     }
     match mount.kind.as_str() {
         "cgroup" | "cgroup2" => return super::cgroupfs::mount(init, mount, &options),
@@ -150,14 +163,23 @@ fn source_tree(source: &Path, options: &Options) -> Result<OwnedFd, Failure> {
 }
 
 /// A detached view of an image's layers, or of a path in it.
-fn image_tree(init: &Init, options: &Options) -> Result<OwnedFd, Failure> {
+fn image_tree(init: &Init, options: &Options, mapped: Option<&Users>) -> Result<OwnedFd, Failure> {
     if let [only] = &options.lowers[..] {
-        return source_tree(only, options);
+        let tree = source_tree(only, options)?;
+        mapped.map_or(Ok(()), |users| users.map(tree.as_fd(), only))?;
+        return Ok(tree);
     }
     // Attached while it is copied: a path below a detached mount cannot be.
     let at = init.dir.join("image");
     std::fs::create_dir_all(&at).map_err(|e| Failure::at(&at, e))?;
-    rootfs::overlay_layers(&options.lowers, None, &at)?;
+    match mapped {
+        None => rootfs::overlay_layers(&options.lowers, None, &at)?,
+        Some(users) => {
+            let lowers = users.layers(&options.lowers, &init.dir)?;
+            rootfs::overlay_layers(&lowers, None, &at)?;
+            super::users::drop_layers(&lowers);
+        }
+    }
     let tree = source_tree(&at, options);
     sys::rustix::mount::unmount(&at, UnmountFlags::DETACH).map_err(|e| Failure::at(&at, e))?;
     tree

@@ -6,7 +6,7 @@ use super::{Failure, Init};
 use crate::api::Rootfs;
 use crate::oci;
 use std::ffi::{CString, OsStr};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use sys::rustix::fs::{self, CWD, FileType, Mode, OFlags, fchown, fstat, mknodat, openat, symlinkat};
 use sys::rustix::io::Errno;
@@ -17,7 +17,7 @@ use sys::rustix::mount::{
 use sys::rustix::process::{chdir, fchdir, pivot_root};
 use sys::rustix::system::uname;
 
-fn folder(path: &Path) -> Result<OwnedFd, Failure> {
+pub(super) fn folder(path: &Path) -> Result<OwnedFd, Failure> {
     openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .map_err(|e| Failure::at(path, e))
 }
@@ -40,9 +40,23 @@ pub(super) fn mount_root(init: &mut Init) -> Result<(), Failure> {
     let rootfs = &init.file.spec.rootfs;
     if rootfs.lowers.is_empty() {
         let mount = clone_at(folder(&root.path)?.as_fd(), true).map_err(|e| Failure::at(&root.path, e))?;
+        if let Some(users) = &init.users {
+            users.map(mount.as_fd(), &root.path)?;
+        }
         attach(mount.as_fd(), folder(&at)?.as_fd()).map_err(|e| Failure::at(&at, e))?;
     } else {
-        overlay(rootfs, &at)?;
+        match &init.users {
+            None => overlay(rootfs, &at)?,
+            Some(users) => {
+                let lowers = users.layers(&rootfs.lowers, &init.dir)?;
+                let mapped = Rootfs { lowers, scratch: rootfs.scratch.clone() };
+                overlay(&mapped, &at)?;
+                super::users::drop_layers(&mapped.lowers);
+                // The root folder is the upper layer's own.
+                let (uid, gid) = (fs::Uid::from_raw(users.host(0)), fs::Gid::from_raw(users.host(0)));
+                fs::chown(&at, Some(uid), Some(gid)).map_err(|e| Failure::at(&at, e))?;
+            }
+        }
     }
     let root = folder(&at)?;
     propagate(root.as_fd(), sys::mount::MS_PRIVATE, true)?;
@@ -138,7 +152,7 @@ pub(super) fn devices(init: &mut Init) -> Result<(), Failure> {
     let listed = &init.file.spec.config.linux.devices;
     let missing = oci::default_devices().into_iter().filter(|d| !listed.iter().any(|l| l.path == d.path));
     for device in listed.iter().cloned().chain(missing) {
-        make_device(init.root(), &device)
+        make_device(init, &device)
             .map_err(|f| f.about(format!("device {}", device.path.display())))?;
     }
     for (link, target) in LINKS {
@@ -151,9 +165,9 @@ pub(super) fn devices(init: &mut Init) -> Result<(), Failure> {
     Ok(())
 }
 
-fn make_device(root: BorrowedFd<'_>, device: &oci::Device) -> Result<(), Failure> {
+fn make_device(init: &Init, device: &oci::Device) -> Result<(), Failure> {
     let fail = |e| Failure::at(&device.path, e);
-    let (parent, name) = paths::parent(root, &device.path)?;
+    let (parent, name) = paths::parent(init.root(), &device.path)?;
     let kind = match device.kind.as_str() {
         "b" => FileType::BlockDevice,
         "p" => FileType::Fifo,
@@ -170,7 +184,7 @@ fn make_device(root: BorrowedFd<'_>, device: &oci::Device) -> Result<(), Failure
     fs::chmodat(&parent, name.as_os_str(), mode, fs::AtFlags::empty()).map_err(fail)?;
     let (uid, gid) = (device.uid.unwrap_or(0), device.gid.unwrap_or(0));
     if (uid, gid) != (0, 0) {
-        let (uid, gid) = (fs::Uid::from_raw(uid), fs::Gid::from_raw(gid));
+        let (uid, gid) = (fs::Uid::from_raw(init.host_id(uid)), fs::Gid::from_raw(init.host_id(gid)));
         fs::chownat(&parent, name.as_os_str(), Some(uid), Some(gid), fs::AtFlags::SYMLINK_NOFOLLOW)
             .map_err(fail)?;
     }
@@ -231,7 +245,7 @@ pub(super) fn console(init: &mut Init) -> Result<(), Failure> {
     if let Some(size) = &init.file.spec.config.process.console_size {
         super::terminal::resize(pty.master.as_fd(), size.width, size.height);
     }
-    let user = fs::Uid::from_raw(init.file.spec.config.process.user.uid);
+    let user = fs::Uid::from_raw(init.host_id(init.file.spec.config.process.user.uid));
     fchown(&pty.slave, Some(user), None).map_err(|e| Failure::new("chown the terminal", e))?;
     let target = paths::ensure(init.root(), Path::new("/dev/console"), Make::File)?;
     let slave = clone_at(pty.slave.as_fd(), false).map_err(|e| Failure::new("clone the terminal", e))?;

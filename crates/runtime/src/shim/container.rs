@@ -119,7 +119,7 @@ impl Container {
     /// Reads the container's file and starts its first process.
     pub(super) fn create(
         (dir, shm): (&Path, Option<&Path>),
-        shared: &[OwnedFd],
+        (shared, users): (&[OwnedFd], Option<BorrowedFd<'_>>),
         pids: PidMode,
         reply: ReplyTo,
     ) -> Outcome<Self> {
@@ -153,6 +153,7 @@ impl Container {
             dir,
             shm,
             shared,
+            users,
             sync: child_sync.as_fd(),
             stdio: theirs.each_ref().map(|fd| fd.as_ref().map(AsFd::as_fd)),
         };

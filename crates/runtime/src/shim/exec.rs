@@ -26,10 +26,10 @@ impl Exec {
     pub(super) fn create(
         container: &Container,
         spec: &ExecSpec,
-        place: (&Path, PidMode, BorrowedFd<'_>),
+        place: (&Path, PidMode, BorrowedFd<'_>, Option<BorrowedFd<'_>>),
         reply: ReplyTo,
     ) -> Outcome<Self> {
-        let (dir, pids, own_pids) = place;
+        let (dir, pids, own_pids, users) = place;
         let fail = |e: std::io::Error| ("exec", Failure::new("pipe", e));
         let (mut ours, mut theirs): (Vec<OwnedFd>, [Option<OwnedFd>; 3]) = (Vec::new(), [None, None, None]);
         if !spec.tty {
@@ -51,6 +51,7 @@ impl Exec {
             dir,
             shm: None,
             shared: &[],
+            users,
             sync: child_sync.as_fd(),
             stdio: theirs.each_ref().map(|fd| fd.as_ref().map(AsFd::as_fd)),
         };

@@ -40,6 +40,7 @@ pub(super) struct Shim {
     /// Containers see each other's processes.
     pub shared_pids: bool,
     own_pids: OwnedFd,
+    users: Option<OwnedFd>,
     listener: OwnedFd,
     signals: OwnedFd,
     conns: BTreeMap<u64, Conn>,
@@ -71,8 +72,13 @@ pub(super) fn run(dir: &Path, listener: &str) -> Outcome<()> {
 }
 
 fn start(dir: &Path, listener: &str) -> Result<Shim, Failure> {
-    let number = listener.parse().map_err(|e| Failure::new("listener", e))?;
-    let listener = sys::process::inherit_fd(number).map_err(|e| Failure::new("listener", e))?;
+    let inherit = |number: &str| {
+        let number = number.parse().map_err(|e| Failure::new("listener", e))?;
+        sys::process::inherit_fd(number).map_err(|e| Failure::new("listener", e))
+    };
+    let (listener, users) = listener.split_once(',').unwrap_or((listener, ""));
+    let listener = inherit(listener)?;
+    let users = (!users.is_empty()).then(|| inherit(users)).transpose()?;
     let first = sys::rustix::io::dup(sys::rustix::stdio::stdin()).map_err(|e| Failure::new("dup", e))?;
     sys::rustix::io::fcntl_setfd(&first, sys::rustix::io::FdFlags::CLOEXEC)
         .map_err(|e| Failure::new("fcntl", e))?;
@@ -96,6 +102,7 @@ fn start(dir: &Path, listener: &str) -> Result<Shim, Failure> {
         pids: if shared_pids { PidMode::Shared } else { PidMode::Own },
         shared_pids,
         own_pids: own_pids.into(),
+        users,
         listener,
         signals,
         conns: BTreeMap::new(),
@@ -288,7 +295,9 @@ impl Shim {
                     return Err(("create", Failure::new(&id, "container exists")));
                 }
                 let dir = self.container_dir(&id);
-                let container = Container::create((&dir, self.shm.as_deref()), &fds, self.pids, reply)?;
+                let users = self.users.as_ref().map(AsFd::as_fd);
+                let container =
+                    Container::create((&dir, self.shm.as_deref()), (&fds, users), self.pids, reply)?;
                 self.containers.insert(id, container);
                 return Ok(());
             }
@@ -332,7 +341,9 @@ impl Shim {
                 let container = self.containers.get(&id).filter(|c| matches!(c.phase, Phase::Running));
                 let container =
                     container.ok_or_else(|| ("exec", Failure::new(&id, "container is not running")))?;
-                let exec = Exec::create(container, &spec, (&dir, self.pids, self.own_pids.as_fd()), reply)?;
+                let users = self.users.as_ref().map(AsFd::as_fd);
+                let place = (dir.as_path(), self.pids, self.own_pids.as_fd(), users);
+                let exec = Exec::create(container, &spec, place, reply)?;
                 let number = self.next();
                 self.execs.insert(number, exec);
                 return Ok(());

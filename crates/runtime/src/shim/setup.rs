@@ -1,6 +1,7 @@
 //! The shim's first life: namespaces, mounts and the socket of a pod, as a list of named steps.
 
 use super::{Outcome, SERVE};
+use crate::api::{PodSpec, UserRange};
 use crate::init::{self, Failure};
 use crate::proto::{Message, PodFile};
 use std::convert::Infallible;
@@ -21,6 +22,8 @@ struct Setup {
     pod: PodFile,
     listener: Option<OwnedFd>,
     exe: Option<OwnedFd>,
+    /// The pod's user namespace.
+    users: Option<OwnedFd>,
 }
 
 type Step = (&'static str, fn(&mut Setup) -> Result<(), Failure>);
@@ -34,7 +37,7 @@ const STEPS: &[Step] = &[
     ("isolate mounts", isolate),
     ("set the host name", host_name),
     ("raise the loopback device", loopback),
-    ("set sysctls", |setup| init::sysctls(&setup.pod.spec.sysctls)),
+    ("set sysctls", sysctls),
     ("mount memory file systems", memory),
     ("open the socket", open_socket),
 ];
@@ -50,7 +53,7 @@ const OOM_SCORE: &str = "-999";
 
 pub(super) fn run(dir: &Path) -> Outcome<()> {
     let pod = read(dir).map_err(|f| ("read the configuration", f))?;
-    let mut setup = Setup { dir: dir.to_owned(), pod, listener: None, exe: None };
+    let mut setup = Setup { dir: dir.to_owned(), pod, listener: None, exe: None, users: None };
     for (name, step) in STEPS {
         step(&mut setup).map_err(|f| (*name, f))?;
     }
@@ -108,10 +111,60 @@ fn join(setup: &mut Setup) -> Result<(), Failure> {
 
 fn namespaces(setup: &mut Setup) -> Result<(), Failure> {
     let spec = &setup.pod.spec;
+    if let Some(range) = spec.users {
+        setup.users = Some(user_namespace(spec, range)?);
+        return sys::process::unshare(ns::MOUNT).map_err(|e| Failure::new("unshare", e));
+    }
     let unless = |host: bool, flag: u64| if host { 0 } else { flag };
     let own_name = unless(spec.host_network, ns::UTS);
     let flags = ns::MOUNT | own_name | unless(spec.host_network, ns::NET) | unless(spec.host_ipc, ns::IPC);
     sys::process::unshare(flags).map_err(|e| Failure::new("unshare", e))
+}
+
+/// Makes the pod's user namespace and those that belong to it, and joins the latter: a child makes them, because who makes
+/// a user namespace is in it, and the shim stays out. The mounts stay the shim's.
+fn user_namespace(spec: &PodSpec, range: UserRange) -> Result<OwnedFd, Failure> {
+    let theirs = ns::NET | ns::UTS | ns::IPC;
+    let (ours, far) = super::container::sync_pair()?;
+    let body = || {
+        // Nothing of the shim's stays open here, above all not the other end of the socket.
+        let _ = sys::process::close_others(&[far.as_fd()]);
+        let made = (|| {
+            let mut byte = [0];
+            // Its ids are there.
+            sys::fdpass::receive(far.as_fd(), &mut byte).map_err(|e| Failure::new("receive", e))?;
+            init::users::become_root()?;
+            sys::process::unshare(theirs).map_err(|e| Failure::new("unshare", e))?;
+            // These belong to the namespace's root; those of the network to whoever may configure it.
+            let own = |name: &String| !name.starts_with("net.");
+            init::sysctls(
+                &spec.sysctls.iter().filter(|(n, _)| own(n)).map(|(n, v)| (n.clone(), v.clone())).collect(),
+            )
+        })();
+        let text = made.err().map_or_else(|| "-".to_string(), |Failure(text)| text);
+        let _ = sys::fdpass::send(far.as_fd(), text.as_bytes(), &[]);
+        // Until the shim has joined.
+        let _ = sys::fdpass::receive(far.as_fd(), &mut [0]);
+        0
+    };
+    let child = sys::process::fork_into(ns::USER, None, body).map_err(|e| Failure::new("clone3", e))?;
+    let map = format!("0 {} {}", range.first, range.size);
+    for file in ["uid_map", "gid_map"] {
+        let path = format!("/proc/{}/{file}", child.pid);
+        std::fs::write(&path, &map).map_err(|e| Failure::new(&path, e))?;
+    }
+    let users = std::fs::File::open(format!("/proc/{}/ns/user", child.pid));
+    let users = users.map_err(|e| Failure::new("user namespace", e))?;
+    let fail = |e| Failure::new("user namespace", e);
+    sys::fdpass::send(ours.as_fd(), &[1], &[]).map_err(fail)?;
+    let mut answer = [0; 512];
+    let (length, _) = sys::fdpass::receive(ours.as_fd(), &mut answer).map_err(fail)?;
+    match &answer[..length] {
+        b"-" => {}
+        said => return Err(Failure(String::from_utf8_lossy(said).into_owned())),
+    }
+    sys::process::set_ns(child.pidfd.as_fd(), theirs).map_err(|e| Failure::new("setns", e))?;
+    Ok(users.into())
 }
 
 pub(super) fn folder(path: &Path) -> Result<OwnedFd, Failure> {
@@ -140,6 +193,15 @@ fn loopback(setup: &mut Setup) -> Result<(), Failure> {
     sys::process::loopback_up().map_err(|e| Failure::new("lo", e))
 }
 
+/// In a user namespace all but the network's are set already.
+fn sysctls(setup: &mut Setup) -> Result<(), Failure> {
+    let spec = &setup.pod.spec;
+    let left = |name: &str| spec.users.is_none() || name.starts_with("net.");
+    init::sysctls(
+        &spec.sysctls.iter().filter(|(n, _)| left(n)).map(|(n, v)| (n.clone(), v.clone())).collect(),
+    )
+}
+
 /// Default size of the pod's shared memory, as containerd's.
 const SHM_BYTES: u64 = 64 << 20;
 
@@ -152,7 +214,8 @@ fn memory(setup: &mut Setup) -> Result<(), Failure> {
     if !spec.host_ipc {
         let shm = setup.dir.join(SHM);
         std::fs::create_dir_all(&shm).map_err(|e| Failure::new(SHM, e))?;
-        mount_tmpfs(&shm, SHM_BYTES, "mode=1777")?;
+        let owner = spec.users.map_or(0, |range| range.first);
+        mount_tmpfs(&shm, SHM_BYTES, &format!("mode=1777,uid={owner},gid={owner}"))?;
     }
     Ok(())
 }
@@ -190,12 +253,15 @@ pub(super) fn address_of(dir: BorrowedFd<'_>, name: &str) -> sys::rustix::io::Re
 /// Executes this program again from [`protect`]'s file.
 fn again(setup: &Setup) -> Result<Infallible, Failure> {
     let listener = setup.listener.as_ref().ok_or_else(|| Failure::new("listener", "missing"))?;
-    let kept: [BorrowedFd<'_>; 2] = [sys::rustix::stdio::stdin(), listener.as_fd()];
-    for fd in kept {
+    let kept = [sys::rustix::stdio::stdin(), listener.as_fd()];
+    for fd in kept.into_iter().chain(setup.users.as_ref().map(AsFd::as_fd)) {
         fcntl_setfd(fd, FdFlags::empty()).map_err(|e| Failure::new("fcntl", e))?;
     }
     let text = |s: &str| CString::new(s).map_err(|e| Failure::new("argument", e));
-    let number = listener.as_raw_fd().to_string();
+    let mut number = listener.as_raw_fd().to_string();
+    if let Some(users) = &setup.users {
+        number += &format!(",{}", users.as_raw_fd());
+    }
     let args =
         [text("gantry")?, text("shim")?, text(&setup.dir.to_string_lossy())?, text(SERVE)?, text(&number)?];
     let file = setup.exe.as_ref().ok_or_else(|| Failure::new("program file", "missing"))?;

@@ -12,6 +12,7 @@ mod node;
 mod oracle;
 mod recovery;
 mod streams;
+mod users;
 
 use node::Node;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -37,6 +38,7 @@ const TESTS: &[(&str, Test)] = tests! {
     isolation: identity, processes, shared_pids, host_namespaces, read_only, volumes, links_in_the_image, links_that_change,
         seccomp_and_devices, devices_on_v2, host_binary, working_folder, pod_memory_volume, propagation,
         many_layers;
+    users: ids_are_mapped, users_and_terminals, output_by_name;
     oracle: crun_lifecycle, crun_subpath, crun_agrees;
 };
 
