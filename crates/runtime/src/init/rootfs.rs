@@ -52,9 +52,6 @@ pub(super) fn mount_root(init: &mut Init) -> Result<(), Failure> {
                 let mapped = Rootfs { lowers, scratch: rootfs.scratch.clone() };
                 overlay(&mapped, &at)?;
                 super::users::drop_layers(&mapped.lowers);
-                // The root folder is the upper layer's own.
-                let (uid, gid) = (fs::Uid::from_raw(users.host(0)), fs::Gid::from_raw(users.host(0)));
-                fs::chown(&at, Some(uid), Some(gid)).map_err(|e| Failure::at(&at, e))?;
             }
         }
     }
@@ -70,6 +67,13 @@ pub(crate) fn overlay(rootfs: &Rootfs, at: &Path) -> Result<(), Failure> {
     let (upper, work) = (rootfs.scratch.join("upper"), rootfs.scratch.join("work"));
     for path in [&upper, &work] {
         std::fs::create_dir_all(path).map_err(|e| Failure::at(path, e))?;
+    }
+    // The root folder that is seen is the upper layer's own: it has to be like the image's.
+    if let Some(image) = rootfs.lowers.first() {
+        let like = fs::stat(image).map_err(|e| Failure::at(image, e))?;
+        let (uid, gid) = (fs::Uid::from_raw(like.st_uid), fs::Gid::from_raw(like.st_gid));
+        fs::chown(&upper, Some(uid), Some(gid)).map_err(|e| Failure::at(&upper, e))?;
+        fs::chmod(&upper, Mode::from_raw_mode(like.st_mode & 0o7777)).map_err(|e| Failure::at(&upper, e))?;
     }
     overlay_layers(&rootfs.lowers, Some((&upper, &work)), at)
 }
