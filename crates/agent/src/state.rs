@@ -368,6 +368,8 @@ pub struct PodState {
     pub volumes_refresh_at: Option<Timestamp>,
     /// All init containers are done in this sandbox.
     pub initialized: bool,
+    /// A rule has all containers start anew, and some have yet to stop.
+    pub restarting_all: bool,
     /// By name.
     pub containers: BTreeMap<String, ContainerRecord>,
     /// A change of its resources.

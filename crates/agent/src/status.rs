@@ -8,7 +8,7 @@ use crate::decide::task::unhealthy;
 use crate::pod::{ContainerView, PodView, Role};
 use crate::state::{ContainerRecord, Hook, Phase, PodState, ProbeKind, Terminated, Waiting, Why};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::PodCondition;
+use k8s_openapi::api::core::v1::{PodCondition, VolumeMount};
 use machinery::time::format as time_text;
 use runtime::api::Exit;
 use serde_json::{Map, Value, json};
@@ -223,7 +223,16 @@ fn container_status(
     } else if let Some(last) = last.filter(|l| !l.container_id.is_empty()) {
         value["containerID"] = json!(last.container_id);
     }
+    if value.get("containerID").is_some() {
+        let mounts: Vec<Value> = container.spec.volume_mounts.iter().flatten().map(mount_status).collect();
+        if !mounts.is_empty() {
+            value["volumeMounts"] = json!(mounts);
+        }
+    }
     if record.running() {
+        if let Some(signal) = container.spec.lifecycle.as_ref().and_then(|l| l.stop_signal.as_ref()) {
+            value["stopSignal"] = json!(signal);
+        }
         if let Some(facts) = facts {
             let mut user = json!({"linux": {"uid": facts.uid, "gid": facts.gid}});
             if !facts.groups.is_empty() {
@@ -240,6 +249,16 @@ fn container_status(
         if let Some(has) = has {
             value["resources"] = json!(has);
         }
+    }
+    value
+}
+
+fn mount_status(mount: &VolumeMount) -> Value {
+    let mut value = json!({"name": mount.name, "mountPath": mount.mount_path});
+    if mount.read_only == Some(true) {
+        let recursive = matches!(mount.recursive_read_only.as_deref(), Some("Enabled" | "IfPossible"));
+        value["readOnly"] = json!(true);
+        value["recursiveReadOnly"] = json!(if recursive { "Enabled" } else { "Disabled" });
     }
     value
 }

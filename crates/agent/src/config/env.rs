@@ -1,6 +1,6 @@
 //! The environment of a container: values, fields, resources, keys, whole objects, services.
 
-use super::{ConfigError, ContainerInput, Objects, RefKind, expand::expand, fields};
+use super::{ConfigError, ContainerInput, Objects, RefKind, env_file, expand::expand, fields};
 use client::Object;
 use k8s_openapi::api::core::v1::{self as core, ConfigMap, EnvVarSource, Secret, Service};
 use std::collections::BTreeMap;
@@ -57,11 +57,26 @@ fn from(input: &ContainerInput, source: &EnvVarSource) -> Result<Option<String>,
             .map(Some)
             .map_err(ConfigError::Config);
     }
+    if let Some(file) = &source.file_key_ref {
+        let optional = file.optional == Some(true);
+        let at = |why: &str| {
+            ConfigError::Config(format!("file {:?} of volume {:?}: {why}", file.path, file.volume_name))
+        };
+        let Some(text) = (input.files)(&file.volume_name, &file.path) else {
+            return if optional { Ok(None) } else { Err(at("no such file")) };
+        };
+        let value = env_file::find(&text, &file.key).map_err(|why| at(&why))?;
+        return if value.is_none() && !optional {
+            Err(at(&format!("no key {:?}", file.key)))
+        } else {
+            Ok(value)
+        };
+    }
     let (kind, name, key, optional) = match (&source.config_map_key_ref, &source.secret_key_ref) {
         (Some(r), _) => (RefKind::ConfigMap, &r.name, &r.key, r.optional),
         (None, Some(r)) => (RefKind::Secret, &r.name, &r.key, r.optional),
         (None, None) => {
-            return Err(ConfigError::Config("this source of a variable is not supported yet".into()));
+            return Err(ConfigError::Config("a variable without a source".into()));
         }
     };
     let Some(object) = find(input.objects, kind, name, optional)? else { return Ok(None) };

@@ -47,10 +47,11 @@ pub fn hosts(pod: &PodView, facts: &NodeFacts, ips: &[IpAddr]) -> String {
             "# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n\
              fe00::0\tip6-localnet\nfe00::0\tip6-mcastprefix\nfe00::1\tip6-allnodes\nfe00::2\tip6-allrouters\n",
         );
+        let forced = pod.spec().hostname_override.as_deref();
         for ip in ips {
-            match fqdn(pod, facts) {
+            match fqdn(pod, facts).filter(|_| forced.is_none()) {
                 Some(fqdn) => text.push_str(&format!("{ip}\t{fqdn}\t{}\n", short(pod))),
-                None => text.push_str(&format!("{ip}\t{}\n", short(pod))),
+                None => text.push_str(&format!("{ip}\t{}\n", forced.unwrap_or(&short(pod)))),
             }
         }
         text

@@ -4,6 +4,7 @@
 //! values. Deliberately not here: making folders and files (`volumes`, `ops`).
 
 pub mod env;
+mod env_file;
 pub mod expand;
 pub mod fields;
 pub mod files;
@@ -80,6 +81,8 @@ pub struct ContainerInput<'a> {
     pub group: &'a str,
     /// ConfigMaps and Secrets.
     pub objects: &'a Objects,
+    /// Reads a file of one of its volumes (name, path); `None`: it is not there.
+    pub files: &'a dyn Fn(&str, &str) -> Option<String>,
     /// Services that it shall find in its environment.
     pub services: &'a [Arc<Object>],
     /// The pod's addresses.
@@ -122,7 +125,7 @@ pub fn container(input: ContainerInput, env: BTreeMap<String, String>) -> Result
         oci::User { uid: user.uid, gid: user.gid, additional_gids: user.groups.clone(), umask: None };
     let qos = input.pod.qos();
     spec.process.oom_score_adj = Some(resources::oom_score_adj(input.pod, input.container, qos, input.facts));
-    spec.linux.resources = resources::container(input.container, input.facts);
+    spec.linux.resources = resources::container(input.pod, input.container, input.facts);
     if let Some(task) = &input.pod.task {
         spec.process.rlimits = ulimits(task, input.container.name());
     }

@@ -2,8 +2,11 @@
 
 use crate::facts::NodeFacts;
 use crate::pod::{ContainerView, PodView, Qos, Role};
+use k8s_openapi::api::core::v1::ResourceRequirements;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Amount;
 use machinery::quantity::Quantity;
 use runtime::oci;
+use std::collections::BTreeMap;
 
 const SHARES_MIN: u64 = 2;
 const SHARES_MAX: u64 = 262_144;
@@ -21,12 +24,16 @@ enum Which {
 
 /// A container's request or limit; a limit alone is also its request.
 fn amount(container: &ContainerView, which: Which, name: &str) -> Option<Quantity> {
-    let resources = container.spec.resources.as_ref()?;
-    let get = |list: &Option<std::collections::BTreeMap<String, _>>| {
-        list.as_ref().and_then(|l| l.get(name)).and_then(
-            |q: &k8s_openapi::apimachinery::pkg::api::resource::Quantity| q.0.parse::<Quantity>().ok(),
-        )
-    };
+    read(container.spec.resources.as_ref()?, which, name)
+}
+
+/// An amount of the pod as a whole.
+fn of_whole(pod: &PodView, which: Which, name: &str) -> Option<Quantity> {
+    read(pod.spec().resources.as_ref()?, which, name)
+}
+
+fn read(resources: &ResourceRequirements, which: Which, name: &str) -> Option<Quantity> {
+    let get = |list: &Option<BTreeMap<String, Amount>>| list.as_ref()?.get(name)?.0.parse::<Quantity>().ok();
     match which {
         Which::Limit => get(&resources.limits),
         Which::Request => get(&resources.requests).or_else(|| get(&resources.limits)),
@@ -41,11 +48,13 @@ fn quota(milli: i64) -> i64 {
     (milli.saturating_mul(PERIOD_US) / 1000).max(QUOTA_MIN_US)
 }
 
-/// The cgroup settings of one container.
-pub fn container(container: &ContainerView, facts: &NodeFacts) -> oci::Resources {
+/// The cgroup settings of one container; where it has no limit of its own, the pod's bounds it.
+pub fn container(pod: &PodView, container: &ContainerView, facts: &NodeFacts) -> oci::Resources {
+    let limited =
+        |name: &str| amount(container, Which::Limit, name).or_else(|| of_whole(pod, Which::Limit, name));
     let request = amount(container, Which::Request, "cpu").map_or(0, |q| q.milli());
-    let limit = amount(container, Which::Limit, "cpu").map(|q| q.milli()).filter(|m| *m > 0);
-    let memory = amount(container, Which::Limit, "memory").map(|q| q.units()).filter(|m| *m > 0);
+    let limit = limited("cpu").map(|q| q.milli()).filter(|m| *m > 0);
+    let memory = limited("memory").map(|q| q.units()).filter(|m| *m > 0);
     oci::Resources {
         cpu: oci::Cpu {
             shares: Some(shares(request)),
@@ -63,13 +72,7 @@ pub fn container(container: &ContainerView, facts: &NodeFacts) -> oci::Resources
 /// Sum over all containers that run together, or the largest of the init containers; `None` when a limit is missing.
 fn total(pod: &PodView, which: Which, name: &str) -> Option<i64> {
     // Resources of the pod as a whole go first.
-    let whole = pod.spec().resources.as_ref().and_then(|r| match which {
-        Which::Request => {
-            r.requests.as_ref().and_then(|l| l.get(name)).or_else(|| r.limits.as_ref()?.get(name))
-        }
-        Which::Limit => r.limits.as_ref().and_then(|l| l.get(name)),
-    });
-    if let Some(whole) = whole.and_then(|q| q.0.parse::<Quantity>().ok()) {
+    if let Some(whole) = of_whole(pod, which, name) {
         return Some(if name == "cpu" { whole.milli() } else { whole.units() });
     }
     let value =
@@ -129,7 +132,12 @@ pub fn oom_score_adj(pod: &PodView, container: &ContainerView, qos: Qos, facts: 
         Qos::Guaranteed => -997,
         Qos::BestEffort => 1000,
         Qos::Burstable => {
-            let request = amount(container, Which::Request, "memory").map_or(0, |q| q.units());
+            let own = |c: &ContainerView| amount(c, Which::Request, "memory").map_or(0, |q| q.units());
+            // What the pod has beyond its containers' requests is shared evenly.
+            let running = || pod.containers.iter().filter(|c| c.role != Role::Ephemeral);
+            let given: i64 = running().map(own).sum();
+            let whole = of_whole(pod, Which::Request, "memory").map_or(0, |q| q.units());
+            let request = own(container) + (whole - given).max(0) / (running().count().max(1) as i64);
             let share = i128::from(request) * 1000 / i128::from(facts.memory_bytes.max(1));
             i32::try_from(1000 - share).unwrap_or(3).clamp(3, 999)
         }

@@ -65,6 +65,7 @@ impl Case {
             passwd: PASSWD,
             group: GROUP,
             objects: &self.objects,
+            files: &|volume, path| (volume == "v" && path == "a.env").then(|| "K='from file'\n".to_string()),
             services: &self.services,
             pod_ips: &["10.0.0.9".parse().unwrap()],
             facts: &facts,
@@ -155,6 +156,14 @@ fn missing_references_in_upstreams_words() {
     assert_eq!(with(json!({"secretKeyRef": {"name": "s", "key": "k"}})), "couldn't find key k in Secret n/s");
     let all = case(json!({"envFrom": [{"secretRef": {"name": "x"}}]}));
     assert_eq!(all.error(), "secret \"x\" not found");
+    let file = |path: &str, key: &str| json!({"fileKeyRef": {"volumeName": "v", "path": path, "key": key}});
+    assert_eq!(with(file("b", "K")), "file \"b\" of volume \"v\": no such file");
+    assert_eq!(with(file("a.env", "L")), "file \"a.env\" of volume \"v\": no key \"L\"");
+    let mut maybe = file("a.env", "L");
+    maybe["fileKeyRef"]["optional"] = json!(true);
+    let env = json!([{"name": "A", "valueFrom": file("a.env", "K")}, {"name": "B", "valueFrom": maybe}]);
+    let env = case(json!({"env": env})).spec().process.env;
+    assert!(env.contains(&"A=from file".to_string()) && !env.iter().any(|e| e.starts_with("B=")), "{env:?}");
 }
 
 #[test]
@@ -164,16 +173,16 @@ fn identities() {
         it.image.user = user.into();
         it.build().map(|c| (c.user.uid, c.user.gid, c.user.groups)).map_err(|e| e.to_string())
     };
-    assert_eq!(of(json!({}), ""), Ok((0, 0, vec![])));
-    assert_eq!(of(json!({}), "web"), Ok((101, 102, vec![29])));
-    assert_eq!(of(json!({}), "7:audio"), Ok((7, 29, vec![])));
-    assert_eq!(of(json!({"securityContext": {"runAsUser": 101}}), "root"), Ok((101, 102, vec![29])));
-    assert_eq!(of(json!({"securityContext": {"runAsUser": 5, "runAsGroup": 6}}), ""), Ok((5, 6, vec![])));
+    assert_eq!(of(json!({}), ""), Ok((0, 0, vec![0])), "the first group is among them");
+    assert_eq!(of(json!({}), "web"), Ok((101, 102, vec![29, 102])));
+    assert_eq!(of(json!({}), "7:audio"), Ok((7, 29, vec![29])));
+    assert_eq!(of(json!({"securityContext": {"runAsUser": 101}}), "root"), Ok((101, 102, vec![29, 102])));
+    assert_eq!(of(json!({"securityContext": {"runAsUser": 5, "runAsGroup": 6}}), ""), Ok((5, 6, vec![6])));
     let non_root = json!({"securityContext": {"runAsNonRoot": true}});
     let text = "container has runAsNonRoot and image will run as root (pod: \"p_n(u)\", container: a)";
     assert_eq!(of(non_root.clone(), ""), Err(text.into()));
     assert!(of(non_root.clone(), "web").unwrap_err().contains("has non-numeric user (web)"));
-    assert_eq!(of(non_root, "101"), Ok((101, 102, vec![29])));
+    assert_eq!(of(non_root, "101"), Ok((101, 102, vec![29, 102])));
 }
 
 #[test]

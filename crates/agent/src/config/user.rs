@@ -100,6 +100,8 @@ pub fn identity(input: &ContainerInput) -> Result<Identity, ConfigError> {
     if let Some(gid) = pods.and_then(|s| s.fs_group) {
         extra.push(wide(gid)?);
     }
+    // Being in the first group must not be a way around what the file system denies that group.
+    extra.push(identity.gid);
     extra.sort_unstable();
     extra.dedup();
     identity.groups = extra;

@@ -301,7 +301,7 @@ fn advance(state: &mut PodState, input: &Input, plan: &mut Plan) {
         tend(record, container, input, plan);
     }
     resize::drive(state, input, plan);
-    if !state.volumes.ready {
+    if restart::all(state, input, plan) || !state.volumes.ready {
         return;
     }
     let run_main = init(state, input, plan);

@@ -11,6 +11,7 @@ use crate::state::{ContainerRecord, PodState, Resize};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ResourceRequirements;
 use machinery::quantity::Quantity;
+use std::collections::BTreeSet;
 
 /// Resources that are changed in place.
 const MUTABLE: [&str; 2] = ["cpu", "memory"];
@@ -45,9 +46,18 @@ fn unequal<'a>(state: &PodState, pod: &'a PodView) -> Vec<(&'a ContainerView, Ve
     unequal.collect()
 }
 
+/// Resources of the pod as a whole: nothing but the generation says whether its cgroup has them.
+fn whole_changed(state: &PodState, pod: &PodView) -> bool {
+    pod.spec().resources.is_some()
+        && state.resize.settled != pod.object.meta().generation
+        && state.containers.values().any(ContainerRecord::running)
+}
+
 /// Does the pod wait for a resize?
 pub fn pending(state: &PodState, pod: &PodView) -> bool {
-    state.ending.is_none() && (state.resize.again || !unequal(state, pod).is_empty())
+    // A pod that was found running has what it had.
+    let whole = state.resize.settled > 0 && whole_changed(state, pod);
+    state.ending.is_none() && (state.resize.again || whole || !unequal(state, pod).is_empty())
 }
 
 fn restarts(container: &ContainerView, changed: &[&str]) -> bool {
@@ -63,7 +73,8 @@ pub(super) fn drive(state: &mut PodState, input: &Input, plan: &mut Plan) {
     // Instances that stop have the old amounts, and no child may have more than its pod.
     let again =
         state.resize.again && !state.containers.values().any(|r| r.restart_now || r.stopping.is_some());
-    if (todo.is_empty() && !again) || state.resize.refusal.is_some() || state.resize.busy {
+    let whole = whole_changed(state, input.pod);
+    if (todo.is_empty() && !again && !whole) || state.resize.refusal.is_some() || state.resize.busy {
         return;
     }
     if let Some(at) = state.resize.retry_at.filter(|at| *at > input.now) {
@@ -75,7 +86,16 @@ pub(super) fn drive(state: &mut PodState, input: &Input, plan: &mut Plan) {
     if again || !in_place.is_empty() || state.resize.settled != generation {
         state.resize.busy = true;
         let attempt = |name: &str| state.containers[name].attempt;
-        let containers = in_place.iter().map(|(c, _)| (c.name().to_string(), attempt(c.name()))).collect();
+        let mut names: BTreeSet<&str> = in_place.iter().map(|(c, _)| c.name()).collect();
+        if whole {
+            // The pod's limits are those of containers that have none.
+            let stays = |c: &&ContainerView| !restarting.iter().any(|(r, _)| r.name() == c.name());
+            let all = input.pod.containers.iter().filter(stays);
+            names.extend(
+                all.map(|c| c.name()).filter(|n| state.containers.get(*n).is_some_and(|r| r.running())),
+            );
+        }
+        let containers = names.into_iter().map(|n| (n.to_string(), attempt(n))).collect();
         return plan.act(Action::Resize { containers, generation, part: !restarting.is_empty() });
     }
     let restarting: Vec<ContainerView> = restarting.into_iter().map(|(c, _)| c.clone()).collect();

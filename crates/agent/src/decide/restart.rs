@@ -1,9 +1,10 @@
 //! When a container starts again: policy, rules and crash back-off.
 
-use super::{FORGET_AFTER, Plan, RESTART, after, delay};
+use super::{FORGET_AFTER, Input, Plan, RESTART, after, delay, stop};
 use crate::pod::{ContainerView, PodView, Role};
-use crate::state::{ContainerRecord, Hook, Phase, Terminated, Tries, Waiting};
+use crate::state::{ContainerRecord, Hook, Phase, PodState, Terminated, Tries, Waiting};
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ContainerRestartRule;
 use std::collections::BTreeMap;
 
 /// When the next instance starts.
@@ -27,12 +28,8 @@ pub fn restarts(pod: &PodView, container: &ContainerView, end: &Terminated) -> b
         Role::Sidecar => return true,
         Role::Init | Role::Main => {}
     }
-    for rule in container.spec.restart_policy_rules.iter().flatten() {
-        let Some(codes) = &rule.exit_codes else { continue };
-        let listed = codes.values.iter().flatten().any(|c| *c == end.exit_code);
-        if rule.action == "Restart" && listed == (codes.operator == "In") {
-            return true;
-        }
+    if rule(container, end).is_some() {
+        return true;
     }
     match container.spec.restart_policy.as_deref().unwrap_or(pod.restart_policy()) {
         "Never" => false,
@@ -40,6 +37,44 @@ pub fn restarts(pod: &PodView, container: &ContainerView, end: &Terminated) -> b
         "Always" if container.role == Role::Main => true,
         _ => end.exit_code != 0,
     }
+}
+
+/// The action of the first rule that this end matches.
+fn rule<'a>(container: &'a ContainerView, end: &Terminated) -> Option<&'a str> {
+    let mut rules = container.spec.restart_policy_rules.iter().flatten();
+    let matches = |rule: &&ContainerRestartRule| {
+        let Some(codes) = &rule.exit_codes else { return false };
+        let listed = codes.values.iter().flatten().any(|c| *c == end.exit_code);
+        listed == (codes.operator == "In")
+    };
+    rules.find(matches).map(|rule| rule.action.as_str())
+}
+
+/// Where a container's end asks for it, has all containers start anew, init containers first. True while some of them
+/// still stop.
+pub(super) fn all(state: &mut PodState, input: &Input, plan: &mut Plan) -> bool {
+    let containers = || input.pod.containers.iter().filter(|c| c.role != Role::Ephemeral);
+    let asks = containers().find(|c| {
+        let record = state.containers.get(c.name()).filter(|r| !r.restart_now);
+        record
+            .and_then(ContainerRecord::ended)
+            .is_some_and(|end| rule(c, end) == Some("RestartAllContainers"))
+    });
+    if let Some(asks) = asks {
+        state.initialized = false;
+        state.restarting_all = true;
+        let message = format!("Container {} asks for all containers to restart", asks.name());
+        for container in containers() {
+            let Some(record) = state.containers.get_mut(container.name()) else { continue };
+            record.restart_now |= record.ended().is_some() || record.running();
+            if record.running() && record.stopping.is_none() {
+                let reason = stop::Reason { message: message.clone(), grace: input.pod.spec_grace() };
+                stop::begin(record, container, reason, input.now, plan);
+            }
+        }
+    }
+    state.restarting_all &= state.containers.values().any(|r| r.stopping.is_some() && r.running());
+    state.restarting_all
 }
 
 /// When the container's next instance is due.

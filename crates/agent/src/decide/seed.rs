@@ -26,8 +26,13 @@ pub fn seed(pod: &PodView, live: Option<&PodInfo>, now: Timestamp, wall: Timesta
         volumes: Setup::default(),
         volumes_refresh_at: None,
         initialized: false,
+        restarting_all: false,
         containers: Default::default(),
-        resize: Resize::default(),
+        // What is new starts with what it shall have; what ran before is seen to once.
+        resize: Resize {
+            settled: if live.is_none() { pod.object.meta().generation } else { 0 },
+            ..Resize::default()
+        },
         verdict: None,
         ending: None,
         teardown: Setup::default(),

@@ -320,6 +320,42 @@ fn a_sidecar_starts_first_and_stops_last() {
 }
 
 #[test]
+fn a_rule_restarts_all_containers() {
+    let rules = json!([{"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [42]}}]);
+    let spec = json!({
+        "initContainers": [{"name": "i", "image": "i"}, {"name": "s", "image": "i", "restartPolicy": "Always"}],
+        "containers": [{"name": "a", "image": "i", "restartPolicy": "Never", "restartPolicyRules": rules},
+            {"name": "b", "image": "i"}],
+        "restartPolicy": "Never",
+    });
+    let mut world = World::new(pod(spec)).runs("i", &[(1, 0), (1, 0)]).runs("a", &[(2, 42), (5, 0)]);
+    let log = world.until(7);
+    let starts: Vec<&str> = log.iter().filter(|l| l.contains(" start ")).map(|l| l.trim()).collect();
+    assert_eq!(
+        starts,
+        [
+            "0 start i#0",
+            "1 start s#0",
+            "1 start a#0",
+            "1 start b#0",
+            "3 start i#1",
+            "4 start s#1",
+            "4 start a#1",
+            "4 start b#1"
+        ],
+        "{log:?}"
+    );
+    let counts =
+        |list: &Value| list.as_array().unwrap().iter().map(|c| c["restartCount"].clone()).collect::<Vec<_>>();
+    let status = world.status();
+    assert_eq!(
+        (counts(&status["initContainerStatuses"]), counts(&status["containerStatuses"])),
+        (vec![json!(1); 2], vec![json!(1); 2])
+    );
+    assert_eq!(status["phase"], "Running");
+}
+
+#[test]
 fn deletion_runs_the_hook_within_the_grace_then_kills() {
     let spec = json!({"terminationGracePeriodSeconds": 5, "containers": [
         {"name": "a", "image": "i", "lifecycle": {"preStop": {"sleep": {"seconds": 1}}}}, {"name": "b", "image": "i"}]});

@@ -24,6 +24,8 @@ const LOG_BYTES_MAX: u64 = 10 << 20;
 const LOG_FILES_MAX: u32 = 5;
 /// A larger `/etc/passwd` is not read.
 const PASSWD_MAX: u64 = 1 << 20;
+/// Largest file of variables (upstream's figure for its lines together).
+const ENV_FILE_MAX: u64 = 64 << 10;
 /// A larger seccomp profile is none.
 const PROFILE_MAX: u64 = 1 << 20;
 
@@ -66,6 +68,7 @@ pub(super) fn prepare(node: &Node, start: Start) -> Result<(ContainerSpec, Facts
         passwd: &text("etc/passwd"),
         group: &text("etc/group"),
         objects: &objects,
+        files: &|volume, path| subpath::read_text(&mounted.get(volume)?.path, path, ENV_FILE_MAX),
         services: &services,
         pod_ips: &ips,
         facts,

@@ -24,7 +24,7 @@ async fn try_resize(
     let (runtime, facts) = (&node.runtime, &*node.facts);
     for (name, attempt) in &containers {
         let Some(view) = pod.container(name) else { continue };
-        let limit = resources::container(view, facts).memory.limit;
+        let limit = resources::container(pod, view, facts).memory.limit;
         let used =
             runtime.usage(uid, Some(&instance_id(name, *attempt))).unwrap_or_default().working_set_bytes;
         let used = i64::try_from(used).unwrap_or(i64::MAX);
@@ -43,7 +43,7 @@ async fn try_resize(
     for (name, attempt) in containers {
         let Some(view) = pod.container(&name) else { continue };
         let id = instance_id(&name, attempt);
-        let wanted = resources::container(view, facts);
+        let wanted = resources::container(pod, view, facts);
         runtime.update_resources(uid, Some(&id), wanted).await.map_err(|e| e.to_string())?;
         done.push((name, attempt, view.spec.resources.clone().unwrap_or_default()));
     }
