@@ -119,6 +119,8 @@ struct Stored {
 }
 
 const FILE: &str = "aws.key";
+/// What the ids of lasting keys begin with.
+pub const USER_KEY: &str = "AKIA";
 
 /// The pair that was made for this instance; `None` before its first start.
 pub fn generated(folder: &Path) -> Option<Pair> {
@@ -136,7 +138,8 @@ impl AccessKeys {
         if !path.exists() {
             let mut bytes = [0; 64];
             random.fill(&mut bytes).map_err(|_| AccessError::Random)?;
-            let own = Pair { access_key: key_id("AKIA", &bytes[32..42]), secret: secret_text(&bytes[34..]) };
+            let own =
+                Pair { access_key: key_id(USER_KEY, &bytes[32..42]), secret: secret_text(&bytes[34..]) };
             let stored = Stored { version: 1, master: BASE64_STANDARD.encode(&bytes[..32]), own };
             write_private(&path, &serde_json::to_string(&stored).map_err(|_| AccessError::Damaged(FILE))?)?;
         }
@@ -187,6 +190,28 @@ impl AccessKeys {
         }
         let fixed = self.fixed.get(access_key).filter(|f| near || f.secret.len() >= SECRET_MIN);
         fixed.map(|f| (f.secret.clone(), f.principal.clone())).ok_or(KeyError::Unknown)
+    }
+
+    /// Is it one of the configured pairs, or this instance's own?
+    pub fn is_configured(&self, access_key: &str) -> bool {
+        self.fixed.contains_key(access_key)
+    }
+
+    /// A new pair for a user, whose secret only the id and the master key tell.
+    ///
+    /// # Errors
+    /// No random numbers.
+    pub fn user_pair(&self) -> Result<Pair, AccessError> {
+        let mut bytes = [0; 10];
+        self.random.fill(&mut bytes).map_err(|_| AccessError::Random)?;
+        let access_key = key_id(USER_KEY, &bytes);
+        let secret = self.user_secret(&access_key);
+        Ok(Pair { access_key, secret })
+    }
+
+    /// The secret of such a pair. Whether it is good, who keeps the ids knows.
+    pub fn user_secret(&self, access_key: &str) -> String {
+        secret_text(hmac::sign(&self.master, format!("user\n{access_key}").as_bytes()).as_ref())
     }
 
     /// New credentials for somebody, until `expires` (seconds since 1970).

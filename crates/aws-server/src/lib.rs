@@ -4,6 +4,7 @@
 //! not here: controllers (`ecs`), the wire tables (`aws-schema`).
 
 pub mod http;
+pub mod policy;
 mod protocol;
 pub mod service;
 pub mod services;

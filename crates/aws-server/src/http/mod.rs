@@ -1,12 +1,13 @@
 //! The front end: from an HTTP request to an operation and back.
 //!
 //! Order: signature's head, key and time (before the body is read), body, signature, route, throttle, input,
-//! constraints, operation, answer. Invariants: nothing of a request is acted upon before its signature is found
+//! constraints, permission, operation, answer. Invariants: nothing of a request is acted upon before its signature is found
 //! right; every request gets an answer in its protocol's form with a request id; an operation that panics answers
 //! 500. Unsigned calls reach only operations whose model says so.
 
 mod body;
 mod metrics;
+mod permit;
 mod route;
 mod serve;
 mod signature;
@@ -14,10 +15,11 @@ mod throttle;
 
 use crate::protocol::{self, Reply, Wire, events, query};
 use crate::service::{AwsError, Call, Caller, Service, Shared};
+use crate::services::iam::bound::Bound;
 use crate::services::s3::{self, S3};
 use crate::validate;
 use ::http::{Method, Response, header, request::Parts};
-use auth::access::AccessKeys;
+use auth::access::{AccessKeys, Principal, USER_KEY};
 use auth::sigv4::Head;
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt};
@@ -25,6 +27,7 @@ use futures_util::stream::{BoxStream, StreamExt};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::body::{Frame, Incoming};
 use route::{Asked, Route};
+use serde_json::Value;
 use signature::{Problem, Signer};
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -72,6 +75,7 @@ pub struct Aws {
     services: BTreeMap<&'static str, Arc<dyn Service>>,
     served: BTreeMap<&'static str, Vec<&'static str>>,
     keys: Arc<AccessKeys>,
+    bound: Bound,
     shared: Shared,
     s3: Option<Arc<S3>>,
     upgrades: Vec<Arc<dyn Upgrade>>,
@@ -142,6 +146,18 @@ impl Asking<'_> {
         }
     }
 
+    fn call(&self, caller: Caller, region: String, operation: &'static str, input: Value) -> Call {
+        Call {
+            caller,
+            region,
+            operation,
+            input,
+            request_id: self.id.clone(),
+            now_ms: self.now_ms,
+            endpoint: format!("http://{}", self.header("host")),
+        }
+    }
+
     fn asked<'s>(&'s self, scope: Option<&'s str>) -> Asked<'s> {
         Asked {
             method: self.parts.method.as_str(),
@@ -175,6 +191,7 @@ impl Aws {
             services,
             served,
             keys: config.keys,
+            bound: Bound::new(&config.shared),
             shared: config.shared,
             s3: config.s3,
             upgrades: config.upgrades,
@@ -257,7 +274,8 @@ impl Aws {
         let near = asking.peer.ip().is_loopback() && asking.header("origin").is_empty();
         let problem =
             |p: Problem, scope: Option<&str>| early(p.worded(route::manner(&asking.asked(scope))), scope);
-        let signer = match signature::signer(&self.keys, &head, near, (now_ms / 1_000) as i64) {
+        let user = self.user(&head).await;
+        let signer = match signature::signer(&self.keys, user, &head, near, (now_ms / 1_000) as i64) {
             Ok(signer) => signer,
             Err(p) => {
                 let presented = head.presented().ok().flatten();
@@ -277,12 +295,16 @@ impl Aws {
             },
             None => body,
         };
-        if let (Some(signer), Some(s3)) = (signer.as_ref().filter(|s| s.presented.service == S3_SCOPE), &self.s3)
+        if let (Some(signer), Some(s3)) =
+            (signer.as_ref().filter(|s| s.presented.service == S3_SCOPE), &self.s3)
         {
             if !self.throttle.admit(&signer.caller.access_key, now_ms) {
                 return early(throttled(route::manner(&asking.asked(scope))), scope);
             }
-            let reply = s3.handle(asking.for_s3(signer, body), &asking.id).await;
+            let reply = match self.permit_s3(asking, signer).await {
+                Ok(()) => s3.handle(asking.for_s3(signer, body), &asking.id).await,
+                Err(error) => s3::refuse(&error, asking.parts.uri.path(), &asking.id),
+            };
             let wire = route::manner(&asking.asked(scope));
             return Answered { wire, service: None, operation: None, outcome: Ok(Output::Whole(reply)) };
         }
@@ -301,6 +323,45 @@ impl Aws {
         };
         let outcome = self.run(asking, &route, signer, &body).await;
         Answered { wire: route.wire, service: Some(route.service), operation: Some(route.operation), outcome }
+    }
+
+    /// The user whose key signed, where it is a user's.
+    async fn user(&self, head: &Head<'_>) -> Option<(String, Principal)> {
+        let presented = head.presented().ok()??;
+        let id = &presented.access_key;
+        if presented.token.is_some() || !id.starts_with(USER_KEY) || self.keys.is_configured(id) {
+            return None;
+        }
+        let holder = self.bound.holder(id).await;
+        let holder = holder.inspect_err(|error| tracing::warn!(%error, "a user's access key")).ok()??;
+        Some((self.keys.user_secret(id), holder))
+    }
+
+    /// May the caller do this? Its account may always.
+    async fn permit(&self, call: &Call, route: &Route, from: SocketAddr) -> Result<(), AwsError> {
+        match self.bound.policies(&call.caller).await? {
+            None => Ok(()),
+            Some(policies) => {
+                let service = route.service.head.signing_name;
+                permit::check(&policies, service, call, &from.ip().to_string(), route.wire)
+            }
+        }
+    }
+
+    /// The same for S3. Who copies must be allowed to read, too.
+    async fn permit_s3(&self, asking: &Asking<'_>, signer: &Signer) -> Result<(), AwsError> {
+        let Some(policies) = self.bound.policies(&signer.caller).await? else { return Ok(()) };
+        let call = asking.call(signer.caller.clone(), signer.presented.region.clone(), "", Value::Null);
+        let from = asking.peer.ip().to_string();
+        let uri = &asking.parts.uri;
+        let own = (asking.parts.method.as_str(), uri.path(), uri.query().unwrap_or_default());
+        let copied = asking.header("x-amz-copy-source");
+        permit::check_s3(&policies, own, &call, &from)?;
+        if copied.is_empty() {
+            Ok(())
+        } else {
+            permit::check_s3(&policies, ("GET", copied, ""), &call, &from)
+        }
     }
 
     /// Runs the operation that was found.
@@ -336,15 +397,8 @@ impl Aws {
         if let Some(shape) = operation.input {
             validate::check(table, operation.name, shape, &input)?;
         }
-        let call = Call {
-            caller,
-            region,
-            operation: operation.name,
-            input,
-            request_id: asking.id.clone(),
-            now_ms: asking.now_ms,
-            endpoint: format!("http://{}", asking.header("host")),
-        };
+        let call = asking.call(caller, region, operation.name, input);
+        self.permit(&call, route, asking.peer).await?;
         let panicked =
             |_| AwsError::server("InternalFailure", "The operation failed inside Gantry; its log says more");
         if let Some(streaming) = service.stream(&call) {

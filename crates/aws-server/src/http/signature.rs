@@ -3,7 +3,7 @@
 
 use crate::protocol::Wire;
 use crate::service::{AwsError, Caller};
-use auth::access::{AccessKeys, KeyError};
+use auth::access::{AccessKeys, KeyError, Principal};
 use auth::sigv4::{ChunkError, Head, Payload, Presented, SignatureError};
 use aws_schema::Protocol;
 
@@ -16,13 +16,23 @@ pub struct Signer {
     secret: String,
 }
 
-/// Reads the signature and looks the key up, before the body is read. `None`: the request is not signed.
+/// Reads the signature and looks the key up, before the body is read. `None`: the request is not signed. `user`: secret
+/// and holder of the key, where it is a user's.
 ///
 /// # Errors
 /// The signature is not whole, its key is not known, or its time is not now.
-pub fn signer(keys: &AccessKeys, head: &Head<'_>, near: bool, now: i64) -> Result<Option<Signer>, Problem> {
+pub fn signer(
+    keys: &AccessKeys,
+    user: Option<(String, Principal)>,
+    head: &Head<'_>,
+    near: bool,
+    now: i64,
+) -> Result<Option<Signer>, Problem> {
     let Some(presented) = head.presented()? else { return Ok(None) };
-    let (secret, principal) = keys.find(&presented.access_key, presented.token.as_deref(), near, now)?;
+    let (secret, principal) = match user {
+        Some(user) => user,
+        None => keys.find(&presented.access_key, presented.token.as_deref(), near, now)?,
+    };
     presented.check_time(now)?;
     let caller = Caller {
         account: principal.account,

@@ -6,8 +6,8 @@
 use crate::config::Config;
 use crate::up::aws::credentials_file;
 use anyhow::{Context, Result, bail, ensure};
+use auth::sigv4::Signer;
 use jiff::Timestamp;
-use ring::{digest, hmac};
 use serde_json::Value;
 use std::fmt::Write as _;
 use std::io::{Read, Write as _};
@@ -26,15 +26,7 @@ pub const ECS: Service = ("ecs", "AmazonEC2ContainerServiceV20141113");
 pub const LOGS: Service = ("logs", "Logs_20140328");
 
 /// Where, and as whom.
-pub struct Client {
-    /// `host:port`.
-    host: String,
-    key: String,
-    secret: String,
-    token: String,
-    /// Region of the signatures.
-    pub region: String,
-}
+pub struct Client(Signer);
 
 fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|v| !v.is_empty())
@@ -51,9 +43,9 @@ impl Client {
         let region = variable("AWS_REGION").or_else(|| variable("AWS_DEFAULT_REGION"));
         let region = region.unwrap_or_else(|| config.aws_region.clone());
         let token = variable("AWS_SESSION_TOKEN").unwrap_or_default();
-        if let (Some(key), Some(secret)) = (variable("AWS_ACCESS_KEY_ID"), variable("AWS_SECRET_ACCESS_KEY"))
-        {
-            return Ok(Client { host, key, secret, token, region });
+        let keys = (variable("AWS_ACCESS_KEY_ID"), variable("AWS_SECRET_ACCESS_KEY"));
+        if let (Some(access_key), Some(secret)) = keys {
+            return Ok(Client(Signer { access_key, secret, token, region, host }));
         }
         let file = credentials_file(config);
         let text = std::fs::read_to_string(&file);
@@ -63,23 +55,29 @@ impl Client {
             let found = text.lines().find_map(|l| l.split_once('=').filter(|(n, _)| n.trim() == name));
             found.map_or(String::new(), |(_, v)| v.trim().to_string())
         };
-        let (key, secret) = (value("aws_access_key_id"), value("aws_secret_access_key"));
-        Ok(Client { host, key, secret, token: String::new(), region })
+        let (access_key, secret) = (value("aws_access_key_id"), value("aws_secret_access_key"));
+        Ok(Client(Signer { access_key, secret, token: String::new(), region, host }))
+    }
+
+    /// Region of the signatures.
+    pub fn region(&self) -> &str {
+        &self.0.region
     }
 
     /// Calls an operation.
-    pub fn call(&self, service: Service, operation: &str, input: &Value) -> Result<Value> {
+    pub fn call(&self, (service, prefix): Service, operation: &str, input: &Value) -> Result<Value> {
         let body = input.to_string();
-        let headers = self.signed(service, operation, &body, Timestamp::now().as_second());
+        let target = format!("{prefix}.{operation}");
+        let headers = self.0.json(service, &target, &body, Timestamp::now().as_second());
         let mut head = String::from("POST / HTTP/1.1\r\nconnection: close\r\n");
         for (name, value) in &headers {
             write!(head, "{name}: {value}\r\n")?;
         }
         write!(head, "content-length: {}\r\n\r\n", body.len())?;
-        let address = self.host.to_socket_addrs().ok().and_then(|mut a| a.next());
-        let address = address.with_context(|| format!("{:?} is no address", self.host))?;
+        let address = self.0.host.to_socket_addrs().ok().and_then(|mut a| a.next());
+        let address = address.with_context(|| format!("{:?} is no address", self.0.host))?;
         let mut stream = TcpStream::connect_timeout(&address, PATIENCE)
-            .with_context(|| format!("no AWS endpoint at {}: does gantry run?", self.host))?;
+            .with_context(|| format!("no AWS endpoint at {}: does gantry run?", self.0.host))?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.write_all((head + &body).as_bytes())?;
         let mut answer = Vec::new();
@@ -93,44 +91,6 @@ impl Client {
         let kind = text("__type").unwrap_or_else(|| format!("HTTP {code}"));
         let message = text("message").or_else(|| text("Message")).unwrap_or_default();
         bail!("{message} ({})", kind.rsplit('#').next().unwrap_or_default())
-    }
-
-    /// All headers of a request, signature included.
-    fn signed(
-        &self,
-        (service, prefix): Service,
-        operation: &str,
-        body: &str,
-        now: i64,
-    ) -> Vec<(String, String)> {
-        let at = auth::sigv4::compact(now);
-        let date = at.get(..8).unwrap_or_default().to_string();
-        let mut headers = vec![
-            ("content-type".to_string(), "application/x-amz-json-1.1".to_string()),
-            ("host".into(), self.host.clone()),
-            ("x-amz-date".into(), at.clone()),
-        ];
-        if !self.token.is_empty() {
-            headers.push(("x-amz-security-token".into(), self.token.clone()));
-        }
-        headers.push(("x-amz-target".into(), format!("{prefix}.{operation}")));
-        let names: Vec<&str> = headers.iter().map(|(n, _)| n.as_str()).collect();
-        let names = names.join(";");
-        let lines: String = headers.iter().map(|(n, v)| format!("{n}:{v}\n")).collect();
-        let hash = |text: &str| auth::sigv4::hex(digest::digest(&digest::SHA256, text.as_bytes()).as_ref());
-        let canonical = format!("POST\n/\n\n{lines}\n{names}\n{}", hash(body));
-        let scope = format!("{date}/{}/{service}/aws4_request", self.region);
-        let text = format!("AWS4-HMAC-SHA256\n{at}\n{scope}\n{}", hash(&canonical));
-        let sign = |key: &[u8], text: &str| {
-            hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), text.as_bytes()).as_ref().to_vec()
-        };
-        let first = format!("AWS4{}", self.secret).into_bytes();
-        let key =
-            [&*date, &*self.region, service, "aws4_request"].iter().fold(first, |key, part| sign(&key, part));
-        let signature = auth::sigv4::hex(&sign(&key, &text));
-        let how = format!("Credential={}/{scope}, SignedHeaders={names}, Signature={signature}", self.key);
-        headers.push(("authorization".into(), format!("AWS4-HMAC-SHA256 {how}")));
-        headers
     }
 }
 
@@ -163,26 +123,6 @@ fn response(bytes: &[u8]) -> Result<(u16, Vec<u8>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use auth::sigv4::Head;
-
-    #[test]
-    fn signatures_are_what_the_server_wants() {
-        let client = Client {
-            host: "127.0.0.1:4566".into(),
-            key: "AKIDEXAMPLE".into(),
-            secret: "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY".into(),
-            token: "t".into(),
-            region: "us-east-1".into(),
-        };
-        let headers = client.signed(ECS, "ListTasks", "{}", 1_700_000_000);
-        let head = Head { method: "POST", path: "/", query: "", headers: &headers };
-        let presented = head.presented().unwrap().unwrap();
-        assert_eq!((presented.access_key.as_str(), presented.service.as_str()), ("AKIDEXAMPLE", "ecs"));
-        presented.check_time(1_700_000_010).unwrap();
-        presented.verify(&head, &client.secret, b"{}").unwrap();
-        assert!(presented.verify(&head, "other", b"{}").is_err());
-        assert!(presented.verify(&head, &client.secret, b"{\"a\": 1}").is_err());
-    }
 
     #[test]
     fn answers_in_one_piece_or_several() {

@@ -130,7 +130,7 @@ impl Project {
         let options = task::Options {
             project: self.name.clone(),
             fargate: self.launch == "FARGATE",
-            region: self.client.region.clone(),
+            region: self.client.region().to_string(),
             account: account.to_string(),
             env_files: self.env_files(file)?,
         };

@@ -1,23 +1,29 @@
-//! IAM, the part that flows around containers need: roles, policies, instance profiles, as documents that are kept and
-//! given back. Nothing is enforced by them yet.
+//! IAM, the part that flows around containers need: users with access keys, roles, policies, instance profiles.
 //!
-//! Objects of group `iam.gantry.dev`; IAM has no region. Deliberately not here: users, groups, federation.
+//! Identity policies bind users and assumed roles ([`bound`], `crate::policy`); trust policies are kept and not evaluated.
+//! Objects of group `iam.gantry.dev`; IAM has no region. Deliberately not here: groups, federation, boundaries.
 
+pub mod bound;
 mod common;
 mod managed;
 mod policies;
 mod profiles;
 mod role_policies;
 mod roles;
+mod users;
 
 use super::Parts;
 use super::kept::{Kept, Reach};
 use crate::operation;
-use crate::service::{Operation, Service, Table};
+use crate::service::{Call, Caller, Operation, Service, Table};
+use auth::AccessKeys;
 use k8s_schema::{Gvr, gvr};
+use serde_json::Value;
 use std::sync::Arc;
 
 const POLICIES: Gvr = Gvr::new("iam.gantry.dev", "v1", "policies");
+const USERS: Gvr = Gvr::new("iam.gantry.dev", "v1", "users");
+const ACCESS_KEYS: Gvr = Gvr::new("iam.gantry.dev", "v1", "accesskeys");
 const PROFILES: Gvr = Gvr::new("iam.gantry.dev", "v1", "instanceprofiles");
 
 /// What the operations share.
@@ -25,6 +31,28 @@ pub struct State {
     roles: Kept,
     policies: Kept,
     profiles: Kept,
+    users: Kept,
+    keys: Kept,
+    access: Arc<AccessKeys>,
+    home: (String, String),
+}
+
+impl State {
+    /// A call of the home account, where access keys are.
+    fn home_call(&self) -> Call {
+        let (account, region) = self.home.clone();
+        let nobody =
+            Caller { account, access_key: String::new(), arn: String::new(), user_id: String::new() };
+        Call {
+            caller: nobody,
+            region,
+            operation: "",
+            input: Value::Null,
+            request_id: String::new(),
+            now_ms: 0,
+            endpoint: String::new(),
+        }
+    }
 }
 
 const OPERATIONS: &[Operation<State>] = &[
@@ -46,6 +74,24 @@ const OPERATIONS: &[Operation<State>] = &[
     operation!("AttachRolePolicy", role_policies::attach),
     operation!("DetachRolePolicy", role_policies::detach),
     operation!("ListAttachedRolePolicies", role_policies::list_attached),
+    operation!("CreateUser", users::create),
+    operation!("GetUser", users::get),
+    operation!("ListUsers", users::list),
+    operation!("DeleteUser", users::delete),
+    operation!("TagUser", users::tag),
+    operation!("UntagUser", users::untag),
+    operation!("ListUserTags", users::list_tags),
+    operation!("CreateAccessKey", users::create_key),
+    operation!("ListAccessKeys", users::list_keys),
+    operation!("UpdateAccessKey", users::update_key),
+    operation!("DeleteAccessKey", users::delete_key),
+    operation!("PutUserPolicy", role_policies::put),
+    operation!("GetUserPolicy", role_policies::get),
+    operation!("ListUserPolicies", role_policies::list),
+    operation!("DeleteUserPolicy", role_policies::delete),
+    operation!("AttachUserPolicy", role_policies::attach),
+    operation!("DetachUserPolicy", role_policies::detach),
+    operation!("ListAttachedUserPolicies", role_policies::list_attached),
     operation!("CreatePolicy", policies::create),
     operation!("GetPolicy", policies::get),
     operation!("ListPolicies", policies::list),
@@ -75,6 +121,10 @@ pub fn service(parts: &Parts) -> Arc<dyn Service> {
         roles: kept(gvr::IAM_ROLES, "Role"),
         policies: kept(POLICIES, "Policy"),
         profiles: kept(PROFILES, "InstanceProfile"),
+        users: kept(USERS, "User"),
+        keys: kept(ACCESS_KEYS, "AccessKey"),
+        access: parts.keys.clone(),
+        home: (parts.shared.account.clone(), parts.shared.region.clone()),
     });
     Arc::new(Table { name: "iam", state, operations: OPERATIONS })
 }

@@ -1,19 +1,43 @@
-//! Policies of a role: inline documents and attached ARNs.
+//! Policies of a role or a user: inline documents and attached ARNs. The operation's name says whose.
 
 use super::State;
 use super::common::{document, encoded, listing, not_found};
-use super::roles::{change, no_role};
+use super::roles::no_role;
+use super::users::no_user;
 use super::{managed, policies};
 use crate::service::{AwsError, Call, Outcome};
-use crate::services::kept::{items, text};
+use crate::services::kept::{Kept, items, text};
 use serde_json::{Value, json};
 
 /// Policies attached to one role (AWS's limit once raised).
 const ATTACHED_MAX: usize = 20;
 
-async fn role(state: &State, call: &Call) -> Result<Value, AwsError> {
-    let name = text(&call.input, "RoleName");
-    state.roles.get(call, name).await?.ok_or_else(|| no_role(name))
+/// The member that names the holder.
+fn member(call: &Call) -> &'static str {
+    if call.operation.contains("User") { "UserName" } else { "RoleName" }
+}
+
+fn absent(call: &Call) -> AwsError {
+    let name = text(&call.input, member(call));
+    if member(call) == "UserName" { no_user(name) } else { no_role(name) }
+}
+
+fn kept<'a>(state: &'a State, call: &Call) -> &'a Kept {
+    if member(call) == "UserName" { &state.users } else { &state.roles }
+}
+
+async fn holder(state: &State, call: &Call) -> Result<Value, AwsError> {
+    let found = kept(state, call).get(call, text(&call.input, member(call))).await?;
+    found.ok_or_else(|| absent(call))
+}
+
+async fn change(
+    state: &State,
+    call: &Call,
+    edit: impl FnMut(&mut Value) -> Result<Value, AwsError>,
+) -> Outcome {
+    let changed = kept(state, call).change(call, text(&call.input, member(call)), edit);
+    changed.await?.ok_or_else(|| absent(call))
 }
 
 fn no_inline(name: &str) -> AwsError {
@@ -32,13 +56,13 @@ pub(super) async fn put(state: &State, call: &Call) -> Outcome {
 
 pub(super) async fn get(state: &State, call: &Call) -> Outcome {
     let name = text(&call.input, "PolicyName");
-    let role = role(state, call).await?;
+    let role = holder(state, call).await?;
     let body = role["Inline"].get(name).ok_or_else(|| no_inline(name))?;
-    Ok(json!({"RoleName": role["RoleName"], "PolicyName": name, "PolicyDocument": encoded(body)}))
+    Ok(json!({member(call): role[member(call)], "PolicyName": name, "PolicyDocument": encoded(body)}))
 }
 
 pub(super) async fn list(state: &State, call: &Call) -> Outcome {
-    let role = role(state, call).await?;
+    let role = holder(state, call).await?;
     let names: Vec<Value> =
         role["Inline"].as_object().into_iter().flatten().map(|(n, _)| n.as_str().into()).collect();
     listing(call, "PolicyNames", &names, |name| name.as_str().unwrap_or_default().to_string())
@@ -62,7 +86,10 @@ pub(super) async fn attach(state: &State, call: &Call) -> Outcome {
         let mut attached = items(&role["Attached"]).to_vec();
         if !attached.iter().any(|a| a == arn) {
             if attached.len() >= ATTACHED_MAX {
-                let text = format!("Cannot exceed quota for PoliciesPerRole: {ATTACHED_MAX}");
+                let text = format!(
+                    "Cannot exceed quota for PoliciesPer{}: {ATTACHED_MAX}",
+                    member(call).trim_end_matches("Name")
+                );
                 return Err(AwsError { status: 409, ..AwsError::client("LimitExceeded", text) });
             }
             attached.push(arn.into());
@@ -88,7 +115,7 @@ pub(super) async fn detach(state: &State, call: &Call) -> Outcome {
 }
 
 pub(super) async fn list_attached(state: &State, call: &Call) -> Outcome {
-    let role = role(state, call).await?;
+    let role = holder(state, call).await?;
     let arns = items(&role["Attached"]).iter().filter_map(Value::as_str);
     let mut list: Vec<Value> = arns
         .map(|arn| json!({"PolicyArn": arn, "PolicyName": arn.rsplit('/').next().unwrap_or_default()}))

@@ -104,7 +104,7 @@ pub(super) async fn list(state: &State, call: &Call) -> Outcome {
 }
 
 /// Changes the role that the call names.
-pub(super) async fn change(
+async fn change(
     state: &State,
     call: &Call,
     edit: impl FnMut(&mut Value) -> Result<Value, AwsError>,

@@ -2,6 +2,7 @@
 
 mod credentials;
 mod operations;
+mod policies;
 mod signatures;
 mod slices;
 mod world;
