@@ -1,6 +1,7 @@
 //! The agent as a whole: what it is given, how it starts and ends.
 
 use crate::backend::Backend;
+use crate::csi::{self, Place, Plugins};
 use crate::events::Recorder;
 use crate::eviction;
 use crate::facts::NodeFacts;
@@ -23,6 +24,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
@@ -58,6 +60,9 @@ pub struct AgentConfig {
     pub data_dir: PathBuf,
     /// Container logs.
     pub log_dir: PathBuf,
+    /// The folder that drivers' manifests call `/var/lib/kubelet`, under its own name; `None`: one below `data_dir`,
+    /// which pods see under the usual name.
+    pub kubelet_dir: Option<PathBuf>,
     /// The cluster's DNS service; `None`: pods resolve as the node does.
     pub cluster_dns: Option<IpAddr>,
     /// `cluster.local`.
@@ -169,6 +174,7 @@ impl Agent {
             making: Semaphore::new(MAKING_MAX),
             exits: watch::Sender::new(0),
             logging: Default::default(),
+            csi: Plugins::new(&facts),
             client: config.client.clone(),
             probed: Default::default(),
             user_ranges: Default::default(),
@@ -198,18 +204,9 @@ impl Agent {
         spawn(&mut tasks, node_task.run(move || is_ready.send_modify(|ready| *ready = true)));
         spawn(&mut tasks, eviction::run(node.clone(), config.eviction, events.clone()));
         spawn(&mut tasks, api.serve(listener, std::future::pending()));
+        spawn(&mut tasks, csi::run(node.clone()));
         spawn(&mut tasks, crate::claims::run(node.client.clone(), node.facts.clone(), node.recorder.clone()));
-        spawn(&mut tasks, async move {
-            node.pods.wait_synced().await;
-            node.this.wait_synced().await;
-            let pods = node.pods.clone();
-            pods.on_change(Box::new(move |old, new| {
-                if let Some(object) = new.or(old) {
-                    inbox.pod(&object.key);
-                }
-            }));
-            worker.run().await;
-        });
+        spawn(&mut tasks, drive(node, inbox, worker));
         Ok(Agent { events, tasks, host_ports, ready, runtime, address, node: shared })
     }
 
@@ -258,6 +255,7 @@ impl Agent {
     /// next start brings them back. For `gantry down`.
     pub async fn stop_all(&self) {
         let (answer, done) = oneshot::channel();
+        self.node.csi.emptying.store(true, Ordering::Relaxed);
         if self.events.send(Event::StopAll(answer)).is_ok() {
             let _ = done.await;
         }
@@ -269,6 +267,18 @@ impl Agent {
         let _ = self.events.send(Event::Shutdown);
         self.tasks.shutdown().await;
     }
+}
+
+/// Has the worker look at pods, once it can see them.
+async fn drive(node: Arc<Node>, inbox: Arc<Inbox>, worker: Worker) {
+    node.pods.wait_synced().await;
+    node.this.wait_synced().await;
+    node.pods.on_change(Box::new(move |old, new| {
+        if let Some(object) = new.or(old) {
+            inbox.pod(&object.key);
+        }
+    }));
+    worker.run().await;
 }
 
 fn spawn(tasks: &mut JoinSet<()>, task: impl Future<Output = ()> + Send + 'static) {
@@ -321,6 +331,7 @@ fn facts(config: &AgentConfig) -> NodeFacts {
         pids_max: config.pids_max,
         data_dir: config.data_dir.clone(),
         log_dir: config.log_dir.clone(),
+        kubelet: Place::new(config.data_dir.join("kubelet"), config.kubelet_dir.clone()),
         resolv_conf: text("/etc/resolv.conf"),
         hosts: text("/etc/hosts"),
         hostname: text("/proc/sys/kernel/hostname").trim().to_string(),

@@ -35,6 +35,12 @@ impl Recorder {
         self.0.record(Subject::of("v1", "Pod", &pod.object), EventType::Warning, reason, message);
     }
 
+    /// Something about a claim.
+    pub fn claim(&self, claim: &Object, warning: bool, reason: &str, message: String) {
+        let kind = if warning { EventType::Warning } else { EventType::Normal };
+        self.0.record(Subject::of("v1", "PersistentVolumeClaim", claim), kind, reason, message);
+    }
+
     /// Something is wrong with a PersistentVolume.
     pub fn volume_warning(&self, volume: &Object, reason: &str, message: String) {
         self.0.record(Subject::of("v1", "PersistentVolume", volume), EventType::Warning, reason, message);

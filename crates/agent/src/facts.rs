@@ -30,6 +30,8 @@ pub struct NodeFacts {
     pub data_dir: PathBuf,
     /// Logs are `<log_dir>/<ns>_<pod>_<uid>/<container>/<attempt>.log`.
     pub log_dir: PathBuf,
+    /// The kubelet's folder, where drivers of volumes and devices are.
+    pub kubelet: Place,
     /// The node's own `resolv.conf`.
     pub resolv_conf: String,
     /// The node's own `/etc/hosts`.
@@ -104,6 +106,7 @@ impl NodeFacts {
             pids_max: 0,
             data_dir: root.join("data"),
             log_dir: root.join("logs"),
+            kubelet: Place::new(root.join("kubelet"), None),
             resolv_conf: "nameserver 192.0.2.53\nsearch example.org\noptions timeout:1\n".into(),
             hosts: "127.0.0.1 localhost\n".into(),
             hostname: "host-1".into(),

@@ -9,6 +9,7 @@ mod agent;
 mod backend;
 mod claims;
 pub mod config;
+pub mod csi;
 pub mod decide;
 mod events;
 pub mod eviction;

@@ -136,6 +136,11 @@ impl PodView {
         &self.object.key.name
     }
 
+    /// The account that it runs as.
+    pub fn service_account(&self) -> &str {
+        self.spec().service_account_name.as_deref().filter(|n| !n.is_empty()).unwrap_or("default")
+    }
+
     /// `name_namespace(uid)`, as messages name a pod.
     pub fn full_name(&self) -> String {
         format!("{}_{}({})", self.name(), self.namespace(), self.uid())

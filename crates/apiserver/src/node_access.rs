@@ -1,6 +1,6 @@
 //! What nodes may do: an identity `system:node:<name>` in the group `system:nodes` has the rules of `system:node`,
 //! and of objects that belong to nodes or pods only its own: its Node and Lease, the pods bound to it, and the
-//! secrets, configmaps, claims and service accounts that those pods name. Volumes it may see, and delete those of
+//! secrets, configmaps, claims and service accounts that those pods name, and secrets of the volumes of such claims. Volumes it may see, and delete those of
 //! Gantry's own driver that are on it, once they are released for deletion.
 //!
 //! Reads pods from the cache at each such question (a pod starts rarely); keeps nothing.
@@ -19,6 +19,8 @@ use std::sync::Arc;
 
 const NODES: &str = "system:nodes";
 const PREFIX: &str = "system:node:";
+/// Where a volume names secrets that its node needs.
+const VOLUME_SECRETS: [&str; 3] = ["nodeExpandSecretRef", "nodePublishSecretRef", "nodeStageSecretRef"];
 const LEASES_IN: &str = "kube-node-lease";
 
 /// Where a pod names other objects: the key that holds the name's object, the resource, the name's field ("" for the
@@ -87,6 +89,7 @@ impl NodeAccess {
             "get" | "list" | "watch" if a.namespace.is_empty() => {
                 Err("can only read namespaced object of this type".into())
             }
+            "get" if &*a.resource == "secrets" && self.of_volume(node, a) => Ok(()),
             "get" | "list" | "watch" => self.related(node, a),
             _ => Err("can only read resources of this type".into()),
         }
@@ -143,6 +146,29 @@ impl NodeAccess {
             ("delete", "") => Decision::Deny("can only delete released volumes of its own".into()),
             _ => Decision::Deny(String::new()),
         }
+    }
+
+    /// Is it a secret of a volume whose claim a pod on that node uses?
+    fn of_volume(&self, node: &str, a: &Attributes) -> bool {
+        let all = self.cache.snapshot(&self.volumes).objects;
+        let named = all.values().filter(|v| {
+            VOLUME_SECRETS.iter().any(|field| {
+                let is = |key: &str, text: &str| {
+                    scan::string_at(&v.raw, &["spec", "csi", field, key]) == Some(text)
+                };
+                is("name", &a.name) && is("namespace", &a.namespace)
+            })
+        });
+        let mut claims = named.filter_map(|v| {
+            let text = |key: &str| scan::string_at(&v.raw, &["spec", "claimRef", key]);
+            Some(Attributes {
+                namespace: text("namespace")?.into(),
+                name: text("name")?.into(),
+                resource: "persistentvolumeclaims".into(),
+                ..Attributes::default()
+            })
+        });
+        claims.any(|claim| self.related(node, &claim).is_ok())
     }
 
     /// Does a pod on that node name the object?

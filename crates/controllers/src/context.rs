@@ -1,6 +1,7 @@
 //! What every controller is given: a client, shared caches, an event recorder, a clock. (The worker loop is `client::work`.)
 
 use crate::owner::OwnedIndex;
+use async_trait::async_trait;
 use client::cache::Cache;
 use client::events::Recorder;
 pub use client::work::{Outcome, Reconcile, enqueue, enqueue_owner, enqueue_self, run, spawn};
@@ -8,6 +9,7 @@ use client::{ApiClient, ListOptions};
 use jiff::Timestamp;
 use k8s_schema::Gvr;
 use parking_lot::Mutex;
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -20,6 +22,23 @@ pub struct PortCheck(pub Arc<WhoListens>);
 impl std::fmt::Debug for PortCheck {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("PortCheck")
+    }
+}
+
+/// The way to a driver's controller service on a node.
+#[async_trait]
+pub trait Reach: Send + Sync {
+    /// Calls it.
+    async fn call(&self, node: &str, driver: &str, method: &str, request: &Value) -> grpc::Answer;
+}
+
+/// How drivers of volumes are called.
+#[derive(Clone)]
+pub struct Drivers(pub Arc<dyn Reach>);
+
+impl std::fmt::Debug for Drivers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Drivers")
     }
 }
 
@@ -40,6 +59,8 @@ pub struct ControllersConfig {
     pub dns_ip: std::net::Ipv4Addr,
     /// What certificate requests are signed with; `None`: they are left alone.
     pub authority: Option<Arc<auth::Ca>>,
+    /// How drivers of volumes are called.
+    pub drivers: Drivers,
 }
 
 /// The shared caches of the process, one a resource, started when first asked for.

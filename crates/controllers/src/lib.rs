@@ -34,7 +34,7 @@ mod token_secrets;
 mod volumes;
 mod workload;
 
-pub use context::{Context, ControllersConfig, Informers, PortCheck};
+pub use context::{Context, ControllersConfig, Drivers, Informers, PortCheck, Reach};
 pub use scheduler::{Scheduler, SchedulerConfig, SchedulerMetrics};
 
 use client::ApiClient;

@@ -24,6 +24,9 @@ pub struct Config {
     pub name: String,
     /// Durable data.
     pub data_dir: PathBuf,
+    /// The folder that drivers of volumes and devices call `/var/lib/kubelet`; `None`: one in the data folder, which
+    /// pods see under that name.
+    pub kubelet_dir: Option<PathBuf>,
     /// Where objects are kept: "" = in the data folder, or the address of an etcd.
     pub store: String,
     /// Upstream's EncryptionConfiguration file; "" for none.
@@ -199,6 +202,12 @@ const SWITCHES: [&str; 3] = ["follow", "insecure-trust-first", "timestamps"];
 const SETTINGS: &[Setting] = &[
     setting!("name", "gantry", "instance: prefix of every cgroup, device and table", name = instance_name),
     setting!("data-dir", "/var/lib/gantry", "durable data", data_dir = |v| Ok(std::path::absolute(v)?)),
+    setting!(
+        "kubelet-dir",
+        "",
+        "folder of volume and device drivers, seen by all under its name (default: in data-dir, seen as /var/lib/kubelet)",
+        kubelet_dir = |v| if v.is_empty() { Ok(None) } else { Ok(Some(std::path::absolute(v)?)) }
+    ),
     setting!(
         "store",
         "",

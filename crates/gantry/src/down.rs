@@ -52,6 +52,8 @@ pub fn after_failed_start(config: &Config) {
 
 fn remove_all(config: &Config) -> Result<()> {
     stop_pods(config)?;
+    let kubelet = config.kubelet_dir.clone().unwrap_or_else(|| config.data_dir.join("kubelet"));
+    agent::csi::unmount_below(&kubelet)?;
     println!("removing network devices, routes and tables of {:?}", config.name);
     net::teardown(&config.name)?;
     match std::fs::remove_dir_all(config.run_dir()) {

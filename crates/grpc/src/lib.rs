@@ -9,10 +9,12 @@
 #![deny(missing_docs)]
 
 mod call;
+mod relay;
 mod schema;
 mod serve;
 
 pub use call::{Answer, Call, unary};
+pub use relay::relayed;
 pub use schema::{Method, Schema};
 pub use serve::{Handler, serve};
 

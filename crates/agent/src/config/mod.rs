@@ -91,6 +91,8 @@ pub struct ContainerInput<'a> {
     pub facts: &'a NodeFacts,
     /// Mounts besides the default ones.
     pub mounts: Vec<oci::Mount>,
+    /// Its volumes that are devices, and whether they may be written.
+    pub devices: Vec<(oci::Device, bool)>,
     /// Devices of the node, for privileged containers.
     pub host_devices: Vec<oci::Device>,
     /// A seccomp profile from the node's disk, where the container names one.
@@ -130,6 +132,16 @@ pub fn container(input: ContainerInput, env: BTreeMap<String, String>) -> Result
         spec.process.rlimits = ulimits(task, input.container.name());
     }
     security::apply(&mut spec, &input)?;
+    for (device, writable) in input.devices {
+        spec.linux.resources.devices.push(oci::DeviceRule {
+            allow: true,
+            kind: Some("b".into()),
+            major: Some(device.major),
+            minor: Some(device.minor),
+            access: if writable { "rwm" } else { "rm" }.into(),
+        });
+        spec.linux.devices.push(device);
+    }
     let own: Vec<PathBuf> = input.mounts.iter().map(|m| m.destination.clone()).collect();
     spec.mounts.retain(|m| !own.contains(&m.destination));
     spec.mounts.extend(input.mounts);

@@ -16,6 +16,8 @@ pub struct MountedVolume {
     pub read_only: bool,
     /// An image's layers, the topmost first; no folder then.
     pub lowers: Vec<PathBuf>,
+    /// A block device's major and minor number; nothing to be mounted then.
+    pub device: Option<(i64, i64)>,
 }
 
 /// A path below a volume that a mount shows, checked as text.
@@ -41,6 +43,8 @@ pub struct Mounts {
     pub list: Vec<oci::Mount>,
     /// Folders to be made where nothing is.
     pub sub_paths: Vec<SubPath>,
+    /// Volumes that are devices, and whether they may be written.
+    pub devices: Vec<(oci::Device, bool)>,
 }
 
 fn bind(source: &Path, destination: &str, options: &[&str]) -> oci::Mount {
@@ -76,7 +80,7 @@ pub fn mounts(
     let mut mounts = Mounts::default();
     for mount in container.spec.volume_mounts.iter().flatten() {
         let missing = || ConfigError::Config(format!("volume {:?} is not mounted", mount.name));
-        let volume = volumes.get(&mount.name).ok_or_else(missing)?;
+        let volume = volumes.get(&mount.name).filter(|v| v.device.is_none()).ok_or_else(missing)?;
         let propagation = match mount.mount_propagation.as_deref() {
             Some("Bidirectional") => "rshared",
             Some("HostToContainer") => "rslave",
@@ -108,6 +112,14 @@ pub fn mounts(
             }
         }
         mounts.list.push(made);
+    }
+    for device in container.spec.volume_devices.iter().flatten() {
+        let missing = || ConfigError::Config(format!("volume {:?} is no block device", device.name));
+        let volume = volumes.get(&device.name).ok_or_else(missing)?;
+        let (major, minor) = volume.device.ok_or_else(missing)?;
+        let path = PathBuf::from(&device.device_path);
+        let made = oci::Device { kind: "b".into(), path, major, minor, ..oci::Device::default() };
+        mounts.devices.push((made, !volume.read_only));
     }
     let taken = |path: &str| mounts.list.iter().any(|m| m.destination == Path::new(path));
     let etc = facts.pod_dir(pod.uid()).join("etc");

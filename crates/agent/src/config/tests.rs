@@ -69,6 +69,7 @@ impl Case {
             services: &self.services,
             pod_ips: &["10.0.0.9".parse().unwrap()],
             facts: &facts,
+            devices: Vec::new(),
             mounts: Vec::new(),
             host_devices: Vec::new(),
             local_seccomp: None,

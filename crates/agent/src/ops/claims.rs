@@ -2,9 +2,9 @@
 
 use super::Node;
 use crate::pod::PodView;
-use crate::volumes::{Claims, claim_of, is_ready};
+use crate::volumes::{Bound, Claims, claim_of, is_ready};
 use client::ObjectKey;
-use k8s_openapi::api::core::v1::{PersistentVolumeSpec, Volume};
+use k8s_openapi::api::core::v1::Volume;
 use k8s_schema::gvr::{PERSISTENT_VOLUME_CLAIMS, PERSISTENT_VOLUMES};
 
 /// The volumes behind the pod's claims, or why there is none, by the pod's name for them.
@@ -25,7 +25,7 @@ async fn find(
     pod: &PodView,
     volume: &Volume,
     (claim, own): (&str, bool),
-) -> Result<PersistentVolumeSpec, String> {
+) -> Result<Bound, String> {
     let key = ObjectKey::new(pod.namespace(), claim);
     let found = node.client.get(&PERSISTENT_VOLUME_CLAIMS, &key).await;
     let object = found.map_err(|e| format!("failed to fetch PVC from API server: {e}"))?;
@@ -47,5 +47,6 @@ async fn find(
     if bound["spec"]["claimRef"]["uid"] != object.uid() {
         return Err(format!("PV {name} is bound to another claim"));
     }
-    serde_json::from_value(bound["spec"].take()).map_err(|e| format!("PV {name}: {e}"))
+    let spec = serde_json::from_value(bound["spec"].take()).map_err(|e| format!("PV {name}: {e}"))?;
+    Ok(Bound { name: name.into(), spec })
 }

@@ -1,6 +1,7 @@
 //! The end of a pod: status, tear-down, deletion; and sweeping what former agents left.
 
 use super::{Node, blocking};
+use crate::csi;
 use crate::decide::outcome::Outcome;
 use crate::pod::PodView;
 use crate::status::RESIZING;
@@ -70,6 +71,8 @@ async fn remove(node: &Arc<Node>, uid: &str) -> Result<(), String> {
     node.leases.lock().remove(uid);
     node.probed.lock().remove(uid);
     node.user_ranges.lock().remove(uid);
+    node.leases.lock().remove(uid);
+    csi::unpublish(node, uid).await?;
     let folder = node.facts.pod_dir(uid);
     blocking(move || remove_folder(&folder)).await?
 }

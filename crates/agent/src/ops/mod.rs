@@ -17,9 +17,11 @@ pub use resize::resize;
 pub use sandbox::{Making, sandbox};
 pub use start::{Instance, Which, hook, probe, signal, start};
 pub use termination::message;
+pub(crate) use tokens::token;
 pub use volumes::volumes;
 
 use crate::config::mounts::MountedVolume;
+use crate::csi::Plugins;
 use crate::decide::Note;
 use crate::events::Recorder;
 use crate::eviction::Pressure;
@@ -82,14 +84,16 @@ pub type Probed = BTreeMap<(String, ProbeKind, bool), u64>;
     pub tokens: Mutex<BTreeMap<String, BTreeMap<TokenNeed, Token>>>,
     /// Images in use by pod UID and container.
     pub leases: Mutex<BTreeMap<String, BTreeMap<String, Lease>>>,
-    /// Bounds what is made at once.
-    pub making: Semaphore,
     /// First ids of pods with user namespaces, by pod UID, from when they are asked for until their pod is gone.
     pub user_ranges: Mutex<BTreeMap<String, u32>>,
     /// How often probes succeeded and failed, by pod UID.
     pub probed: Mutex<BTreeMap<String, Probed>>,
+    /// Bounds what is made at once.
+    pub making: Semaphore,
     /// Changes whenever a container ended.
     pub exits: watch::Sender<u64>,
+    /// Drivers of volumes.
+    pub csi: Plugins,
     /// Log drivers, where there are any.
     pub logging: OnceLock<Weak<Logging>>,
 }

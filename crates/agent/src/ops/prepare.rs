@@ -73,6 +73,7 @@ pub(super) fn prepare(node: &Node, start: Start) -> Result<(ContainerSpec, Facts
         pod_ips: &ips,
         facts,
         mounts: Vec::new(),
+        devices: Vec::new(),
         host_devices: if privileged { host_devices() } else { Vec::new() },
         local_seccomp: local_profile(facts, &pod, &container),
     };

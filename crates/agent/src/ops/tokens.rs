@@ -13,21 +13,25 @@ use std::collections::BTreeMap;
 pub(super) async fn tokens(node: &Node, pod: &PodView) -> BTreeMap<TokenNeed, Result<Token, String>> {
     let mut all = BTreeMap::new();
     for need in token_needs(pod) {
-        let known = node.tokens.lock().get(pod.uid()).and_then(|t| t.get(&need)).cloned();
-        let token = match known.filter(|t| t.refresh_at > Timestamp::now()) {
-            Some(token) => Ok(token),
-            None => mint(node, pod, &need).await,
-        };
-        if let Ok(token) = &token {
-            node.tokens.lock().entry(pod.uid().to_string()).or_default().insert(need.clone(), token.clone());
-        }
+        let token = token(node, pod, &need).await;
         all.insert(need, token);
     }
     all
 }
 
+/// One token: the last that is still young, or a new one.
+pub(crate) async fn token(node: &Node, pod: &PodView, need: &TokenNeed) -> Result<Token, String> {
+    let known = node.tokens.lock().get(pod.uid()).and_then(|t| t.get(need)).cloned();
+    if let Some(token) = known.filter(|t| t.refresh_at > Timestamp::now()) {
+        return Ok(token);
+    }
+    let token = mint(node, pod, need).await?;
+    node.tokens.lock().entry(pod.uid().to_string()).or_default().insert(need.clone(), token.clone());
+    Ok(token)
+}
+
 async fn mint(node: &Node, pod: &PodView, need: &TokenNeed) -> Result<Token, String> {
-    let account = pod.spec().service_account_name.as_deref().filter(|n| !n.is_empty()).unwrap_or("default");
+    let account = pod.service_account();
     let audiences: Vec<&str> = Some(need.audience.as_str()).filter(|a| !a.is_empty()).into_iter().collect();
     let body = json!({
         "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
@@ -46,5 +50,5 @@ async fn mint(node: &Node, pod: &PodView, need: &TokenNeed) -> Result<Token, Str
     let lasts = expires.map_or(need.seconds, |at| at.duration_since(now).as_secs());
     // Upstream's rule: at 80 % of its life.
     let refresh_at = now.saturating_add(SignedDuration::from_secs(lasts * 4 / 5)).unwrap_or(now);
-    Ok(Token { text, refresh_at })
+    Ok(Token { text, refresh_at, expires_at: expires.unwrap_or(refresh_at) })
 }

@@ -1,6 +1,7 @@
 //! Mounting a pod's volumes: gather objects and tokens, then write on a blocking thread.
 
 use super::{Mounted, Node, blocking, claims::claims, tokens::tokens};
+use crate::csi;
 use crate::decide::outcome::Outcome;
 use crate::images;
 use crate::pod::PodView;
@@ -67,12 +68,14 @@ pub async fn volumes(node: Arc<Node>, pod: PodView) -> (Outcome, Option<Mounted>
     }
     let tokens = tokens(&node, &pod).await;
     let refresh_at = tokens.values().flatten().map(|t| t.refresh_at).min();
-    let refresh = refresh_at.map(|at| at.duration_since(Timestamp::now()));
+    let mut refresh = refresh_at.map(|at| at.duration_since(Timestamp::now()));
     let objects = match node.objects.snapshot(pod.namespace(), &references(&pod)).await {
         Ok(objects) => objects,
         Err(error) => return (Outcome::Volumes(Err(error)), None),
     };
     let claims = claims(&node, &pod).await;
+    let (drivers, again) = csi::publish(&node, &pod, &claims).await;
+    refresh = refresh.into_iter().chain(again).min();
     let images = image_layers(&node, &pod).await;
     let root = match memory_sources(&pod) {
         0 => None,
@@ -89,6 +92,7 @@ pub async fn volumes(node: Arc<Node>, pod: PodView) -> (Outcome, Option<Mounted>
             objects: &objects,
             tokens: &tokens,
             claims: &claims,
+            drivers: &drivers,
             images: &images,
             pod_ips: &[],
             shim_root: root.as_deref(),

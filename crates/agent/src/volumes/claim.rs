@@ -1,6 +1,6 @@
 //! Claims (`persistentVolumeClaim`, and the claims of `ephemeral` volumes): what the bound PersistentVolume names on
-//! this node. Known are `hostPath`, `local` and Gantry's own driver, whose volumes are folders below
-//! `<data_dir>/claims`.
+//! this node. Known are `hostPath`, `local`, Gantry's own driver, whose volumes are folders below
+//! `<data_dir>/claims`, and what other drivers published (`csi`), inline volumes too.
 //!
 //! Invariant: owners and modes of a volume change once for each pod, before its containers start.
 
@@ -9,7 +9,7 @@ use crate::config::mounts::MountedVolume;
 use crate::facts::NodeFacts;
 use k8s_openapi::api::core::v1::{PersistentVolumeSpec, Volume};
 use std::fs::{DirBuilder, Permissions, set_permissions};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
 /// Gantry's own driver.
@@ -38,9 +38,12 @@ pub fn folder(facts: &NodeFacts, handle: &str) -> Option<PathBuf> {
 
 pub(super) fn mount(context: &Context, volume: &Volume) -> Result<MountedVolume, String> {
     let found = context.claims.get(&volume.name).ok_or("the claim was not looked for")?;
-    let spec = found.as_ref().map_err(Clone::clone)?;
+    let spec = &found.as_ref().map_err(Clone::clone)?.spec;
+    if spec.csi.as_ref().is_some_and(|c| c.driver != DRIVER) {
+        return inline(context, volume);
+    }
     if spec.volume_mode.as_deref() == Some("Block") {
-        return Err("volumeMode Block is not supported yet".into());
+        return device(spec);
     }
     let path = place(context, spec)?;
     let read_only = volume.persistent_volume_claim.as_ref().and_then(|c| c.read_only).unwrap_or(false);
@@ -49,15 +52,55 @@ pub(super) fn mount(context: &Context, volume: &Volume) -> Result<MountedVolume,
         let only_read = spec.access_modes.as_ref().is_some_and(|m| m.iter().all(|m| m == "ReadOnlyMany"));
         // The node's own files keep their owners.
         let fixed = read_only || only_read || spec.host_path.is_some();
-        if let Some(group) = fs_group(context.pod).filter(|_| !fixed) {
-            let policy = context.pod.spec().security_context.as_ref();
-            let once = policy.and_then(|s| s.fs_group_change_policy.as_deref()) == Some("OnRootMismatch");
-            ownership::hand_over(&path, group, once)
-                .map_err(|e| format!("applyFSGroup failed for vol {}: {e}", volume.name))?;
+        if !fixed {
+            hand_over(context, volume, &path)?;
         }
         make_folder(&context.facts.volume_dir(uid, &volume.name))?;
     }
     Ok(MountedVolume { path, read_only, ..MountedVolume::default() })
+}
+
+/// A volume that a driver published.
+pub(super) fn inline(context: &Context, volume: &Volume) -> Result<MountedVolume, String> {
+    let found = context.drivers.get(&volume.name).ok_or("the volume was not published")?;
+    let published = found.as_ref().map_err(Clone::clone)?;
+    let uid = context.pod.uid();
+    if !is_ready(context.facts, uid, &volume.name) {
+        if published.group {
+            hand_over(context, volume, &published.mounted.path)?;
+        }
+        make_folder(&context.facts.volume_dir(uid, &volume.name))?;
+    }
+    Ok(published.mounted.clone())
+}
+
+fn hand_over(context: &Context, volume: &Volume, path: &Path) -> Result<(), String> {
+    let Some(group) = fs_group(context.pod) else { return Ok(()) };
+    let policy = context.pod.spec().security_context.as_ref();
+    let once = policy.and_then(|s| s.fs_group_change_policy.as_deref()) == Some("OnRootMismatch");
+    ownership::hand_over(path, group, once)
+        .map_err(|e| format!("applyFSGroup failed for vol {}: {e}", volume.name))
+}
+
+/// A device of the node.
+fn device(spec: &PersistentVolumeSpec) -> Result<MountedVolume, String> {
+    let path = match (&spec.local, &spec.host_path) {
+        (Some(local), _) => PathBuf::from(&local.path),
+        (_, Some(host)) => PathBuf::from(&host.path),
+        _ => return Err(format!("volume type {} is no block device on this node", kind(spec))),
+    };
+    let device = block_device(&path)?;
+    Ok(MountedVolume { path, device: Some(device), ..MountedVolume::default() })
+}
+
+/// The numbers of the device that a path names.
+pub(crate) fn block_device(path: &Path) -> Result<(i64, i64), String> {
+    let meta = path.metadata().map_err(|e| format!("{}: {e}", path.display()))?;
+    if !meta.file_type().is_block_device() {
+        return Err(format!("{} is no block device", path.display()));
+    }
+    let (major, minor) = (rustix::fs::major(meta.rdev()), rustix::fs::minor(meta.rdev()));
+    Ok((i64::from(major), i64::from(minor)))
 }
 
 /// Where the volume is on this node.
@@ -81,10 +124,7 @@ fn place(context: &Context, spec: &PersistentVolumeSpec) -> Result<PathBuf, Stri
             make(&path).map_err(|e| format!("mkdir {}: {e}", path.display()))?;
             Ok(path)
         }
-        Some(csi) => {
-            Err(format!("driver name {} not found in the list of registered CSI drivers", csi.driver))
-        }
-        None => Err(format!("volume type {} is not supported on this node", kind(spec))),
+        _ => Err(format!("volume type {} is not supported on this node", kind(spec))),
     }
 }
 

@@ -2,15 +2,22 @@
 
 use super::Context;
 use crate::config::mounts::MountedVolume;
+use crate::csi;
 use k8s_openapi::api::core::v1::Volume;
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-pub(super) fn mount(_: &Context, volume: &Volume) -> Result<MountedVolume, String> {
+pub(super) fn mount(context: &Context, volume: &Volume) -> Result<MountedVolume, String> {
     let source = volume.host_path.as_ref().ok_or("not a hostPath volume")?;
-    ready(&source.path, source.type_.as_deref())?;
-    Ok(MountedVolume { path: PathBuf::from(&source.path), ..MountedVolume::default() })
+    let place = &context.facts.kubelet;
+    let path = place.real(Path::new(&source.path));
+    if path.starts_with(&place.root) {
+        // Drivers come to share their mounts.
+        csi::share(&place.root).map_err(|e| format!("sharing {}: {e}", place.root.display()))?;
+    }
+    ready(&path.to_string_lossy(), source.type_.as_deref())?;
+    Ok(MountedVolume { path, ..MountedVolume::default() })
 }
 
 /// Makes what the type asks for, and checks it.

@@ -9,5 +9,5 @@ pub(super) fn mount(context: &Context, volume: &Volume) -> Result<MountedVolume,
     let found = context.images.get(&volume.name).ok_or("the image was not looked for")?;
     let lowers = found.as_ref().map_err(Clone::clone)?;
     let path = lowers.first().cloned().ok_or("the image has no layers")?;
-    Ok(MountedVolume { path, read_only: true, lowers: lowers.clone() })
+    Ok(MountedVolume { path, read_only: true, lowers: lowers.clone(), ..MountedVolume::default() })
 }

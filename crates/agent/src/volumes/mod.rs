@@ -21,6 +21,7 @@ pub mod subpath;
 
 use crate::config::mounts::MountedVolume;
 use crate::config::{Objects, RefKind};
+use crate::csi::PublishedVolumes;
 use crate::facts::NodeFacts;
 use crate::pod::PodView;
 use jiff::Timestamp;
@@ -29,6 +30,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+pub(crate) use claim::block_device;
 pub use claim::{DRIVER, claim_of, folder as claim_folder, is_ready};
 pub use ownership::{IN_MEMORY, open_to_all};
 pub use projected::{TokenNeed, token_needs};
@@ -40,10 +42,21 @@ pub struct Token {
     pub text: String,
     /// To be replaced then.
     pub refresh_at: Timestamp,
+    /// Worth nothing from then on.
+    pub expires_at: Timestamp,
+}
+
+/// The PersistentVolume that a claim is bound to.
+#[derive(Clone, Debug)]
+pub struct Bound {
+    /// Its name.
+    pub name: String,
+    /// Its specification.
+    pub spec: PersistentVolumeSpec,
 }
 
 /// The PersistentVolumes behind a pod's claims, or why there is none, by the pod's name for the volume.
-pub type Claims = BTreeMap<String, Result<PersistentVolumeSpec, String>>;
+pub type Claims = BTreeMap<String, Result<Bound, String>>;
 
 /// Layers of the images of a pod's image volumes, or why there are none, by the volume's name.
 pub type ImageLayers = BTreeMap<String, Result<Vec<PathBuf>, String>>;
@@ -60,6 +73,8 @@ pub struct Context<'a> {
     pub tokens: &'a BTreeMap<TokenNeed, Result<Token, String>>,
     /// What its claims are bound to.
     pub claims: &'a Claims,
+    /// Those that drivers published.
+    pub drivers: &'a PublishedVolumes,
     /// Its image volumes.
     pub images: &'a ImageLayers,
     /// The pod's addresses, as far as known.
@@ -95,6 +110,7 @@ const KINDS: &[Kind] = &[
     Kind { is: |v| v.projected.is_some(), mount: projected::mount },
     Kind { is: |v| v.host_path.is_some(), mount: host_path::mount },
     Kind { is: |v| v.image.is_some(), mount: image::mount },
+    Kind { is: |v| v.csi.is_some(), mount: claim::inline },
     Kind { is: |v| v.persistent_volume_claim.is_some() || v.ephemeral.is_some(), mount: claim::mount },
 ];
 
@@ -167,7 +183,7 @@ pub fn references(pod: &PodView) -> BTreeSet<(RefKind, String)> {
 }
 
 /// The group that shall own the pod's volumes.
-fn fs_group(pod: &PodView) -> Option<u32> {
+pub(crate) fn fs_group(pod: &PodView) -> Option<u32> {
     let group = pod.spec().security_context.as_ref()?.fs_group?;
     u32::try_from(group).ok()
 }

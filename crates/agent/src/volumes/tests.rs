@@ -50,12 +50,17 @@ impl Fixture {
             objects,
             tokens: &self.tokens,
             claims: &self.claims,
+            drivers: &PublishedVolumes::new(),
             images: &self.images,
             pod_ips: &ips,
             shim_root: None,
         };
         mount_all(&context)
     }
+}
+
+fn claimed(spec: Value) -> Bound {
+    Bound { name: "pv".into(), spec: serde_json::from_value(spec).unwrap() }
 }
 
 fn volume(source: Value) -> Value {
@@ -136,7 +141,8 @@ fn failures_in_upstreams_words() {
 fn projected_joins_all_sources() {
     let mut it = Fixture::new();
     let need = TokenNeed { audience: String::new(), seconds: 600 };
-    let token = Token { text: "t0ken".into(), refresh_at: Timestamp::UNIX_EPOCH };
+    let token =
+        Token { text: "t0ken".into(), refresh_at: Timestamp::UNIX_EPOCH, expires_at: Timestamp::UNIX_EPOCH };
     let spec = volume(json!({"projected": {"sources": [
         {"configMap": {"name": "cm", "items": [{"key": "a", "path": "ca.crt"}]}},
         {"downwardAPI": {"items": [{"path": "ns", "fieldRef": {"fieldPath": "metadata.namespace"}}]}},
@@ -172,6 +178,7 @@ fn what_is_secret_goes_to_memory() {
         objects: &there,
         tokens: &tokens,
         claims: &it.claims,
+        drivers: &PublishedVolumes::new(),
         images: &it.images,
         pod_ips: &ips,
         shim_root: Some(shim.path()),
@@ -210,7 +217,7 @@ fn claims_are_folders_of_the_node() {
     let mut it = Fixture::new();
     let mut spec = volume(json!({"persistentVolumeClaim": {"claimName": "c"}}));
     let mut bound = |source: Value| {
-        it.claims.insert("v".into(), Ok(serde_json::from_value(source).unwrap()));
+        it.claims.insert("v".into(), Ok(claimed(source)));
         it.mount(spec.clone(), &Objects::new()).map(|m| m["v"].path.clone())
     };
     let own = json!({"csi": {"driver": DRIVER, "volumeHandle": "pvc-1"}});
@@ -221,12 +228,9 @@ fn claims_are_folders_of_the_node() {
         assert!(answer.unwrap_err().ends_with(words), "{words}")
     };
     no(bound(json!({"csi": {"driver": DRIVER, "volumeHandle": "../x"}})), "is no name");
-    no(bound(json!({"csi": {"driver": "d", "volumeHandle": "x"}})), "registered CSI drivers");
+    no(bound(json!({"csi": {"driver": "d", "volumeHandle": "x"}})), "was not published");
     no(bound(json!({"nfs": {"server": "s", "path": "/"}})), "volume type nfs is not supported on this node");
-    no(
-        bound(json!({"volumeMode": "Block", "local": {"path": "/"}})),
-        "volumeMode Block is not supported yet",
-    );
+    no(bound(json!({"volumeMode": "Block", "local": {"path": "/"}})), "/ is no block device");
     no(bound(json!({"local": {"path": "/no/such"}})), "does not exist");
     assert_eq!(bound(json!({"local": {"path": "/"}})).unwrap(), Path::new("/"));
     // A group gets all that is there, links excepted; what a pod has is not walked again.
@@ -238,7 +242,7 @@ fn claims_are_folders_of_the_node() {
     let before = fs::metadata(&outside).unwrap();
     symlink(&outside, path.join("link")).unwrap();
     spec["securityContext"] = json!({"fsGroup": 4242});
-    it.claims.insert("v".into(), Ok(serde_json::from_value(own).unwrap()));
+    it.claims.insert("v".into(), Ok(claimed(own)));
     let marker = it.facts.volume_dir("u", "v");
     fs::remove_dir(&marker).unwrap();
     it.mount(spec.clone(), &Objects::new()).unwrap();

@@ -97,6 +97,7 @@ impl Bench {
             puller: image::Puller::new((*self.images).clone(), None, image::PullConfig::default()),
             network: self.network.clone(),
             data_dir: root.join("data"),
+            kubelet_dir: None,
             log_dir: root.join("logs"),
             cluster_dns: Some([10, 98, 0, 10].into()),
             cluster_domain: "cluster.local".into(),

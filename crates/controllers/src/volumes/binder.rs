@@ -271,14 +271,18 @@ impl Controller {
             (claim.value().map_err(ApiError::internal)?, volume.value().map_err(ApiError::internal)?);
         let amount = |v: &Value| Quantity::from_json(v).and_then(Result::ok).map_or(0, |q| q.units());
         let wanted = &value["spec"]["resources"]["requests"]["storage"];
-        if of_volume["spec"]["csi"]["driver"] == LOCAL
-            && amount(wanted) > amount(&of_volume["spec"]["capacity"]["storage"])
-        {
+        let ours = of_volume["spec"]["csi"]["driver"] == LOCAL;
+        if ours && amount(wanted) > amount(&of_volume["spec"]["capacity"]["storage"]) {
             let patch = json!({"metadata": {"uid": volume.uid()}, "spec": {"capacity": {"storage": wanted}}});
             of_volume = self.patch_volume(volume, patch).await?.value().map_err(ApiError::internal)?;
         }
-        let status = json!({"phase": "Bound", "accessModes": of_volume["spec"]["accessModes"],
+        let mut status = json!({"phase": "Bound", "accessModes": of_volume["spec"]["accessModes"],
             "capacity": {"storage": of_volume["spec"]["capacity"]["storage"]}});
+        if value["status"]["phase"] == "Bound" && value["status"]["capacity"]["storage"].is_string() && !ours
+        {
+            // A claim on a volume that grows has grown when its driver says so.
+            status["capacity"] = value["status"]["capacity"].clone();
+        }
         let same = status.as_object().into_iter().flatten().all(|(k, v)| value["status"][k] == *v);
         if same { Ok(()) } else { self.claim_status(claim, status).await }
     }

@@ -6,6 +6,7 @@
 //! Deliberately not here: who runs where (`sched::volumes`), mounting (`agent`), recycling by a pod.
 
 mod binder;
+mod csi;
 mod decide;
 mod ephemeral;
 
@@ -37,6 +38,7 @@ const PROVISIONERS: [&str; 2] =
 pub fn start(context: &Context) -> Vec<JoinHandle<()>> {
     let mut tasks = binder::start(context);
     tasks.extend(ephemeral::start(context));
+    tasks.extend(csi::start(context));
     tasks
 }
 

@@ -27,6 +27,15 @@ impl Drop for Cluster {
     }
 }
 
+struct NoDrivers;
+
+#[async_trait::async_trait]
+impl controllers::Reach for NoDrivers {
+    async fn call(&self, _: &str, driver: &str, _: &str, _: &Value) -> grpc::Answer {
+        Err(grpc::Status::new(grpc::code::UNAVAILABLE, driver))
+    }
+}
+
 pub async fn cluster() -> Cluster {
     let folder = tempfile::tempdir().unwrap();
     let store =
@@ -40,6 +49,7 @@ pub async fn cluster() -> Cluster {
         port_check: controllers::PortCheck(Arc::new(|_, _| None)),
         dns_ip: "10.96.0.10".parse().unwrap(),
         authority: None,
+        drivers: controllers::Drivers(Arc::new(NoDrivers)),
     };
     let identity = Identity::component("system:kube-controller-manager");
     let controllers = Controllers::start(api.client(identity), config, Arc::new(jiff::Timestamp::now));

@@ -14,7 +14,9 @@ use apiserver::{Api, ApiConfig, FRONT_PROXY_CLIENT, FrontProxy, NameResolver};
 use async_trait::async_trait;
 use auth::{Ca, Identity, Issued, SYSTEM_MASTERS, ServiceTokens};
 use client::ApiClient;
-use controllers::{Controllers, ControllersConfig, PortCheck, Scheduler, SchedulerConfig, SchedulerMetrics};
+use controllers::{
+    Controllers, ControllersConfig, Drivers, PortCheck, Scheduler, SchedulerConfig, SchedulerMetrics,
+};
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -245,6 +247,9 @@ pub async fn api(instance: &mut Instance) -> Result<()> {
 pub async fn controllers(instance: &mut Instance) -> Result<()> {
     let facts = &instance.facts;
     let node_ip = facts.node_ip;
+    let ca = instance.control.ca()?;
+    let kubelet_client = ca.issue_client(KUBELET_CLIENT, Some(SYSTEM_MASTERS), SystemTime::now())?;
+    let drivers = KubeletDialer::new(&kubelet_client, ca.cert_pem())?;
     let config = ControllersConfig {
         root_ca_pem: instance.control.ca()?.cert_pem().to_string(),
         pod_cidr: Some((facts.cluster_cidr.base(), facts.cluster_cidr.prefix_len())),
@@ -257,11 +262,13 @@ pub async fn controllers(instance: &mut Instance) -> Result<()> {
         })),
         dns_ip: facts.dns_ip,
         authority: Some(instance.control.ca()?),
+        drivers: Drivers(drivers.clone()),
     };
     let clock = Arc::new(jiff::Timestamp::now);
     let manager = instance.control.client(Identity::component("system:kube-controller-manager"))?;
     let scheduler = instance.control.client(Identity::component("system:kube-scheduler"))?;
     let client = manager.clone();
+    drivers.set_client(client.clone());
     let (profile, metrics) = (instance.config.scheduler_profile, instance.control.scheduler.clone());
     let scheduling = SchedulerConfig { profile, metrics };
     let start = move || {

@@ -4,9 +4,12 @@ use apiserver::{Duplex, NodeDialer};
 use async_trait::async_trait;
 use auth::{Issued, TlsError};
 use client::{ApiClient, ObjectKey};
+use controllers::Reach;
+use grpc::{Answer, Status, code};
 use k8s_openapi::api::core::v1::Node;
 use k8s_schema::gvr;
 use rustls::pki_types::ServerName;
+use serde_json::Value;
 use std::io;
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
@@ -18,6 +21,8 @@ use tokio_rustls::TlsConnector;
 const CONNECT_MAX: Duration = Duration::from_secs(10);
 /// The kubelet's port where a node does not say.
 const PORT: u16 = 10_250;
+/// Longest wait for a driver: agents give up earlier.
+const CALL_MAX: Duration = Duration::from_secs(150);
 
 /// Dials agents with the API server's client certificate.
 pub struct KubeletDialer {
@@ -66,5 +71,17 @@ impl NodeDialer for KubeletDialer {
         Ok(Box::new(stream.map_err(|_| {
             io::Error::new(io::ErrorKind::TimedOut, format!("node {node} does not answer"))
         })??))
+    }
+}
+
+#[async_trait]
+impl Reach for KubeletDialer {
+    async fn call(&self, node: &str, driver: &str, method: &str, request: &Value) -> Answer {
+        let exchange = async {
+            let stream = self.dial(node).await.map_err(|e| Status::new(code::UNAVAILABLE, e))?;
+            grpc::relayed(stream, driver, method, request).await
+        };
+        let late = |_| Status::new(code::DEADLINE_EXCEEDED, "context deadline exceeded");
+        tokio::time::timeout(CALL_MAX, exchange).await.map_err(late)?
     }
 }

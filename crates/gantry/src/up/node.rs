@@ -187,6 +187,7 @@ pub async fn agent(instance: &mut Instance) -> Result<()> {
         network: instance.node.network()?,
         data_dir: config.data_dir.clone(),
         log_dir: config.data_dir.join("logs"),
+        kubelet_dir: config.kubelet_dir.clone(),
         cluster_dns: Some(facts.dns_ip.into()),
         cluster_domain: config.cluster_domain.clone(),
         pod_cidr: String::new(),

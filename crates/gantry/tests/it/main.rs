@@ -13,6 +13,8 @@ mod clients;
 mod comfort;
 mod configs;
 mod crash;
+mod csi;
+mod csi_driver;
 mod custom_resources;
 mod disruption;
 mod ecs;

@@ -274,7 +274,10 @@ impl Watch {
     fn inotify(path: &Path) -> io::Result<AsyncFd<OwnedFd>> {
         let folder = path.parent().ok_or(io::ErrorKind::NotFound)?;
         let fd = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
-        let what = inotify::WatchFlags::MODIFY | inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO;
+        let what = inotify::WatchFlags::MODIFY
+            | inotify::WatchFlags::CREATE
+            | inotify::WatchFlags::MOVED_TO
+            | inotify::WatchFlags::DELETE;
         inotify::add_watch(&fd, folder, what)?;
         AsyncFd::new(fd)
     }
