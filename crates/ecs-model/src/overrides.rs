@@ -18,6 +18,8 @@ pub struct Demand {
     pub memory: i64,
     /// Ports of the instance: number and protocol.
     pub ports: Vec<(u16, String)>,
+    /// GPUs.
+    pub gpus: i64,
 }
 
 /// Checks overrides against the definition and writes them as ECS echoes them: every container named, sizes as numbers.
@@ -88,10 +90,18 @@ pub fn demand(overrides: &Value, definition: &Value) -> Demand {
         let number = int(m, "/hostPort").and_then(|p| u16::try_from(p).ok()).filter(|p| *p > 0)?;
         Some((number, text(m, "/protocol").to_string()))
     };
+    let gpus = |c: &Value| -> i64 {
+        let own = list(overrides, "/containerOverrides").iter().find(|o| o["name"] == c["name"]);
+        let own = own.map_or(&[][..], |o| list(o, "/resourceRequirements"));
+        let all = if own.is_empty() { list(c, "/resourceRequirements") } else { own };
+        let of_gpus = all.iter().filter(|r| text(r, "/type") == "GPU");
+        of_gpus.filter_map(|r| text(r, "/value").parse::<i64>().ok()).sum()
+    };
     Demand {
         cpu: task("cpu").unwrap_or_else(|| containers.iter().filter_map(|c| of(c, "cpu")).sum()),
         memory: task("memory").unwrap_or_else(|| containers.iter().map(soft).sum()),
         ports: mappings.filter_map(port).collect(),
+        gpus: containers.iter().map(gpus).sum(),
     }
 }
 
@@ -109,7 +119,7 @@ mod tests {
     #[test]
     fn a_task_needs_the_sum_of_its_containers_or_what_it_says() {
         let plain = demand(&json!({}), &definition());
-        assert_eq!(plain, Demand { cpu: 100, memory: 264, ports: vec![(80, "tcp".into())] });
+        assert_eq!(plain, Demand { cpu: 100, memory: 264, ports: vec![(80, "tcp".into())], gpus: 0 });
         let more = json!({"containerOverrides": [{"name": "b", "cpu": 28, "memoryReservation": 100}]});
         let changed = demand(&more, &definition());
         assert_eq!((changed.cpu, changed.memory), (128, 300));
@@ -118,7 +128,7 @@ mod tests {
         whole["memory"] = json!("1024");
         whole["networkMode"] = json!("awsvpc");
         let sized = demand(&json!({"memory": "2048"}), &whole);
-        assert_eq!(sized, Demand { cpu: 512, memory: 2048, ports: vec![] });
+        assert_eq!(sized, Demand { cpu: 512, memory: 2048, ports: vec![], gpus: 0 });
     }
 
     #[test]

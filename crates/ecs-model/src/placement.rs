@@ -167,6 +167,9 @@ fn refuses(instance: &Instance, request: &Request) -> Option<String> {
         "RESOURCE:MEMORY"
     } else if demand.ports.iter().any(|p| instance.ports.contains(p)) {
         "RESOURCE:PORTS"
+    } else if demand.gpus > 0 {
+        // Nodes tell of none.
+        "RESOURCE:GPU"
     } else {
         let broken = request.constraints.iter().find(|c| !holds(c, instance, &request.group))?;
         match broken {

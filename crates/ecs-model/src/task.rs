@@ -15,6 +15,9 @@ pub const OWN_MEMBERS: [&str; 5] =
     ["activating", "deactivating", "networkConfiguration", "nodeName", "protection"];
 /// Members that only the spec decides, whatever the status says.
 const DECIDED: [&str; 2] = ["desiredStatus", "tags"];
+/// Why a Fargate task was not placed, in AWS's words.
+pub const NO_CAPACITY: &str =
+    "Capacity is unavailable at this time. Please try again later or in a different availability zone";
 /// Annotation: a fingerprint of the RunTask request that made the task, where it had a client token.
 pub const REQUEST_ANNOTATION: &str = "ecs.gantry.dev/request";
 

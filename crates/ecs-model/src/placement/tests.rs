@@ -20,7 +20,7 @@ fn instance(id: &str, zone: &str, cpu: i64, memory: i64) -> Instance {
 
 fn request(strategy: Value, constraint: Value) -> Request {
     Request {
-        demand: Demand { cpu: 100, memory: 100, ports: vec![] },
+        demand: Demand { cpu: 100, memory: 100, ports: vec![], gpus: 0 },
         strategies: strategies(strategy.as_array().unwrap()).unwrap(),
         constraints: constraints(constraint.as_array().unwrap()).unwrap(),
         group: "family:web".into(),

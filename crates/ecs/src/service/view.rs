@@ -3,7 +3,7 @@
 //! A task without any check counts as healthy when it has run for [`Rules::settled`]; one with checks when they all say
 //! so. A bad check counts only after the service's grace period.
 
-use ecs_model::task::is_stopped;
+use ecs_model::task::{NO_CAPACITY, is_stopped};
 use machinery::kinds::get::{list, text};
 use serde_json::Value;
 
@@ -130,7 +130,9 @@ fn end(spec: &Value, status: &Value) -> End {
         seen => seen,
     };
     let unhealthy = of("/stoppedReason").starts_with(FAILED_CHECK);
-    let failed = matches!(of("/stopCode"), "TaskFailedToStart" | "EssentialContainerExited");
+    // Where there is no room nothing is wrong with the deployment.
+    let failed = matches!(of("/stopCode"), "TaskFailedToStart" | "EssentialContainerExited")
+        && of("/stoppedReason") != NO_CAPACITY;
     End { failed, unhealthy }
 }
 
@@ -212,6 +214,7 @@ mod tests {
         };
         assert_eq!(task("EssentialContainerExited", ""), End { failed: true, unhealthy: false });
         assert_eq!(task("UserInitiated", "x"), End { failed: false, unhealthy: false });
+        assert_eq!(task("TaskFailedToStart", NO_CAPACITY), End { failed: false, unhealthy: false });
         let checked = task("ServiceSchedulerInitiated", "Task failed container health checks");
         assert_eq!(checked, End { failed: false, unhealthy: true });
         assert!(is_checked(&json!({"containerDefinitions": [{"healthCheck": {"command": ["CMD", "x"]}}]})));

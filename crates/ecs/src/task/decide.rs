@@ -5,9 +5,12 @@
 
 use ecs_model::lower::{FINALIZER, NetworkMode, items, text};
 use ecs_model::raise::{Seen, is_over, raise};
-use ecs_model::task::is_stopped;
+use ecs_model::task::{NO_CAPACITY, is_stopped};
 use serde_json::{Value, json};
 use std::time::Duration;
+
+/// How long a task waits for room: others may be about to end. Fargate tells within about this time.
+const CAPACITY_WAIT: Duration = Duration::from_secs(60);
 
 /// Annotation on a Task that runs on spot capacity: its capacity is wanted back.
 pub const INTERRUPT: &str = "ecs.gantry.dev/interrupt";
@@ -87,6 +90,14 @@ pub fn decide(snapshot: &Snapshot) -> Plan {
         let act = Act::Stop { code: "SpotInterruption", reason: "Your Spot Task was interrupted." };
         return Plan { acts: vec![act], again: None };
     }
+    let waits = match snapshot.pod.filter(|_| !stop) {
+        Some(pod) => homeless(pod, snapshot),
+        None => None,
+    };
+    if waits == Some(Duration::ZERO) {
+        let act = Act::Stop { code: "TaskFailedToStart", reason: NO_CAPACITY };
+        return Plan { acts: vec![act], again: None };
+    }
     let made = was_made(snapshot.status);
     if snapshot.pod.is_none() && !made && !stop {
         return Plan { acts: vec![Act::Make], again: None };
@@ -102,7 +113,7 @@ pub fn decide(snapshot: &Snapshot) -> Plan {
         lost_node: snapshot.lost_node,
         now: seconds(snapshot.now_ms),
     });
-    let mut plan = Plan::default();
+    let mut plan = Plan { acts: Vec::new(), again: waits };
     if status != *snapshot.status {
         plan.acts.push(Act::Status(status));
     }
@@ -116,6 +127,17 @@ pub fn decide(snapshot: &Snapshot) -> Plan {
         }
     }
     plan
+}
+
+/// How long a pod that the scheduler found no node for may still wait; only Fargate leaves the node to the scheduler.
+fn homeless(pod: &Value, snapshot: &Snapshot) -> Option<Duration> {
+    let condition = items(&pod["status"]["conditions"])
+        .iter()
+        .find(|c| c["type"] == "PodScheduled" && c["status"] == "False" && c["reason"] == "Unschedulable")
+        .filter(|_| text(&pod["spec"]["nodeName"]).is_empty())?;
+    let since: jiff::Timestamp = text(&condition["lastTransitionTime"]).parse().ok()?;
+    let waited = u64::try_from(snapshot.now_ms - since.as_millisecond()).unwrap_or(0);
+    Some(CAPACITY_WAIT.saturating_sub(Duration::from_millis(waited)))
 }
 
 /// The task is gone: its pod ends too.
@@ -249,6 +271,29 @@ mod tests {
         };
         assert_eq!(decide(&snapshot), Plan { acts: vec![], again: Some(Duration::from_secs(1)) });
         assert_eq!(decide(&Snapshot { now_ms: 11_000, ..snapshot }).acts, [Act::Forget]);
+    }
+
+    #[test]
+    fn a_task_that_fits_nowhere_is_given_up() {
+        let run = task("RUNNING");
+        let pod = |since: &str| {
+            json!({"metadata": {}, "spec": {}, "status": {"phase": "Pending", "conditions": [{"type": "PodScheduled",
+                "status": "False", "reason": "Unschedulable", "lastTransitionTime": since}]}})
+        };
+        let plan = |since: &str, now_ms: i64| {
+            decide(&Snapshot {
+                task: Some(&run),
+                status: &status("PROVISIONING", 2),
+                mode: NetworkMode::AwsVpc,
+                pod: Some(&pod(since)),
+                lost_node: None,
+                now_ms,
+                retention: Duration::from_secs(5),
+            })
+        };
+        assert_eq!(plan("1970-01-01T00:00:10Z", 30_000).again, Some(Duration::from_secs(40)));
+        let given_up = plan("1970-01-01T00:00:10Z", 70_000);
+        assert_eq!(given_up.acts, [Act::Stop { code: "TaskFailedToStart", reason: NO_CAPACITY }]);
     }
 
     #[test]

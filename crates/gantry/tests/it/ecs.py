@@ -281,6 +281,47 @@ def outside():
     assert seen["stopCode"] == "UserInitiated" and seen["containers"][0]["exitCode"] == 137, seen
 
 
+def files():
+    """Environment files come from S3; devices and memory file systems act; a log router has its configuration."""
+    s3 = aws("s3")
+    s3.create_bucket(Bucket="conf")
+    s3.put_object(Bucket="conf", Key="a/one.env", Body=b"# no\nA=1\nB=two words\nC=file\n")
+    s3.put_object(Bucket="conf", Key="two.env", Body=b"A=2\nD=x=y\n")
+    env = [{"type": "s3", "value": f"arn:aws:s3:::conf/{key}"} for key in ("a/one.env", "two.env")]
+    linux = {
+        "devices": [{"hostPath": "/dev/fuse", "containerPath": "/dev/mine", "permissions": ["read"]}],
+        "tmpfs": [{"containerPath": "/scratch", "size": 8, "mountOptions": ["mode=1700"]}],
+        "sharedMemorySize": 16,
+    }
+    sleep = "trap exit TERM; while :; do sleep 1; done"
+    definition = define(
+        "files",
+        shell("main", sleep, linuxParameters=linux, environmentFiles=env, environment=[{"name": "C", "value": "definition"}]),
+        {**shell("log", f"cat /fluent-bit/etc/fluent-bit.conf; nc -l -p 24224; {sleep}"), "firelensConfiguration": {"type": "fluentbit"}},
+        {
+            **shell("app", f"echo told; {sleep}"),
+            "logConfiguration": {"logDriver": "awsfirelens", "options": {"Name": "stdout"}},
+        },
+        mode="bridge",
+        executionRoleArn="ecsTaskExecutionRole",
+    )
+    arn = run(definition, launch="EC2", awsvpc=False)
+    until(arn, "RUNNING")
+    script = "echo $A,$B,$C,$D; (: < /dev/mine) && echo read; (: > /dev/mine) 2> /dev/null || echo only"
+    said = inside(arn, "main", script + "; df -k /scratch /dev/shm | grep -c tmpfs; stat -c %a /scratch").split()
+    assert said == ["1,two", "words,definition,x=y", "read", "only", "2", "1700"], said
+    patiently("the router is told", lambda: "told" in kubectl("logs", "-n", "ecs-prod", arn.split("/")[-1], "-c", "log"))
+    said = kubectl("logs", "-n", "ecs-prod", arn.split("/")[-1], "-c", "log")
+    for words in ("unix_path /var/run/fluent.sock", "Record ecs_task_definition files:1", "Match app-firelens*"):
+        assert words in said, said
+    ecs.stop_task(cluster="prod", task=arn)
+    env[1]["value"] = "arn:aws:s3:::conf/none.env"
+    arn = run(define("none", shell("main", sleep, environmentFiles=env), executionRoleArn="ecsTaskExecutionRole"))
+    seen = until(arn, "STOPPED")
+    assert seen["stoppedReason"].startswith("ResourceInitializationError: failed to download env files"), seen
+    assert "NoSuchKey: The specified key does not exist." in seen["stoppedReason"], seen
+
+
 def before(state):
     """Two tasks: one runs, one is just being started when Gantry is killed."""
     init = shell("init", "sleep 1", essential=False)
@@ -306,7 +347,7 @@ def after(state):
 
 
 ecs.create_cluster(clusterName="prod")
-checks = [fargate, bridge, essential, order, unmet, failures, details, trusted, overridden, spot, outside]
+checks = [fargate, bridge, essential, order, unmet, failures, details, trusted, overridden, spot, outside, files]
 if len(sys.argv) > 1:
     {"before": before, "after": after}[sys.argv[1]](sys.argv[2])
     checks = []

@@ -141,7 +141,7 @@ impl Row {
     }
 
     /// CPU units and MiB that pods can have.
-    fn allocatable(&self) -> (i64, i64) {
+    pub fn allocatable(&self) -> (i64, i64) {
         let all = self.node.status.as_ref().and_then(|s| s.allocatable.as_ref());
         let of = |name: &str| all.and_then(|a| a.get(name)).and_then(quantity);
         let cpu = of("cpu").map_or(0, |q| q.milli() * 1024 / 1000);

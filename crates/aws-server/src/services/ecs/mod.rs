@@ -9,6 +9,7 @@ mod attribute;
 mod capacity_provider;
 mod cluster;
 mod context;
+mod external;
 mod index;
 mod instance;
 mod instance_ops;
@@ -16,6 +17,7 @@ mod paging;
 mod protection;
 mod run;
 mod service;
+mod service_checks;
 mod service_deployment;
 mod service_tasks;
 mod tag;
@@ -105,6 +107,17 @@ static OPERATIONS: &[Operation<Ecs>] = &[
     operation!("UpdateService", service::update),
     operation!("GetTaskProtection", protection::get),
     operation!("UpdateTaskProtection", protection::update),
+    operation!("CreateTaskSet", external::create_task_set),
+    operation!("DeleteTaskSet", external::no_task_set),
+    operation!("DescribeTaskSets", external::describe_task_sets),
+    operation!("UpdateServicePrimaryTaskSet", external::no_task_set),
+    operation!("UpdateTaskSet", external::no_task_set),
+    operation!("DiscoverPollEndpoint", external::agent),
+    operation!("RegisterContainerInstance", external::agent),
+    operation!("SubmitAttachmentStateChanges", external::agent),
+    operation!("SubmitContainerStateChange", external::agent),
+    operation!("SubmitTaskStateChange", external::agent),
+    operation!("UpdateContainerAgent", external::update_agent),
     operation!("DeregisterContainerInstance", instance_ops::deregister),
     operation!("DescribeContainerInstances", instance_ops::describe),
     operation!("ListContainerInstances", instance_ops::list),

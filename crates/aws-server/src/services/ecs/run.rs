@@ -6,7 +6,7 @@
 use super::Ecs;
 use super::context::{Cluster, Context, client_error, doc, failure, internal, parameter};
 use super::instance::{Row, tasks_by_node};
-use super::{capacity_provider, instance_ops, tag};
+use super::{capacity_provider, instance_ops, service_checks, tag};
 use crate::service::{AwsError, Call, Outcome};
 use client::{Object, ObjectKey};
 use ecs_model::capacity::{Strategy, is_fargate};
@@ -15,7 +15,7 @@ use ecs_model::ledger::Usage;
 use ecs_model::names::{Resource, derived_id};
 use ecs_model::overrides::{self, Demand};
 use ecs_model::placement::{self, Request};
-use ecs_model::task::{REQUEST_ANNOTATION, describe, initial_status};
+use ecs_model::task::{NO_CAPACITY, REQUEST_ANNOTATION, describe, initial_status};
 use futures_util::future::try_join_all;
 use k8s_schema::gvr;
 use machinery::kinds::get::{has, list, text, texts};
@@ -85,6 +85,7 @@ pub async fn run_task(ecs: &Ecs, call: &Call) -> Outcome {
     let cluster = cx.cluster().await?;
     let launch = launch(&cx, &cluster)?;
     let plan = plan(&cx, cluster, launch.on_fargate())?;
+    service_checks::network(&cx, &call.input["networkConfiguration"]).await?;
     let ids: Vec<String> = (0..count).map(|i| task_id(&cx, &plan, i)).collect();
     if let Some(answer) = repeated(&cx, &plan, &ids)? {
         return Ok(answer);
@@ -99,10 +100,22 @@ pub async fn run_task(ecs: &Ecs, call: &Call) -> Outcome {
         .map(|(i, id)| Draft { id, provider: providers.get(i).cloned(), ..Draft::default() })
         .collect();
     let failures = match launch.on_fargate() {
+        true if !somewhere(&cx, &plan)? => {
+            let failed = |_: Draft| failure(&plan.cluster.arn, NO_CAPACITY);
+            drafts.drain(..).map(failed).collect()
+        }
         true => Vec::new(),
         false => choose_instances(&cx, &plan, &mut drafts, matches!(launch, Launch::Providers(_))).await?,
     };
     write(&cx, &plan, drafts, failures).await
+}
+
+/// Is there a node that could hold a task of this size, if it were empty? Where all that could are full now, or there is
+/// no node yet, the task controller gives up after a while.
+fn somewhere(cx: &Context<'_>, plan: &Plan) -> Result<bool, AwsError> {
+    let rows = cx.instances(&plan.cluster)?;
+    let holds = |(cpu, memory): (i64, i64)| plan.demand.cpu <= cpu && plan.demand.memory <= memory;
+    Ok(rows.is_empty() || rows.iter().any(|row| holds(row.allocatable())))
 }
 
 /// StartTask: the caller names the instances.
@@ -114,6 +127,7 @@ pub async fn start_task(ecs: &Ecs, call: &Call) -> Outcome {
     }
     let cluster = cx.cluster().await?;
     let plan = plan(&cx, cluster, false)?;
+    service_checks::network(&cx, &call.input["networkConfiguration"]).await?;
     let (rows, mut failures) = instance_ops::named(&cx, &plan.cluster, &asked)?;
     let mut drafts = Vec::new();
     for row in &rows {
@@ -182,6 +196,14 @@ pub fn plan(cx: &Context<'_>, cluster: Cluster, on_fargate: bool) -> Result<Plan
     if let Some(volume) = list(input, "/volumeConfigurations").first() {
         let words =
             format!("Volume '{}': managed EBS volumes are not implemented by Gantry.", text(volume, "/name"));
+        return Err(AwsError::client("UnsupportedFeatureException", words));
+    }
+    if let Some(volume) = list(definition.spec(), "/volumes").iter().find(|v| v["configuredAtLaunch"] == true)
+    {
+        let words = format!(
+            "Volume '{}' is configured at launch: managed EBS volumes are not implemented by Gantry.",
+            text(volume, "/name")
+        );
         return Err(AwsError::client("UnsupportedFeatureException", words));
     }
     let group = match cx.text("group") {

@@ -6,6 +6,7 @@ use super::Ecs;
 use super::context::{Cluster, Context, client_error, doc, failure, internal, parameter};
 use super::paging::{PAGE_MAX, Page};
 use super::run::{Launch, launch, network, platform};
+use super::service_checks;
 use crate::service::{AwsError, Call, Outcome};
 use client::{Object, ObjectKey};
 use ecs_model::doc::{Doc, object};
@@ -28,7 +29,7 @@ pub fn not_found() -> AwsError {
     AwsError::client("ServiceNotFoundException", "Service not found.")
 }
 
-fn not_active() -> AwsError {
+pub fn not_active() -> AwsError {
     AwsError::client("ServiceNotActiveException", "Service was not ACTIVE.")
 }
 
@@ -116,15 +117,38 @@ fn settle(cx: &Context<'_>, cluster: &Cluster, spec: &mut Value) -> Result<(), A
 fn containers(spec: &Value, definition: &Value) -> Result<(), AwsError> {
     for balancer in items(spec, "/loadBalancers") {
         let (name, port) = (text(balancer, "/containerName"), &balancer["containerPort"]);
-        let found = items(definition, "/containerDefinitions").iter().find(|c| text(c, "/name") == name);
-        let Some(container) = found else {
-            return Err(parameter(format!("The container {name} does not exist in the task definition.")));
-        };
-        if !items(container, "/portMappings").iter().any(|m| m["containerPort"] == *port) {
-            return Err(parameter(format!(
-                "The container {name} did not have a container port {port} defined."
-            )));
+        container_port(definition, name, port)?;
+    }
+    Ok(())
+}
+
+/// Refuses a container or a port that the definition has not.
+pub fn container_port(definition: &Value, name: &str, port: &Value) -> Result<(), AwsError> {
+    let found = items(definition, "/containerDefinitions").iter().find(|c| text(c, "/name") == name);
+    let Some(container) = found else {
+        return Err(parameter(format!("The container {name} does not exist in the task definition.")));
+    };
+    match items(container, "/portMappings").iter().any(|m| m["containerPort"] == *port) {
+        true => Ok(()),
+        false => {
+            Err(parameter(format!("The container {name} did not have a container port {port} defined.")))
         }
+    }
+}
+
+/// What the call newly refers to must be there; what the service had before is not asked for again.
+async fn refers(cx: &Context<'_>, spec: &Value) -> Result<(), AwsError> {
+    let definition = cx.definition(text(spec, "/taskDefinition"))?;
+    let definition = doc(&*definition.ok_or_else(|| client_error("TaskDefinition not found."))?)?;
+    let (input, definition) = (&cx.call.input, definition.spec());
+    service_checks::rules(cx, spec, definition)?;
+    service_checks::network(cx, &input["networkConfiguration"]).await?;
+    let asks = |member: &str| has(input, member) || has(input, "/taskDefinition");
+    if asks("/loadBalancers") {
+        service_checks::load_balancers(cx, spec, definition).await?;
+    }
+    if asks("/serviceRegistries") {
+        service_checks::registries(cx, spec, definition).await?;
     }
     Ok(())
 }
@@ -155,6 +179,7 @@ pub async fn create(ecs: &Ecs, call: &Call) -> Outcome {
     }
     spec["taskDefinition"] = call.input["taskDefinition"].clone();
     settle(&cx, &cluster, &mut spec)?;
+    refers(&cx, &spec).await?;
     machinery::patch::merge(
         &mut spec,
         &json!({
@@ -210,7 +235,7 @@ pub async fn update(ecs: &Ecs, call: &Call) -> Outcome {
     let cx = ecs.enter(call).await;
     let cluster = cx.cluster().await?;
     let name = name_of(&cx, &cluster, cx.text("service"))?;
-    find(&cx, &cluster, &name)?.ok_or_else(not_found)?;
+    let old = find(&cx, &cluster, &name)?.ok_or_else(not_found)?;
     let mut change = given(&call.input);
     let fixed = ["launchType", "schedulingStrategy", "tags"];
     if let Some(members) = change.as_object_mut() {
@@ -218,6 +243,12 @@ pub async fn update(ecs: &Ecs, call: &Call) -> Outcome {
         if let Some(definition) = call.input.get("taskDefinition").filter(|d| !d.is_null()) {
             members.insert("taskDefinition".into(), definition.clone());
         }
+    }
+    if text(old.spec(), "/status") == "ACTIVE" {
+        let mut spec = old.spec().clone();
+        machinery::patch::merge(&mut spec, &change);
+        settle(&cx, &cluster, &mut spec)?;
+        refers(&cx, &spec).await?;
     }
     let fresh = deployment(&cx);
     let force = call.input["forceNewDeployment"] == true;

@@ -50,7 +50,8 @@ pub async fn stop(ecs: &Ecs, call: &Call) -> Outcome {
 fn leaves(cx: &Context<'_>, cluster: &Cluster, task: &Doc) -> bool {
     let service = text(task.spec(), "/group").strip_prefix("service:");
     let service = service.and_then(|name| super::service::find(cx, cluster, name).ok().flatten());
-    text(task.status(), "/lastStatus") == "RUNNING" && service.is_some_and(|s| has(s.spec(), "/loadBalancers/0"))
+    text(task.status(), "/lastStatus") == "RUNNING"
+        && service.is_some_and(|s| has(s.spec(), "/loadBalancers/0"))
 }
 
 /// DescribeTasks.

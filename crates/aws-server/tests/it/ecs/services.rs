@@ -125,3 +125,145 @@ async fn lists_and_refusals() {
         assert_eq!(refused, is("ServiceNotFoundException", "Service not found."));
     }
 }
+
+const GROUP: &str = "arn:aws:elasticloadbalancing:us-east-1:123456789012:targetgroup/web/0123456789abcdef";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_service_refers_to_must_be_there_and_fit() {
+    let ecs = ecs().await;
+    ecs.fargate_definition("web").await;
+    let aws = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "aws"}});
+    ecs.client.create(&gvr::NAMESPACES, aws).await.unwrap();
+    let put = async |gvr: &k8s_schema::Gvr, kind: &str, name: &str, spec: Value| {
+        let labels = json!({"aws.gantry.dev/account": "123456789012", "aws.gantry.dev/region": "us-east-1"});
+        let body = json!({"apiVersion": format!("{}/{}", gvr.group, gvr.version), "kind": kind,
+            "metadata": {"namespace": "aws", "name": name, "labels": labels}, "spec": spec});
+        ecs.client.create(gvr, body).await.unwrap();
+    };
+    let with = |member: &str, value: Value| {
+        let mut input = fargate("web", "web:1", 1);
+        input[member] = value;
+        input
+    };
+    let said = async |input: Value| ecs.refused("CreateService", input).await.1;
+    let subnets = json!({"awsvpcConfiguration": {"subnets": ["subnet-1"]}});
+    let words = said(with("networkConfiguration", subnets.clone())).await;
+    assert_eq!(
+        words,
+        "Error retrieving subnet information for [subnet-1]: The subnet ID 'subnet-1' does not exist \
+        (ErrorCode: InvalidSubnetID.NotFound)"
+    );
+    let run = json!({"taskDefinition": "web", "launchType": "FARGATE", "networkConfiguration": subnets});
+    assert_eq!(ecs.refused("RunTask", run).await.1, words);
+
+    let ported = json!({"family": "ported", "networkMode": "awsvpc", "cpu": "256", "memory": "512",
+        "requiresCompatibilities": ["FARGATE"], "containerDefinitions": [{"name": "c", "image": "i",
+        "portMappings": [{"containerPort": 80}]}]});
+    ecs.ok("RegisterTaskDefinition", ported).await;
+    let balancers = |port: u16| {
+        let entry = json!([{"targetGroupArn": GROUP, "containerName": "c", "containerPort": port}]);
+        let mut input = with("loadBalancers", entry);
+        input["taskDefinition"] = json!("ported");
+        input
+    };
+    let port = 80;
+    assert!(said(balancers(1)).await.ends_with("did not have a container port 1 defined."));
+    assert_eq!(said(balancers(port)).await, format!("The specified target group does not exist: {GROUP}"));
+    let group = json!({"TargetGroupArn": GROUP, "TargetType": "instance"});
+    put(&gvr::ELB_TARGET_GROUPS, "TargetGroup", "web", group).await;
+    assert_eq!(
+        said(balancers(port)).await,
+        format!(
+            "The provided target group {GROUP} has target type instance, which is \
+        incompatible with the awsvpc network mode specified in the task definition."
+        )
+    );
+    let key = ObjectKey::new("aws", "web");
+    let patch = json!({"spec": {"TargetType": "ip"}});
+    ecs.client.merge_patch(&gvr::ELB_TARGET_GROUPS, &key, patch).await.unwrap();
+    assert_eq!(
+        said(balancers(port)).await,
+        format!(
+            "The target group with targetGroupArn {GROUP} does not have an \
+        associated load balancer."
+        )
+    );
+    let actions =
+        json!([{"Type": "forward", "ForwardConfig": {"TargetGroups": [{"TargetGroupArn": GROUP}]}}]);
+    put(&gvr::ELB_LISTENERS, "Listener", "l", json!({"ListenerArn": "l", "DefaultActions": actions})).await;
+    ecs.ok("CreateService", balancers(port)).await;
+
+    let registry = "arn:aws:servicediscovery:us-east-1:123456789012:service/srv-1";
+    let mut other = with("serviceRegistries", json!([{"registryArn": registry}]));
+    other["serviceName"] = json!("other");
+    assert_eq!(
+        said(other.clone()).await,
+        format!("The specified service registry does not exist: {registry}")
+    );
+    let records = json!({"DnsConfig": {"DnsRecords": [{"Type": "SRV", "TTL": 10}]}});
+    put(&gvr::DISCOVERY_SERVICES, "Service", "srv-1", records).await;
+    assert!(said(other.clone()).await.contains("using an SRV DNS record"));
+    other["serviceRegistries"][0]["port"] = json!(80);
+    ecs.ok("CreateService", other).await;
+    let grace = is(
+        "InvalidParameterException",
+        "Health check grace period is only valid for services configured to use load balancers",
+    );
+    let asked = json!({"service": "other", "healthCheckGracePeriodSeconds": 5});
+    assert_eq!(ecs.refused("UpdateService", asked).await, grace);
+    let role = is(
+        "InvalidParameterException",
+        "You cannot specify an IAM role for services that require a service linked role.",
+    );
+    let mut third = with("role", json!("r"));
+    third["serviceName"] = json!("third");
+    assert_eq!(ecs.refused("CreateService", third).await, role);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_is_refused_with_the_models_own_errors() {
+    let ecs = ecs().await;
+    ecs.fargate_definition("web").await;
+    ecs.ok("CreateService", fargate("web", "web:1", 1)).await;
+    let set = json!({"service": "web", "cluster": "default", "taskSet": "x", "taskDefinition": "web:1", "primaryTaskSet": "x"});
+    let code = async |operation: &str| ecs.refused(operation, set.clone()).await.0;
+    assert_eq!(code("CreateTaskSet").await, "InvalidParameterException");
+    assert_eq!(code("DeleteTaskSet").await, "TaskSetNotFoundException");
+    assert_eq!(code("UpdateServicePrimaryTaskSet").await, "TaskSetNotFoundException");
+    let seen =
+        ecs.ok("DescribeTaskSets", json!({"service": "web", "cluster": "default", "taskSets": ["x"]})).await;
+    assert_eq!(seen["failures"][0]["reason"], "MISSING");
+    assert_eq!(code("SubmitTaskStateChange").await, "ClientException");
+    ecs.node("node-a", 2, 4096).await;
+    let instance = ecs.ok("ListContainerInstances", json!({})).await["containerInstanceArns"][0].clone();
+    let update = json!({"containerInstance": instance});
+    assert_eq!(ecs.refused("UpdateContainerAgent", update).await.0, "NoUpdateAvailableException");
+    // No node could hold the task, however empty; on EC2 no GPU is told of.
+    let big = json!({"family": "big", "networkMode": "awsvpc", "cpu": "4096", "memory": "30720",
+        "requiresCompatibilities": ["FARGATE"], "containerDefinitions": [{"name": "c", "image": "i"}]});
+    ecs.ok("RegisterTaskDefinition", big).await;
+    let mut run = fargate("x", "big", 1);
+    run["count"] = json!(2);
+    let answer = ecs
+        .ok(
+            "RunTask",
+            json!({"taskDefinition": "big", "launchType": "FARGATE", "count": 2,
+        "networkConfiguration": run["networkConfiguration"]}),
+        )
+        .await;
+    assert_eq!(
+        (answer["tasks"].as_array().unwrap().len(), answer["failures"].as_array().unwrap().len()),
+        (0, 2)
+    );
+    assert!(
+        answer["failures"][0]["reason"]
+            .as_str()
+            .unwrap()
+            .starts_with("Capacity is unavailable at this time.")
+    );
+    let gpu = json!({"family": "gpu", "containerDefinitions": [{"name": "c", "image": "i", "memory": 10,
+        "resourceRequirements": [{"type": "GPU", "value": "1"}]}]});
+    ecs.ok("RegisterTaskDefinition", gpu).await;
+    let answer = ecs.ok("RunTask", json!({"taskDefinition": "gpu"})).await;
+    assert_eq!(answer["failures"][0]["reason"], "RESOURCE:GPU");
+}
