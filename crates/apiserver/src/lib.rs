@@ -25,6 +25,7 @@ mod custom;
 mod expiry;
 mod fairness;
 mod fence;
+mod heavy;
 mod http;
 mod inproc;
 mod metrics;

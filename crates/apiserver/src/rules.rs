@@ -338,31 +338,46 @@ pub fn table(
     metadata: Value,
     style: TableStyle<'_>,
 ) -> Result<Value, ApiError> {
-    let include = Include::parse(style.include).ok_or_else(|| {
-        let mut errors = machinery::field_errors::FieldErrors::new();
-        errors.not_supported("includeObject", style.include, &["Metadata", "None", "Object"]);
-        errors
-            .into_result("meta.k8s.io", "TableOptions", "")
-            .err()
-            .unwrap_or_else(|| ApiError::bad_request("includeObject"))
-    })?;
-    let group_version = format!("meta.k8s.io/{}", style.version);
-    let mut rows = Vec::with_capacity(objects.len());
-    for object in objects {
-        let value = object.value().map_err(ApiError::internal)?;
-        rows.push(match &resource.custom {
-            Some(custom) => {
-                let cells = crd::columns::cells(&custom.columns, &value, style.now);
-                table::row(cells, &value, include, &group_version)
-            }
-            None => table::table_row(&resource.row, &value, style.now, include, &group_version),
-        });
-    }
-    let columns = style.columns.then(|| match &resource.custom {
+    let form = (style.version, table_include(style.include)?);
+    let rows: Result<Vec<Value>, ApiError> =
+        objects.iter().map(|object| table_row(resource, object, form, style.now)).collect();
+    let columns = style.columns.then(|| table_columns(resource));
+    Ok(table::table(&format!("meta.k8s.io/{}", style.version), metadata, columns, rows?))
+}
+
+/// The `includeObject` parameter.
+pub fn table_include(text: &str) -> Result<Include, ApiError> {
+    Include::parse(text).ok_or_else(|| {
+        ApiError::bad_request(format!(
+            "Unable to convert to Table as requested: includeObject: Invalid value: {text:?}: must be 'Metadata', 'Object', 'None', or empty",
+        ))
+    })
+}
+
+/// The columns of a Table of these.
+pub fn table_columns(resource: &Resource) -> Value {
+    match &resource.custom {
         Some(custom) => crd::columns::definitions(&custom.columns),
         None => table::columns(&resource.row),
-    });
-    Ok(table::table(&group_version, metadata, columns, rows))
+    }
+}
+
+/// One row of a Table.
+pub fn table_row(
+    resource: &Resource,
+    object: &Object,
+    (version, include): (&str, Include),
+    now: jiff::Timestamp,
+) -> Result<Value, ApiError> {
+    let group_version = format!("meta.k8s.io/{version}");
+    let value = object.value().map_err(ApiError::internal)?;
+    Ok(match &resource.custom {
+        Some(custom) => {
+            let cells = crd::columns::cells(&custom.columns, &value, now);
+            table::row(cells, &value, include, &group_version)
+        }
+        None => table::table_row(&resource.row, &value, now, include, &group_version),
+    })
 }
 
 /// How a Table is made.

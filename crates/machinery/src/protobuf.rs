@@ -19,7 +19,7 @@ pub use decode::decode;
 pub use encode::encode;
 
 use crate::status::ApiError;
-use k8s_schema::DefRef;
+use k8s_schema::{DefRef, Type};
 use serde_json::Value;
 use std::borrow::Cow;
 use wire::{Malformed, Reader, Writer};
@@ -102,6 +102,36 @@ pub fn object(bytes: &[u8]) -> Result<Value, ApiError> {
 
 /// Writes a document (of a built-in kind: an object, a list, a Status) in its envelope. Other kinds are 406.
 pub fn sealed(value: &Value) -> Result<Vec<u8>, ApiError> {
+    let (def, type_meta) = head(value)?;
+    Ok(envelope(&type_meta, &encode(&def, value)?))
+}
+
+/// The same of a list whose items come one after another, so that they are never all held as values. `list` has
+/// everything but the items.
+pub fn sealed_list(
+    list: &Value,
+    items: impl Iterator<Item = Result<Value, ApiError>>,
+) -> Result<Vec<u8>, ApiError> {
+    /// The number of `items` in every list of Kubernetes.
+    const ITEMS: u16 = 2;
+    let (def, type_meta) = head(list)?;
+    let item = def.get().field("items").and_then(|field| match &field.ty {
+        Type::Array(item) => match &**item {
+            Type::Object(item) => Some(item.clone()),
+            _ => None,
+        },
+        _ => None,
+    });
+    let item = item.ok_or_else(|| ApiError::internal("not a list"))?;
+    let mut message = Writer(encode(&def, list)?);
+    for value in items {
+        message.bytes(ITEMS, &encode(&item, &value?)?);
+    }
+    Ok(envelope(&type_meta, &message.0))
+}
+
+/// The definition of a document, and its type as the envelope has it.
+fn head(value: &Value) -> Result<(DefRef, Vec<u8>), ApiError> {
     let text = |key: &str| value[key].as_str().unwrap_or_default();
     let (api_version, kind) = (text("apiVersion"), text("kind"));
     let def = definition(api_version, kind)
@@ -109,13 +139,17 @@ pub fn sealed(value: &Value) -> Result<Vec<u8>, ApiError> {
     let mut type_meta = Writer::default();
     type_meta.bytes(1, api_version.as_bytes());
     type_meta.bytes(2, kind.as_bytes());
+    Ok((def, type_meta.0))
+}
+
+fn envelope(type_meta: &[u8], message: &[u8]) -> Vec<u8> {
     let mut unknown = Writer::default();
-    unknown.bytes(1, &type_meta.0);
-    unknown.bytes(2, &encode(&def, value)?);
+    unknown.bytes(1, type_meta);
+    unknown.bytes(2, message);
     // Go's decoder takes these two for granted.
     unknown.bytes(3, b"");
     unknown.bytes(4, b"");
-    Ok([MAGIC.as_slice(), &unknown.0].concat())
+    [MAGIC.as_slice(), &unknown.0].concat()
 }
 
 /// One event of a watch in a `stream=watch` body: a length in four bytes, big end first, then a bare

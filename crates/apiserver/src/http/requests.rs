@@ -4,6 +4,7 @@ use super::negotiate::{self, Form};
 use super::respond::{self, Body, ListFrame, Wishes};
 use super::{Inbound, body, proxy, watch};
 use crate::Api;
+use crate::heavy;
 use crate::owners;
 use crate::path::{Query, ResourcePath};
 use crate::resources::Resource;
@@ -16,6 +17,7 @@ use crate::verbs::{
 };
 use ::http::{Response, header};
 use client::{Object, ObjectKey, Verb};
+use hyper::body::Body as _;
 use k8s_schema::Gvr;
 use machinery::apply::MANAGER_MAX;
 use machinery::body::Repeats;
@@ -79,7 +81,12 @@ pub async fn answer(
             watch::respond(api, selection, shape.form, &inbound.query).await
         }
         "deletecollection" => delete_collection(api, inbound, call, &shape).await,
-        "create" | "update" | "patch" | "delete" => write(api, inbound, call, verb, &shape).await,
+        "create" | "update" | "patch" | "delete" => {
+            // A body of unknown length may be anything; YAML grows by its aliases.
+            let yaml = inbound.header(header::CONTENT_TYPE).contains("application/yaml");
+            let heavy = yaml || inbound.request.body().size_hint().upper().is_none_or(|n| n >= heavy::BYTES);
+            heavy::run(heavy, write(api, inbound, call, verb, &shape)).await
+        }
         _ => Err(not_allowed()),
     }
 }
@@ -173,38 +180,62 @@ async fn list(
     let selection = selection(call, &inbound.query)?;
     let paging = parse_paging(&call.resource, &inbound.query)?;
     let page = api.list(&selection, &paging).await?;
-    many(api, call, page, shape)
+    let heavy = shape.form == Form::Protobuf && page.items.len() >= heavy::OBJECTS;
+    heavy::run(heavy, async { many(api, call, page, shape) }).await
 }
 
-/// A page in the wished form.
+/// A page in the wished form. Long ones are made as they are sent.
 fn many(api: &Api, call: &Call, page: Page, shape: &Shape) -> Result<Response<Body>, ApiError> {
     let row = &*call.resource.row;
-    let frame = ListFrame {
+    let mut frame = ListFrame {
         kind: format!("{}List", row.kind),
         api_version: row.api_version(),
         revision: page.revision,
         next: page.next,
         remaining: page.remaining,
+        items: "items",
+        columns: None,
     };
-    let items = page.items.iter().map(|o| rules::serve(&call.resource, o)).collect::<Result<Vec<_>, _>>()?;
-    let value = match shape.form {
-        Form::Object => return Ok(respond::list(&frame, items, shape.wishes)),
+    let resource = call.resource.clone();
+    let encode: respond::Encode = match shape.form {
+        Form::Object => Box::new(move |object| Ok(rules::serve(&resource, object)?.raw.clone())),
         Form::Table(version) => {
-            rules::table(&call.resource, &items, frame.metadata(), style(api, version, shape))?
+            frame = ListFrame {
+                kind: "Table".into(),
+                api_version: format!("meta.k8s.io/{version}"),
+                items: "rows",
+                columns: Some(rules::table_columns(&resource)),
+                ..frame
+            };
+            let now = (api.config.clock)();
+            let include = rules::table_include(&shape.include)?;
+            let row = move |object: &Arc<Object>| {
+                let object = rules::serve(&resource, object)?;
+                rules::table_row(&resource, &object, (version, include), now)
+            };
+            Box::new(move |object| Ok(row(object)?.to_string().into()))
         }
         Form::Partial(version) => {
-            let items: Vec<Value> = items.iter().map(|o| rules::partial(o, version)).collect();
-            json!({"kind": "PartialObjectMetadataList", "apiVersion": format!("meta.k8s.io/{version}"),
-                "metadata": frame.metadata(), "items": items})
+            frame = ListFrame {
+                kind: "PartialObjectMetadataList".into(),
+                api_version: format!("meta.k8s.io/{version}"),
+                ..frame
+            };
+            Box::new(move |object| {
+                let object = rules::serve(&resource, object)?;
+                Ok(rules::partial(&object, version).to_string().into())
+            })
         }
         Form::Protobuf => {
-            let items = items.iter().map(|o| o.value()).collect::<Result<Vec<_>, _>>();
-            let list = json!({"kind": frame.kind, "apiVersion": frame.api_version,
-                "metadata": frame.metadata(), "items": items.map_err(ApiError::internal)?});
-            return respond::value(200, shape.form, &list, shape.wishes);
+            let head =
+                json!({"kind": frame.kind, "apiVersion": frame.api_version, "metadata": frame.metadata()});
+            let items =
+                page.items.iter().map(|o| rules::serve(&resource, o)?.value().map_err(ApiError::internal));
+            let list = machinery::protobuf::sealed_list(&head, items)?;
+            return Ok(respond::raw(200, negotiate::PROTOBUF, respond::full(list)));
         }
     };
-    Ok(respond::json_value(200, &shape.form.content_type(true), &value, shape.wishes))
+    respond::list(&frame, &shape.form.content_type(true), (page.items, encode), shape.wishes)
 }
 
 /// dryRun, fieldValidation, fieldManager and force.

@@ -23,6 +23,8 @@ pub type Body = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
 pub const GZIP_MIN: usize = 128 << 10;
 /// Size of the pieces that a long list is sent in.
 const CHUNK: usize = 128 << 10;
+/// Longer lists are not indented: that takes the whole document as one value.
+const PRETTY_MAX: usize = 4 << 20;
 
 fn lift(error: Infallible) -> Box<dyn std::error::Error + Send + Sync> {
     match error {}
@@ -161,7 +163,14 @@ pub struct ListFrame {
     pub next: String,
     /// Objects behind the page, where known.
     pub remaining: Option<usize>,
+    /// What the items are called.
+    pub items: &'static str,
+    /// The columns of a Table.
+    pub columns: Option<Value>,
 }
+
+/// Makes an item of an object.
+pub type Encode = Box<dyn Fn(&Arc<Object>) -> Result<Bytes, ApiError> + Send>;
 
 impl ListFrame {
     /// The list's metadata.
@@ -177,32 +186,43 @@ impl ListFrame {
     }
 
     fn around(&self) -> (String, String) {
-        let (kind, version) = (&self.kind, &self.api_version);
-        let head = format!(
-            "{{\"kind\":{},\"apiVersion\":{},\"metadata\":{},\"items\":[",
-            json!(kind),
-            json!(version),
-            self.metadata()
-        );
+        let (kind, version) = (json!(self.kind), json!(self.api_version));
+        let mut head = format!("{{\"kind\":{kind},\"apiVersion\":{version},\"metadata\":{}", self.metadata());
+        if let Some(columns) = &self.columns {
+            head += &format!(",\"columnDefinitions\":{columns}");
+        }
+        head += &format!(",\"{}\":[", self.items);
         (head, "]}\n".into())
     }
 }
 
-/// A list of stored bytes: no item is parsed; long lists are sent in pieces.
-pub fn list(frame: &ListFrame, items: Vec<Arc<Object>>, wishes: Wishes) -> Response<Body> {
+/// A list whose items are made as they are sent: of stored bytes, mostly, and no item is parsed. What cannot be made is
+/// an error where it is known in time, else the end of the answer.
+pub fn list(
+    frame: &ListFrame,
+    content_type: &str,
+    (items, encode): (Vec<Arc<Object>>, Encode),
+    wishes: Wishes,
+) -> Result<Response<Body>, ApiError> {
     let size: usize = items.iter().map(|o| o.raw.len() + 1).sum();
     let gzip = wishes.gzip && size >= GZIP_MIN;
-    let pieces = Pieces::new(frame, items, gzip);
-    if size < CHUNK || wishes.pretty {
-        let all: Vec<u8> = pieces.flatten().collect();
-        return json_bytes(200, "application/json", all.into(), wishes);
+    let short = size < CHUNK || (wishes.pretty && size < PRETTY_MAX);
+    let mut pieces = Pieces::new(frame, (items, encode), gzip && !short);
+    if short {
+        let all = pieces.by_ref().collect::<Result<Vec<Bytes>, ApiError>>()?.concat();
+        return Ok(json_bytes(200, content_type, all.into(), wishes));
     }
-    let mut response = raw(200, "application/json", streamed(stream::iter(pieces)));
+    // A reader that is fast enough would else have its list made without a pause.
+    let frames = stream::iter(pieces).then(async |piece| {
+        tokio::task::yield_now().await;
+        piece.map(Frame::data).map_err(Into::into)
+    });
+    let mut response = raw(200, content_type, fallible(frames));
     response.extensions_mut().insert(Size(size as u64));
     if gzip {
         mark_gzip(&mut response);
     }
-    response
+    Ok(response)
 }
 
 /// Iterates the pieces of a list's body.
@@ -210,19 +230,21 @@ struct Pieces {
     head: Option<String>,
     tail: String,
     items: std::vec::IntoIter<Arc<Object>>,
+    encode: Encode,
     first: bool,
     gzip: Option<GzEncoder<Vec<u8>>>,
     done: bool,
 }
 
 impl Pieces {
-    fn new(frame: &ListFrame, items: Vec<Arc<Object>>, gzip: bool) -> Self {
+    fn new(frame: &ListFrame, (items, encode): (Vec<Arc<Object>>, Encode), gzip: bool) -> Self {
         let (head, tail) = frame.around();
         let gzip = gzip.then(|| GzEncoder::new(Vec::new(), Compression::fast()));
-        Pieces { head: Some(head), tail, items: items.into_iter(), first: true, gzip, done: false }
+        let items = items.into_iter();
+        Pieces { head: Some(head), tail, items, encode, first: true, gzip, done: false }
     }
 
-    fn plain(&mut self) -> Vec<u8> {
+    fn plain(&mut self) -> Result<Vec<u8>, ApiError> {
         let mut piece = self.head.take().map(String::into_bytes).unwrap_or_default();
         while piece.len() < CHUNK {
             let Some(object) = self.items.next() else {
@@ -233,29 +255,35 @@ impl Pieces {
             if !std::mem::take(&mut self.first) {
                 piece.push(b',');
             }
-            piece.extend_from_slice(&object.raw);
+            piece.extend_from_slice(&(self.encode)(&object)?);
         }
-        piece
+        Ok(piece)
+    }
+
+    fn piece(&mut self) -> Result<Option<Bytes>, ApiError> {
+        while !self.done {
+            let plain = self.plain()?;
+            let Some(encoder) = &mut self.gzip else { return Ok(Some(plain.into())) };
+            encoder.write_all(&plain).map_err(ApiError::internal)?;
+            if self.done {
+                let last = self.gzip.take().map(GzEncoder::finish).transpose().map_err(ApiError::internal)?;
+                return Ok(last.map(Bytes::from));
+            }
+            let packed = std::mem::take(encoder.get_mut());
+            if !packed.is_empty() {
+                return Ok(Some(packed.into()));
+            }
+        }
+        Ok(None)
     }
 }
 
 impl Iterator for Pieces {
-    type Item = Bytes;
-    fn next(&mut self) -> Option<Bytes> {
-        while !self.done {
-            let plain = self.plain();
-            let Some(encoder) = &mut self.gzip else { return Some(plain.into()) };
-            // Writing to a Vec does not fail.
-            encoder.write_all(&plain).ok()?;
-            if self.done {
-                return self.gzip.take()?.finish().ok().map(Bytes::from);
-            }
-            let packed = std::mem::take(encoder.get_mut());
-            if !packed.is_empty() {
-                return Some(packed.into());
-            }
-        }
-        None
+    type Item = Result<Bytes, ApiError>;
+    fn next(&mut self) -> Option<Self::Item> {
+        let piece = self.piece();
+        self.done |= piece.is_err();
+        piece.transpose()
     }
 }
 
@@ -280,20 +308,27 @@ mod tests {
             revision: 7,
             next: "t".into(),
             remaining: Some(3),
+            items: "items",
+            columns: None,
         }
+    }
+
+    fn pieces(n: usize, gzip: bool) -> Vec<u8> {
+        let encode: Encode = Box::new(|object| Ok(object.raw.clone()));
+        Pieces::new(&frame(), (objects(n), encode), gzip).map(Result::unwrap).flatten().collect()
     }
 
     #[test]
     fn pieces_are_one_json_list() {
         for n in [0, 1, 2, 2_000] {
-            let plain: Vec<u8> = Pieces::new(&frame(), objects(n), false).flatten().collect();
+            let plain = pieces(n, false);
             let value: Value = serde_json::from_slice(&plain).unwrap();
             assert_eq!(value["items"].as_array().unwrap().len(), n);
             assert_eq!(
                 value["metadata"],
                 json!({"resourceVersion": "7", "continue": "t", "remainingItemCount": 3})
             );
-            let packed: Vec<u8> = Pieces::new(&frame(), objects(n), true).flatten().collect();
+            let packed = pieces(n, true);
             let mut unpacked = Vec::new();
             flate2::read::GzDecoder::new(&*packed).read_to_end(&mut unpacked).unwrap();
             assert_eq!(unpacked, plain);

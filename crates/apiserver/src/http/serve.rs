@@ -120,7 +120,8 @@ impl Api {
                 request.extensions_mut().insert(crate::audit::Source(source));
             }
             let (api, peer) = (api.clone(), peer.clone());
-            async move { Ok::<_, Infallible>(reply(api, peer, request).await) }
+            // On the heap, to be gone when the answer begins: a watch would keep its room for as long as it lasts.
+            Box::pin(async move { Ok::<_, Infallible>(reply(api, peer, request).await) })
         });
         let builder = builder();
         let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);

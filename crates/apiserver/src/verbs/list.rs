@@ -98,7 +98,6 @@ pub fn parse_revision(resource: &Resource, text: &str) -> Result<Option<u64>, Ap
     })
 }
 
-/// Reads limit, continue, resourceVersion and resourceVersionMatch.
 /// A parameter that is a whole number; `None` when it is not given.
 pub fn number(query: &Query, name: &str) -> Result<Option<i64>, ApiError> {
     let text = query.get(name);
@@ -106,6 +105,7 @@ pub fn number(query: &Query, name: &str) -> Result<Option<i64>, ApiError> {
     if text.is_empty() { Ok(None) } else { text.parse().map(Some).map_err(bad) }
 }
 
+/// Reads limit, continue, resourceVersion and resourceVersionMatch.
 pub fn parse_paging(resource: &Resource, query: &Query) -> Result<Paging, ApiError> {
     let limit = number(query, "limit")?.unwrap_or(0);
     number(query, "timeoutSeconds")?;

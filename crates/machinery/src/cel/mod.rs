@@ -9,6 +9,7 @@
 
 mod ast;
 mod check;
+mod cost;
 mod eval;
 mod lex;
 mod lib;
@@ -19,6 +20,7 @@ mod table;
 mod types;
 mod value;
 
+pub use cost::{Bound, REQUEST_BYTES_MAX};
 pub use lib::authz::{Authority, Inquiry, authorizer, request_resource};
 pub use lib::time::duration;
 pub use types::{ObjectType, Type, escape};

@@ -8,6 +8,7 @@
 
 pub mod body;
 pub mod columns;
+mod costs;
 mod default;
 pub mod jsonpath;
 pub mod legacy;

@@ -4,6 +4,7 @@
 //! there is an old value, unless it takes an optional one; a rule that does not is not asked again about a value that
 //! did not change (ratcheting). All rules together have one budget an object. Words are upstream's.
 
+use super::costs::{self, Costs};
 use super::prune::join;
 use super::schema::{Additional, Rule, Schema, Ty};
 use super::validate::counterpart;
@@ -250,15 +251,43 @@ fn shown(rule: &Rule) -> &str {
 pub fn check(schema: &Value, path: &str, errors: &mut FieldErrors) {
     let schema = Schema::compile(schema);
     if schema.has_rules() {
-        check_place(&schema, (true, None), path, errors);
+        let mut costs = Costs::default();
+        check_place(&schema, Place { root: true, lost: None, times: Some(1) }, path, errors, &mut costs);
+        costs.tell(path, errors);
     }
 }
 
-fn check_place(schema: &Schema, (root, lost): (bool, Option<&str>), path: &str, errors: &mut FieldErrors) {
+/// Where a place stands.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    root: bool,
+    /// The list that keeps it from having a counterpart in the old object.
+    lost: Option<&'a str>,
+    /// How many of it there may be; `None`: as many as a request can hold.
+    times: Option<u64>,
+}
+
+impl<'a> Place<'a> {
+    /// The place of a property, of a map's values or of a list's items.
+    fn below(self, schema: &Schema, most: Option<u64>) -> Place<'a> {
+        let times = self.times.zip(most).map(|(times, most)| times.saturating_mul(most));
+        Place { root: schema.embedded, times, ..self }
+    }
+}
+
+fn check_place(schema: &Schema, place: Place<'_>, path: &str, errors: &mut FieldErrors, costs: &mut Costs) {
+    let Place { root, lost, times } = place;
     let rules = schema.checks.as_ref().map(|c| c.rules.as_slice()).unwrap_or_default();
     let compiled = Compiled::of(schema, rules, root);
+    let own = (!rules.is_empty()).then(|| costs::own(schema));
     for (i, (rule, one)) in rules.iter().zip(&compiled.rules).enumerate() {
         let at = format!("{path}.x-kubernetes-validations[{i}]");
+        let programs = [("rule", Some(&one.rule)), ("messageExpression", one.message.as_ref())];
+        for (what, program) in programs {
+            if let (Some(Ok(program)), Some(own)) = (program, &own) {
+                costs.add((program, own), times, (what, &at), errors);
+            }
+        }
         let value = json!({"rule": rule.rule, "message": rule.message});
         match &one.rule {
             _ if rule.rule.trim().is_empty() => {}
@@ -288,16 +317,21 @@ fn check_place(schema: &Schema, (root, lost): (bool, Option<&str>), path: &str, 
         }
     }
     for (key, below) in &schema.properties {
-        check_place(below, (below.embedded, lost), &format!("{path}.properties[{key}]"), errors);
+        let at = format!("{path}.properties[{key}]");
+        check_place(below, place.below(below, Some(1)), &at, errors, costs);
     }
+    let checks = schema.checks.as_deref();
     if let Some(below) = schema.additional.schema() {
-        check_place(below, (below.embedded, lost), &format!("{path}.additionalProperties"), errors);
+        let most = checks.and_then(|c| c.max_properties);
+        let at = format!("{path}.additionalProperties");
+        check_place(below, place.below(below, most), &at, errors, costs);
     }
     if let Some(below) = &schema.items {
         // Items of other lists have no counterpart in the old list.
-        let items = format!("{path}.items");
         let lost = lost.or((schema.list_type != ListType::Map).then_some(path));
-        check_place(below, (below.embedded, lost), &items, errors);
+        let most = checks.and_then(|c| c.max_items);
+        let place = Place { lost, ..place.below(below, most) };
+        check_place(below, place, &format!("{path}.items"), errors, costs);
     }
 }
 

@@ -281,7 +281,8 @@ fn definitions_with_wrong_rules_are_refused() {
     let schema = json!({"type": "object", "properties": {"spec": {"type": "object",
         "x-kubernetes-validations": [{"rule": "self.nope > 1"}, {"rule": "1 + 1"}, {"rule": "true", "optionalOldSelf": true},
             {"rule": "true", "messageExpression": "1", "fieldPath": ".nope"}],
-        "properties": {"list": {"type": "array", "items": {"type": "string", "x-kubernetes-validations": [{"rule": "self == oldSelf"}]}}}}}});
+        "properties": {"list": {"type": "array", "maxItems": 9,
+            "items": {"type": "string", "maxLength": 9, "x-kubernetes-validations": [{"rule": "self == oldSelf"}]}}}}}});
     let mut errors = FieldErrors::new();
     rules::check(&schema, "s", &mut errors);
     let found: Vec<String> = errors.causes().iter().map(|c| format!("{}: {}", c.field, c.message)).collect();

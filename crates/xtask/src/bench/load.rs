@@ -30,6 +30,7 @@ pub fn run(what: &str, pid: &str, image: &str) -> Result<()> {
             "pods" => pods(pid, image).await,
             "gone" => gone().await,
             "writes" => operations(pid, true).await,
+            "abuse" => super::abuse::run(pid, image).await,
             _ => operations(pid, false).await,
         }
     })

@@ -4,6 +4,7 @@
 //! medians and CPU time an operation, because machines are noisy. References stand in `refs`. Deliberately not here:
 //! any pass or fail: a figure is read, not tested.
 
+mod abuse;
 mod load;
 mod refs;
 
@@ -23,14 +24,28 @@ const IMAGE: &str = "bench:1";
 /// Idle figures are taken over this time, after a pause of the same length.
 const IDLE: Duration = Duration::from_secs(10);
 
-/// Prints the table, for a given binary or for this tree's release build.
-pub fn quick(root: &Path, binary: Option<&str>) -> Result<()> {
+/// The given binary, or this tree's release build.
+fn built(root: &Path, binary: Option<&str>) -> Result<PathBuf> {
     if binary.is_none() {
         let build = ["build", "--release", "--quiet", "--package", "gantry"];
         run(Command::new("cargo").args(build).current_dir(root))?;
     }
     let built = root.join("target/x86_64-unknown-linux-gnu/release/gantry");
-    let binary = binary.map_or(built, PathBuf::from);
+    Ok(binary.map_or(built, PathBuf::from))
+}
+
+/// Hostile clients at full size, or those whose names begin so; what a node feels of them.
+pub fn abuse(root: &Path, only: &str, binary: Option<&str>) -> Result<()> {
+    let cluster = Cluster::start(built(root, binary)?, &["--max-pods", "10"])?;
+    let mut command = cluster.inside(std::env::current_exe()?);
+    command.args(["bench-load", "abuse", &cluster.pid().to_string(), only]);
+    anyhow::ensure!(command.status()?.success(), "the attackers failed");
+    Ok(())
+}
+
+/// Prints the table, for a given binary or for this tree's release build.
+pub fn quick(root: &Path, binary: Option<&str>) -> Result<()> {
+    let binary = built(root, binary)?;
     row("measure", "value", "goal");
     row("binary size", &format!("{:.1} MiB", fs::metadata(&binary)?.len() as f64 / 1048576.0), "-");
     let cluster = Cluster::start(&binary, &["--max-pods", "300"])?;
