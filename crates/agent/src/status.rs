@@ -118,6 +118,16 @@ pub fn status(state: &PodState, pod: &PodView, host_ips: &[IpAddr], now: Timesta
             put(key, list);
         }
     }
+    let running = !rejected && state.containers.values().any(ContainerRecord::running);
+    if let Some(whole) = pod.spec().resources.as_ref().filter(|_| running) {
+        // Until a resize is done, what was there before stands.
+        let before = stored.and_then(|s| s.resources.as_ref()).filter(|_| pending(state, pod));
+        put("resources", json!(before.unwrap_or(whole)));
+        let kept = stored.and_then(|s| s.allocated_resources.as_ref()).filter(|_| refused);
+        if let Some(given) = kept.or(whole.requests.as_ref()) {
+            put("allocatedResources", json!(given));
+        }
+    }
     Value::Object(status)
 }
 

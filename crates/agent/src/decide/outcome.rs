@@ -4,7 +4,7 @@ use super::{
     CONFIG_RETRY, Note, PULL_ERROR_SHOWN, RESTART, SETUP_RETRY, after, delay, probe, restart, stop, task,
 };
 use super::{HookKind, Input, Plan};
-use crate::pod::Role;
+use crate::pod::{PodView, Role};
 use crate::state::{Facts, Hook, Phase, PodState, ProbeKind, Setup, Terminated, Waiting};
 use crate::volumes::memory_sources;
 use jiff::{SignedDuration, Timestamp};
@@ -37,6 +37,8 @@ pub enum StartStep {
 pub enum Outcome {
     /// Volumes are mounted (to be refreshed after that time), or not.
     Volumes(Result<Option<SignedDuration>, String>),
+    /// The image of a volume (by name) is not to be had.
+    VolumeImage(String, StartFailure),
     /// Volumes need the sandbox, which was not made: they come with the next one.
     VolumesWait,
     /// The sandbox is made, or not.
@@ -117,11 +119,47 @@ fn settle(setup: &mut Setup, error: Option<&String>, now: Timestamp) {
     }
 }
 
+/// The containers that use the volume say why they wait, as for their own image.
+fn volume_image(state: &mut PodState, input: &Input, volume: &str, failure: StartFailure, plan: &mut Plan) {
+    let first = state.volumes.failures == 0;
+    settle(&mut state.volumes, Some(&failure.message), input.now);
+    let source = input.pod.spec().volumes.iter().flatten().find(|v| v.name == volume);
+    let image = source.and_then(|v| v.image.as_ref()?.reference.as_deref()).unwrap_or_default();
+    let StartFailure { reason, message, .. } = failure;
+    plan.note(true, "Failed", "", format!("Failed to pull image \"{image}\": {message}"));
+    let why = if first || reason != "ErrImagePull" {
+        Waiting { reason: reason.into(), message }
+    } else {
+        let message = format!("Back-off pulling image \"{image}\": {reason}: {message}");
+        Waiting { reason: "ImagePullBackOff".into(), message }
+    };
+    for container in &input.pod.containers {
+        let uses = container.spec.volume_mounts.iter().flatten().any(|m| m.name == volume);
+        let record = state.containers.get_mut(container.name()).filter(|_| uses);
+        if let Some(Phase::Waiting { why: shown, .. }) = record.map(|r| &mut r.phase) {
+            shown.clone_from(&why);
+        }
+    }
+}
+
+/// All images are there: nobody waits for one of a volume (those of containers have a time to retry at).
+fn forget_volume_images(state: &mut PodState, pod: &PodView) {
+    for record in state.containers.values_mut() {
+        if let Phase::Waiting { why, retry_at: None } = &mut record.phase {
+            *why = Waiting { reason: pod.creating_reason().into(), message: String::new() };
+        }
+    }
+}
+
 /// Books one report.
 pub fn apply(state: &mut PodState, input: &Input, outcome: Outcome) -> Vec<Note> {
     let mut plan = Plan::default();
     match outcome {
+        Outcome::VolumeImage(volume, failure) => volume_image(state, input, &volume, failure, &mut plan),
         Outcome::Volumes(result) => {
+            if result.is_ok() {
+                forget_volume_images(state, input.pod);
+            }
             settle(&mut state.volumes, result.as_ref().err(), input.now);
             match result {
                 Ok(refresh) => state.volumes_refresh_at = refresh.map(|wait| after(input.now, wait)),

@@ -320,6 +320,32 @@ fn a_sidecar_starts_first_and_stops_last() {
 }
 
 #[test]
+fn who_waits_for_the_image_of_a_volume_says_so() {
+    let mounts = json!([{"name": "v", "mountPath": "/v"}]);
+    let spec = json!({
+        "containers": [{"name": "a", "image": "i", "volumeMounts": mounts}, {"name": "b", "image": "i"}],
+        "volumes": [{"name": "v", "image": {"reference": "r.invalid/x"}}],
+    });
+    let mut world = World::new(pod(spec));
+    let waits = |world: &World| {
+        let status = world.status();
+        let of = |i: usize| {
+            status["containerStatuses"][i]["state"]["waiting"]["reason"].as_str().unwrap_or("").to_string()
+        };
+        (of(0), of(1))
+    };
+    let creating = "ContainerCreating".to_string();
+    for reason in ["ErrImagePull", "ImagePullBackOff"] {
+        let failure =
+            StartFailure { step: StartStep::Image, reason: "ErrImagePull", message: "no such host".into() };
+        world.book(Outcome::VolumeImage("v".into(), failure));
+        assert_eq!(waits(&world), (reason.to_string(), creating.clone()));
+    }
+    world.book(Outcome::Volumes(Ok(None)));
+    assert_eq!(waits(&world), (creating.clone(), creating));
+}
+
+#[test]
 fn a_rule_restarts_all_containers() {
     let rules = json!([{"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [42]}}]);
     let spec = json!({

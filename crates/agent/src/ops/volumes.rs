@@ -2,7 +2,7 @@
 
 use super::{Mounted, Node, blocking, claims::claims, tokens::tokens};
 use crate::csi;
-use crate::decide::outcome::Outcome;
+use crate::decide::outcome::{Outcome, StartFailure};
 use crate::images;
 use crate::pod::PodView;
 use crate::volumes::memory_sources;
@@ -35,8 +35,9 @@ async fn shim(node: &Node, pod: &PodView) -> Shim {
     }
 }
 
-/// The layers of the pod's image volumes. An image stays the same as long as the pod lives.
-async fn image_layers(node: &Node, pod: &PodView) -> ImageLayers {
+/// The layers of the pod's image volumes, or the volume whose image is not to be had. An image stays the same as long
+/// as the pod lives.
+async fn image_layers(node: &Node, pod: &PodView) -> Result<ImageLayers, (String, StartFailure)> {
     let mut all = ImageLayers::new();
     for volume in pod.spec().volumes.iter().flatten() {
         let Some(source) = &volume.image else { continue };
@@ -44,21 +45,20 @@ async fn image_layers(node: &Node, pod: &PodView) -> ImageLayers {
         let held =
             node.leases.lock().get(pod.uid()).and_then(|l| l.get(&key).map(|l| l.image().layers.clone()));
         let layers = match held {
-            Some(layers) => Ok(layers),
+            Some(layers) => layers,
             None => {
                 let reference = source.reference.as_deref().unwrap_or_default();
                 let policy = source.pull_policy.as_deref();
                 let found = images::ensure_named(node, pod, "", (reference, policy)).await;
-                found.map_err(|failure| failure.message).map(|found| {
-                    let layers = found.lease.image().layers.clone();
-                    node.leases.lock().entry(pod.uid().into()).or_default().insert(key, found.lease);
-                    layers
-                })
+                let found = found.map_err(|failure| (volume.name.clone(), failure))?;
+                let layers = found.lease.image().layers.clone();
+                node.leases.lock().entry(pod.uid().into()).or_default().insert(key, found.lease);
+                layers
             }
         };
         all.insert(volume.name.clone(), layers);
     }
-    all
+    Ok(all)
 }
 
 /// Mounts (or refreshes) all volumes.
@@ -76,7 +76,10 @@ pub async fn volumes(node: Arc<Node>, pod: PodView) -> (Outcome, Option<Mounted>
     let claims = claims(&node, &pod).await;
     let (drivers, again) = csi::publish(&node, &pod, &claims).await;
     refresh = refresh.into_iter().chain(again).min();
-    let images = image_layers(&node, &pod).await;
+    let images = match image_layers(&node, &pod).await {
+        Ok(images) => images,
+        Err((volume, failure)) => return (Outcome::VolumeImage(volume, failure), None),
+    };
     let root = match memory_sources(&pod) {
         0 => None,
         _ => match shim(&node, &pod).await {

@@ -6,8 +6,7 @@ use crate::config::mounts::MountedVolume;
 use k8s_openapi::api::core::v1::Volume;
 
 pub(super) fn mount(context: &Context, volume: &Volume) -> Result<MountedVolume, String> {
-    let found = context.images.get(&volume.name).ok_or("the image was not looked for")?;
-    let lowers = found.as_ref().map_err(Clone::clone)?;
+    let lowers = context.images.get(&volume.name).ok_or("the image was not looked for")?;
     let path = lowers.first().cloned().ok_or("the image has no layers")?;
     Ok(MountedVolume { path, read_only: true, lowers: lowers.clone(), ..MountedVolume::default() })
 }

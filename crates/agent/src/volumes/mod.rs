@@ -59,7 +59,7 @@ pub struct Bound {
 pub type Claims = BTreeMap<String, Result<Bound, String>>;
 
 /// Layers of the images of a pod's image volumes, or why there are none, by the volume's name.
-pub type ImageLayers = BTreeMap<String, Result<Vec<PathBuf>, String>>;
+pub type ImageLayers = BTreeMap<String, Vec<PathBuf>>;
 
 /// What volumes are made from.
 pub struct Context<'a> {
