@@ -11,6 +11,7 @@ use crate::node::NodeTask;
 use crate::nodeapi::{Authorize, NodeApi, Reviews};
 use crate::objects::ObjectCaches;
 use crate::ops::{MAKING_MAX, Node};
+use crate::statics;
 use crate::taskmeta::{self, Endpoint, TaskServices};
 use crate::worker::{Event, Parts, Worker};
 use client::cache::Cache;
@@ -73,6 +74,8 @@ pub struct AgentConfig {
     pub max_pods: u32,
     /// Processes per pod; 0: no limit.
     pub pids_max: i64,
+    /// A folder with manifests of static pods.
+    pub manifests: Option<PathBuf>,
     /// Labels of the Node beside the well-known ones.
     pub labels: BTreeMap<String, String>,
     /// Overrides of what the node has.
@@ -170,6 +173,9 @@ impl Agent {
             sandboxes: watch::Sender::default(),
             recorder: recorder.clone(),
             tokens: Default::default(),
+            probed: Default::default(),
+            user_ranges: Default::default(),
+            statics: Default::default(),
             leases: Default::default(),
             making: Semaphore::new(MAKING_MAX),
             exits: watch::Sender::new(0),
@@ -189,6 +195,7 @@ impl Agent {
             client: config.client,
             facts,
             labels: config.labels,
+            handlers: crate::node::handlers(config.runtime.handlers.keys()),
             pod_cidr: config.pod_cidr,
             port: address.port(),
             images: config.images,
@@ -204,6 +211,7 @@ impl Agent {
         spawn(&mut tasks, node_task.run(move || is_ready.send_modify(|ready| *ready = true)));
         spawn(&mut tasks, eviction::run(node.clone(), config.eviction, events.clone()));
         spawn(&mut tasks, api.serve(listener, std::future::pending()));
+        spawn(&mut tasks, statics::start(node.clone(), inbox.clone(), config.manifests));
         spawn(&mut tasks, csi::run(node.clone()));
         spawn(&mut tasks, crate::claims::run(node.client.clone(), node.facts.clone(), node.recorder.clone()));
         spawn(&mut tasks, drive(node, inbox, worker));

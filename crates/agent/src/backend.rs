@@ -73,7 +73,7 @@ impl Backend {
 
     fn pod(&self, target: &Target) -> Result<Arc<Object>, ApiError> {
         let key = ObjectKey::new(target.namespace.as_str(), target.pod.as_str());
-        let pod = self.node.pods.get(&key).filter(|p| target.uid.as_deref().is_none_or(|uid| uid == p.uid()));
+        let pod = self.node.pod(&key).filter(|p| target.uid.as_deref().is_none_or(|uid| uid == p.uid()));
         pod.ok_or_else(|| ApiError::not_found(&PODS, &target.pod))
     }
 
@@ -291,7 +291,7 @@ impl NodeBackend for Backend {
     }
 
     async fn pods(&self) -> Value {
-        let items: Vec<Value> = self.node.pods.list().iter().filter_map(|p| p.value().ok()).collect();
+        let items: Vec<Value> = self.node.all_pods().iter().filter_map(|p| p.value().ok()).collect();
         json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items})
     }
 
@@ -332,7 +332,7 @@ impl NodeBackend for Backend {
                 facts: &node.facts,
                 images: node.images.folder(),
                 image_bytes: node.images.list().iter().map(|i| i.size_bytes).sum(),
-                pods: &node.pods.list().into_iter().map(|p| (p.uid().to_string(), p)).collect(),
+                pods: &node.all_pods().into_iter().map(|p| (p.uid().to_string(), p)).collect(),
                 disk: &disk,
             })
         };

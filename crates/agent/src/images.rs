@@ -138,7 +138,7 @@ pub async fn ensure_named(
 async fn deleted(node: &Node, pod: &PodView) {
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
-        let now = node.pods.get(pod.key());
+        let now = node.pod(pod.key());
         let stays = now.is_some_and(|o| o.uid() == pod.uid() && o.meta().deletion_timestamp.is_none());
         if !stays {
             return;

@@ -25,7 +25,7 @@ pub mod pod;
 mod probes;
 pub mod services;
 pub mod state;
-pub mod status;
+mod statics;
 mod stats;
 mod stream;
 pub mod taskmeta;

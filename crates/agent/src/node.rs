@@ -82,6 +82,8 @@ pub struct NodeTask {
     pub pod_cidr: String,
     /// Port of the node API.
     pub port: u16,
+    /// `status.runtimeHandlers`.
+    pub handlers: Value,
     /// Images, for the status.
     pub images: Arc<Images>,
     /// What the node is short of.
@@ -129,6 +131,23 @@ fn os_image() -> String {
     let text = read("/etc/os-release");
     let line = text.lines().find_map(|l| l.strip_prefix("PRETTY_NAME="));
     line.map_or_else(|| "Linux".into(), |name| name.trim_matches('"').to_string())
+}
+
+/// What RuntimeClasses may name, and what each can do: ours ("" is the default), and other OCI runtimes.
+pub fn handlers<'a>(others: impl Iterator<Item = &'a String>) -> Value {
+    let ours = ["", "gantry"].map(|name| {
+        json!({"name": name, "features": {"recursiveReadOnlyMounts": true, "userNamespaces": true}})
+    });
+    let other = |name: &String| {
+        json!({"name": name, "features": {"recursiveReadOnlyMounts": false, "userNamespaces": false}})
+    };
+    ours.into_iter().chain(others.map(other)).collect()
+}
+
+fn swap_bytes() -> u64 {
+    let text = read("/proc/meminfo");
+    let line = text.lines().find_map(|l| l.strip_prefix("SwapTotal:"));
+    line.and_then(|l| l.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()).unwrap_or(0) * 1024
 }
 
 /// The labels that every node gives itself.
@@ -304,6 +323,8 @@ impl NodeTask {
             "addresses": addresses,
             "conditions": conditions(old, &self.pressure.borrow(), Timestamp::now()),
             "daemonEndpoints": {"kubeletEndpoint": {"Port": self.port}},
+            "features": {"supplementalGroupsPolicy": true},
+            "runtimeHandlers": self.handlers,
             "nodeInfo": {
                 "machineID": machine, "systemUUID": machine,
                 "bootID": read("/proc/sys/kernel/random/boot_id"),
@@ -312,6 +333,7 @@ impl NodeTask {
                 "containerRuntimeVersion": concat!("gantry://", env!("CARGO_PKG_VERSION")),
                 "kubeletVersion": "v1.36.0+gantry", "kubeProxyVersion": "",
                 "operatingSystem": "linux", "architecture": architecture(),
+                "swap": {"capacity": swap_bytes()},
             },
             "images": self.image_list(),
         })

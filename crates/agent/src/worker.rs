@@ -151,7 +151,7 @@ impl Worker {
 
     /// First look: what runs here and is no longer wanted goes; folders that nobody owns go.
     fn adopt(&mut self) {
-        for object in self.node.pods.list() {
+        for object in self.node.all_pods() {
             self.see(&object.key);
         }
         let known: BTreeSet<String> = self.entries.keys().cloned().collect();
@@ -198,7 +198,7 @@ impl Worker {
 
     /// Looks at what the cache has under a name.
     fn see(&mut self, key: &ObjectKey) {
-        let object = self.node.pods.get(key);
+        let object = self.node.pod(key);
         let current = object.as_ref().map(|o| o.uid().to_string());
         for (uid, entry) in &mut self.entries {
             if entry.view.key() == key && Some(uid) != current.as_ref() && entry.present {
@@ -209,10 +209,16 @@ impl Worker {
         let (Some(object), Some(uid)) = (object, current) else { return };
         match self.entries.get_mut(&uid) {
             Some(entry) => {
-                if object.revision <= entry.view.object.revision {
+                if let Some(mirror) = self.node.mirror_of(&object)
+                    && entry.writing.is_none()
+                {
+                    entry.written = mirror.value().map(|v| v["status"].clone()).unwrap_or_default();
+                    entry.write_at = None;
+                } else if object.revision <= entry.view.object.revision {
                     return;
+                } else {
+                    entry.update(object, &self.node);
                 }
-                entry.update(object, &self.node);
             }
             None => {
                 let view = match PodView::new(object) {

@@ -53,6 +53,8 @@ pub struct Config {
     pub max_pods: u32,
     /// Processes and threads a pod has at most; 0: as many as the kernel allows.
     pub pod_pids_max: i64,
+    /// Folder with manifests of static pods; "" for none.
+    pub pod_manifests: String,
     /// OCI runtimes for RuntimeClass handlers, `name=path,name=path`.
     pub runtimes: String,
     /// Port of the registry on the loopback; 0: none.
@@ -236,6 +238,7 @@ const SETTINGS: &[Setting] = &[
     ),
     setting!("max-pods", "250", "pods this node takes at most", max_pods = number),
     // A fork bomb otherwise takes the whole host's process numbers.
+    setting!("pod-manifest-path", "", "folder with manifests of static pods", pod_manifests = text),
     setting!("pod-pids-max", "4096", "processes and threads of a pod, 0 for no limit", pod_pids_max = number),
     setting!("runtimes", "", "other OCI runtimes by handler: name=path,name=path", runtimes = text),
     setting!(

@@ -4,6 +4,7 @@ use super::{Node, blocking};
 use crate::csi;
 use crate::decide::outcome::Outcome;
 use crate::pod::PodView;
+use crate::statics::manifest;
 use crate::status::RESIZING;
 use client::{DeleteOptions, Object, ObjectKey};
 use k8s_schema::gvr::PODS;
@@ -19,9 +20,16 @@ const CONFLICTS_MAX: u32 = 5;
 /// Writes a pod's status; conditions that others set meanwhile are kept.
 pub async fn write_status(node: Arc<Node>, pod: PodView, status: Value) -> Result<Arc<Object>, ApiError> {
     let key = pod.key().clone();
-    let mut current = node.pods.get(&key).unwrap_or_else(|| pod.object.clone());
+    let is_static = node.statics.lock().get(&key).is_some_and(|s| s.uid() == pod.uid());
+    let mirror = node.mirror_of(&pod.object);
+    if is_static && mirror.is_none() {
+        // Not "not found": it will be there.
+        return Err(ApiError::new(503, "ServiceUnavailable", "the static pod has no mirror yet"));
+    }
+    let cached = || node.pods.get(&key).unwrap_or_else(|| pod.object.clone());
+    let mut current = mirror.unwrap_or_else(cached);
     for _ in 0..CONFLICTS_MAX {
-        if current.uid() != pod.uid() {
+        if current.uid() != pod.uid() && manifest::mirrored(&current) != Some(pod.uid()) {
             return Err(ApiError::not_found(&PODS, &key.name));
         }
         let mut body = current.value().map_err(ApiError::internal)?;

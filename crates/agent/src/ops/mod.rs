@@ -30,6 +30,9 @@ use crate::logging::Logging;
 use crate::objects::ObjectCaches;
 use crate::pod::PodView;
 use crate::volumes::{Token, TokenNeed};
+use crate::statics::{Statics, manifest};
+use crate::volumes::{Token, TokenNeed};
+use client::{ApiClient, Object, ObjectKey};
 use client::ApiClient;
 use crate::state::ProbeKind;
 use client::cache::Cache;
@@ -82,6 +85,8 @@ pub type Probed = BTreeMap<(String, ProbeKind, bool), u64>;
     pub recorder: Recorder,
     /// Minted tokens by pod UID.
     pub tokens: Mutex<BTreeMap<String, BTreeMap<TokenNeed, Token>>>,
+    /// Static pods.
+    pub statics: Mutex<Statics>,
     /// Images in use by pod UID and container.
     pub leases: Mutex<BTreeMap<String, BTreeMap<String, Lease>>>,
     /// First ids of pods with user namespaces, by pod UID, from when they are asked for until their pod is gone.
@@ -107,6 +112,26 @@ impl Node {
     pub(crate) fn note(&self, pod: &PodView, reason: &'static str, container: &str, message: String) {
         let note = Note { warning: false, reason, message, container: container.into() };
         self.recorder.pod(pod, note);
+    /// The pod that this node shall run under a name: a static one, or the API's, but never a mirror.
+    pub fn pod(&self, key: &ObjectKey) -> Option<Arc<Object>> {
+        let own = self.statics.lock().get(key).cloned();
+        own.or_else(|| self.pods.get(key).filter(|o| manifest::mirrored(o).is_none()))
+    }
+
+    /// What the API shows of a static pod; `None` for other pods, and as long as it shows nothing.
+    pub fn mirror_of(&self, object: &Object) -> Option<Arc<Object>> {
+        let is_static = self.statics.lock().get(&object.key).is_some_and(|s| s.uid() == object.uid());
+        let mirror = self.pods.get(&object.key).filter(|_| is_static)?;
+        (manifest::mirrored(&mirror) == Some(object.uid())).then_some(mirror)
+    }
+
+    /// All that this node shall run, static pods first.
+    pub fn all_pods(&self) -> Vec<Arc<Object>> {
+        let mut all: Vec<Arc<Object>> = self.statics.lock().values().cloned().collect();
+        all.extend(self.pods.list().into_iter().filter(|o| manifest::mirrored(o).is_none()));
+        all
+    }
+
     }
 
     /// The pod as the runtime has it.

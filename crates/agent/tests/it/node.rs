@@ -104,6 +104,7 @@ impl Bench {
             pod_cidr: "10.99.0.0/24".into(),
             max_pods: 110,
             pids_max: 0,
+            manifests: None,
             labels: Default::default(),
             capacity: Capacity::default(),
             eviction: Default::default(),
