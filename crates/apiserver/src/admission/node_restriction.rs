@@ -4,12 +4,17 @@
 
 use super::{Attempt, Operation};
 use crate::Api;
+use crate::authz::{Attributes, Decision};
 use crate::node_access::node_of;
 use crate::verbs::Call;
-use k8s_schema::gvr;
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use k8s_schema::{Gvr, gvr};
+use machinery::kinds::get::{list, text};
 use machinery::status::ApiError;
 use serde_json::Value;
 
+const CSI_DRIVERS: Gvr = Gvr::new("storage.k8s.io", "v1", "csidrivers");
 const MIRROR: &str = "kubernetes.io/config.mirror";
 /// Labels of Kubernetes' own domains that a node may give itself.
 const OWN_LABELS: [&str; 12] = [
@@ -26,6 +31,25 @@ const OWN_LABELS: [&str; 12] = [
     "topology.kubernetes.io/zone",
     "volumes.kubernetes.io/keep-terminated-pod-volumes",
 ];
+/// Keys in a pod by which it names other objects, and what those are: mirrors name none.
+const REFERENCES: [(&str, &str); 13] = [
+    ("clusterTrustBundle", "clustertrustbundles"),
+    ("configMap", "configmaps"),
+    ("configMapKeyRef", "configmaps"),
+    ("configMapRef", "configmaps"),
+    ("ephemeral", "ephemeral volumes"),
+    ("imagePullSecrets", "secrets"),
+    ("nodePublishSecretRef", "secrets"),
+    ("persistentVolumeClaim", "persistentvolumeclaims"),
+    ("resourceClaims", "resourceclaims"),
+    ("secret", "secrets"),
+    ("secretKeyRef", "secrets"),
+    ("secretRef", "secrets"),
+    ("serviceAccountToken", "service account tokens"),
+];
+/// Signers of nodes' certificates.
+const NODE_SIGNERS: [&str; 2] =
+    ["kubernetes.io/kube-apiserver-client-kubelet", "kubernetes.io/kubelet-serving"];
 const OWN_PREFIXES: [&str; 2] = ["kubelet.kubernetes.io/", "node.kubernetes.io/"];
 
 pub(super) fn admit(attempt: &Attempt<'_>, object: &mut Value) -> Result<(), ApiError> {
@@ -34,6 +58,11 @@ pub(super) fn admit(attempt: &Attempt<'_>, object: &mut Value) -> Result<(), Api
     let verdict = match (resource.group(), resource.name()) {
         ("", "pods") => pod(attempt, node, object),
         ("", "nodes") => own_node(attempt, node, object),
+        ("", "persistentvolumeclaims") => claim(attempt, node, object),
+        ("certificates.k8s.io", "certificatesigningrequests") => certificate(attempt, node, object),
+        ("storage.k8s.io", "csinodes") if *attempt.key.name != *node => {
+            Err("can only access CSINode with the same name as the requesting node".to_string())
+        }
         ("coordination.k8s.io", "leases") if *attempt.key.name != *node => {
             Err("can only access node lease with the same name as the requesting node".to_string())
         }
@@ -62,6 +91,9 @@ fn pod(attempt: &Attempt<'_>, node: &str, pod: &Value) -> Result<(), String> {
             if old["metadata"]["labels"] != pod["metadata"]["labels"] {
                 return Err(format!("node {node:?} cannot update labels through pod status"));
             }
+            if old["status"]["resourceClaimStatuses"] != pod["status"]["resourceClaimStatuses"] {
+                return Err(format!("node {node:?} cannot update resource claim statuses"));
+            }
             Ok(())
         }
         _ => Err(format!(
@@ -79,17 +111,82 @@ fn mirror(node: &str, pod: &Value) -> Result<(), String> {
     if pod["spec"]["nodeName"] != node {
         return Err(format!("node {node:?} can only create pods with spec.nodeName set to itself"));
     }
-    let spec = &pod["spec"];
-    if spec["serviceAccountName"].as_str().is_some_and(|n| !n.is_empty()) {
+    if !text(pod, "/spec/serviceAccountName").is_empty() {
         return Err(format!("node {node:?} can not create pods that reference a service account"));
     }
-    let volumes = spec["volumes"].as_array().into_iter().flatten();
-    for kind in ["secret", "configMap", "persistentVolumeClaim", "projected"] {
-        if volumes.clone().any(|v| v[kind].is_object()) {
-            return Err(format!("node {node:?} can not create pods that reference {}s", kind.to_lowercase()));
+    if let Some((_, what)) = REFERENCES.iter().find(|(key, _)| names(&pod["spec"], key)) {
+        return Err(format!("node {node:?} can not create pods that reference {what}"));
+    }
+    owner(node, list(pod, "/metadata/ownerReferences"))
+}
+
+/// Does something below have this key, and something in it?
+fn names(value: &Value, key: &str) -> bool {
+    let filled = |v: &Value| v.is_object() || v.as_array().is_some_and(|all| !all.is_empty());
+    match value {
+        Value::Object(map) => map.iter().any(|(own, v)| own == key && filled(v) || names(v, key)),
+        Value::Array(all) => all.iter().any(|v| names(v, key)),
+        _ => false,
+    }
+}
+
+/// A mirror may belong to its node, and to nothing else.
+fn owner(node: &str, owners: &[Value]) -> Result<(), String> {
+    let why = match owners {
+        [] => return Ok(()),
+        [one] if one["apiVersion"] != "v1" || one["kind"] != "Node" || one["name"] != node => {
+            "can only create pods with an owner reference set to itself"
         }
+        [one] if one["controller"] != true => {
+            "can only create pods with a controller owner reference set to itself"
+        }
+        [one] if one["blockOwnerDeletion"] == true => "must not set blockOwnerDeletion on an owner reference",
+        [_] => return Ok(()),
+        _ => "can only create pods with a single owner reference set to itself",
+    };
+    Err(format!("node {node:?} {why}"))
+}
+
+/// A node asks for its own certificates, not for another node's.
+fn certificate(attempt: &Attempt<'_>, node: &str, csr: &Value) -> Result<(), String> {
+    let signer = text(csr, "/spec/signerName");
+    if attempt.operation != Operation::Create || !NODE_SIGNERS.contains(&signer) {
+        return Ok(());
+    }
+    let request = BASE64_STANDARD.decode(text(csr, "/spec/request")).unwrap_or_default();
+    let request = auth::csr::Request::parse(&String::from_utf8_lossy(&request));
+    let request = request.map_err(|e| format!("unable to parse csr: {e}"))?;
+    let own = format!("system:node:{node}");
+    if request.user.starts_with("system:node:") && request.user != own {
+        return Err(format!("can only create a node CSR with CN={own}"));
     }
     Ok(())
+}
+
+/// Of a claim a node writes how far it has grown.
+fn claim(attempt: &Attempt<'_>, node: &str, claim: &Value) -> Result<(), String> {
+    let Some(old) = attempt.old.filter(|_| attempt.operation != Operation::Delete) else {
+        return Err(format!("unexpected operation, node {node:?} can only update claims' status"));
+    };
+    let rest = |claim: &Value| {
+        let mut claim = claim.clone();
+        for field in ["capacity", "conditions", "allocatedResources", "allocatedResourceStatuses"] {
+            claim["status"].as_object_mut().map(|status| status.remove(field));
+        }
+        for field in ["modifyVolumeStatus", "currentVolumeAttributesClassName"] {
+            claim["status"].as_object_mut().map(|status| status.remove(field));
+        }
+        for field in ["managedFields", "resourceVersion", "generation"] {
+            claim["metadata"].as_object_mut().map(|metadata| metadata.remove(field));
+        }
+        claim
+    };
+    if rest(old) == rest(claim) {
+        return Ok(());
+    }
+    Err(format!(
+        "node {node:?} is not allowed to update fields other than status.capacity and status.conditions"
+    ))
 }
 
 fn own_node(attempt: &Attempt<'_>, node: &str, object: &Value) -> Result<(), String> {
@@ -163,7 +260,56 @@ pub fn admit_token(api: &Api, call: &Call, request: &Value) -> Result<(), ApiErr
     if pod["spec"]["nodeName"] != node {
         return forbidden("node requested token bound to a pod scheduled on a different node".into());
     }
-    Ok(())
+    let audiences = list(request, "/spec/audiences");
+    let ([] | [_]) = audiences else { return forbidden("node may only request 0 or 1 audiences".into()) };
+    let audience = audiences.first().and_then(Value::as_str).unwrap_or_default();
+    if names_audience(api, &pod, audience) || may_request(api, call, audience) {
+        return Ok(());
+    }
+    forbidden(format!(
+        "audience {audience:?} not found in pod spec volume, {} is not authorized to request tokens for this audience",
+        call.identity.user
+    ))
+}
+
+/// Does one of the pod's volumes hold a token for this audience ("" is the server's own)?
+fn names_audience(api: &Api, pod: &Value, audience: &str) -> bool {
+    let driver_of = |claim: &str| -> Option<String> {
+        let namespace = text(pod, "/metadata/namespace");
+        let claim = api.cached(&gvr::PERSISTENT_VOLUME_CLAIMS, namespace, claim)?.value().ok()?;
+        let volume =
+            api.cached(&gvr::PERSISTENT_VOLUMES, "", text(&claim, "/spec/volumeName"))?.value().ok()?;
+        Some(text(&volume, "/spec/csi/driver").to_string())
+    };
+    let wants = |driver: String| {
+        let driver = api.cached(&CSI_DRIVERS, "", &driver).and_then(|d| d.value().ok()).unwrap_or_default();
+        list(&driver, "/spec/tokenRequests").iter().any(|r| text(r, "/audience") == audience)
+    };
+    list(pod, "/spec/volumes").iter().any(|volume| {
+        let tokens = list(volume, "/projected/sources").iter().map(|s| &s["serviceAccountToken"]);
+        let own = tokens.filter(|t| t.is_object()).any(|t| text(t, "/audience") == audience);
+        let generic = format!("{}-{}", text(pod, "/metadata/name"), text(volume, "/name"));
+        let driver = match (text(volume, "/csi/driver"), text(volume, "/persistentVolumeClaim/claimName")) {
+            ("", "") if volume["ephemeral"].is_object() => driver_of(&generic),
+            ("", "") => None,
+            ("", claim) => driver_of(claim),
+            (driver, _) => Some(driver.to_string()),
+        };
+        own || driver.filter(|d| !d.is_empty()).is_some_and(wants)
+    })
+}
+
+/// May the node have tokens of the account for this audience whatever its pods say?
+fn may_request(api: &Api, call: &Call, audience: &str) -> bool {
+    let attributes = Attributes {
+        verb: "request-serviceaccounts-token-audience".into(),
+        version: "*".into(),
+        resource: if audience.is_empty() { "*".into() } else { audience.into() },
+        namespace: call.key.namespace.to_string(),
+        name: call.key.name.to_string(),
+        ..Attributes::default()
+    };
+    api.authorizer.authorize(&call.identity, &attributes) == Decision::Allow
 }
 
 #[cfg(test)]
@@ -191,5 +337,27 @@ mod tests {
         let mut bad = good.clone();
         bad["spec"]["volumes"] = json!([{"name": "v", "secret": {"secretName": "s"}}]);
         assert!(mirror("n", &bad).unwrap_err().contains("reference secrets"));
+        for (spec, why) in [
+            (json!({"containers": [{"envFrom": [{"configMapRef": {"name": "x"}}]}]}), "reference configmaps"),
+            (
+                json!({"containers": [{"env": [{"valueFrom": {"secretKeyRef": {"name": "x"}}}]}]}),
+                "reference secrets",
+            ),
+            (json!({"resourceClaims": [{"name": "c"}]}), "reference resourceclaims"),
+            (json!({"imagePullSecrets": [{"name": "c"}]}), "reference secrets"),
+            (
+                json!({"volumes": [{"projected": {"sources": [{"serviceAccountToken": {"path": "t"}}]}}]}),
+                "account tokens",
+            ),
+            (json!({"serviceAccountName": "root"}), "reference a service account"),
+        ] {
+            let mut bad = good.clone();
+            spec.as_object().unwrap().iter().for_each(|(k, v)| bad["spec"][k] = v.clone());
+            assert!(mirror("n", &bad).unwrap_err().contains(why), "{why}");
+        }
+        let own = json!({"apiVersion": "v1", "kind": "Node", "name": "n", "controller": true});
+        assert_eq!(owner("n", std::slice::from_ref(&own)), Ok(()));
+        assert!(owner("m", std::slice::from_ref(&own)).unwrap_err().contains("set to itself"));
+        assert!(owner("n", &[own.clone(), own]).unwrap_err().contains("single owner"));
     }
 }

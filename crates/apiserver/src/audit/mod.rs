@@ -82,6 +82,7 @@ struct Draft {
     extent: Extent,
     user: Value,
     impersonated: Option<Value>,
+    constraint: Option<Value>,
     verb: String,
     object: Option<Map<String, Value>>,
     annotations: BTreeMap<String, String>,
@@ -260,9 +261,13 @@ impl Record {
         level
     }
 
-    /// The caller acts as somebody else.
-    pub fn impersonating(&self, identity: &Identity) {
-        self.draft.lock().impersonated = Some(user(identity));
+    /// The caller acts as somebody else; `constraint` is the verb that lets him, "" for the old one.
+    pub fn impersonating(&self, identity: &Identity, constraint: &str) {
+        let mut draft = self.draft.lock();
+        draft.impersonated = Some(user(identity));
+        if !constraint.is_empty() {
+            draft.constraint = Some(json!({"impersonationConstraint": constraint}));
+        }
     }
 
     /// What the authorizer said.
@@ -312,6 +317,7 @@ impl Record {
             }
         };
         add("impersonatedUser", draft.impersonated.clone());
+        add("authenticationMetadata", draft.constraint.clone());
         add("objectRef", draft.object.clone().map(Value::Object));
         add("responseStatus", status);
         if stage != Stage::RequestReceived {

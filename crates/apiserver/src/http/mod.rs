@@ -171,7 +171,8 @@ async fn answer(
         // The answer is read for the record.
         inbound.request.headers_mut().remove(header::ACCEPT_ENCODING);
     }
-    inbound.identity = impersonate::apply(api, caller.clone(), inbound.request.headers()).await?;
+    let acting = impersonate::apply(api, &caller, inbound.request.headers(), &attributes).await?;
+    inbound.identity = acting.as_ref().map_or_else(|| caller.clone(), |acting| acting.identity.clone());
     let identity = inbound.identity.clone();
     let limited = attributes.verb == "watch" || !is_long(&path, &attributes.verb, &inbound.query);
     let _seat = match limited {
@@ -191,8 +192,8 @@ async fn answer(
     let allowed = api.authorize(&inbound.identity, &attributes).await;
     api.metrics.authorized(allowed.is_ok());
     if let Some(record) = &record {
-        if !Arc::ptr_eq(&caller, &inbound.identity) {
-            record.impersonating(&inbound.identity);
+        if let Some(acting) = &acting {
+            record.impersonating(&acting.identity, &acting.constraint);
         }
         record.authorized(allowed.is_ok(), &api.authorizer.explain(&inbound.identity, &attributes));
     }

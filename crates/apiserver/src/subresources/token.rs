@@ -22,6 +22,13 @@ impl Api {
             }
         }
         let account = self.storage.get(&call.resource, &call.key).await?.ok_or_else(|| call.not_found())?;
+        let (given, own) = (request["metadata"]["uid"].as_str().unwrap_or_default(), account.uid());
+        if !given.is_empty() && given != own {
+            let why = format!(
+                "the UID in the token request ({given}) does not match the UID of the service account ({own})"
+            );
+            return Err(ApiError::conflict(call.resource.gvr(), &call.key.name, &why));
+        }
         node_restriction::admit_token(self, call, &request)?;
         let answer = self.token_for(&account, request)?;
         Ok(Written { object: unstored(&call.key, 0, answer), effect: Effect::Created, warnings })

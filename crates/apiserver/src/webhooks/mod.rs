@@ -257,8 +257,10 @@ impl Request<'_> {
     /// Converts the documents to a form where a webhook does that, so that they can be [`Request::shown`] in it.
     pub async fn settle(&self, form: &Resource, object: Option<&Value>) -> Result<(), ApiError> {
         let Some(converter) = self.converter(form) else { return Ok(()) };
-        let known = |d: &Value| self.others.0.lock().iter().any(|(gvr, from, _)| gvr == form.gvr() && from == d);
-        let new: Vec<Value> = [object, self.old].into_iter().flatten().filter(|d| !known(d)).cloned().collect();
+        let known =
+            |d: &Value| self.others.0.lock().iter().any(|(gvr, from, _)| gvr == form.gvr() && from == d);
+        let new: Vec<Value> =
+            [object, self.old].into_iter().flatten().filter(|d| !known(d)).cloned().collect();
         let made = converter.convert(self.api, &form.row.api_version(), new.clone()).await?;
         let pairs = new.into_iter().zip(made).map(|(from, to)| (form.gvr().clone(), from, to));
         self.others.0.lock().extend(pairs);

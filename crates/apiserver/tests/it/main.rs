@@ -4,6 +4,7 @@
 
 mod admission;
 mod aggregation;
+mod attacks;
 mod audit;
 mod bad_input;
 mod conversion;

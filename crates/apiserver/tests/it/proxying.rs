@@ -42,6 +42,11 @@ async fn agent(mut request: Request<Incoming>) -> Result<Response<Full<Bytes>>, 
         let page = Full::new("<a href=\"/x\">".into());
         return Ok(Response::builder().header("content-type", "text/html").body(page).unwrap());
     }
+    if let Some((_, port)) = uri.split_once("redirect") {
+        let port: String = port.chars().take_while(char::is_ascii_digit).collect();
+        let there = format!("http://127.0.0.1:{port}/");
+        return Ok(Response::builder().status(302).header("location", there).body(Full::default()).unwrap());
+    }
     if !uri.starts_with("/exec/") || uri.contains("refuse") {
         let code = if uri.contains("refuse") { 403 } else { 200 };
         return Ok(Response::builder().status(code).body(Full::new(uri.into())).unwrap());
@@ -123,6 +128,55 @@ async fn a_refused_upgrade_is_only_an_answer() {
     assert_eq!(response.status(), 403);
     let body = response.into_body().collect().await.unwrap().to_bytes();
     assert_eq!(body, "/exec/default/p/c?command=refuse&output=1");
+}
+
+/// CVE-2018-1002105: a connection whose upgrade the agent refused is the API server's again, not a tunnel to the agent.
+#[tokio::test]
+async fn a_refused_upgrade_leaves_no_tunnel() {
+    let s = server_with_pod().await;
+    let dev = s.with_identity(auth::Identity::new("dev", ["system:authenticated"]));
+    let role = json!({"metadata": {"name": "exec"}, "rules": [{"apiGroups": [""], "resources": ["pods/exec"], "verbs": ["create"]}]});
+    let binding = json!({"metadata": {"name": "exec"}, "roleRef": {"kind": "ClusterRole", "name": "exec",
+        "apiGroup": "rbac.authorization.k8s.io"}, "subjects": [{"kind": "User", "name": "dev", "apiGroup": "rbac.authorization.k8s.io"}]});
+    let rbac = "/apis/rbac.authorization.k8s.io/v1";
+    s.post(&format!("{rbac}/clusterroles"), &role).await.expect(201);
+    s.post(&format!("{rbac}/clusterrolebindings"), &binding).await.expect(201);
+    let mut line = dev.connect().await;
+    let upgrade = |uri: String| {
+        Request::post(uri)
+            .header("host", "api")
+            .header("connection", "Upgrade")
+            .header("upgrade", "SPDY/3.1")
+            .header("x-stream-protocol-version", "v4.channel.k8s.io")
+            .body(Full::<Bytes>::default())
+            .unwrap()
+    };
+    let refused =
+        line.send_request(upgrade(format!("{PODS}/p/exec?command=refuse&stdout=true"))).await.unwrap();
+    assert_eq!(refused.status(), 403);
+    refused.into_body().collect().await.unwrap();
+    // The agent would answer this with what it was asked; the API server has no such path.
+    let again = Request::get("/runningpods/").header("host", "api").body(Full::default()).unwrap();
+    if let Ok(answer) = line.send_request(again).await {
+        assert_ne!(answer.status(), 200);
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        assert!(String::from_utf8_lossy(&body).contains("\"kind\":\"Status\""), "{body:?}");
+    }
+}
+
+/// CVE-2020-8559: where an agent sends its caller, nobody goes.
+#[tokio::test]
+async fn no_redirect_of_an_agent_is_followed() {
+    use futures_util::FutureExt;
+    let s = server_with_pod().await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let response = exec(&s, &format!("command=redirect{port}&stdout=true")).await;
+    assert!(response.status() == 302 || response.status().is_server_error(), "{}", response.status());
+    let reply = s.get(&format!("/api/v1/nodes/n1/proxy/redirect{port}")).await;
+    assert_ne!(reply.code, 200);
+    s.get(&format!("{PODS}/p/log?container=c&sinceTime=redirect{port}")).await;
+    assert!(listener.accept().now_or_never().is_none(), "somebody came");
 }
 
 /// The agent again, over TLS with a certificate that nobody knows.

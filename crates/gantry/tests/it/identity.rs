@@ -183,7 +183,10 @@ fn users(cluster: &Cluster) -> Result<()> {
     })?;
     let other = ["create", "rolebinding", "bob", "-n", "shop", "--clusterrole=view", "--user=bob"];
     alice(&other)?;
-    has(&refusal(alice(&["get", "pods", "--as=bob"]))?, &["cannot impersonate resource \"users\""])?;
+    has(
+        &refusal(alice(&["get", "pods", "--as=bob"]))?,
+        &["cannot impersonate-on:user-info:list resource \"pods\""],
+    )?;
     cluster.kubectl(&["get", "pods", "-n", "shop", "--as=bob"])?;
     has(&refusal(cluster.kubectl(&["get", "pods", "--as=bob"]))?, &["User \"bob\" cannot list"])?;
     Ok(())

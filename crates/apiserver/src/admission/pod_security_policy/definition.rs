@@ -114,6 +114,7 @@ pub fn resources(realm: &str) -> Vec<Arc<Resource>> {
     for own in all.clone() {
         let mut row = (*own.row).clone();
         row.gvr.group = OLD_GROUP.into();
+        row.short_names = Held::Static(&[]);
         all.push(Arc::new(Resource {
             row: Held::Shared(Arc::new(row)),
             stored: own.stored.clone(),

@@ -84,7 +84,8 @@ fn fitting(attempt: &Attempt<'_>, pod: &Value, may_change: bool) -> Result<Fit, 
     let objects = attempt.api.cached_all(&POLICIES);
     let mut policies: Vec<Policy> = objects.values().filter_map(|o| Policy::read(&o.value().ok()?)).collect();
     if policies.is_empty() {
-        return refuse(attempt, "no providers available to validate pod request").map(|()| Err(String::new()));
+        return refuse(attempt, "no providers available to validate pod request")
+            .map(|()| Err(String::new()));
     }
     // The one that it fitted before is the likeliest.
     let hint = pod["metadata"]["annotations"][ANNOTATION].as_str().unwrap_or_default();

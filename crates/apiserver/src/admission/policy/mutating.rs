@@ -49,11 +49,7 @@ impl Mutation {
 }
 
 /// Lets the policies of this round change the object. Returns whether one did.
-pub async fn mutate(
-    request: &Request<'_>,
-    object: &mut Json,
-    rounds: &mut Rounds,
-) -> Result<bool, ApiError> {
+pub async fn mutate(request: &Request<'_>, object: &mut Json, rounds: &mut Rounds) -> Result<bool, ApiError> {
     if object.is_null() {
         return Ok(false);
     }

@@ -82,11 +82,7 @@ struct Complaint {
 }
 
 /// Judges a request. `object` is null where there is none.
-pub async fn judge(
-    request: &Request<'_>,
-    object: &Json,
-    warnings: &mut Vec<String>,
-) -> Result<(), ApiError> {
+pub async fn judge(request: &Request<'_>, object: &Json, warnings: &mut Vec<String>) -> Result<(), ApiError> {
     let object = Some(object).filter(|o| !o.is_null());
     let mut denial = None;
     let mut noted = Vec::new();
