@@ -1,4 +1,4 @@
-//! Developer tasks: `cargo xtask tidy`, `cargo xtask bench quick|refs|abuse`, `cargo xtask image NAME`,
+//! Developer tasks: `cargo xtask tidy`, `cargo xtask bench quick|refs|ecs|abuse`, `cargo xtask image NAME`,
 //! `cargo xtask vm test [PART]`, `cargo xtask fuzz [TARGET] …`, `cargo xtask specs k8s|k8s-protobuf|aws`.
 
 mod bench;
@@ -21,6 +21,8 @@ fn main() -> Result<()> {
         ["bench", "refs"] => bench::refs(&root, None, None),
         ["bench", "refs", suite] => bench::refs(&root, Some(suite), None),
         ["bench", "refs", suite, binary] => bench::refs(&root, Some(suite), Some(binary)),
+        ["bench", "ecs"] => bench::ecs(&root, None),
+        ["bench", "ecs", binary] => bench::ecs(&root, Some(binary)),
         ["bench", "abuse"] => bench::abuse(&root, "", None),
         ["bench", "abuse", only] => bench::abuse(&root, only, None),
         ["bench", "abuse", only, binary] => bench::abuse(&root, only, Some(binary)),
@@ -32,7 +34,7 @@ fn main() -> Result<()> {
         ["fuzz", ref args @ ..] => fuzz(&root, args),
         ["specs", which] => specs::run(&root, which),
         _ => anyhow::bail!(
-            "usage: cargo xtask tidy | image NAME | bench quick [BINARY] | bench refs [SUITE [BINARY]] | bench abuse [NAME [BINARY]] | vm test [PART] | fuzz [TARGET] [--seconds N] [--keep] | specs k8s|k8s-protobuf|aws"
+            "usage: cargo xtask tidy | image NAME | bench quick [BINARY] | bench refs [SUITE [BINARY]] | bench ecs [BINARY] | bench abuse [NAME [BINARY]] | vm test [PART] | fuzz [TARGET] [--seconds N] [--keep] | specs k8s|k8s-protobuf|aws"
         ),
     }
 }

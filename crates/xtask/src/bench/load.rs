@@ -30,6 +30,7 @@ pub fn run(what: &str, pid: &str, image: &str) -> Result<()> {
             "pods" => pods(pid, image).await,
             "gone" => gone().await,
             "writes" => operations(pid, true).await,
+            "ecs" => super::ecs::run(pid, image).await,
             "abuse" => super::abuse::run(pid, image).await,
             _ => operations(pid, false).await,
         }
@@ -80,7 +81,8 @@ pub fn percentile(sorted: &[f64], share: f64) -> f64 {
     sorted.get(place).copied().unwrap_or(0.0)
 }
 
-fn spread(mut values: Vec<f64>) -> String {
+/// Median, tail and least of some milliseconds.
+pub fn spread(mut values: Vec<f64>) -> String {
     values.sort_by(f64::total_cmp);
     let [min, p50, p99] = [0.0, 0.5, 0.99].map(|p| percentile(&values, p));
     format!("p50 {p50:.1} p99 {p99:.1} min {min:.1} ms")

@@ -5,6 +5,7 @@
 //! any pass or fail: a figure is read, not tested.
 
 mod abuse;
+mod ecs;
 mod load;
 mod refs;
 
@@ -40,6 +41,19 @@ pub fn abuse(root: &Path, only: &str, binary: Option<&str>) -> Result<()> {
     let mut command = cluster.inside(std::env::current_exe()?);
     command.args(["bench-load", "abuse", &cluster.pid().to_string(), only]);
     anyhow::ensure!(command.status()?.success(), "the attackers failed");
+    Ok(())
+}
+
+/// ECS by signed calls, for a given binary or for this tree's release build.
+pub fn ecs(root: &Path, binary: Option<&str>) -> Result<()> {
+    let cluster = Cluster::start(built(root, binary)?, &[])?;
+    let folder = tempfile::tempdir()?;
+    cluster
+        .load_image(&ImageBuilder::busybox(IMAGE).write_docker_archive(&folder.path().join("bench.tar")))?;
+    row("measure", "value", "goal");
+    let mut command = cluster.inside(std::env::current_exe()?);
+    command.args(["bench-load", "ecs", &cluster.pid().to_string(), IMAGE]);
+    anyhow::ensure!(command.status()?.success(), "the load failed:\n{}", cluster.output());
     Ok(())
 }
 
