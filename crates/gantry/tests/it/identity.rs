@@ -202,7 +202,7 @@ fn reviews(cluster: &Cluster) -> Result<()> {
     let short = cluster.kubectl(&["create", "token", "default", "--duration=1m"]);
     has(&refusal(short)?, &["may not specify a duration less than 10 minutes"])?;
     let document = cluster.kubectl(&["get", "--raw", "/.well-known/openid-configuration"])?;
-    has(&document, &["https://kubernetes.default.svc.cluster.local/openid/v1/jwks"])
+    has(&document, &["https://kubernetes.default.svc.cluster.local/openid/v1/jwks", "RS256"])
 }
 
 fn token_secrets(cluster: &Cluster) -> Result<()> {
