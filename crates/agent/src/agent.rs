@@ -182,8 +182,6 @@ impl Agent {
             logging: Default::default(),
             csi: Plugins::new(&facts),
             client: config.client.clone(),
-            probed: Default::default(),
-            user_ranges: Default::default(),
         });
         let (publish, host_ports) = watch::channel(Vec::new());
         let parts =
@@ -195,9 +193,9 @@ impl Agent {
             client: config.client,
             facts,
             labels: config.labels,
-            handlers: crate::node::handlers(config.runtime.handlers.keys()),
             pod_cidr: config.pod_cidr,
             port: address.port(),
+            handlers: crate::node::handlers(config.runtime.handlers.keys()),
             images: config.images,
             pressure: node.pressure.subscribe(),
             recorder,
@@ -211,9 +209,9 @@ impl Agent {
         spawn(&mut tasks, node_task.run(move || is_ready.send_modify(|ready| *ready = true)));
         spawn(&mut tasks, eviction::run(node.clone(), config.eviction, events.clone()));
         spawn(&mut tasks, api.serve(listener, std::future::pending()));
-        spawn(&mut tasks, statics::start(node.clone(), inbox.clone(), config.manifests));
         spawn(&mut tasks, csi::run(node.clone()));
         spawn(&mut tasks, crate::claims::run(node.client.clone(), node.facts.clone(), node.recorder.clone()));
+        spawn(&mut tasks, statics::start(node.clone(), inbox.clone(), config.manifests));
         spawn(&mut tasks, drive(node, inbox, worker));
         Ok(Agent { events, tasks, host_ports, ready, runtime, address, node: shared })
     }

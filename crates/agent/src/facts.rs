@@ -67,8 +67,6 @@ impl NodeFacts {
     }
 }
 
-#[cfg(test)]
-pub(crate) mod tests {
 impl NodeFacts {
     /// The node's settings in the words of `/configz`; what has no counterpart here is left out.
     pub fn as_configuration(&self) -> Value {
@@ -90,6 +88,8 @@ impl NodeFacts {
     }
 }
 
+#[cfg(test)]
+pub(crate) mod tests {
     use super::*;
 
     /// A small node with its folders below `root`.

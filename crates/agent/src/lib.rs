@@ -27,6 +27,7 @@ pub mod services;
 pub mod state;
 mod statics;
 mod stats;
+pub mod status;
 mod stream;
 pub mod taskmeta;
 pub mod volumes;

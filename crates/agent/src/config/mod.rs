@@ -13,8 +13,8 @@ pub mod resources;
 pub mod sandbox;
 pub mod security;
 pub mod user;
-
 pub mod users;
+
 use crate::facts::NodeFacts;
 use crate::pod::{ContainerView, PodView};
 use client::Object;

@@ -40,7 +40,11 @@ mod tests {
         let mut taken = BTreeSet::new();
         for _ in 0..3 {
             let range = free_range(&taken, 3).unwrap();
-            assert!(range.first >= RANGE_SIZE && range.first % RANGE_SIZE == 0 && taken.insert(range.first));
+            assert!(
+                range.first >= RANGE_SIZE
+                    && range.first.is_multiple_of(RANGE_SIZE)
+                    && taken.insert(range.first)
+            );
         }
         assert_eq!(free_range(&taken, 3), None);
         taken.remove(&(2 * RANGE_SIZE));

@@ -145,7 +145,6 @@ fn identity(user: &Value) -> Identity {
         uid: text(&user["uid"]),
         groups: list(&user["groups"]),
         extra: extra.map(|(key, values)| (key.clone(), list(values))).collect(),
-        ..Identity::default()
     }
 }
 

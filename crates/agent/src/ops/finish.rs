@@ -76,7 +76,6 @@ async fn remove(node: &Arc<Node>, uid: &str) -> Result<(), String> {
         }
     });
     node.tokens.lock().remove(uid);
-    node.leases.lock().remove(uid);
     node.probed.lock().remove(uid);
     node.user_ranges.lock().remove(uid);
     node.leases.lock().remove(uid);

@@ -29,12 +29,10 @@ use crate::facts::NodeFacts;
 use crate::logging::Logging;
 use crate::objects::ObjectCaches;
 use crate::pod::PodView;
-use crate::volumes::{Token, TokenNeed};
+use crate::state::ProbeKind;
 use crate::statics::{Statics, manifest};
 use crate::volumes::{Token, TokenNeed};
 use client::{ApiClient, Object, ObjectKey};
-use client::ApiClient;
-use crate::state::ProbeKind;
 use client::cache::Cache;
 use image::{Images, Lease};
 use net::Network;
@@ -52,11 +50,11 @@ pub const MAKING_MAX: usize = 8;
 /// Mounted volumes by name.
 pub type Mounted = Arc<BTreeMap<String, MountedVolume>>;
 
-/// What all operations share.
-pub struct Node {
 /// A pod's probes so far, by container, kind and whether they succeeded.
 pub type Probed = BTreeMap<(String, ProbeKind, bool), u64>;
 
+/// What all operations share.
+pub struct Node {
     /// The API.
     pub client: ApiClient,
     /// The node.
@@ -85,10 +83,10 @@ pub type Probed = BTreeMap<(String, ProbeKind, bool), u64>;
     pub recorder: Recorder,
     /// Minted tokens by pod UID.
     pub tokens: Mutex<BTreeMap<String, BTreeMap<TokenNeed, Token>>>,
-    /// Static pods.
-    pub statics: Mutex<Statics>,
     /// Images in use by pod UID and container.
     pub leases: Mutex<BTreeMap<String, BTreeMap<String, Lease>>>,
+    /// Static pods.
+    pub statics: Mutex<Statics>,
     /// First ids of pods with user namespaces, by pod UID, from when they are asked for until their pod is gone.
     pub user_ranges: Mutex<BTreeMap<String, u32>>,
     /// How often probes succeeded and failed, by pod UID.
@@ -112,6 +110,8 @@ impl Node {
     pub(crate) fn note(&self, pod: &PodView, reason: &'static str, container: &str, message: String) {
         let note = Note { warning: false, reason, message, container: container.into() };
         self.recorder.pod(pod, note);
+    }
+
     /// The pod that this node shall run under a name: a static one, or the API's, but never a mirror.
     pub fn pod(&self, key: &ObjectKey) -> Option<Arc<Object>> {
         let own = self.statics.lock().get(key).cloned();
@@ -130,8 +130,6 @@ impl Node {
         let mut all: Vec<Arc<Object>> = self.statics.lock().values().cloned().collect();
         all.extend(self.pods.list().into_iter().filter(|o| manifest::mirrored(o).is_none()));
         all
-    }
-
     }
 
     /// The pod as the runtime has it.

@@ -256,9 +256,9 @@ fn limits(text: &mut Text, shown: &[Shown]) {
 }
 
 fn network(text: &mut Text, shown: &[Shown]) {
-    let ways: [(&str, &str, fn(&Device) -> [u64; 4]); 2] =
-        [("receive", "received", |d| d.received), ("transmit", "transmitted", |d| d.sent)];
-    for (way, done, counters) in ways {
+    let received: fn(&Device) -> [u64; 4] = |d| d.received;
+    for (way, done, counters) in [("receive", "received", received), ("transmit", "transmitted", |d| d.sent)]
+    {
         for (name, what, place) in NETWORK {
             let full = format!("container_network_{way}_{name}_total");
             text.family(&full, COUNTER, &format!("Cumulative count of {what} {done}"));
