@@ -46,11 +46,13 @@ fn scenario(cluster: &mut Cluster) -> Result<()> {
     cluster.apply(&user("b", "c", "cat /v/f; exec sleep 1000"))?;
     logged(cluster, "b", &["one"])?;
     grow(cluster)?;
+    copies(cluster)?;
     cluster.kill9()?;
     cluster.up()?;
     others(cluster)?;
-    cluster.kubectl(&["delete", "pod", "b", "block", "inline"])?;
-    cluster.kubectl(&["delete", "pvc", "c", "d"])?;
+    cluster.kubectl(&["delete", "pod", "b", "block", "inline", "clone", "restored"])?;
+    cluster.kubectl(&["delete", "volumesnapshot", "s"])?;
+    cluster.kubectl(&["delete", "pvc", "c", "d", "clone", "restored"])?;
     cluster.eventually("all is gone", || {
         let left = cluster.kubectl(&["get", "pv,pvc,volumeattachment", "-o", "name"])?;
         let mounts = cluster.sh(&format!(
@@ -72,6 +74,53 @@ fn grow(cluster: &Cluster) -> Result<()> {
         Ok(())
     })?;
     has(&cluster.kubectl(&["logs", "-n", "kube-system", "driver"])?, &["NodeExpandVolume"])
+}
+
+/// Definitions as upstream's, but for their schemas.
+fn definition(kind: &str, plural: &str, scope: &str) -> String {
+    format!(
+        "apiVersion: apiextensions.k8s.io/v1\nkind: CustomResourceDefinition\nmetadata: {{name: {plural}.snapshot.storage.k8s.io, \
+         annotations: {{api-approved.kubernetes.io: 'https://github.com/kubernetes-csi/external-snapshotter/pull/814'}}}}\nspec:\n  \
+         group: snapshot.storage.k8s.io\n  names: {{kind: {kind}, plural: {plural}, singular: {}}}\n  scope: {scope}\n  versions:\n  \
+         - {{name: v1, served: true, storage: true, subresources: {{status: {{}}}}, schema: {{openAPIV3Schema: {{type: object, \
+         x-kubernetes-preserve-unknown-fields: true}}}}}}\n---\n",
+        kind.to_lowercase()
+    )
+}
+
+/// A claim's clone, a snapshot and a claim from it, and other attributes.
+fn copies(cluster: &Cluster) -> Result<()> {
+    cluster.apply(
+        &(definition("VolumeSnapshot", "volumesnapshots", "Namespaced")
+            + &definition("VolumeSnapshotContent", "volumesnapshotcontents", "Cluster")
+            + &definition("VolumeSnapshotClass", "volumesnapshotclasses", "Cluster")),
+    )?;
+    let name = csi_driver::NAME;
+    let class = format!(
+        "apiVersion: snapshot.storage.k8s.io/v1\nkind: VolumeSnapshotClass\nmetadata: {{name: s}}\ndriver: {name}\ndeletionPolicy: Delete\n---\n\
+         apiVersion: storage.k8s.io/v1\nkind: VolumeAttributesClass\nmetadata: {{name: gold}}\ndriverName: {name}\nparameters: {{mode: shiny}}\n---\n\
+         apiVersion: snapshot.storage.k8s.io/v1\nkind: VolumeSnapshot\nmetadata: {{name: s}}\nspec: {{source: {{persistentVolumeClaimName: c}}, volumeSnapshotClassName: s}}\n"
+    );
+    cluster.eventually("the kinds are served", || cluster.apply(&class))?;
+    let from = |name: &str, source: &str| {
+        let claim = claim(name, "Filesystem");
+        claim.replace("  resources:", &format!("  dataSource: {source}\n  resources:"))
+            + &user(name, name, "cat /v/f; exec sleep 1000")
+            + "---\n"
+    };
+    let clone = from("clone", "{kind: PersistentVolumeClaim, name: c}");
+    let restored = from("restored", "{apiGroup: snapshot.storage.k8s.io, kind: VolumeSnapshot, name: s}");
+    cluster.apply(&(clone + &restored))?;
+    logged(cluster, "clone", &["one"])?;
+    logged(cluster, "restored", &["one"])?;
+    let change = r#"{"spec": {"volumeAttributesClassName": "gold"}}"#;
+    cluster.kubectl(&["patch", "pvc", "c", "-p", change])?;
+    cluster.eventually("the volume has other attributes", || {
+        let current = cluster.field(&["pvc", "c"], "/status/currentVolumeAttributesClassName")?;
+        ensure!(current == "gold", "{current}");
+        Ok(())
+    })?;
+    has(&cluster.kubectl(&["logs", "-n", "kube-system", "driver"])?, &["ControllerModifyVolume", "shiny"])
 }
 
 /// A device, and a volume of a pod's own.

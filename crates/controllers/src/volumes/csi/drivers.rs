@@ -169,8 +169,8 @@ impl Csi {
 
     /// A secret's texts; null for none.
     pub async fn secrets(&self, reference: &Value) -> Result<Value, ApiError> {
-        let (Some(namespace), Some(name)) = (reference["namespace"].as_str(), reference["name"].as_str())
-        else {
+        let part = |key: &str| reference[key].as_str().filter(|text| !text.is_empty());
+        let (Some(namespace), Some(name)) = (part("namespace"), part("name")) else {
             return Ok(Value::Null);
         };
         let secret = self.context.client.get(&SECRETS, &ObjectKey::new(namespace, name)).await?;
