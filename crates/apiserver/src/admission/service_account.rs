@@ -9,6 +9,7 @@ use crate::tokens::VOLUME_LIFE_SECONDS;
 use crate::verbs::Call;
 use client::Object;
 use k8s_schema::gvr;
+use machinery::kinds::get::{list, text};
 use machinery::status::ApiError;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -18,6 +19,8 @@ const DEFAULT: &str = "default";
 /// Where programs look for their token.
 const MOUNT_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 const VOLUME_PREFIX: &str = "kube-api-access-";
+/// Marks accounts whose pods name no secrets but theirs.
+const ENFORCED: &str = "kubernetes.io/enforce-mountable-secrets";
 const MIRROR: &str = "kubernetes.io/config.mirror";
 /// How long a pod waits for the `default` account of a namespace that was made a moment ago (upstream: 1 to 2 s).
 const WAIT_MAX: Duration = Duration::from_secs(2);
@@ -39,9 +42,12 @@ pub async fn settle(api: &Api, call: &Call, pod: &Value) {
 }
 
 pub(super) fn admit(attempt: &Attempt<'_>, pod: &mut Value) -> Result<(), ApiError> {
-    let mirror = pod["metadata"]["annotations"][MIRROR].is_string();
-    if !attempt.creates_pod() || mirror || !pod["spec"].is_object() {
+    if !attempt.creates_pod() || !pod["spec"].is_object() {
         return Ok(());
+    }
+    let refused = |why: String| Err(ApiError::forbidden(&gvr::PODS, &attempt.key.name, &why));
+    if pod["metadata"]["annotations"][MIRROR].is_string() {
+        return lone(pod).or_else(|why| refused(why.into()));
     }
     let name = account_name(pod).to_string();
     pod["spec"]["serviceAccountName"] = json!(name);
@@ -56,7 +62,76 @@ pub(super) fn admit(attempt: &Attempt<'_>, pod: &mut Value) -> Result<(), ApiErr
             format!("error looking up service account {namespace}/{name}: serviceaccount {name:?} not found");
         return Err(ApiError::forbidden(&gvr::PODS, &attempt.key.name, &why));
     };
+    if account.meta().annotations.get(ENFORCED).is_some_and(|v| v == "true") {
+        let account = account.value().map_err(ApiError::internal)?;
+        if let Some(why) = foreign_secret(pod, &account) {
+            return refused(why);
+        }
+    }
     apply(pod, &account, (attempt.api.config.random)())
+}
+
+/// A mirror of what a node runs by itself speaks for nobody.
+fn lone(pod: &Value) -> Result<(), &'static str> {
+    let projected = list(pod, "/spec/volumes").iter().flat_map(|v| list(v, "/projected/sources"));
+    if !text(pod, "/spec/serviceAccountName").is_empty() {
+        return Err("a mirror pod may not reference service accounts");
+    }
+    if secrets(pod).next().is_some() || !list(pod, "/spec/imagePullSecrets").is_empty() {
+        return Err("a mirror pod may not reference secrets");
+    }
+    if projected.into_iter().any(|source| source["serviceAccountToken"].is_object()) {
+        return Err("a mirror pod may not use ServiceAccountToken volume projections");
+    }
+    Ok(())
+}
+
+/// The secrets that a pod's volumes and containers name, with where.
+fn secrets(pod: &Value) -> impl Iterator<Item = (String, &str)> {
+    let volumes = list(pod, "/spec/volumes").iter().filter_map(|volume| {
+        let name = volume["secret"]["secretName"].as_str()?;
+        Some((format!("volume with secret.secretName={name:?}"), name))
+    });
+    let kinds = [
+        ("init container", "initContainers"),
+        ("container", "containers"),
+        ("ephemeral container", "ephemeralContainers"),
+    ];
+    let containers = kinds.into_iter().flat_map(move |(word, kind)| {
+        list(pod, &format!("/spec/{kind}")).iter().flat_map(move |container| {
+            let own = text(container, "/name");
+            let single = list(container, "/env").iter().filter_map(move |env| {
+                let name = env.pointer("/valueFrom/secretKeyRef/name")?.as_str()?;
+                let at = text(env, "/name");
+                Some((format!("{word} {own} with envVar {at} referencing secret.secretName={name:?}"), name))
+            });
+            let whole = list(container, "/envFrom").iter().filter_map(move |from| {
+                let name = from.pointer("/secretRef/name")?.as_str()?;
+                Some((format!("{word} {own} with envFrom referencing secret.secretName={name:?}"), name))
+            });
+            single.chain(whole)
+        })
+    });
+    volumes.chain(containers)
+}
+
+/// What a pod names that its account, which is strict, does not.
+fn foreign_secret(pod: &Value, account: &Value) -> Option<String> {
+    let named = |field: &str, name: &str| list(account, field).iter().any(|s| s["name"] == name);
+    let who = text(account, "/metadata/name");
+    let secret = secrets(pod).find(|(_, name)| !named("/secrets", name));
+    let secret = secret.map(|(place, _)| {
+        format!("{place} is not allowed because service account {who} does not reference that secret")
+    });
+    let pulls = list(pod, "/spec/imagePullSecrets").iter().enumerate();
+    let mut foreign = pulls.filter(|(_, s)| !named("/imagePullSecrets", text(s, "/name")));
+    secret.or_else(|| {
+        let (i, pull) = foreign.next()?;
+        let name = text(pull, "/name");
+        Some(format!(
+            "imagePullSecrets[{i}].name={name:?} is not allowed because service account {who} does not reference that imagePullSecret"
+        ))
+    })
 }
 
 fn apply(pod: &mut Value, account: &Arc<Object>, random: u128) -> Result<(), ApiError> {
@@ -137,6 +212,37 @@ mod tests {
         assert_eq!(spec["containers"][1]["volumeMounts"].as_array().unwrap().len(), 1);
         assert_eq!(spec["initContainers"][0]["volumeMounts"][0]["readOnly"], true);
         assert_eq!(spec["imagePullSecrets"][0]["name"], "p");
+    }
+
+    #[test]
+    fn strict_accounts_and_mirrors_name_no_secrets_of_others() {
+        let account = json!({"metadata": {"name": "a"}, "secrets": [{"name": "mine"}], "imagePullSecrets": [{"name": "pull"}]});
+        let env =
+            |name: &str| json!([{"name": "E", "valueFrom": {"secretKeyRef": {"name": name, "key": "k"}}}]);
+        let not = "is not allowed because service account a does not reference that";
+        for (spec, why) in [
+            (
+                json!({"volumes": [{"name": "v", "secret": {"secretName": "mine"}}], "imagePullSecrets": [{"name": "pull"}]}),
+                None,
+            ),
+            (
+                json!({"volumes": [{"name": "v", "secret": {"secretName": "x"}}]}),
+                Some(format!("volume with secret.secretName=\"x\" {not} secret")),
+            ),
+            (
+                json!({"containers": [{"name": "c", "env": env("x")}]}),
+                Some(format!("container c with envVar E referencing secret.secretName=\"x\" {not} secret")),
+            ),
+            (
+                json!({"imagePullSecrets": [{"name": "x"}]}),
+                Some(format!("imagePullSecrets[0].name=\"x\" {not} imagePullSecret")),
+            ),
+        ] {
+            let pod = json!({"spec": spec});
+            assert_eq!(foreign_secret(&pod, &account), why);
+            assert_eq!(lone(&pod), Err("a mirror pod may not reference secrets"));
+        }
+        assert_eq!(lone(&json!({"spec": {"containers": [{"name": "c"}]}})), Ok(()));
     }
 
     #[test]
