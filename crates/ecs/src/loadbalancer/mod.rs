@@ -12,6 +12,7 @@ mod world;
 
 pub use places::Settings;
 
+use crate::service::act::difference;
 use client::cache::Cache;
 use client::{ApiClient, ListOptions, Object, ObjectKey};
 use ecs_model::doc::Doc;
@@ -238,7 +239,8 @@ impl Controller {
         for (arn, status) in wanted {
             let Some(doc) = present.get(&arn).filter(|d| *d.status() != status) else { continue };
             let key = ObjectKey::new(AWS_NAMESPACE, text(&doc.0, "/metadata/name"));
-            match self.client.merge_patch_status(gvr, &key, json!({"status": status})).await {
+            let patch = json!({"status": difference(doc.status(), &status)});
+            match self.client.merge_patch_status(gvr, &key, patch).await {
                 Ok(written) => cache.observe(written),
                 Err(error) if error.is_not_found() => {}
                 Err(error) => return Err(error),

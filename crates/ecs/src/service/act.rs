@@ -26,7 +26,7 @@ use std::sync::Arc;
 const RECORDS_MAX: usize = 20;
 
 /// A merge patch that makes `new` of `old`.
-fn difference(old: &Value, new: &Value) -> Value {
+pub fn difference(old: &Value, new: &Value) -> Value {
     let (Value::Object(before), Value::Object(after)) = (old, new) else { return new.clone() };
     let mut patch = serde_json::Map::new();
     for (member, value) in after {

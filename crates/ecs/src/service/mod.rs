@@ -6,7 +6,7 @@
 //! a service at a time; its own writes are seen at once, and a task that was started is waited for before anything else
 //! is decided. Deliberately not here: what runs a task (`task`), what balances (`loadbalancer`).
 
-mod act;
+pub(crate) mod act;
 mod decide;
 mod members;
 mod moves;

@@ -297,7 +297,7 @@ def files():
     definition = define(
         "files",
         shell("main", sleep, linuxParameters=linux, environmentFiles=env, environment=[{"name": "C", "value": "definition"}]),
-        {**shell("log", f"cat /fluent-bit/etc/fluent-bit.conf; nc -l -p 24224; {sleep}"), "firelensConfiguration": {"type": "fluentbit"}},
+        {**shell("log", f"cat /fluent-bit/etc/fluent-bit.conf; nc -l -p 24224 | tr -cd a-z; echo; {sleep}"), "firelensConfiguration": {"type": "fluentbit"}},
         {
             **shell("app", f"echo told; {sleep}"),
             "logConfiguration": {"logDriver": "awsfirelens", "options": {"Name": "stdout"}},
