@@ -18,12 +18,12 @@ pub mod users;
 use crate::facts::NodeFacts;
 use crate::pod::{ContainerView, PodView};
 use client::Object;
-use ecs_model::annotation::{TaskNote, Ulimit};
+use ecs_model::annotation::{ContainerNote, Ulimit};
 use image::ImageConfig;
 use runtime::oci;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Why a container cannot be configured; the variant decides the waiting reason.
@@ -95,6 +95,8 @@ pub struct ContainerInput<'a> {
     pub devices: Vec<(oci::Device, bool)>,
     /// Devices of the node, for privileged containers.
     pub host_devices: Vec<oci::Device>,
+    /// Devices of the node that the task's container names, and what it may do with each.
+    pub task_devices: Vec<(oci::Device, String)>,
     /// A seccomp profile from the node's disk, where the container names one.
     pub local_seccomp: Option<oci::seccomp::Seccomp>,
 }
@@ -128,10 +130,11 @@ pub fn container(input: ContainerInput, env: BTreeMap<String, String>) -> Result
     let qos = input.pod.qos();
     spec.process.oom_score_adj = Some(resources::oom_score_adj(input.pod, input.container, qos, input.facts));
     spec.linux.resources = resources::container(input.pod, input.container, input.facts);
-    if let Some(task) = &input.pod.task {
-        spec.process.rlimits = ulimits(task, input.container.name());
-    }
     security::apply(&mut spec, &input)?;
+    let own = input.pod.task.as_ref().and_then(|t| t.containers.get(input.container.name()));
+    if let Some(own) = own {
+        of_task(&mut spec, own, &input.task_devices);
+    }
     for (device, writable) in input.devices {
         spec.linux.resources.devices.push(oci::DeviceRule {
             allow: true,
@@ -152,16 +155,42 @@ pub fn container(input: ContainerInput, env: BTreeMap<String, String>) -> Result
     Ok(Configured { spec, user, stop_signal })
 }
 
-/// A task's `ulimits`; -1 is no limit.
-fn ulimits(task: &TaskNote, container: &str) -> Vec<oci::Rlimit> {
+/// What a task's container has beside its part of the Pod.
+fn of_task(spec: &mut oci::Spec, own: &ContainerNote, devices: &[(oci::Device, String)]) {
+    // -1 is no limit.
     let bound = |value: i64| u64::try_from(value).unwrap_or(u64::MAX);
-    let list = task.containers.get(container).map(|n| n.ulimits.as_slice()).unwrap_or_default();
-    let one = |limit: &Ulimit| oci::Rlimit {
+    let limit = |limit: &Ulimit| oci::Rlimit {
         kind: format!("RLIMIT_{}", limit.name.to_uppercase()),
         hard: bound(limit.hard),
         soft: bound(limit.soft),
     };
-    list.iter().map(one).collect()
+    spec.process.rlimits = own.ulimits.iter().map(limit).collect();
+    for (device, access) in devices {
+        spec.linux.devices.retain(|d| d.path != device.path);
+        spec.linux.devices.push(device.clone());
+        spec.linux.resources.devices.push(oci::DeviceRule {
+            allow: true,
+            kind: Some(device.kind.clone()),
+            major: Some(device.major),
+            minor: Some(device.minor),
+            access: access.clone(),
+        });
+    }
+    for tmpfs in &own.tmpfs {
+        spec.mounts.retain(|m| m.destination != Path::new(&tmpfs.path));
+        spec.mounts.push(oci::Mount {
+            destination: tmpfs.path.as_str().into(),
+            kind: "tmpfs".into(),
+            source: "tmpfs".into(),
+            options: tmpfs.options.clone(),
+            ..oci::Mount::default()
+        });
+    }
+    let memory = &mut spec.linux.resources.memory;
+    if let (Some(swap), Some(limit)) = (own.max_swap, memory.limit) {
+        memory.swap = Some(limit.saturating_add(i64::from(swap) << 20));
+    }
+    memory.swappiness = own.swappiness.map(u64::from);
 }
 
 fn args(input: &ContainerInput, env: &BTreeMap<String, String>) -> Result<Vec<String>, ConfigError> {

@@ -72,6 +72,7 @@ impl Case {
             devices: Vec::new(),
             mounts: Vec::new(),
             host_devices: Vec::new(),
+            task_devices: Vec::new(),
             local_seccomp: None,
         };
         let env = env::environment(&input)?;

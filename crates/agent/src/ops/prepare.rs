@@ -74,6 +74,7 @@ pub(super) fn prepare(node: &Node, start: Start) -> Result<(ContainerSpec, Facts
         facts,
         mounts: Vec::new(),
         devices: Vec::new(),
+        task_devices: task_devices(&pod, container.name()).map_err(config_failure)?,
         host_devices: if privileged { host_devices() } else { Vec::new() },
         local_seccomp: local_profile(facts, &pod, &container),
     };
@@ -178,6 +179,43 @@ fn local_profile(
     serde_json::from_str(&text).ok()
 }
 
+/// A device node under another path; `None`: it is something else.
+fn device(path: PathBuf, meta: &std::fs::Metadata) -> Option<oci::Device> {
+    let letter = match (meta.file_type().is_char_device(), meta.file_type().is_block_device()) {
+        (true, _) => "c",
+        (_, true) => "b",
+        _ => return None,
+    };
+    Some(oci::Device {
+        kind: letter.into(),
+        path,
+        major: i64::from(rustix::fs::major(meta.rdev())),
+        minor: i64::from(rustix::fs::minor(meta.rdev())),
+        file_mode: Some(meta.permissions().mode() & 0o777),
+        uid: Some(meta.uid()),
+        gid: Some(meta.gid()),
+    })
+}
+
+/// The devices that a task's container names.
+fn task_devices(pod: &PodView, container: &str) -> Result<Vec<(oci::Device, String)>, ConfigError> {
+    let note = pod.task.as_ref().and_then(|t| t.containers.get(container));
+    let one = |wanted: &ecs_model::annotation::Device| {
+        let meta = std::fs::metadata(&wanted.host);
+        let failed = |why: String| {
+            ConfigError::Create(format!(
+                "error gathering device information while adding custom device {:?}: {why}",
+                wanted.host
+            ))
+        };
+        let meta = meta.map_err(|e| failed(e.to_string()))?;
+        let device =
+            device(PathBuf::from(&wanted.path), &meta).ok_or_else(|| failed("not a device node".into()))?;
+        Ok((device, wanted.access.clone()))
+    };
+    note.map(|n| n.devices.iter().map(one).collect()).unwrap_or_else(|| Ok(Vec::new()))
+}
+
 /// The node's devices, for privileged containers; what every container gets anyway is left out.
 fn host_devices() -> Vec<oci::Device> {
     const SKIPPED: &[&str] = &["pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts", ".udev"];
@@ -189,29 +227,14 @@ fn host_devices() -> Vec<oci::Device> {
             let (path, name) = (entry.path(), entry.file_name());
             let name = name.to_string_lossy();
             let Ok(meta) = entry.metadata() else { continue };
-            let kind = meta.file_type();
-            if kind.is_dir() && !SKIPPED.contains(&&*name) {
+            if meta.is_dir() && !SKIPPED.contains(&&*name) {
                 folders.push(path);
                 continue;
             }
-            let letter = match (kind.is_char_device(), kind.is_block_device()) {
-                (true, _) => "c",
-                (_, true) => "b",
-                _ => continue,
-            };
             if folder == Path::new("/dev") && OWN.contains(&&*name) {
                 continue;
             }
-            let number = meta.rdev();
-            devices.push(oci::Device {
-                kind: letter.into(),
-                path,
-                major: i64::from(rustix::fs::major(number)),
-                minor: i64::from(rustix::fs::minor(number)),
-                file_mode: Some(meta.permissions().mode() & 0o777),
-                uid: Some(meta.uid()),
-                gid: Some(meta.gid()),
-            });
+            devices.extend(device(path, &meta));
         }
     }
     devices

@@ -39,13 +39,17 @@ pub async fn controller(instance: &mut Instance) -> Result<()> {
         None => (None, Arc::new(|_| Ok(()))),
         Some((network, range)) => {
             let within = range.clone();
-            (Some(range), Arc::new(move |wanted| network.keep_addresses(&within, wanted).map_err(|e| e.to_string())))
+            (
+                Some(range),
+                Arc::new(move |wanted| network.keep_addresses(&within, wanted).map_err(|e| e.to_string())),
+            )
         }
     };
     let settings = Settings { bind, told, pool };
     let asks = client.clone();
-    let start =
-        move || LoadBalancers::start(asks.clone(), (settings.clone(), hold.clone()), Arc::new(Timestamp::now));
+    let start = move || {
+        LoadBalancers::start(asks.clone(), (settings.clone(), hold.clone()), Arc::new(Timestamp::now))
+    };
     leader::in_turn(instance, LEASE, client, start);
     Ok(())
 }

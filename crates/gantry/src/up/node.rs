@@ -228,12 +228,11 @@ pub async fn services(instance: &mut Instance) -> Result<()> {
 pub async fn dns(instance: &mut Instance) -> Result<()> {
     let facts = &instance.facts;
     let client = instance.control.client(Identity::component("system:coredns"))?;
-    let (zone, task) =
-        agent::services::feed_dns(
-            client,
-            instance.config.cluster_domain.clone(),
-            (facts.dns_ip, facts.node_ip),
-        );
+    let (zone, task) = agent::services::feed_dns(
+        client,
+        instance.config.cluster_domain.clone(),
+        (facts.dns_ip, facts.node_ip),
+    );
     instance.tasks.push(task);
     let bind = [(facts.dns_ip, DNS_PORT).into()];
     let server = dns::Server::start(&bind, zone, facts.upstreams.clone(), Arc::default()).await;
