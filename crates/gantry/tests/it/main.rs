@@ -37,6 +37,7 @@ mod streams;
 mod survival;
 mod troubles;
 mod two_nodes;
+mod usage;
 mod volumes;
 mod workloads;
 
