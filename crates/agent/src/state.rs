@@ -351,6 +351,8 @@ pub struct Resize {
     pub settled: i64,
     /// Containers restart for it: the pod's cgroup gets its amounts once more after that.
     pub again: bool,
+    /// The last event about it, and of which generation.
+    pub told: Option<(&'static str, i64)>,
 }
 
 /// Everything known of one pod.

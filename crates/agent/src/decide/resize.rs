@@ -11,8 +11,11 @@ use crate::state::{ContainerRecord, PodState, Resize};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ResourceRequirements;
 use machinery::quantity::Quantity;
+use serde_json::json;
 use std::collections::BTreeSet;
 
+const STARTED: &str = "ResizeStarted";
+const COMPLETED: &str = "ResizeCompleted";
 /// Resources that are changed in place.
 const MUTABLE: [&str; 2] = ["cpu", "memory"];
 
@@ -67,8 +70,43 @@ fn restarts(container: &ContainerView, changed: &[&str]) -> bool {
         .any(|p| changed.contains(&p.resource_name.as_str()))
 }
 
+/// An event about the resize, once a generation.
+fn tell(state: &mut PodState, pod: &PodView, reason: &'static str, error: &str, plan: &mut Plan) {
+    let generation = pod.object.meta().generation;
+    if state.resize.told.replace((reason, generation)) == Some((reason, generation)) {
+        return;
+    }
+    let of = |c: &ContainerView| json!({"name": c.name(), "resources": c.spec.resources});
+    let all = pod.containers.iter().filter(|c| matches!(c.role, Role::Main | Role::Sidecar));
+    let mut about = json!({"containers": all.map(of).collect::<Vec<_>>(), "generation": generation});
+    if !error.is_empty() {
+        about["error"] = json!(error);
+    }
+    let what = reason.trim_start_matches("Resize").to_lowercase();
+    let warning = !matches!(reason, STARTED | COMPLETED);
+    plan.note(warning, reason, "", format!("Pod resize {what}: {about}"));
+}
+
+/// Tells what became of a resize: it waits, failed, or is done.
+fn tell_state(state: &mut PodState, pod: &PodView, plan: &mut Plan) {
+    let generation = pod.object.meta().generation;
+    if let Some(refusal) = state.resize.refusal.clone() {
+        let reason = if refusal.reason == "Deferred" { "ResizeDeferred" } else { "ResizeInfeasible" };
+        tell(state, pod, reason, &refusal.message, plan);
+    } else if !state.resize.error.is_empty() {
+        let error = state.resize.error.clone();
+        tell(state, pod, "ResizeError", &error, plan);
+    } else if matches!(state.resize.told, Some((STARTED | "ResizeError", g)) if g == generation)
+        && !state.resize.busy
+        && !pending(state, pod)
+    {
+        tell(state, pod, COMPLETED, "", plan);
+    }
+}
+
 /// Carries on with a resize that the node has room for.
 pub(super) fn drive(state: &mut PodState, input: &Input, plan: &mut Plan) {
+    tell_state(state, input.pod, plan);
     let todo = unequal(state, input.pod);
     // Instances that stop have the old amounts, and no child may have more than its pod.
     let again =
@@ -84,6 +122,9 @@ pub(super) fn drive(state: &mut PodState, input: &Input, plan: &mut Plan) {
     let (restarting, in_place): (Vec<_>, Vec<_>) =
         todo.into_iter().partition(|(container, changed)| restarts(container, changed));
     if again || !in_place.is_empty() || state.resize.settled != generation {
+        if pending(state, input.pod) && state.resize.error.is_empty() {
+            tell(state, input.pod, STARTED, "", plan);
+        }
         state.resize.busy = true;
         let attempt = |name: &str| state.containers[name].attempt;
         let mut names: BTreeSet<&str> = in_place.iter().map(|(c, _)| c.name()).collect();
@@ -126,7 +167,7 @@ pub(super) fn book(state: &mut PodState, generation: i64, result: Result<Resized
                     record.resources = Some(resources);
                 }
             }
-            state.resize = Resize { settled: generation, ..Resize::default() };
+            state.resize = Resize { settled: generation, told: state.resize.told, ..Resize::default() };
         }
         Err(error) => {
             state.resize.retry_at = Some(after(now, delay(SETUP_RETRY, state.resize.failures)));
@@ -142,7 +183,6 @@ mod tests {
     use crate::decide::step;
     use crate::pod::tests::pod_from;
     use crate::state::{Facts, Phase, Refusal};
-    use serde_json::json;
 
     fn view(cpu: &str, policy: &str, generation: i64) -> PodView {
         pod_from(json!({"metadata": {"namespace": "n", "name": "p", "uid": "u", "generation": generation},
@@ -174,7 +214,9 @@ mod tests {
 
     fn actions(state: &mut PodState, pod: &PodView) -> Vec<Action> {
         let input = Input { pod, present: true, node_down: false, now: now(), wall: now() };
-        step(state, &input).actions
+        let mut all = step(state, &input).actions;
+        all.retain(|a| !matches!(a, Action::Note(_)));
+        all
     }
 
     #[test]
@@ -211,6 +253,30 @@ mod tests {
         assert_eq!(actions(&mut state, &pod), [whole(false)]);
         book(&mut state, 2, Ok(Vec::new()), now());
         assert!(!pending(&state, &pod) && actions(&mut state, &pod).is_empty());
+    }
+
+    #[test]
+    fn events_say_how_it_goes() {
+        let (mut state, pod) = (running(), view("200m", "NotRequired", 2));
+        let mut told = |state: &mut PodState| {
+            let input = Input { pod: &pod, present: true, node_down: false, now: now(), wall: now() };
+            let notes = step(state, &input).actions.into_iter().filter_map(|a| match a {
+                Action::Note(note) => Some((note.reason, note.warning)),
+                _ => None,
+            });
+            notes.collect::<Vec<_>>()
+        };
+        state.resize.refusal = Some(Refusal { reason: "Deferred", message: "no room".into() });
+        assert_eq!(told(&mut state), [("ResizeDeferred", true)]);
+        assert_eq!(told(&mut state), [], "once");
+        state.resize.refusal = None;
+        assert_eq!(told(&mut state), [("ResizeStarted", false)]);
+        book(&mut state, 2, Err("busy".into()), now());
+        assert_eq!(told(&mut state), [("ResizeError", true)]);
+        let given = pod.containers[0].spec.resources.clone().unwrap();
+        book(&mut state, 2, Ok(vec![("c".into(), 0, given)]), now());
+        assert_eq!(told(&mut state), [("ResizeCompleted", false)]);
+        assert_eq!(told(&mut state), []);
     }
 
     #[test]
