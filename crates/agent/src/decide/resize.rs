@@ -258,7 +258,7 @@ mod tests {
     #[test]
     fn events_say_how_it_goes() {
         let (mut state, pod) = (running(), view("200m", "NotRequired", 2));
-        let mut told = |state: &mut PodState| {
+        let told = |state: &mut PodState| {
             let input = Input { pod: &pod, present: true, node_down: false, now: now(), wall: now() };
             let notes = step(state, &input).actions.into_iter().filter_map(|a| match a {
                 Action::Note(note) => Some((note.reason, note.warning)),
