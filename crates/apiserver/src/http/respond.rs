@@ -315,7 +315,7 @@ mod tests {
 
     fn pieces(n: usize, gzip: bool) -> Vec<u8> {
         let encode: Encode = Box::new(|object| Ok(object.raw.clone()));
-        Pieces::new(&frame(), (objects(n), encode), gzip).map(Result::unwrap).flatten().collect()
+        Pieces::new(&frame(), (objects(n), encode), gzip).flat_map(Result::unwrap).collect()
     }
 
     #[test]

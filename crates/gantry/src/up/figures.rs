@@ -21,6 +21,11 @@ pub fn embedded(stats: &Stats) -> String {
     ] {
         line(&mut out, &format!("gantry_store_{name}"), kind, value);
     }
+    let _ = writeln!(
+        out,
+        "# TYPE apiserver_storage_size_bytes gauge\napiserver_storage_size_bytes{{storage_cluster_id=\"embedded\"}} {}",
+        stats.file_bytes
+    );
     histogram(&mut out, "gantry_store_commit_seconds", &stats.commit_times);
     out
 }

@@ -35,7 +35,7 @@ fn built(root: &Path, binary: Option<&str>) -> Result<PathBuf> {
     Ok(binary.map_or(built, PathBuf::from))
 }
 
-/// Hostile clients at full size, or those whose names begin so; what a node feels of them.
+/// Hostile clients at full size, or those with this in their names; what a node feels of them.
 pub fn abuse(root: &Path, only: &str, binary: Option<&str>) -> Result<()> {
     let cluster = Cluster::start(built(root, binary)?, &["--max-pods", "10"])?;
     let mut command = cluster.inside(std::env::current_exe()?);
