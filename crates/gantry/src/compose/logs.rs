@@ -70,7 +70,11 @@ impl Project {
         }
         let mut out = Vec::new();
         loop {
-            let page = self.client.call(LOGS, "FilterLogEvents", &input)?;
+            let page = match self.client.call(LOGS, "FilterLogEvents", &input) {
+                // Nothing was written yet.
+                Err(error) if error.to_string().contains("ResourceNotFoundException") => break,
+                page => page?,
+            };
             out.extend(list(&page, "/events").iter().cloned());
             let enough = tail.is_some_and(|n| out.len() as u64 >= n);
             match page["nextToken"].as_str().filter(|_| !enough) {

@@ -12,6 +12,7 @@ use crate::config::Config;
 use crate::cost::flag;
 use anyhow::{Context, Result, bail, ensure};
 use aws::{Client, ECS};
+use jiff::Timestamp;
 use machinery::kinds::get::{int, list, text};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -69,6 +70,12 @@ pub fn run(config: Config, words: &[String]) -> Result<()> {
     }
 }
 
+/// The file's own `name`.
+fn own_name(path: &Path) -> Option<String> {
+    let body = machinery::body::yaml(&std::fs::read(path).ok()?).ok()?;
+    body.value["name"].as_str().map(String::from)
+}
+
 fn default_name(path: &Path) -> String {
     let folder = path.parent().and_then(Path::file_name).map(|n| n.to_string_lossy().to_lowercase());
     let letters = folder.unwrap_or_default();
@@ -92,7 +99,7 @@ impl Project {
         let remembered = file::variables(&remembered);
         let setting =
             |name: &str| flag(flags, name).map(String::from).or_else(|| remembered.get(name).cloned());
-        let name = setting("project").unwrap_or_else(|| default_name(&path));
+        let name = setting("project").or_else(|| own_name(&path)).unwrap_or_else(|| default_name(&path));
         ensure!(ecs_model::taskdef::is_name(&name), "{name:?} is no name for a project (--project)");
         let launch = setting("launch-type").unwrap_or_else(|| "EC2".into()).to_uppercase();
         ensure!(matches!(&*launch, "EC2" | "FARGATE"), "--launch-type takes EC2 or FARGATE, not {launch:?}");
@@ -244,14 +251,18 @@ impl Project {
     /// Waits until the service is as wanted, and tells what it says meanwhile.
     fn wait(&self) -> Result<()> {
         let deadline = Instant::now() + STABLE_MAX;
-        let mut told: Option<BTreeSet<String>> = None;
+        let (mut told, mut stopped): (Option<BTreeSet<String>>, BTreeSet<String>) = Default::default();
+        let started = Timestamp::now().as_second() as f64;
         loop {
             let service = self.needed()?;
             let lines = list(&service, "/events");
             let ids = lines.iter().map(|e| text(e, "/id").to_string());
             if let Some(told) = &told {
-                let new = lines.iter().rev().filter(|e| !told.contains(text(e, "/id")));
-                new.for_each(|e| println!("{}", text(e, "/message")));
+                let new: Vec<_> = lines.iter().rev().filter(|e| !told.contains(text(e, "/id"))).collect();
+                new.iter().for_each(|e| println!("{}", text(e, "/message")));
+                if !new.is_empty() {
+                    self.tell_stopped(started, &mut stopped)?;
+                }
             }
             told = Some(ids.collect());
             let number = |member: &str| int(&service, &format!("/{member}")).unwrap_or(0);
@@ -274,6 +285,20 @@ impl Project {
             }
             std::thread::sleep(LOOK_AGAIN);
         }
+    }
+
+    /// Why tasks stopped since a time (seconds since 1970), each once.
+    fn tell_stopped(&self, since: f64, told: &mut BTreeSet<String>) -> Result<()> {
+        for task in self.tasks()? {
+            let id = text(&task, "/taskArn").rsplit('/').next().unwrap_or_default();
+            let why = text(&task, "/stoppedReason");
+            let late = task["stoppedAt"].as_f64().is_some_and(|at| at >= since);
+            if late && !why.is_empty() && !why.starts_with("Scaling activity") && told.insert(id.to_string())
+            {
+                println!("task {id} stopped: {why}");
+            }
+        }
+        Ok(())
     }
 
     /// The service's tasks, those that stopped lately included.
