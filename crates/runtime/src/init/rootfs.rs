@@ -156,8 +156,7 @@ pub(super) fn devices(init: &mut Init) -> Result<(), Failure> {
     let listed = &init.file.spec.config.linux.devices;
     let missing = oci::default_devices().into_iter().filter(|d| !listed.iter().any(|l| l.path == d.path));
     for device in listed.iter().cloned().chain(missing) {
-        make_device(init, &device)
-            .map_err(|f| f.about(format!("device {}", device.path.display())))?;
+        make_device(init, &device).map_err(|f| f.about(format!("device {}", device.path.display())))?;
     }
     for (link, target) in LINKS {
         let (parent, name) = paths::parent(init.root(), Path::new(link))?;

@@ -126,7 +126,10 @@ pub async fn users_and_terminals(node: &mut Node) {
 /// As runc gives a program the pipes that it has, so that it can open them by name.
 pub async fn output_by_name(node: &mut Node) {
     node.pod("p").await;
-    let mut spec = node.sh("c", "echo one > /dev/stdout; echo two > /dev/stderr; id -u > /proc/self/fd/1; touch /x || stat -c %a /");
+    let mut spec = node.sh(
+        "c",
+        "echo one > /dev/stdout; echo two > /dev/stderr; id -u > /proc/self/fd/1; touch /x || stat -c %a /",
+    );
     spec.config.process.user.uid = 1000;
     let (exit, log) = node.run_to_end("p", spec).await;
     let mut lines: Vec<&str> = log.lines().collect();
