@@ -77,13 +77,13 @@ pub struct Config {
     pub aws_keys: String,
     /// Address that AWS load balancers listen at; the node's by default.
     pub elb_address: Option<Ipv4Addr>,
+    /// Addresses that AWS load balancers have of their own, first-last; "" for none.
+    pub elb_pool: String,
     /// Minutes that stopped ECS tasks stay visible, 30 days at most.
     pub task_retention: u16,
     /// Seconds after which a task of an ECS service counts as healthy when nothing checks it.
     pub service_settle: u16,
     /// Folder that stands for EFS file systems, one folder each; "" refuses them.
-    /// Addresses that AWS load balancers have of their own, first-last; "" for none.
-    pub elb_pool: String,
     pub efs_root: String,
     /// When pods go at once because the node runs short, as the kubelet's `--eviction-hard`; `none`: never.
     pub eviction_hard: String,
@@ -282,6 +282,12 @@ const SETTINGS: &[Setting] = &[
         elb_address = address
     ),
     setting!(
+        "elb-pool",
+        "10.97.0.1-10.97.0.254",
+        "addresses of AWS load balancers on this host, first-last; \"\": all share the node's",
+        elb_pool = text
+    ),
+    setting!(
         "task-retention",
         "60",
         "minutes that stopped ECS tasks stay visible (43200, 30 days, at most)",
@@ -302,12 +308,6 @@ const SETTINGS: &[Setting] = &[
     ),
     setting!("eviction-soft", "", "pods go when less is left for a while", eviction_soft = text),
     setting!(
-    setting!(
-        "elb-pool",
-        "10.97.0.1-10.97.0.254",
-        "addresses of AWS load balancers on this host, first-last; \"\": all share the node's",
-        elb_pool = text
-    ),
         "eviction-soft-grace",
         "",
         "how long, by signal: memory.available=90s",
