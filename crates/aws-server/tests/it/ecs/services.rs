@@ -128,6 +128,7 @@ async fn lists_and_refusals() {
 
 const GROUP: &str = "arn:aws:elasticloadbalancing:us-east-1:123456789012:targetgroup/web/0123456789abcdef";
 
+#[expect(clippy::too_many_lines, reason = "one world, looked at from every side")]
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_service_refers_to_must_be_there_and_fit() {
     let ecs = ecs().await;
