@@ -120,9 +120,15 @@ async fn settle(api: &Arc<Api>, client: &ApiClient, object: &Arc<Object>) {
     if wished != definition["status"] {
         let mut body = definition;
         body["status"] = wished;
-        if let Err(error) = client.update_status(&gvr::CUSTOM_RESOURCE_DEFINITIONS, &object.key, body).await {
+        match client.update_status(&gvr::CUSTOM_RESOURCE_DEFINITIONS, &object.key, body).await {
+            // Served before the next definition is looked at, which may want the same names.
+            Ok(written) => {
+                if let Ok(definition) = written.value() {
+                    serve(api, &written, &definition);
+                }
+            }
             // A newer version of the definition is on its way to us.
-            tracing::debug!(definition = %object.key, %error, "conditions not written");
+            Err(error) => tracing::debug!(definition = %object.key, %error, "conditions not written"),
         }
     }
 }
