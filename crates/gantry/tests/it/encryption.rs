@@ -38,8 +38,7 @@ fn secrets_are_encrypted_at_rest() -> Result<()> {
     let file = tempfile::NamedTempFile::new()?;
     configure(file.path(), &["identity", "aesgcm"], KEY)?;
     let flag = file.path().display().to_string();
-    let mut cluster =
-        Cluster::start(env!("CARGO_BIN_EXE_gantry"), &["--encryption-provider-config", &flag])?;
+    let mut cluster = Cluster::start(env!("CARGO_BIN_EXE_gantry"), &["--encryption-provider-config", &flag])?;
     let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/tools/boto3/bin/python");
     // `./dev test` makes this environment.
     ensure!(python.exists(), "{} is missing: run ./dev test", python.display());

@@ -194,8 +194,7 @@ for at, (here, there) in enumerate([servers, servers[::-1]]):
         assert len(groups) == at + 1 and all(g['storedBytes'] > 0 for g in groups), groups
 print('one view')
 ";
-    let python =
-        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/tools/boto3/bin/python");
+    let python = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/tools/boto3/bin/python");
     let keys = auth::access::generated(&cluster.folder().join("pki")).context("the instance's own keys")?;
     let mut command = cluster.inside("timeout");
     command.arg("60").arg(python).arg("-").args([keys.access_key, keys.secret]);
@@ -227,7 +226,10 @@ fn servers_stand_in_for_each_other() -> Result<()> {
     has(&said, &["another certificate authority"])?;
     // With that authority, but other keys, some of its clients and values would be strangers.
     cluster.sh(&format!("cp {}/pki/ca.* {folder}/pki/", cluster.folder().display()))?;
-    has(&Second::start(&cluster, &flags)?.ended()?, &["has other keys: copy pki/ (aws.key, encryption.key)"])?;
+    has(
+        &Second::start(&cluster, &flags)?.ended()?,
+        &["has other keys: copy pki/ (aws.key, encryption.key)"],
+    )?;
     std::fs::remove_dir_all(data.path().join("pki"))?;
     cluster.sh(&format!("cp -r {}/pki {folder}/", cluster.folder().display()))?;
     let mut second = Second::start(&cluster, &flags)?;
