@@ -54,26 +54,33 @@ fn rule<'a>(container: &'a ContainerView, end: &Terminated) -> Option<&'a str> {
 /// still stop.
 pub(super) fn all(state: &mut PodState, input: &Input, plan: &mut Plan) -> bool {
     let containers = || input.pod.containers.iter().filter(|c| c.role != Role::Ephemeral);
-    let asks = containers().find(|c| {
+    let asks = containers().any(|c| {
         let record = state.containers.get(c.name()).filter(|r| !r.restart_now);
         record
             .and_then(ContainerRecord::ended)
             .is_some_and(|end| rule(c, end) == Some("RestartAllContainers"))
     });
-    if let Some(asks) = asks {
+    if asks {
         state.initialized = false;
         state.restarting_all = true;
-        let message = format!("Container {} asks for all containers to restart", asks.name());
         for container in containers() {
             let Some(record) = state.containers.get_mut(container.name()) else { continue };
-            record.restart_now |= record.ended().is_some() || record.running();
-            if record.running() && record.stopping.is_none() {
-                let reason = stop::Reason { message: message.clone(), grace: input.pod.spec_grace() };
+            record.restart_now |= !matches!(record.phase, Phase::Waiting { .. });
+        }
+    }
+    if state.restarting_all {
+        // One that was on its way up stops when it is there.
+        for container in containers() {
+            let Some(record) = state.containers.get_mut(container.name()) else { continue };
+            if record.restart_now && record.running() && record.stopping.is_none() {
+                let message = format!("Container {} restarts with all others", container.name());
+                let reason = stop::Reason { message, grace: input.pod.spec_grace() };
                 stop::begin(record, container, reason, input.now, plan);
             }
         }
+        let up = |r: &ContainerRecord| matches!(r.phase, Phase::Starting { .. } | Phase::Running { .. });
+        state.restarting_all = state.containers.values().any(|r| r.restart_now && up(r));
     }
-    state.restarting_all &= state.containers.values().any(|r| r.stopping.is_some() && r.running());
     state.restarting_all
 }
 

@@ -4,7 +4,7 @@ use super::outcome::{Outcome, StartFailure, StartStep, apply};
 use super::{Action, Input, Signal, after, seed, step};
 use crate::pod::tests::{pod, pod_from};
 use crate::pod::{PodView, Role};
-use crate::state::{Facts, PodState, ProbeKind, Terminated};
+use crate::state::{Facts, Phase, PodState, ProbeKind, Terminated};
 use crate::status::{container_id, status};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
@@ -379,6 +379,26 @@ fn a_rule_restarts_all_containers() {
         (vec![json!(1); 2], vec![json!(1); 2])
     );
     assert_eq!(status["phase"], "Running");
+    // One that was still on its way up when the other ended goes down and up with all.
+    let mut world = World::new(world.pod);
+    world.until(0);
+    let exit = |world: &mut World, name: &str, code: i32| {
+        let end = Terminated { exit_code: code, ..Terminated::default() };
+        world.state.containers.get_mut(name).unwrap().phase = Phase::Exited(end);
+    };
+    exit(&mut world, "i", 0);
+    world.state.initialized = true;
+    exit(&mut world, "a", 42);
+    world.state.containers.get_mut("b").unwrap().phase = Phase::Starting { before: None };
+    let input = Input { pod: &world.pod, present: true, node_down: false, now: t(1), wall: t(1) };
+    step(&mut world.state, &input);
+    assert!(world.state.restarting_all && world.state.containers["b"].restart_now);
+    world.state.containers.get_mut("b").unwrap().phase = Phase::Running { started_at: t(1) };
+    let actions = step(&mut world.state, &input).actions;
+    assert!(
+        actions.iter().any(|a| matches!(a, Action::Signal { container, .. } if container == "b")),
+        "{actions:?}"
+    );
 }
 
 #[test]
