@@ -270,7 +270,8 @@ fn prepare(birth: &Birth<'_>) -> Outcome<Init> {
     let users = users::Users::of(&config.linux, birth.users).map_err(first)?;
     let user = config.process.user.uid;
     users::hand_over(&birth.stdio, users.as_ref().map_or(user, |u| u.host(user)));
-    let mut init = Init { dir: birth.dir.to_owned(), file, shm, own_dev, shared, users, root: None, pty: None };
+    let mut init =
+        Init { dir: birth.dir.to_owned(), file, shm, own_dev, shared, users, root: None, pty: None };
     for (name, step) in STEPS {
         step(&mut init).map_err(|f| (*name, f))?;
     }

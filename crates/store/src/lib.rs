@@ -18,8 +18,8 @@ mod index;
 mod lock;
 mod queue;
 mod reserve;
-mod seam;
 mod sealed;
+mod seam;
 mod stats;
 mod wal;
 

@@ -133,11 +133,7 @@ pub async fn run(pid: u32, image: &str) -> Result<()> {
             aws.call("StopTask", json!({"cluster": CLUSTER, "task": id})).await?;
             until(&mut seen, &id, "STOPPED").await?;
         }
-        row(
-            &format!("RunTask -> RUNNING, {what}"),
-            &super::load::spread(latencies),
-            "p50 <= 200 ms",
-        );
+        row(&format!("RunTask -> RUNNING, {what}"), &super::load::spread(latencies), "p50 <= 200 ms");
     }
     drop(seen);
     control(&mut aws, pid).await?;

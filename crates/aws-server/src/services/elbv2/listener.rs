@@ -33,7 +33,8 @@ async fn settle(elb: &Elb, call: &Call, spec: &mut Value, kind: &str) -> Result<
         return Err(invalid("A listener port must be specified"));
     }
     let protocol = text(spec, "Protocol").to_string();
-    let good: &[&str] = if kind == "network" { &["TCP", "TLS", "UDP", "TCP_UDP"] } else { &["HTTP", "HTTPS"] };
+    let good: &[&str] =
+        if kind == "network" { &["TCP", "TLS", "UDP", "TCP_UDP"] } else { &["HTTP", "HTTPS"] };
     match &*protocol {
         "" => return Err(invalid("A listener protocol must be specified")),
         "QUIC" | "TCP_QUIC" if kind == "network" => {
