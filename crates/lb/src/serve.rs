@@ -1,7 +1,8 @@
 //! Sockets: the difference between two configurations, applied.
 //!
 //! A listener whose address, protocol and certificates stay keeps its socket and its connections; one that leaves
-//! stops accepting at once and lets connections end (HTTP: after the request under way).
+//! stops accepting at once and lets connections end (HTTP: after the request under way). Another protocol or
+//! certificate is spoken on the same socket by those who come next: no client is refused meanwhile.
 
 use crate::check;
 use crate::config::{Action, Certificate, Check, Config, Id, Listener, Protocol};
@@ -14,7 +15,7 @@ use crate::{CONNECT_TIMEOUT, HEAD_TIMEOUT, MAX_CONNECTIONS, MAX_HEAD_BYTES, MAX_
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
 
 /// Why a listener does not listen.
 #[derive(Debug, thiserror::Error)]
@@ -54,12 +56,19 @@ struct Running {
 }
 
 struct Socket {
-    /// What a change of needs a new socket.
-    key: (SocketAddr, Protocol, Vec<Certificate>),
+    /// What a change of needs a new socket: the address asked for, and whether it takes datagrams.
+    key: (SocketAddr, bool),
+    /// What is spoken to those who come now.
+    speaks: (Protocol, Vec<Certificate>),
     address: SocketAddr,
     accepting: JoinHandle<()>,
-    /// Turned on when the listener leaves.
+    door: Arc<RwLock<Arc<Door>>>,
+    /// Turned on when the listener leaves or speaks otherwise.
     closing: watch::Sender<bool>,
+}
+
+fn key(listener: &Listener) -> (SocketAddr, bool) {
+    (listener.address, listener.protocol == Protocol::Udp)
 }
 
 impl Drop for Socket {
@@ -95,12 +104,11 @@ impl Balancer {
         *self.shared.now.write() = next.clone();
         self.sync_checks(&mut running, &next);
         next.dismiss(&before);
-        let key = |l: &Listener| (l.address, l.protocol, l.certificates.clone());
         running.listeners.retain(|id, socket| next.listeners.get(id).is_some_and(|l| key(l) == socket.key));
         let mut outcome = BTreeMap::new();
         for (id, listener) in &next.listeners {
-            let bound = match running.listeners.get(id) {
-                Some(socket) => Ok(socket.address),
+            let bound = match running.listeners.get_mut(id) {
+                Some(socket) => self.change(socket, listener).map(|()| socket.address),
                 None => self.open(listener).map(|socket| {
                     let address = socket.address;
                     running.listeners.insert(id.clone(), socket);
@@ -153,38 +161,58 @@ impl Balancer {
         }
     }
 
-    fn open(&self, listener: &Listener) -> Result<Socket, ListenError> {
-        let tls = listener.protocol.is_tls().then(|| tls::server(&listener.certificates, listener.protocol));
-        let tls = tls.transpose()?.map(tokio_rustls::TlsAcceptor::from);
-        let bind = |source| ListenError::Bind { address: listener.address, source };
+    /// Lets the socket speak what the listener wants from now on. A certificate that cannot be used changes nothing.
+    fn change(&self, socket: &mut Socket, listener: &Listener) -> Result<(), ListenError> {
+        if socket.speaks.0 == listener.protocol && socket.speaks.1 == listener.certificates {
+            return Ok(());
+        }
+        let (door, closing) = self.door(listener, tls(listener)?, socket.address.port());
+        *socket.door.write() = door;
+        socket.speaks = (listener.protocol, listener.certificates.clone());
+        std::mem::replace(&mut socket.closing, closing).send_replace(true);
+        Ok(())
+    }
+
+    fn door(
+        &self,
+        listener: &Listener,
+        tls: Option<TlsAcceptor>,
+        port: u16,
+    ) -> (Arc<Door>, watch::Sender<bool>) {
         let (closing, closed) = watch::channel(false);
-        let door = |address: SocketAddr| {
-            Arc::new(Door {
-                shared: self.shared.clone(),
-                upstream: self.upstream.clone(),
-                id: listener.id.clone(),
-                protocol: listener.protocol,
-                tls,
-                port: address.port(),
-                closed,
-            })
-        };
-        let key = (listener.address, listener.protocol, listener.certificates.clone());
+        let (shared, upstream) = (self.shared.clone(), self.upstream.clone());
+        let (id, protocol) = (listener.id.clone(), listener.protocol);
+        (Arc::new(Door { shared, upstream, id, protocol, tls, port, closed }), closing)
+    }
+
+    fn open(&self, listener: &Listener) -> Result<Socket, ListenError> {
+        let tls = tls(listener)?;
+        let bind = |source| ListenError::Bind { address: listener.address, source };
+        let (key, speaks) = (key(listener), (listener.protocol, listener.certificates.clone()));
         if listener.protocol == Protocol::Udp {
             let socket = std::net::UdpSocket::bind(listener.address).map_err(bind)?;
             socket.set_nonblocking(true).map_err(bind)?;
             let socket = UdpSocket::from_std(socket).map_err(bind)?;
             let address = socket.local_addr().map_err(bind)?;
-            let accepting = tokio::spawn(udp::serve(door(address), socket));
-            return Ok(Socket { key, address, accepting, closing });
+            let (door, closing) = self.door(listener, tls, address.port());
+            let accepting = tokio::spawn(udp::serve(door.clone(), socket));
+            return Ok(Socket { key, speaks, address, accepting, door: Arc::new(door.into()), closing });
         }
         let socket = std::net::TcpListener::bind(listener.address).map_err(bind)?;
         socket.set_nonblocking(true).map_err(bind)?;
         let address = socket.local_addr().map_err(bind)?;
         let socket = TcpListener::from_std(socket).map_err(bind)?;
-        let accepting = tokio::spawn(accept(door(address), socket));
-        Ok(Socket { key, address, accepting, closing })
+        let (door, closing) = self.door(listener, tls, address.port());
+        let door = Arc::new(RwLock::new(door));
+        let accepting = tokio::spawn(accept(door.clone(), socket));
+        Ok(Socket { key, speaks, address, accepting, door, closing })
     }
+}
+
+/// The TLS that a listener speaks, if it does.
+fn tls(listener: &Listener) -> Result<Option<TlsAcceptor>, ListenError> {
+    let tls = listener.protocol.is_tls().then(|| tls::server(&listener.certificates, listener.protocol));
+    Ok(tls.transpose()?.map(TlsAcceptor::from))
 }
 
 /// What every connection of a listener knows.
@@ -193,18 +221,18 @@ pub(crate) struct Door {
     upstream: Arc<Upstream>,
     pub(crate) id: Id,
     protocol: Protocol,
-    tls: Option<tokio_rustls::TlsAcceptor>,
+    tls: Option<TlsAcceptor>,
     port: u16,
     closed: watch::Receiver<bool>,
 }
 
-async fn accept(door: Arc<Door>, socket: TcpListener) {
+async fn accept(door: Arc<RwLock<Arc<Door>>>, socket: TcpListener) {
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(permit) = room.clone().acquire_owned().await else { return };
         match socket.accept().await {
             Ok((stream, peer)) => {
-                let door = door.clone();
+                let door = door.read().clone();
                 tokio::spawn(async move {
                     door.shared.connections.fetch_add(1, Relaxed);
                     door.greet(stream, peer).await;
@@ -214,7 +242,7 @@ async fn accept(door: Arc<Door>, socket: TcpListener) {
             }
             Err(error) => {
                 // Out of descriptors, most likely: the next try needs somebody to close.
-                tracing::warn!(listener = %door.id, %error, "accept");
+                tracing::warn!(listener = %door.read().id, %error, "accept");
                 tokio::time::sleep(std::time::Duration::from_millis(50)).await;
             }
         }

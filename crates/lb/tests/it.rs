@@ -314,14 +314,16 @@ async fn tls_shows_the_certificate_of_the_name() {
     let (a, _) = server("a").await;
     let mut front = listener(Protocol::Https, forward(&[("web", 1)]));
     front.certificates = vec![certificate("one.example"), certificate("*.two.example")];
-    let second = front.certificates[1].chain.clone();
+    let (second, third) = (front.certificates[1].chain.clone(), certificate("three.example"));
     let balancer = Balancer::default();
-    let config = Config { listeners: vec![front], groups: vec![group("web", &[("a", a)])] };
+    let mut config = Config { listeners: vec![front], groups: vec![group("web", &[("a", a)])] };
     let address = address(&balancer, &config);
 
     let mut roots = rustls::RootCertStore::empty();
     use rustls_pki_types::pem::PemObject;
-    roots.add(rustls_pki_types::CertificateDer::from_pem_slice(second.as_bytes()).unwrap()).unwrap();
+    for trusted in [&second, &third.chain] {
+        roots.add(rustls_pki_types::CertificateDer::from_pem_slice(trusted.as_bytes()).unwrap()).unwrap();
+    }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let client =
         rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
@@ -336,6 +338,18 @@ async fn tls_shows_the_certificate_of_the_name() {
     let mut answer = String::new();
     let _ = stream.read_to_string(&mut answer).await;
     assert!(answer.contains("\"x-forwarded-proto\": \"https\""), "{answer}");
+
+    // Others take their place on the same socket, at once; one that cannot be used changes nothing.
+    config.listeners[0].certificates = vec![third];
+    assert_eq!(balancer.apply(&config)["front"].as_ref().unwrap(), &address);
+    let secure = async || {
+        let stream = TcpStream::connect(address).await.unwrap();
+        connector.connect("three.example".try_into().unwrap(), stream).await.is_ok()
+    };
+    assert!(secure().await);
+    config.listeners[0].certificates.clear();
+    assert!(matches!(balancer.apply(&config)["front"], Err(ListenError::Certificate(_))));
+    assert!(secure().await, "those of before serve on");
 }
 
 #[tokio::test(flavor = "multi_thread")]
