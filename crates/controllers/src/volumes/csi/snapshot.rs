@@ -63,7 +63,7 @@ pub fn start(csi: &Arc<Csi>) -> Vec<JoinHandle<()>> {
                 found.and_then(|v| v["status"]["conditions"].as_array().cloned()).unwrap_or_default();
             conditions.iter().any(|c| c["type"] == "Established" && c["status"] == "True")
         };
-        while !NEEDED.iter().all(|name| established(name)) {
+        while !NEEDED.iter().all(&established) {
             if changed.changed().await.is_err() {
                 return;
             }
