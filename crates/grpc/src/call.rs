@@ -1,6 +1,6 @@
 //! One unary call over a fresh connection: plug-ins are called rarely, and a connection kept would have to be watched.
 
-use crate::schema::Schema;
+use crate::schema::{Method, Schema};
 use crate::{MESSAGE_BYTES_MAX, Status, code};
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderMap, Request};
@@ -52,19 +52,33 @@ impl Call<'_> {
     /// # Errors
     /// The plug-in's own, or why there was no answer.
     pub async fn call(&self, method: &str, request: &Value) -> Answer {
-        let unknown = || Status::new(code::UNIMPLEMENTED, format!("unknown method {method}"));
-        let method = self.schema.method(method).ok_or_else(unknown)?;
+        let method = self.method(method)?;
         let path = format!("/{}/{}", method.service, method.name);
         let exchange = async {
-            let stream = UnixStream::connect(self.socket).await;
-            let failed = |e| Status::new(code::UNAVAILABLE, format!("{}: {e}", self.socket.display()));
-            unary(stream.map_err(failed)?, "localhost", &path, &self.schema.encode(method.request, request))
-                .await
+            let stream = connected(self.socket).await?;
+            unary(stream, "localhost", &path, &self.schema.encode(method.request, request)).await
         };
         let late = |_| Status::new(code::DEADLINE_EXCEEDED, "context deadline exceeded");
         let bytes = tokio::time::timeout(self.within, exchange).await.map_err(late)??;
         self.schema.decode(method.response, &bytes)
     }
+
+    pub(crate) fn method(&self, name: &str) -> Result<Method, Status> {
+        let unknown = || Status::new(code::UNIMPLEMENTED, format!("unknown method {name}"));
+        self.schema.method(name).ok_or_else(unknown)
+    }
+}
+
+pub(crate) async fn connected(socket: &Path) -> Result<UnixStream, Status> {
+    let failed = |e| Status::new(code::UNAVAILABLE, format!("{}: {e}", socket.display()));
+    UnixStream::connect(socket).await.map_err(failed)
+}
+
+pub(crate) fn posted(authority: &str, path: &str, frame: Bytes) -> Result<Request<Full<Bytes>>, Status> {
+    let request = Request::post(format!("http://{authority}{path}"))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers");
+    request.body(Full::new(frame)).map_err(|e| Status::new(code::UNAVAILABLE, e))
 }
 
 /// One call over a connection of its own: the answer's message.
@@ -78,11 +92,7 @@ where
     let lost = |e: &dyn std::fmt::Display| Status::new(code::UNAVAILABLE, e);
     let shaken = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await;
     let (mut sender, connection) = shaken.map_err(|e| lost(&e))?;
-    let request = Request::post(format!("http://{authority}{path}"))
-        .header("content-type", "application/grpc")
-        .header("te", "trailers")
-        .body(Full::new(framed(message)))
-        .map_err(|e| lost(&e))?;
+    let request = posted(authority, path, framed(message))?;
     let exchange = async {
         let response = sender.send_request(request).await.map_err(|e| lost(&e))?;
         if let Some(early) = status(response.headers()) {
@@ -107,7 +117,7 @@ where
 }
 
 /// What headers or trailers say, if they say it.
-fn status(headers: &HeaderMap) -> Option<Result<(), Status>> {
+pub(crate) fn status(headers: &HeaderMap) -> Option<Result<(), Status>> {
     let text = |name: &str| headers.get(name).map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned());
     let number: u32 = text("grpc-status")?.parse().unwrap_or(code::UNKNOWN);
     if number == 0 {

@@ -1,4 +1,4 @@
-//! gRPC as a node's plug-ins speak it: unary calls over unix sockets, messages as JSON values, field numbers in tables.
+//! gRPC as a node's plug-ins speak it: calls over unix sockets, messages as JSON values, field numbers in tables.
 //!
 //! A [`Schema`] is read from a doc-free text (`tables/`), so a further protocol is a table and no code. JSON keys are
 //! the names of the `.proto` files; what a message does not have is `null`, as proto3 leaves zeros out.
@@ -12,11 +12,13 @@ mod call;
 mod relay;
 mod schema;
 mod serve;
+mod stream;
 
 pub use call::{Answer, Call, unary};
 pub use relay::relayed;
 pub use schema::{Method, Schema};
 pub use serve::{Handler, serve};
+pub use stream::Stream;
 
 use std::fmt;
 use std::sync::LazyLock;
@@ -29,6 +31,12 @@ pub static CSI: LazyLock<Schema> = LazyLock::new(|| Schema::parse(include_str!("
 /// `pluginregistration`: how a plug-in says that it is there.
 pub static REGISTRATION: LazyLock<Schema> =
     LazyLock::new(|| Schema::parse(include_str!("../tables/registration.txt")));
+
+/// `v1beta1`: device plug-ins.
+pub static DEVICES: LazyLock<Schema> = LazyLock::new(|| Schema::parse(include_str!("../tables/devices.txt")));
+/// `v1` of the kubelet's pod resources: which pod has which devices.
+pub static POD_RESOURCES: LazyLock<Schema> =
+    LazyLock::new(|| Schema::parse(include_str!("../tables/podresources.txt")));
 
 /// gRPC's codes that callers tell apart.
 #[expect(missing_docs, reason = "the names are gRPC's")]

@@ -1,4 +1,4 @@
-//! A server of unary calls on a unix socket.
+//! A server of calls on a unix socket.
 
 use crate::call::{Answer, framed, unframed};
 use crate::schema::Schema;
@@ -6,8 +6,8 @@ use crate::{MESSAGE_BYTES_MAX, Status, code};
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response};
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Incoming;
+use http_body_util::{BodyExt, Full, Limited, StreamBody};
+use hyper::body::{Frame, Incoming};
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -16,6 +16,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::UnixListener;
+use tokio::sync::mpsc;
 
 /// Pause after a failed accept: neither spinning nor giving up.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -25,6 +26,11 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub trait Handler: Send + Sync + 'static {
     /// A call of the method of that name.
     async fn call(&self, method: &str, request: Value) -> Answer;
+
+    /// The answers to a call of a method that has many; `None`: it has one.
+    fn stream(&self, _method: &str, _request: &Value) -> Option<mpsc::Receiver<Value>> {
+        None
+    }
 }
 
 /// Serves for ever.
@@ -55,7 +61,7 @@ pub async fn serve(listener: UnixListener, schema: &'static Schema, handler: Arc
 type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, Infallible>;
 
 async fn respond(
-    schema: &Schema,
+    schema: &'static Schema,
     handler: &dyn Handler,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Status> {
@@ -65,11 +71,27 @@ async fn respond(
     let body = Limited::new(request.into_body(), MESSAGE_BYTES_MAX).collect().await;
     let body = body.map_err(|e| Status::new(code::RESOURCE_EXHAUSTED, e))?.to_bytes();
     let request = schema.decode(method.request, unframed(&body)?)?;
+    if let Some(answers) = handler.stream(method.name, &request) {
+        let frames = futures_util::stream::unfold(Some(answers), move |rest| async move {
+            let mut rest = rest?;
+            Some(match rest.recv().await {
+                Some(answer) => {
+                    (Ok(Frame::data(framed(&schema.encode(method.response, &answer)))), Some(rest))
+                }
+                None => (Ok(Frame::trailers(done())), None),
+            })
+        });
+        return Ok(grpc(StreamBody::new(frames).boxed_unsync()));
+    }
     let answer = schema.encode(method.response, &handler.call(method.name, request).await?);
+    let body = Full::new(framed(&answer)).with_trailers(std::future::ready(Some(Ok(done()))));
+    Ok(grpc(body.boxed_unsync()))
+}
+
+fn done() -> HeaderMap {
     let mut trailers = HeaderMap::new();
     trailers.insert("grpc-status", HeaderValue::from_static("0"));
-    let body = Full::new(framed(&answer)).with_trailers(std::future::ready(Some(Ok(trailers))));
-    Ok(grpc(body.boxed_unsync()))
+    trailers
 }
 
 fn grpc(body: Body) -> Response<Body> {
@@ -98,7 +120,7 @@ fn refusal(status: Status) -> Response<Body> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{CSI, Call};
+    use crate::{CSI, Call, DEVICES};
     use serde_json::json;
 
     struct Echo;
@@ -112,6 +134,39 @@ mod tests {
                 _ => Ok(json!({"volume": {"volume_id": request["name"], "capacity_bytes": 1_i64 << 40}})),
             }
         }
+    }
+
+    struct Lists;
+
+    #[async_trait]
+    impl Handler for Lists {
+        async fn call(&self, _: &str, _: Value) -> Answer {
+            Ok(json!({}))
+        }
+
+        fn stream(&self, method: &str, _: &Value) -> Option<mpsc::Receiver<Value>> {
+            let (send, receive) = mpsc::channel(2);
+            for id in ["a", "b"] {
+                send.try_send(json!({"devices": [{"ID": id, "topology": {"nodes": [{"ID": 1}]}}]})).unwrap();
+            }
+            (method == "ListAndWatch").then_some(receive)
+        }
+    }
+
+    #[tokio::test]
+    async fn many_answers() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("s");
+        let server = tokio::spawn(serve(UnixListener::bind(&socket).unwrap(), &DEVICES, Arc::new(Lists)));
+        let call = Call { schema: &DEVICES, socket: &socket, within: Duration::from_secs(5) };
+        let mut stream = call.stream("ListAndWatch", &json!({})).await.unwrap();
+        for id in ["a", "b"] {
+            let said = stream.next().await.unwrap().unwrap();
+            assert_eq!(said, json!({"devices": [{"ID": id, "topology": {"nodes": [{"ID": 1}]}}]}));
+        }
+        assert_eq!(stream.next().await, Ok(None));
+        assert_eq!(call.call("Allocate", &json!({})).await, Ok(json!({})));
+        server.abort();
     }
 
     #[tokio::test]
