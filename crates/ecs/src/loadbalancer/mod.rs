@@ -29,7 +29,7 @@ use places::{DATAGRAMS, Places};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::task::JoinHandle;
 use world::{Pair, World};
@@ -44,6 +44,17 @@ const AGAIN: Duration = Duration::from_secs(2);
 /// Makes the host have exactly these of the pool's addresses; what went wrong, in words.
 pub type Hold = Arc<dyn Fn(&BTreeSet<Ipv4Addr>) -> Result<(), String> + Send + Sync>;
 
+/// What the listeners of this process count; nothing while none runs.
+#[derive(Clone, Default)]
+pub struct Figures(Arc<Mutex<Weak<Balancer>>>);
+
+impl Figures {
+    /// As Prometheus text.
+    pub fn text(&self) -> String {
+        self.0.lock().upgrade().map(|b| b.metrics()).unwrap_or_default()
+    }
+}
+
 /// The running controller with its listeners; they stop when this is dropped.
 pub struct LoadBalancers(JoinHandle<()>);
 
@@ -54,10 +65,10 @@ impl Drop for LoadBalancers {
 }
 
 impl LoadBalancers {
-    /// Starts it; `hold` makes this host have exactly these addresses of the pool.
+    /// Starts it; `hold` makes this host have exactly these addresses of the pool, `figures` is there to be asked.
     pub fn start(
         client: ApiClient,
-        (settings, hold): (Settings, Hold),
+        (settings, hold, figures): (Settings, Hold, Figures),
         clock: Arc<dyn Fn() -> Timestamp + Send + Sync>,
     ) -> LoadBalancers {
         LoadBalancers(client::work::spawn(async move {
@@ -75,7 +86,8 @@ impl LoadBalancers {
                 balancers,
                 groups,
             };
-            let (balancer, held) = (Balancer::default(), Mutex::default());
+            let (balancer, held) = (Arc::new(Balancer::default()), Mutex::default());
+            *figures.0.lock() = Arc::downgrade(&balancer);
             Controller { client, views, settings, hold, held, balancer, clock }.run().await;
         }))
     }
@@ -155,7 +167,7 @@ struct Controller {
     hold: Hold,
     /// What `hold` did last.
     held: Mutex<BTreeSet<Ipv4Addr>>,
-    balancer: Balancer,
+    balancer: Arc<Balancer>,
     clock: Arc<dyn Fn() -> Timestamp + Send + Sync>,
 }
 

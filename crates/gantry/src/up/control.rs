@@ -53,6 +53,8 @@ pub struct Parts {
     api: Option<Arc<Api>>,
     controllers: Option<Running>,
     scheduler: Arc<SchedulerMetrics>,
+    /// What load balancers count, for `/metrics`.
+    pub load_balancers: ecs::loadbalancer::Figures,
     /// What nodes and other servers ask.
     pub door: Arc<Door>,
     /// Instead of all that: the cluster elsewhere that this node is of.
@@ -203,7 +205,7 @@ pub async fn api(instance: &mut Instance) -> Result<()> {
     let resolver: Option<Arc<dyn NameResolver>> = Some(Arc::new(HostNames));
     let tokens = instance.control.service_tokens()?;
     let callers = outside::callers(&instance.config, &resolver, tokens.issuer())?;
-    let followed = callers.followed.clone();
+    let (followed, balancers) = (callers.followed.clone(), instance.control.load_balancers.clone());
     let client_authorities = format!("{}{}", ca.cert_pem(), front.ca_pem);
     let config = ApiConfig {
         front_proxy: Some(front),
@@ -220,7 +222,9 @@ pub async fn api(instance: &mut Instance) -> Result<()> {
         resolver,
         service_tokens: Some(tokens),
         door: Some(instance.control.door.clone()),
-        more_metrics: Arc::new(move || of_store() + &of_scheduler.text() + &followed.metrics()),
+        more_metrics: Arc::new(move || {
+            [of_store(), of_scheduler.text(), followed.metrics(), balancers.text()].concat()
+        }),
         ..ApiConfig::new(REALM, store.clone())
     };
     let api = Api::open(config).await?;

@@ -46,9 +46,10 @@ pub async fn controller(instance: &mut Instance) -> Result<()> {
         }
     };
     let settings = Settings { bind, told, pool };
-    let asks = client.clone();
+    let (asks, figures) = (client.clone(), instance.control.load_balancers.clone());
     let start = move || {
-        LoadBalancers::start(asks.clone(), (settings.clone(), hold.clone()), Arc::new(Timestamp::now))
+        let place = (settings.clone(), hold.clone(), figures.clone());
+        LoadBalancers::start(asks.clone(), place, Arc::new(Timestamp::now))
     };
     leader::in_turn(instance, LEASE, client, start);
     Ok(())
