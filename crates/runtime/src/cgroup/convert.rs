@@ -212,7 +212,7 @@ mod tests {
     #[test]
     fn the_same_limits_in_both_worlds() {
         let resources = Resources {
-            memory: Memory { limit: Some(64 << 20), swap: Some(64 << 20), reservation: None },
+            memory: Memory { limit: Some(64 << 20), swap: Some(64 << 20), ..Memory::default() },
             cpu: Cpu { shares: Some(1024), quota: Some(50_000), ..Cpu::default() },
             pids: Some(Pids { limit: -1 }),
             ..Resources::default()
