@@ -11,6 +11,7 @@ use crate::resources::Resource;
 use crate::rules;
 use crate::select::Selection;
 use crate::storage::unstored;
+use crate::subresources::scale;
 use crate::verbs::list::{Freshness, Paging};
 use crate::verbs::{Call, WriteOptions, no_such_resource, verb_name};
 use crate::watch::{Start, Watcher};
@@ -90,6 +91,16 @@ impl Client for InProcess {
         self.authorized("get", &call).await?;
         let object = self.api.get(&call, Freshness::Current).await?;
         rules::serve(&call.resource, &object)
+    }
+
+    async fn scale(&self, gvr: &Gvr, key: &ObjectKey) -> Result<Arc<Object>, ApiError> {
+        let call = self.call(gvr, key.clone(), "scale")?;
+        if !call.resource.has_subresource("scale") {
+            return Err(ApiError::not_found(gvr, &key.name));
+        }
+        self.authorized("get", &call).await?;
+        let object = self.api.get(&call, Freshness::Current).await?;
+        scale::read(&call.resource, &object)
     }
 
     async fn list(&self, gvr: &Gvr, options: &ListOptions) -> Result<ObjectList, ApiError> {

@@ -132,6 +132,10 @@ pub struct Write {
 pub trait Client: Send + Sync + 'static {
     /// One object, at least as new as every write acknowledged before the call.
     async fn get(&self, gvr: &Gvr, key: &ObjectKey) -> Result<Arc<Object>, ApiError>;
+    /// The `autoscaling/v1` Scale of an object, as new as [`Client::get`]'s; 404 of what has none.
+    async fn scale(&self, gvr: &Gvr, key: &ObjectKey) -> Result<Arc<Object>, ApiError> {
+        Err(ApiError::not_found(gvr, &key.name))
+    }
     /// A listing, at least as new as every write acknowledged before the call.
     async fn list(&self, gvr: &Gvr, options: &ListOptions) -> Result<ObjectList, ApiError>;
     /// Changes from a revision on.

@@ -296,6 +296,10 @@ impl Client for Remote {
         parse(self.bytes(Method::GET, &path(gvr, &key.namespace, &key.name, ""), None).await?)
     }
 
+    async fn scale(&self, gvr: &Gvr, key: &ObjectKey) -> Result<Arc<Object>, ApiError> {
+        parse(self.bytes(Method::GET, &path(gvr, &key.namespace, &key.name, "scale"), None).await?)
+    }
+
     async fn list(&self, gvr: &Gvr, options: &ListOptions) -> Result<ObjectList, ApiError> {
         let namespace = options.namespace.as_deref().unwrap_or_default();
         let bytes = self.bytes(Method::GET, &query(path(gvr, namespace, "", ""), options, &[]), None).await?;
