@@ -5,6 +5,7 @@
 //! back from typed views, which would drop fields they do not know.
 //! Deliberately not here: scheduling decisions (`sched`), anything on a node (`agent`).
 
+mod autoscaler;
 mod cluster_dns;
 pub mod context;
 mod cron_job;
@@ -49,6 +50,7 @@ type Row = (&'static str, fn(&Context) -> Vec<JoinHandle<()>>);
 /// All controllers.
 const CONTROLLERS: &[Row] = &[
     ("cluster-dns", cluster_dns::start),
+    ("horizontalpodautoscaler", autoscaler::start),
     ("cronjob", cron_job::start),
     ("daemonset", daemon_set::start),
     ("disruption", disruption::start),
