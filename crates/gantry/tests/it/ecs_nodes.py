@@ -11,7 +11,8 @@ from logs import Channel, patiently
 session = boto3.session.Session("testing", "testing", region_name="us-east-1")
 ecs, iam, logs = (session.client(s, endpoint_url="http://127.0.0.1:4566") for s in ("ecs", "iam", "logs"))
 ROLE = "arn:aws:iam::123456789012:role/worker"
-ASK = """ask() { printf "$1 $2 HTTP/1.0\\r\\nContent-Length: ${#3}\\r\\n\\r\\n$3" | nc 169.254.170.2 80 | sed '1,/^\\r$/d'; echo; }
+ASK = """trap exit TERM
+ask() { printf "$1 $2 HTTP/1.0\\r\\nContent-Length: ${#3}\\r\\n\\r\\n$3" | nc 169.254.170.2 80 | sed '1,/^\\r$/d'; echo; }
 ask GET $AWS_CONTAINER_CREDENTIALS_RELATIVE_URI
 state=/${ECS_AGENT_URI#http://*/}/task-protection/v1/state
 ask PUT $state '{"ProtectionEnabled":true,"ExpiresInMinutes":60}'
@@ -39,7 +40,9 @@ def tasks():
 
 def lines():
     """What the service's task wrote."""
-    stream = f"p/c/{tasks()[0]['taskArn'].split('/')[-1]}"
+    if not (there := tasks()):
+        return []
+    stream = f"p/c/{there[0]['taskArn'].split('/')[-1]}"
     try:
         pages = logs.get_paginator("filter_log_events").paginate(logGroupName="far", logStreamNames=[stream])
         return [event["message"] for page in pages for event in page["events"]]
