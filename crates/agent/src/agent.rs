@@ -152,6 +152,9 @@ impl Agent {
         make_groups(&runtime).await?;
         recover_network(config.network.clone(), &adopted).await?;
         let facts = Arc::new(facts(&config));
+        // Before any pod: one that is older than the mount would not see what drivers mount below it.
+        let place = &facts.kubelet.root;
+        csi::share(place).map_err(|source| AgentError::Folder { path: place.clone(), source })?;
         let recorder = Recorder::start(config.client.clone(), &config.node_name);
         let inbox = Arc::new(Inbox::default());
         let of_node = |field: &str| ListOptions {

@@ -1,5 +1,6 @@
 //! The agent as the node API sees it: exec, attach, logs and port-forward over the runtime.
 
+use crate::csi;
 use crate::nodeapi::{AttachSpec, Duplex, LogSource, Metrics, NodeBackend, Session, Target};
 use crate::ops::Node;
 use crate::stats::summary::{self, Readings, Source};
@@ -345,7 +346,7 @@ impl NodeBackend for Backend {
 
     async fn metrics(&self, which: Metrics) -> String {
         match which {
-            Metrics::Own => stats::own::text(&self.node),
+            Metrics::Own => stats::own::text(&self.node) + &csi::metrics(&self.node).await,
             Metrics::Probes => stats::own::probes(&self.node.runtime.pods(), &self.node.probed.lock()),
             Metrics::Resource => stats::resource::text(&self.gather().await),
             Metrics::Cadvisor => stats::cadvisor::text(&self.gather().await, self.node.runtime.cgroup_root()),

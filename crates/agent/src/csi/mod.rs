@@ -10,11 +10,13 @@ mod place;
 mod publish;
 mod register;
 mod shared;
+mod stats;
 mod unpublish;
 
 pub use place::{Place, SHOWN};
 pub use publish::{PublishedVolume, PublishedVolumes, publish};
 pub use shared::{share, unmount_below};
+pub use stats::metrics;
 pub use unpublish::unpublish;
 
 use crate::facts::NodeFacts;
@@ -42,6 +44,7 @@ const CALL_MAX: Duration = Duration::from_secs(120);
 /// Types of `NodeServiceCapability.RPC`.
 mod ability {
     pub const STAGE: i64 = 1;
+    pub const STATS: i64 = 2;
     pub const EXPAND: i64 = 3;
     pub const MULTI_WRITER: i64 = 5;
     pub const MOUNT_GROUP: i64 = 6;

@@ -34,8 +34,10 @@ pub struct PublishedVolume {
     pub mounted: MountedVolume,
     /// Is its group to be set by us?
     pub group: bool,
-    /// The driver, its handle, and where on the node: for growing.
+    /// The driver and its handle.
     pub(super) record: Record,
+    /// Namespace and name of the claim, where it has one.
+    pub(super) claim: Option<(String, String)>,
 }
 
 /// A pod's volumes of drivers, or why there is none, by the pod's name for them.
@@ -49,6 +51,7 @@ pub(super) struct Wanted {
     /// Its capability, without a group.
     pub(super) capability: Capability,
     read_only: bool,
+    claim: Option<(String, String)>,
 }
 
 /// How a volume is used.
@@ -149,7 +152,8 @@ pub(super) fn of_claim(bound: &Bound, read_only: bool, node: &str) -> Option<Wan
         flags: bound.spec.mount_options.clone().unwrap_or_default(),
         modes: bound.spec.access_modes.clone().unwrap_or_default(),
     };
-    Some(Wanted { record, source, capability, read_only })
+    let claim = bound.spec.claim_ref.as_ref().and_then(|c| Some((c.namespace.clone()?, c.name.clone()?)));
+    Some(Wanted { record, source, capability, read_only, claim })
 }
 
 fn inline(pod: &PodView, volume: &Volume) -> Option<Wanted> {
@@ -177,7 +181,8 @@ fn inline(pod: &PodView, volume: &Volume) -> Option<Wanted> {
         node_publish_secret_ref: reference,
         ..CSIPersistentVolumeSource::default()
     };
-    Some(Wanted { record, source, capability, read_only: volume.csi.as_ref()?.read_only.unwrap_or(false) })
+    let read_only = volume.csi.as_ref()?.read_only.unwrap_or(false);
+    Some(Wanted { record, source, capability, read_only, claim: None })
 }
 
 /// Publishes what drivers have of a pod's volumes; the time says when to come again.
@@ -261,7 +266,8 @@ async fn one(
         ..MountedVolume::default()
     };
     let group = by_driver.is_none() && traits.sets_group(&wanted);
-    let published = PublishedVolume { mounted, group, record: wanted.record.clone() };
+    let published =
+        PublishedVolume { mounted, group, record: wanted.record.clone(), claim: wanted.claim.clone() };
     plugins.published.lock().insert(slot, published.clone());
     if persistent && has(ability::EXPAND) {
         grow::at_mount(node, &wanted, &published.mounted.path).await;

@@ -1,7 +1,8 @@
 //! The kubelet's folder as a mount that is shared: what drivers mount in their containers arrives on the node, and from
 //! there in other pods.
 //!
-//! Made when a pod first asks for a folder below it, so that nodes without drivers have no mount of ours.
+//! Made before the first pod: the mount namespaces of pods listen to mounts that were there when they were made, and
+//! where the file system below is private, a later one would stay unseen.
 
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind, mount_change, unmount};
 use std::io;

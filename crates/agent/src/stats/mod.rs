@@ -11,7 +11,7 @@ pub mod kernel;
 pub mod own;
 pub mod resource;
 pub mod summary;
-mod text;
+pub(crate) mod text;
 
 pub use disk::DiskCache;
 

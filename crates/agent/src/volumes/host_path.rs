@@ -2,7 +2,6 @@
 
 use super::Context;
 use crate::config::mounts::MountedVolume;
-use crate::csi;
 use k8s_openapi::api::core::v1::Volume;
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt};
@@ -10,12 +9,7 @@ use std::path::{Path, PathBuf};
 
 pub(super) fn mount(context: &Context, volume: &Volume) -> Result<MountedVolume, String> {
     let source = volume.host_path.as_ref().ok_or("not a hostPath volume")?;
-    let place = &context.facts.kubelet;
-    let path = place.real(Path::new(&source.path));
-    if path.starts_with(&place.root) {
-        // Drivers come to share their mounts.
-        csi::share(&place.root).map_err(|e| format!("sharing {}: {e}", place.root.display()))?;
-    }
+    let path = context.facts.kubelet.real(Path::new(&source.path));
     ready(&path.to_string_lossy(), source.type_.as_deref())?;
     Ok(MountedVolume { path, ..MountedVolume::default() })
 }

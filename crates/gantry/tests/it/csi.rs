@@ -73,7 +73,10 @@ fn grow(cluster: &Cluster) -> Result<()> {
         ensure!(size == "8Mi", "{size}");
         Ok(())
     })?;
-    has(&cluster.kubectl(&["logs", "-n", "kube-system", "driver"])?, &["NodeExpandVolume"])
+    has(&cluster.kubectl(&["logs", "-n", "kube-system", "driver"])?, &["NodeExpandVolume"])?;
+    let metrics = cluster.kubectl(&["get", "--raw", "/api/v1/nodes/node-1/proxy/metrics"])?;
+    let used = r#"kubelet_volume_stats_used_bytes{namespace="default",persistentvolumeclaim="c"} 400"#;
+    has(&metrics, &[used])
 }
 
 /// Definitions as upstream's, but for their schemas.
