@@ -65,6 +65,14 @@ async fn undo(
     // Never with what is in it: it may be the volume.
     let removed = if path.is_dir() { std::fs::remove_dir(path) } else { std::fs::remove_file(path) };
     match removed {
+        // With the node going, what somebody wrote beneath the mount must not hold its end up.
+        Err(e)
+            if e.kind() == std::io::ErrorKind::DirectoryNotEmpty
+                && node.csi.emptying.load(Ordering::Relaxed) =>
+        {
+            tracing::warn!(path = %path.display(), "files beneath a volume are left");
+            Ok(())
+        }
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(format!("{}: {e}", path.display())),
         _ => Ok(()),
     }
