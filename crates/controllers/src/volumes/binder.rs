@@ -19,6 +19,7 @@ use machinery::status::ApiError;
 use parking_lot::Mutex;
 use sched::volumes::{BIND_COMPLETED, Catalog, Claim, SELECTED_NODE, Volume, claims_of};
 use serde_json::{Value, json};
+use std::cmp::Reverse;
 use std::sync::Arc;
 use tokio::task::JoinHandle;
 
@@ -26,6 +27,9 @@ use tokio::task::JoinHandle;
 const CLAIM_FINALIZER: &str = "kubernetes.io/pvc-protection";
 /// Holds a volume while it is bound.
 const VOLUME_FINALIZER: &str = "kubernetes.io/pv-protection";
+/// Mark the default class.
+const DEFAULT_CLASS: [&str; 2] =
+    ["storageclass.kubernetes.io/is-default-class", "storageclass.beta.kubernetes.io/is-default-class"];
 /// Stands for the default class.
 const CLASS_KEY: &str = "";
 const HOSTNAME: &str = "kubernetes.io/hostname";
@@ -120,11 +124,11 @@ impl Controller {
         enqueue(&self.claims, &self.queue, of_claim);
         enqueue(&self.volumes, &self.queue, of_volume);
         enqueue(&self.pods, &self.queue, of_pod);
-        for cache in [&self.classes, &self.nodes] {
+        for (cache, whole) in [(&self.classes, true), (&self.nodes, false)] {
             let (queue, catalog) = (self.queue.clone(), self.catalog.clone());
             cache.on_change(Box::new(move |old, new| {
-                // A node's heartbeat is no news for a claim.
-                if old.is_none() || new.is_none() {
+                // A node's heartbeat is no news for a claim; a class may have become the default.
+                if whole || old.is_none() || new.is_none() {
                     let catalog = catalog.lock();
                     let open = catalog.claims.values().filter(|c| !c.bound);
                     open.for_each(|c| queue.add(ObjectKey::new(c.id.0.as_str(), c.id.1.as_str())));
@@ -178,7 +182,7 @@ impl Controller {
         }
         let body = json!({"apiVersion": "storage.k8s.io/v1", "kind": "StorageClass",
             "metadata": {"name": STANDARD,
-                "annotations": {"storageclass.kubernetes.io/is-default-class": "true"}},
+                "annotations": {DEFAULT_CLASS[0]: "true"}},
             "provisioner": LOCAL, "reclaimPolicy": "Delete", "volumeBindingMode": "WaitForFirstConsumer",
             "allowVolumeExpansion": true});
         match self.context.client.create(&STORAGE_CLASSES, body).await {
@@ -202,6 +206,8 @@ impl Controller {
         let claim = Claim::read(&value);
         let plan = for_claim(&claim, &self.catalog.lock());
         match plan {
+            ForClaim::Wait(_)
+                if value["spec"]["storageClassName"].is_null() && self.adopt(&object, &claim).await? => {}
             ForClaim::Wait(Some((_, "WaitForFirstConsumer", text))) => self.tell_waiting(&object, text),
             ForClaim::Wait(note) => {
                 note.into_iter().for_each(|n| self.tell("PersistentVolumeClaim", &object, n))
@@ -220,6 +226,25 @@ impl Controller {
             ForClaim::Lose(_) => {}
         }
         Ok(())
+    }
+
+    /// A claim that was made before there was a default class gets the one of now, as upstream.
+    async fn adopt(&self, object: &Object, claim: &Claim) -> Result<bool, ApiError> {
+        if !claim.shape.class.is_empty() || !claim.volume.is_empty() || claim.deleting {
+            return Ok(false);
+        }
+        let is_default = |c: &Arc<Object>| {
+            DEFAULT_CLASS.iter().any(|a| c.meta().annotations.get(*a).is_some_and(|v| v == "true"))
+        };
+        let marked = self.classes.list().into_iter().filter(is_default);
+        // Of several the youngest, of equals the first by name.
+        let youngest =
+            marked.max_by_key(|c| (c.meta().creation_timestamp.clone(), Reverse(c.key.name.clone())));
+        let Some(class) = youngest else { return Ok(false) };
+        let patch =
+            json!({"metadata": {"uid": object.uid()}, "spec": {"storageClassName": &*class.key.name}});
+        self.patch_claim(object, patch).await?;
+        Ok(true)
     }
 
     /// A claim whose pod is there waits for that one.
