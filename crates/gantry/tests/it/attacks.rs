@@ -17,6 +17,9 @@ const GROWTH_MAX_KB: u64 = 16 << 10;
 /// The longest a neighbour's answer may take on a machine that is busy with the attack and other tests.
 const ANSWER_MAX: Duration = Duration::from_secs(3);
 
+/// Between two questions to the neighbour: asking costs more than answering.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
+
 /// What one pod does beside the others.
 type Attack = fn(&Cluster) -> Result<()>;
 
@@ -51,6 +54,7 @@ fn beside(cluster: &Cluster, ip: &str, attack: fn(&Cluster) -> Result<()>) -> Re
                 let said = cluster.sh(&format!("curl -sS --max-time 20 http://{ip}:8080/"))?;
                 ensure!(said.trim() == "alive", "{said}");
                 slowest = slowest.max(start.elapsed());
+                std::thread::sleep(ASK_AGAIN);
             }
             Ok(slowest)
         });

@@ -17,4 +17,6 @@ fn requests_reach_tasks_and_tasks_find_names() {
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     let good = output.status.success() && said.contains("load balancers are content");
     assert!(good, "{said}\n{}", cluster.output());
+    let figures = cluster.kubectl(&["get", "--raw", "/metrics"]).unwrap();
+    assert!(figures.lines().any(|line| line.starts_with("gantry_lb_connections ")), "{figures}");
 }
