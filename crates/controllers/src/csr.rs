@@ -64,6 +64,8 @@ enum Plan {
     /// Nothing before that time has passed.
     Wait(Duration),
     Delete,
+    /// Say why it gets no certificate.
+    Fail(String),
     /// Approve it, if its asker may create this subresource of requests; `None`: without asking.
     Approve(Option<&'static str>),
     Deny(String),
@@ -83,11 +85,19 @@ fn decide(csr: &Csr, request: &Request, nodes: &[Known], now: Timestamp) -> Plan
     let has = |kind: &str| conditions.clone().any(|c| c.type_ == kind);
     let certified = csr.status.as_ref().is_some_and(|s| s.certificate.is_some());
     let (approved, ended) = (has("Approved"), has("Denied") || has("Failed") || certified);
-    let age =
-        csr.metadata.creation_timestamp.as_ref().map_or(Duration::ZERO, |t| machinery::time::since(now, t.0));
+    // The decided are kept from their decision on, the others from when they came.
+    let decided = conditions.clone().filter(|_| ended).filter_map(|c| c.last_update_time.as_ref()).max();
+    let from = decided.or(csr.metadata.creation_timestamp.as_ref());
+    let age = from.map_or(Duration::ZERO, |t| machinery::time::since(now, t.0));
     let kept = if ended { KEPT_DECIDED } else { KEPT_PENDING };
-    if age >= kept {
+    if age >= kept && (ended || !approved) {
         return Plan::Delete;
+    }
+    if approved
+        && !ended
+        && let Some(why) = fault(csr, request)
+    {
+        return Plan::Fail(why);
     }
     let asked = csr.spec.expiration_seconds.and_then(|s| u64::try_from(s).ok()).map(Duration::from_secs);
     let life = asked.map_or(LIFE, |asked| asked.clamp(LIFE_MIN, LIFE));
@@ -97,8 +107,41 @@ fn decide(csr: &Csr, request: &Request, nodes: &[Known], now: Timestamp) -> Plan
         NODE_SERVING if approved => Plan::Sign(Usage::Server, life),
         NODE_CLIENT => client_plan(csr, request, nodes).unwrap_or(Plan::Wait(kept - age)),
         NODE_SERVING => serving_plan(csr, request, nodes).unwrap_or(Plan::Wait(kept - age)),
-        _ => Plan::Wait(kept - age),
+        _ => Plan::Wait(if approved { kept } else { kept.saturating_sub(age) }),
     }
+}
+
+/// What is wrong with an approved request, in upstream's words; signers that are not ours judge for themselves.
+fn fault(csr: &Csr, request: &Request) -> Option<String> {
+    let usages: Vec<&str> = csr.spec.usages.iter().flatten().map(String::as_str).collect();
+    let purpose = match csr.spec.signer_name.as_str() {
+        USER_CLIENT => {
+            let known = ["client auth", "digital signature", "key encipherment"];
+            return match usages.iter().find(|u| !known.contains(u)) {
+                Some(usage) => Some(format!("invalid usage for client certificate: {usage}")),
+                None if usages.contains(&"client auth") => None,
+                None => Some("missing required usage for client certificate: client auth".into()),
+            };
+        }
+        NODE_CLIENT => "client auth",
+        NODE_SERVING => "server auth",
+        _ => return None,
+    };
+    let named = !request.names.is_empty() || !request.ips.is_empty();
+    let why = match () {
+        () if request.groups != [NODES] => "subject organization is not system:nodes",
+        () if !request.user.starts_with(NODE_PREFIX) => {
+            "subject common name does not begin with system:node:"
+        }
+        () if purpose == "client auth" && named => "DNS and IP subjectAltNames are not allowed",
+        () if purpose == "server auth" && !named => "at least one DNS or IP subjectAltName is required",
+        () if request.more => "Email and URI subjectAltNames are not allowed",
+        () if node_of(csr, request, purpose).is_none() => {
+            return Some(format!("usages did not match [{purpose} digital signature key encipherment]"));
+        }
+        () => return None,
+    };
+    Some(why.into())
 }
 
 /// The node that the request is for, if it has the form of a node's.
@@ -209,6 +252,10 @@ impl Controller {
             Plan::Deny(why) => {
                 tracing::warn!(request = %object.key, why, "a certificate request was denied");
                 self.write(object, "approval", self.condition("Denied", "NodeExists", &why)).await?;
+            }
+            Plan::Fail(why) => {
+                self.write(object, "status", self.condition("Failed", "SignerValidationFailure", &why))
+                    .await?;
             }
             Plan::Sign(usage, life) => match self.ca.sign(pem, usage, life, self.context.now().into()) {
                 Ok(certificate) => {
@@ -328,17 +375,46 @@ mod tests {
     #[test]
     fn the_approved_are_signed_and_the_old_go() {
         let approved = json!({"conditions": [{"type": "Approved", "status": "True"}]});
-        let of = |signer: &str, status: &Value| {
-            plan(&csr(signer, "x", "client auth", status.clone()), &request("u", &[]))
+        let asked = |signer: &str, usage: &str, status: &Value, names: &[&str]| {
+            plan(&csr(signer, "x", usage, status.clone()), &request("system:node:a", names))
         };
+        let of = |signer: &str, status: &Value| asked(signer, "client auth", status, &[]);
         assert_eq!(of(NODE_CLIENT, &approved), Plan::Sign(Usage::Client, LIFE_MIN));
         assert_eq!(of(USER_CLIENT, &approved), Plan::Sign(Usage::Client, LIFE_MIN));
-        assert_eq!(of(NODE_SERVING, &approved), Plan::Sign(Usage::Server, LIFE_MIN));
+        assert_eq!(
+            asked(NODE_SERVING, "server auth", &approved, &["a"]),
+            Plan::Sign(Usage::Server, LIFE_MIN)
+        );
+        for (signer, usage, names) in [
+            (NODE_SERVING, "server auth", &[][..]),
+            (NODE_SERVING, "client auth", &["a"]),
+            (NODE_CLIENT, "client auth", &["a"]),
+            (USER_CLIENT, "server auth", &[]),
+        ] {
+            assert!(
+                matches!(asked(signer, usage, &approved, names), Plan::Fail(_)),
+                "{signer} {usage} {names:?}"
+            );
+        }
         assert!(matches!(of("example.com/own", &approved), Plan::Wait(_)));
         let denied = json!({"conditions": [{"type": "Denied", "status": "True"}]});
         assert_eq!(of(NODE_CLIENT, &denied), Plan::Wait(KEPT_DECIDED - Duration::from_secs(600)));
         let done = csr(NODE_CLIENT, "x", "client auth", json!({"certificate": "eA=="}));
         let late = |text: &str| decide(&done, &request("u", &[]), &[], text.parse().unwrap());
         assert_eq!(late("2026-01-01T01:00:00Z"), Plan::Delete);
+        let decided = csr(
+            NODE_CLIENT,
+            "x",
+            "client auth",
+            json!({"conditions": [
+            {"type": "Denied", "status": "True", "lastUpdateTime": "2026-01-01T00:30:00Z"}]}),
+        );
+        let at = |text: &str| decide(&decided, &request("u", &[]), &[], text.parse().unwrap());
+        assert_eq!(
+            at("2026-01-01T01:29:00Z"),
+            Plan::Wait(Duration::from_secs(60)),
+            "counted from the decision"
+        );
+        assert_eq!(at("2026-01-01T01:30:00Z"), Plan::Delete);
     }
 }

@@ -1,16 +1,19 @@
 //! PodDisruptionBudgets: how many of a budget's pods may go now.
 //!
 //! [`expected`] counts what the owners of the pods ask for, [`status`] computes the whole status; the shell finds
-//! pods and owners. Evictions debit the status (`apiserver`) and note the pod in `disruptedPods`; here the note is
-//! dropped when the pod is seen going, or was not removed in time.
+//! pods and owners (of built-in kinds from caches, of custom kinds by their `scale`). Evictions debit the status (`apiserver`) and note the pod in `disruptedPods`; here the note is
+//! dropped when the pod is seen going, or was not removed in time. A pod that was to go and did not loses the
+//! condition that says so ([`stale_in`]).
 
 use crate::context::{Context, Outcome, Reconcile, enqueue, enqueue_self, run};
+use crate::custom_kinds::Kinds;
 use async_trait::async_trait;
 use client::cache::Cache;
 use client::events::{EventType, Subject};
 use client::queue::Queue;
-use client::{Object, ObjectKey};
+use client::{Object, ObjectKey, OwnerRef};
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1 as core;
 use k8s_schema::{Gvr, gvr};
 use machinery::intstr::IntOrString;
 use machinery::kinds::get::{int, list, text};
@@ -39,6 +42,13 @@ struct Controller {
     budgets: Arc<Cache>,
     pods: Arc<Cache>,
     owners: BTreeMap<&'static str, Arc<Cache>>,
+    kinds: Arc<Kinds>,
+}
+
+/// Clears the mark of pods that were to go and did not. A key is a pod.
+struct Cleaner {
+    context: Context,
+    pods: Arc<Cache>,
 }
 
 /// Starts it.
@@ -47,8 +57,9 @@ pub fn start(context: &Context) -> Vec<JoinHandle<()>> {
     let of = |gvr: &Gvr| context.informers.of(gvr);
     let owners: BTreeMap<&'static str, Arc<Cache>> =
         SCALABLE.iter().map(|(kind, _, gvr)| (*kind, of(gvr))).collect();
-    let controller =
-        Controller { context: context.clone(), budgets: of(&BUDGETS), pods: of(&gvr::PODS), owners };
+    let kinds = Kinds::start(&context.informers);
+    let (budgets, pods) = (of(&BUDGETS), of(&gvr::PODS));
+    let controller = Controller { context: context.clone(), budgets, pods, owners, kinds };
     enqueue_self(&controller.budgets, &queue);
     let budgets = Arc::downgrade(&controller.budgets);
     enqueue(&controller.pods, &queue, move |pod: &Object| {
@@ -66,7 +77,29 @@ pub fn start(context: &Context) -> Vec<JoinHandle<()>> {
     }
     let mut caches = vec![controller.budgets.clone(), controller.pods.clone()];
     caches.extend(controller.owners.values().cloned());
-    run("disruption", caches, queue, 1, Arc::new(controller))
+    let (marked, pods) = (Arc::new(Queue::default()), controller.pods.clone());
+    enqueue(&pods, &marked, |pod| {
+        let told = pod.meta().deletion_timestamp.is_none() && mark(pod).is_some();
+        told.then(|| pod.key.clone()).into_iter().collect()
+    });
+    let cleaner = Cleaner { context: context.clone(), pods: pods.clone() };
+    let mut tasks = run("disruption-marks", vec![pods], marked, 1, Arc::new(cleaner));
+    tasks.extend(run("disruption", caches, queue, 1, Arc::new(controller)));
+    tasks
+}
+
+/// The condition that says that a pod is about to go, where it is true.
+fn mark(pod: &Object) -> Option<core::PodCondition> {
+    let view = pod.view::<core::Pod>().ok()?;
+    let mut all = view.status.as_ref()?.conditions.as_ref()?.iter();
+    all.find(|c| c.type_ == "DisruptionTarget" && c.status == "True").cloned()
+}
+
+/// How long until a mark is stale.
+fn stale_in(mark: &core::PodCondition, now: Timestamp) -> Duration {
+    let since = mark.last_transition_time.as_ref().map_or(now, |t| t.0);
+    let lifetime = Duration::try_from(NOTE_LIFETIME).unwrap_or_default();
+    lifetime.saturating_sub(time::since(now, since))
 }
 
 /// The pods a budget is about; `None`: none at all.
@@ -80,8 +113,11 @@ fn selector(budget: &Object) -> Option<LabelSelector> {
 struct Member {
     pod: Value,
     /// The owner's UID and the replicas it asks for; the reason why there are none otherwise.
-    owner: Result<(String, i64), String>,
+    owner: Scaler,
 }
+
+/// UID of an owner and the replicas it asks for, or why there is none.
+type Scaler = Result<(String, i64), String>;
 
 /// How many pods there should be, and how many must be healthy. An error is what the status then says.
 fn expected(spec: &Value, members: &[Member]) -> Result<(i64, i64), String> {
@@ -175,8 +211,9 @@ fn status(budget: &Value, members: &[Member], now: Timestamp) -> Value {
 }
 
 impl Controller {
-    /// The owner that scales this pod. A ReplicaSet's Deployment speaks for it.
-    fn owner(&self, pod: &Object) -> Result<(String, i64), String> {
+    /// The owner that scales this pod. A ReplicaSet's Deployment speaks for it. An owner of a custom kind is asked
+    /// once a look: `asked` holds the answers.
+    async fn owner(&self, pod: &Object, asked: &mut BTreeMap<String, Scaler>) -> Scaler {
         let Some(direct) = pod.meta().controller() else {
             return Err(format!("found no controller ref for pod {:?}", &*pod.key.name));
         };
@@ -187,8 +224,14 @@ impl Controller {
             let cache = self.owners.get(kind).filter(|_| known)?;
             cache.get(&ObjectKey::new(namespace.clone(), name)).filter(|o| o.uid() == uid)
         };
-        let found = find(&direct.kind, &direct.api_version, &direct.name, &direct.uid)
-            .ok_or_else(|| format!("found no controllers for pod {:?}", &*pod.key.name))?;
+        let Some(found) = find(&direct.kind, &direct.api_version, &direct.name, &direct.uid) else {
+            if let Some(known) = asked.get(&direct.uid) {
+                return known.clone();
+            }
+            let scaler = self.custom_owner(direct, &pod.key).await;
+            asked.insert(direct.uid.clone(), scaler.clone());
+            return scaler;
+        };
         let above = found.meta().controller().filter(|_| direct.kind == "ReplicaSet");
         let above = above.and_then(|o| find(&o.kind, &o.api_version, &o.name, &o.uid));
         let scaler = above.unwrap_or(found);
@@ -196,12 +239,59 @@ impl Controller {
         Ok((scaler.uid().to_string(), int(&value, "/spec/replicas").unwrap_or(1)))
     }
 
-    fn members(&self, budget: &Object) -> Vec<Member> {
+    async fn custom_owner(&self, owner: &OwnerRef, pod: &ObjectKey) -> Scaler {
+        let none = || format!("found no controllers for pod {:?}", &*pod.name);
+        let (group, version) = owner.api_version.split_once('/').ok_or_else(none)?;
+        let kind = self.kinds.find(group, version, &owner.kind).ok_or_else(none)?;
+        let key = ObjectKey::new(pod.namespace.clone(), owner.name.as_str());
+        let scale = match self.context.client.scale(&kind.gvr, &key).await {
+            Ok(scale) => scale.value().map_err(|e| e.to_string())?,
+            Err(error) if error.is_not_found() => {
+                return Err(format!(
+                    "{}.{group}/{version} does not implement the scale subresource",
+                    kind.gvr.resource
+                ));
+            }
+            Err(error) => return Err(error.to_string()),
+        };
+        if text(&scale, "/metadata/uid") != owner.uid {
+            return Err(none());
+        }
+        Ok((owner.uid.clone(), int(&scale, "/spec/replicas").unwrap_or(0)))
+    }
+
+    async fn members(&self, budget: &Object) -> Vec<Member> {
         let Some(selector) = selector(budget) else { return Vec::new() };
         let pods = self.pods.list_in(&budget.key.namespace);
-        let selected = pods.into_iter().filter(|p| selector.matches(&p.meta().labels));
-        let read = selected.filter_map(|p| Some(Member { owner: self.owner(&p), pod: p.value().ok()? }));
-        read.filter(|m| !matches!(text(&m.pod, "/status/phase"), "Succeeded" | "Failed")).collect()
+        let mut asked = BTreeMap::new();
+        let mut members = Vec::new();
+        for pod in pods.into_iter().filter(|p| selector.matches(&p.meta().labels)) {
+            let Ok(value) = pod.value() else { continue };
+            if !matches!(text(&value, "/status/phase"), "Succeeded" | "Failed") {
+                members.push(Member { owner: self.owner(&pod, &mut asked).await, pod: value });
+            }
+        }
+        members
+    }
+}
+
+#[async_trait]
+impl Reconcile for Cleaner {
+    async fn reconcile(&self, key: &ObjectKey) -> Outcome {
+        let Some(pod) = self.pods.get(key).filter(|p| p.meta().deletion_timestamp.is_none()) else {
+            return Ok(None);
+        };
+        let Some(mark) = mark(&pod) else { return Ok(None) };
+        let now = self.context.now();
+        let left = stale_in(&mark, now);
+        if !left.is_zero() {
+            return Ok(Some(left));
+        }
+        let mut condition = json!({"type": mark.type_, "status": "False",
+            "lastTransitionTime": time::format(now)});
+        condition["reason"] = json!(mark.reason);
+        condition["message"] = json!(mark.message);
+        self.context.put_condition(&pod, condition, None).await.map(|()| None)
     }
 }
 
@@ -212,7 +302,7 @@ impl Reconcile for Controller {
             return Ok(None);
         };
         let Ok(value) = budget.value() else { return Ok(None) };
-        let members = self.members(&budget);
+        let members = self.members(&budget).await;
         if members.is_empty() && list(&value, "/status/conditions").is_empty() {
             let subject = Subject::of("policy/v1", "PodDisruptionBudget", &budget);
             self.context.recorder.record(subject, EventType::Normal, "NoPods", "No matching pods found");
@@ -292,6 +382,18 @@ mod tests {
         let old = with("2026-01-01T00:00:00Z");
         assert_eq!(old["disruptionsAllowed"], 1);
         assert!(old["disruptedPods"].is_null());
+    }
+
+    #[test]
+    fn a_pod_that_did_not_go_loses_its_mark_in_time() {
+        let pod = |status: &str| {
+            crate::testing::object(
+                json!({"metadata": {"name": "a", "namespace": "n"}, "status": {"conditions": [
+                {"type": "DisruptionTarget", "status": status, "lastTransitionTime": "2026-01-01T00:09:00Z"}]}}),
+            )
+        };
+        assert_eq!(stale_in(&mark(&pod("True")).unwrap(), now()), Duration::from_secs(60));
+        assert!(mark(&pod("False")).is_none());
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! Deliberately not here: scheduling decisions (`sched`), anything on a node (`agent`).
 
 mod autoscaler;
+mod bootstrap_tokens;
 mod cluster_dns;
 pub mod context;
 mod cron_job;
@@ -29,6 +30,7 @@ mod scheduler;
 mod service_account;
 mod service_lb;
 mod stateful_set;
+mod taint_eviction;
 #[cfg(test)]
 mod testing;
 mod token_secrets;
@@ -60,6 +62,8 @@ const CONTROLLERS: &[Row] = &[
     ("namespace", namespace::start),
     ("nodelifecycle", node_lifecycle::start),
     ("podgc", pod_gc::start),
+    ("bootstrap-tokens", bootstrap_tokens::start),
+    ("taint-eviction", taint_eviction::start),
     ("service-lb", service_lb::start),
     ("deployment", deployment::start),
     ("replicaset", replica_set::start),

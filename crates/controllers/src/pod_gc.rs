@@ -9,7 +9,7 @@ use client::{DeleteOptions, Object, ObjectKey, PatchKind, Verb, Write};
 use k8s_openapi::api::core::v1 as core;
 use k8s_schema::gvr;
 use machinery::status::ApiError;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +17,8 @@ use tokio::task::JoinHandle;
 
 /// Finished pods that are kept for their logs, as upstream.
 const FINISHED_MAX: usize = 12_500;
+/// The taint by which an operator says that a node's pods and volumes may be had elsewhere.
+const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
 /// A pod whose node is missing is given this time: the node may just be registering anew.
 const QUARANTINE: Duration = Duration::from_secs(40);
 
@@ -31,10 +33,13 @@ pub fn start(context: &Context) -> Vec<JoinHandle<()>> {
     let queue = Arc::new(Queue::default());
     let (nodes, pods) = (context.informers.of(&gvr::NODES), context.informers.of(&gvr::PODS));
     let late = queue.clone();
-    nodes.on_change(Box::new(move |_, new| {
-        if new.is_none() {
+    nodes.on_change(Box::new(move |_, new| match new {
+        None => late.add_after(ObjectKey::cluster("all"), QUARANTINE),
+        Some(node) if node.view::<core::Node>().is_ok_and(|n| is_out_of_service(&n)) => {
+            // Pods that the same taint drives away are going by then.
             late.add_after(ObjectKey::cluster("all"), QUARANTINE);
         }
+        Some(_) => {}
     }));
     enqueue(&pods, &queue, |pod| {
         let concerns = pod.view::<core::Pod>().is_ok_and(|p| is_finished(&p) || waits_for_nobody(&p));
@@ -61,13 +66,26 @@ fn is_orphan(pod: &core::Pod, nodes: &BTreeSet<String>) -> bool {
     node.is_some_and(|n| !nodes.contains(n))
 }
 
-/// The pods to remove.
-fn decide(pods: &[Arc<Object>], nodes: &BTreeSet<String>) -> Vec<Arc<Object>> {
+/// Is it going on a node that is down, of which its operator says that it does not come back soon?
+fn is_abandoned(pod: &core::Pod, abandoned: &BTreeSet<String>) -> bool {
+    let node = pod.spec.as_ref().and_then(|s| s.node_name.as_ref());
+    pod.metadata.deletion_timestamp.is_some() && node.is_some_and(|n| abandoned.contains(n))
+}
+
+/// Is it not ready, and tainted as out of service?
+fn is_out_of_service(node: &core::Node) -> bool {
+    let mut taints = node.spec.iter().flat_map(|s| s.taints.iter().flatten());
+    let mut conditions = node.status.iter().flat_map(|s| s.conditions.iter().flatten());
+    taints.any(|t| t.key == OUT_OF_SERVICE) && !conditions.any(|c| c.type_ == "Ready" && c.status == "True")
+}
+
+/// The pods to remove; `abandoned` are the nodes out of service.
+fn decide(pods: &[Arc<Object>], nodes: &BTreeSet<String>, abandoned: &BTreeSet<String>) -> Vec<Arc<Object>> {
     let mut gone = Vec::new();
     let mut finished = Vec::new();
     for object in pods {
         let Ok(pod) = object.view::<core::Pod>() else { continue };
-        if is_orphan(&pod, nodes) || waits_for_nobody(&pod) {
+        if is_orphan(&pod, nodes) || waits_for_nobody(&pod) || is_abandoned(&pod, abandoned) {
             gone.push(object.clone());
         } else if is_finished(&pod) {
             finished.push((object.meta().creation_timestamp.clone(), object.clone()));
@@ -89,11 +107,31 @@ impl Context {
         message: &str,
         phase: Option<&str>,
     ) -> Result<(), ApiError> {
-        let mut status = json!({"conditions": [{"type": "DisruptionTarget", "status": "True", "reason": reason,
-            "message": message, "lastTransitionTime": machinery::time::format(self.now())}]});
+        let condition = json!({"type": "DisruptionTarget", "status": "True", "reason": reason,
+            "message": message, "lastTransitionTime": machinery::time::format(self.now())});
+        self.put_condition(pod, condition, phase).await
+    }
+
+    /// Writes a phase into a pod's status. A pod that is gone is no error.
+    async fn put_phase(&self, pod: &Object, phase: &str) -> Result<(), ApiError> {
+        self.put_status(pod, json!({"phase": phase})).await
+    }
+
+    /// Writes a condition into a pod's status, and a phase if there is a new one. A pod that is gone is no error.
+    pub(crate) async fn put_condition(
+        &self,
+        pod: &Object,
+        condition: Value,
+        phase: Option<&str>,
+    ) -> Result<(), ApiError> {
+        let mut status = json!({"conditions": [condition]});
         if let Some(phase) = phase {
             status["phase"] = json!(phase);
         }
+        self.put_status(pod, status).await
+    }
+
+    async fn put_status(&self, pod: &Object, status: Value) -> Result<(), ApiError> {
         let patch = json!({"metadata": {"uid": pod.uid()}, "status": status});
         let verb = Verb::Patch(PatchKind::Strategic, patch);
         let write = Write { gvr: gvr::PODS, key: pod.key.clone(), subresource: "status", verb };
@@ -106,10 +144,16 @@ impl Context {
 impl Reconcile for Controller {
     async fn reconcile(&self, _: &ObjectKey) -> Outcome {
         let nodes: BTreeSet<String> = self.nodes.list().iter().map(|n| n.key.name.to_string()).collect();
-        for pod in decide(&self.pods.list(), &nodes) {
-            if pod.view::<core::Pod>().is_ok_and(|p| is_orphan(&p, &nodes) && !is_finished(&p)) {
+        let left = |n: &Arc<Object>| n.view::<core::Node>().is_ok_and(|n| is_out_of_service(&n));
+        let abandoned: BTreeSet<String> =
+            self.nodes.list().iter().filter(|n| left(n)).map(|n| n.key.name.to_string()).collect();
+        for pod in decide(&self.pods.list(), &nodes, &abandoned) {
+            let view = pod.view::<core::Pod>().ok().filter(|p| !is_finished(p));
+            if view.as_ref().is_some_and(|p| is_orphan(p, &nodes)) {
                 let why = "PodGC: node no longer exists";
                 self.context.disrupt(&pod, "DeletionByPodGC", why, Some("Failed")).await?;
+            } else if view.is_some_and(|p| is_abandoned(&p, &abandoned)) {
+                self.context.put_phase(&pod, "Failed").await?;
             }
             let options = DeleteOptions {
                 grace_period_seconds: Some(0),
@@ -145,8 +189,14 @@ mod tests {
             pod("waiting", "", false),
             pod("forgotten", "", true),
         ];
-        let gone: Vec<String> =
-            decide(&pods, &["a".to_string()].into()).iter().map(|p| p.key.to_string()).collect();
+        let gone: Vec<String> = decide(&pods, &["a".to_string()].into(), &BTreeSet::new())
+            .iter()
+            .map(|p| p.key.to_string())
+            .collect();
         assert_eq!(gone, ["n/orphan", "n/forgotten"]);
+        let pods = [pod("here", "a", false), pod("going", "a", true)];
+        let gone = decide(&pods, &["a".to_string()].into(), &["a".to_string()].into());
+        assert_eq!(gone[0].key.to_string(), "n/going", "on a node out of service");
+        assert_eq!(gone.len(), 1);
     }
 }

@@ -32,6 +32,8 @@ pub fn decide(
         groups.insert(&[], BTreeMap::new());
     }
     let labels = labels(service, view);
+    let near = view.spec.as_ref().and_then(|s| s.traffic_distribution.as_deref());
+    let endpoint = |member: &Member| endpoint_json(service, member, near);
     let mut present: Vec<Slice> = slices.iter().filter_map(|s| Slice::read(s)).collect();
     let mut actions = Vec::new();
     for (ports, mut wanted) in groups {
@@ -39,11 +41,11 @@ pub fn decide(
         let (same, others): (Vec<Slice>, Vec<Slice>) =
             present.into_iter().partition(|s| s.ports == json!(ports));
         present = others;
-        let mut filled = pack(same, &mut wanted, service);
+        let mut filled = pack(same, &mut wanted, &endpoint);
         // Whatever is left starts slices of its own; a Service without members keeps one empty slice.
         let left: Vec<&Member> = wanted.into_values().collect();
         for chunk in left.chunks(SLICE_MAX) {
-            let endpoints = chunk.iter().map(|m| endpoint_json(service, m)).collect();
+            let endpoints = chunk.iter().map(|m| endpoint(m)).collect();
             actions.push(Action::Create(body(service, &labels, endpoints, &ports)));
         }
         if filled.is_empty() && left.is_empty() {
@@ -92,7 +94,7 @@ impl Slice {
 fn pack(
     slices: Vec<Slice>,
     wanted: &mut BTreeMap<&str, &Member>,
-    service: &Object,
+    endpoint_json: &impl Fn(&Member) -> Value,
 ) -> Vec<(Slice, Vec<Value>)> {
     let mut packed: Vec<(Slice, Vec<Value>)> = Vec::new();
     for slice in slices {
@@ -100,7 +102,7 @@ fn pack(
         for endpoint in &slice.endpoints {
             let uid = endpoint["targetRef"]["uid"].as_str().unwrap_or_default();
             if let Some(member) = wanted.remove(uid) {
-                endpoints.push(endpoint_json(service, member));
+                endpoints.push(endpoint_json(member));
             }
         }
         packed.push((slice, endpoints));
@@ -110,7 +112,7 @@ fn pack(
         while endpoints.len() < SLICE_MAX
             && let Some((_, member)) = wanted.pop_first()
         {
-            endpoints.push(endpoint_json(service, member));
+            endpoints.push(endpoint_json(member));
         }
     }
     packed
@@ -152,7 +154,23 @@ fn port_json(port: &Port) -> Value {
     value
 }
 
-fn endpoint_json(service: &Object, member: &Member) -> Value {
+/// Of whose nodes and zones a ready member should be asked, where its Service prefers what is near.
+fn hints(member: &Member, near: Option<&str>) -> Option<Value> {
+    let same_node = match near? {
+        "PreferSameNode" => true,
+        "PreferClose" | "PreferSameZone" => false,
+        _ => return None,
+    };
+    let mut hints = Map::new();
+    for (field, name, wanted) in [("forZones", &member.zone, true), ("forNodes", &member.node, same_node)] {
+        if wanted && !name.is_empty() {
+            hints.insert(field.into(), json!([{"name": name}]));
+        }
+    }
+    (member.ready && !hints.is_empty()).then(|| Value::Object(hints))
+}
+
+fn endpoint_json(service: &Object, member: &Member, near: Option<&str>) -> Value {
     let mut value = json!({
         "addresses": [member.ip],
         "conditions": {"ready": member.ready, "serving": member.serving, "terminating": member.terminating},
@@ -162,6 +180,9 @@ fn endpoint_json(service: &Object, member: &Member) -> Value {
         if !text.is_empty() {
             value[key] = json!(text);
         }
+    }
+    if let Some(hints) = hints(member, near) {
+        value["hints"] = hints;
     }
     value
 }
@@ -245,6 +266,19 @@ mod tests {
         assert_eq!(turn(&members), (1, vec![50, 100, 100]), "the gap is filled in the same write");
         assert_eq!(turn(&members[..3]).1.iter().sum::<usize>(), 3);
         assert_eq!(turn(&[]).1, [0]);
+    }
+
+    #[test]
+    fn what_is_near_is_hinted_at() {
+        let mut near = member(1);
+        near.zone = "z".into();
+        assert_eq!(hints(&near, None), None);
+        assert_eq!(hints(&near, Some("PreferClose")), Some(json!({"forZones": [{"name": "z"}]})));
+        let both = json!({"forZones": [{"name": "z"}], "forNodes": [{"name": "a"}]});
+        assert_eq!(hints(&near, Some("PreferSameNode")), Some(both));
+        assert_eq!(hints(&member(1), Some("PreferSameZone")), None, "no zone is known");
+        near.ready = false;
+        assert_eq!(hints(&near, Some("PreferSameNode")), None);
     }
 
     #[test]

@@ -89,7 +89,8 @@ fn watch_orphans(
 }
 
 fn selects(job: &Object, pod: &Object) -> bool {
-    Job::read(job).is_some_and(|j| !j.selector.is_everything() && j.selector.matches(&pod.meta().labels))
+    Job::read(job)
+        .is_some_and(|j| j.ours && !j.selector.is_everything() && j.selector.matches(&pod.meta().labels))
 }
 
 /// Takes the tracking finalizer off a pod; one that is gone is as good.
@@ -213,6 +214,13 @@ impl Reconcile for Controller {
     async fn reconcile(&self, key: &ObjectKey) -> Outcome {
         let Some(object) = self.jobs.get(key) else { return Ok(None) };
         let Some(job) = Job::read(&object).filter(|j| !j.selector.is_everything()) else { return Ok(None) };
+        if !job.ours {
+            // Once it has ended it goes after its time, whoever ran it.
+            return match job.end() {
+                Some(end) => self.bury(&object, &job, &[], end).await,
+                None => Ok(None),
+            };
+        }
         let claimant = Claimant {
             context: &self.context,
             kind: &JOB,

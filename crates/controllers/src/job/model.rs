@@ -53,6 +53,8 @@ pub struct Job {
     pub restarts_in_place: bool,
     /// Is it being deleted?
     pub going: bool,
+    /// Does nobody else run it?
+    pub ours: bool,
     /// Its pods.
     pub selector: LabelSelector,
     /// What pods are made of.
@@ -62,13 +64,10 @@ pub struct Job {
 }
 
 impl Job {
-    /// Reads one; `None` when it is somebody else's to run.
+    /// Reads one.
     pub fn read(object: &Object) -> Option<Job> {
         let mut value = object.value().ok()?;
         let spec = &mut value["spec"];
-        if spec["managedBy"].as_str().is_some_and(|m| m != OURS) {
-            return None;
-        }
         let count = |v: &Value| v.as_u64().and_then(|n| usize::try_from(n).ok());
         let seconds = |v: &Value| v.as_u64().map(Duration::from_secs);
         Some(Job {
@@ -85,6 +84,7 @@ impl Job {
             suspended: spec["suspend"] == true,
             replaces_late: spec["podReplacementPolicy"] == "Failed" || spec["podFailurePolicy"].is_object(),
             restarts_in_place: spec["template"]["spec"]["restartPolicy"] == "OnFailure",
+            ours: spec["managedBy"].as_str().is_none_or(|m| m == OURS),
             going: object.meta().deletion_timestamp.is_some(),
             selector: LabelSelector::from_json(Some(&spec["selector"])).ok()?,
             template: spec["template"].take(),

@@ -1,14 +1,16 @@
 //! What to do about a StatefulSet. Pure.
 //!
 //! Ordered sets take one step at a time: the lowest missing pod comes, the highest surplus pod goes, and only while
-//! everything before is ready. A rolling update goes from the highest ordinal down, one pod at a time, in every set.
+//! everything before is ready. A rolling update goes from the highest ordinal down, with no more pods down at a time
+//! than `maxUnavailable` allows, in every set.
 
 use crate::workload::{self, PodFacts, count};
 use client::Object;
 use jiff::Timestamp;
+use machinery::intstr::IntOrString;
 use machinery::selector::LabelSelector;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +27,8 @@ pub struct Set {
     pub on_delete: bool,
     /// Ordinals (from the first) that keep the current revision.
     pub partition: usize,
+    /// Pods that may be down during an update: at least one.
+    pub unavailable_max: usize,
     /// Seconds of readiness that make a pod available.
     pub min_ready_seconds: i32,
     /// Old revisions that are kept.
@@ -50,9 +54,13 @@ impl Set {
         let spec = &mut value["spec"];
         let number = |v: &Value| v.as_u64().and_then(|n| usize::try_from(n).ok());
         let strategy = &spec["updateStrategy"];
+        let replicas = number(&spec["replicas"]).unwrap_or(1);
+        let down = IntOrString::from_json(&strategy["rollingUpdate"]["maxUnavailable"])
+            .and_then(|most| most.scaled(i32::try_from(replicas).unwrap_or(i32::MAX), false));
         let retention = &spec["persistentVolumeClaimRetentionPolicy"];
         Some(Set {
-            replicas: number(&spec["replicas"]).unwrap_or(1),
+            replicas,
+            unavailable_max: down.and_then(|n| usize::try_from(n).ok()).unwrap_or(1).max(1),
             start: number(&spec["ordinals"]["start"]).unwrap_or(0),
             parallel: spec["podManagementPolicy"] == "Parallel",
             on_delete: strategy["type"] == "OnDelete",
@@ -68,7 +76,8 @@ impl Set {
         })
     }
 
-    fn wants(&self, ordinal: usize) -> bool {
+    /// Is a pod of that ordinal one of the set's?
+    pub fn wants(&self, ordinal: usize) -> bool {
         (self.start..self.start + self.replicas).contains(&ordinal)
     }
 
@@ -196,7 +205,7 @@ fn shrink(set: &Set, members: &BTreeMap<usize, &Member>, plan: &mut Plan, now: T
     false
 }
 
-/// Replaces one old pod, the highest, when all above it are healthy.
+/// Replaces old pods, the highest first, as many as may be down; one that is down already costs nothing.
 fn roll(
     set: &Set,
     members: &BTreeMap<usize, &Member>,
@@ -204,19 +213,44 @@ fn roll(
     plan: &mut Plan,
     now: Timestamp,
 ) {
+    let all = set.start..set.start + set.replicas;
+    let is_up = |ordinal: usize| members.get(&ordinal).is_some_and(|m| m.is_healthy(set, now));
+    let down = all.clone().filter(|o| !is_up(*o)).count();
+    let mut room = set.unavailable_max.saturating_sub(down);
     let from = set.start + set.partition.min(set.replicas);
-    for ordinal in (from..set.start + set.replicas).rev() {
-        let Some(member) = members.get(&ordinal) else { return };
-        if member.revision != revisions.update && !member.facts.deleting {
-            if !plan.delete.iter().any(|(o, _)| *o == ordinal) {
-                plan.delete.push((ordinal, Why::Replaced));
-            }
-            return;
+    for ordinal in (from..all.end).rev() {
+        let Some(member) = members.get(&ordinal) else { continue };
+        if member.revision == revisions.update || member.facts.deleting {
+            continue;
         }
-        if !member.is_healthy(set, now) {
-            return;
+        if is_up(ordinal) {
+            if room == 0 {
+                continue;
+            }
+            room -= 1;
+        }
+        if !plan.delete.iter().any(|(o, _)| *o == ordinal) {
+            plan.delete.push((ordinal, Why::Replaced));
         }
     }
+}
+
+/// The owners of a claim as its retention policy has it: the set while the pod is wanted, the pod once it is scaled
+/// away; others stay. `None` when they are right already, or somebody else controls the claim.
+pub fn claim_owners(set: &Set, wanted: bool, now: &[Value], own: &Value, pod: &Value) -> Option<Vec<Value>> {
+    let same = |a: &Value, b: &Value| a["kind"] == b["kind"] && a["name"] == b["name"];
+    let ours = |r: &Value| same(r, own) || same(r, pod);
+    if now.iter().any(|r| r["controller"] == true && !ours(r)) {
+        return None;
+    }
+    let (deleted, scaled) = set.claims_go;
+    let by_pod = scaled && !wanted;
+    let kept = [(deleted && !by_pod, own), (by_pod, pod)];
+    let kept = kept.into_iter().filter(|(keep, _)| *keep).map(|(_, r)| r);
+    let mut all: Vec<Value> = now.iter().filter(|r| !ours(r)).cloned().collect();
+    all.extend(kept.map(|r| now.iter().find(|n| n["uid"] == r["uid"]).unwrap_or(r).clone()));
+    let uids = |list: &[Value]| list.iter().map(|r| r["uid"].to_string()).collect::<BTreeSet<_>>();
+    (uids(&all) != uids(now)).then_some(all)
 }
 
 /// The status to report.

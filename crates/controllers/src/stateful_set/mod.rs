@@ -1,7 +1,7 @@
 //! StatefulSets: pods with a number, a name and claims of their own, in order.
 //!
 //! [`decide`] says which pods come and go; the shell keeps the history of templates, the claims and the pods.
-//! Deliberately not here (yet): `maxUnavailable` of rolling updates, resizing of claims.
+//! Deliberately not here: resizing of claims.
 
 mod decide;
 #[cfg(test)]
@@ -29,6 +29,9 @@ use tokio::task::JoinHandle;
 const WORKERS: usize = 5;
 
 static STATEFUL_SET: Kind = Kind { gvr: gvr::STATEFUL_SETS, api_version: "apps/v1", kind: "StatefulSet" };
+
+static POD: Kind = Kind { gvr: gvr::PODS, api_version: "v1", kind: "Pod" };
+const NAME_LABEL: &str = "statefulset.kubernetes.io/pod-name";
 
 struct Controller {
     context: Context,
@@ -78,7 +81,7 @@ fn pod_body(set: &Set, owner: &Object, ordinal: usize, revision: &Revision) -> V
     }
     metadata["name"] = json!(name);
     let labels = [
-        ("statefulset.kubernetes.io/pod-name", name.clone()),
+        (NAME_LABEL, name.clone()),
         ("apps.kubernetes.io/pod-index", ordinal.to_string()),
         (HASH_LABEL, revision.name.clone()),
     ];
@@ -117,9 +120,7 @@ fn claim_body(set: &Set, owner: &Object, template: &Value, pod: &str) -> Value {
         metadata["annotations"] = json!(annotations);
     }
     if set.claims_go.0 {
-        let mut reference = STATEFUL_SET.reference(owner);
-        reference["controller"] = json!(false);
-        metadata["ownerReferences"] = json!([reference]);
+        metadata["ownerReferences"] = json!([STATEFUL_SET.reference(owner)]);
     }
     json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": template["spec"]})
 }
@@ -153,15 +154,30 @@ impl Controller {
 
     async fn create(&self, target: &Target<'_>, ordinal: usize, revision: &Revision) -> Result<(), ApiError> {
         let Target { owner, set } = target;
-        let client = &self.context.client;
         let pod = format!("{}-{ordinal}", owner.key.name);
+        let made = match self.make_claims(target, &pod).await {
+            Ok(()) => self.context.client.create(&gvr::PODS, pod_body(set, owner, ordinal, revision)).await,
+            Err(error) => Err(error),
+        };
+        self.tell(owner, "create", &format!("Pod {pod}"), &made);
+        self.pods.observe(made?);
+        Ok(())
+    }
+
+    /// Makes the claims that a pod lacks. One that is going must be gone first.
+    async fn make_claims(&self, target: &Target<'_>, pod: &str) -> Result<(), ApiError> {
+        let Target { owner, set } = target;
         for template in &set.claims {
-            let name = claim_name(template, &pod);
-            if self.claims.get(&ObjectKey::new(owner.key.namespace.clone(), name.as_str())).is_some() {
+            let name = claim_name(template, pod);
+            let key = ObjectKey::new(owner.key.namespace.clone(), name.as_str());
+            if let Some(claim) = self.claims.get(&key) {
+                if claim.meta().deletion_timestamp.is_some() {
+                    return Err(ApiError::internal(format!("pvc {name} is being deleted")));
+                }
                 continue;
             }
-            let body = claim_body(set, owner, template, &pod);
-            match client.create(&gvr::PERSISTENT_VOLUME_CLAIMS, body).await {
+            let body = claim_body(set, owner, template, pod);
+            match self.context.client.create(&gvr::PERSISTENT_VOLUME_CLAIMS, body).await {
                 Err(error) if error.is_already_exists() => {}
                 made => {
                     self.tell(owner, "create", &format!("Claim {name} Pod {pod}"), &made);
@@ -169,16 +185,33 @@ impl Controller {
                 }
             }
         }
-        let made = client.create(&gvr::PODS, pod_body(set, owner, ordinal, revision)).await;
-        self.tell(owner, "create", &format!("Pod {pod}"), &made);
-        self.pods.observe(made?);
+        Ok(())
+    }
+
+    /// Gives pods that are there what they lack: the label with their name, claims, and these their owners.
+    async fn mend(&self, target: &Target<'_>, members: &[Member]) -> Result<(), ApiError> {
+        for member in members.iter().filter(|m| !m.facts.deleting) {
+            let object = &member.object;
+            let wanted = target.set.wants(member.ordinal);
+            if wanted && object.meta().labels.get(NAME_LABEL).is_none_or(|n| **n != *object.key.name) {
+                let patch =
+                    json!({"metadata": {"uid": object.uid(), "labels": {NAME_LABEL: &*object.key.name}}});
+                let mended = self.context.client.merge_patch(&gvr::PODS, &object.key, patch).await;
+                self.tell(target.owner, "update", &format!("Pod {}", object.key.name), &mended);
+                self.pods.observe(mended?);
+            }
+            if wanted && matches!(member.facts.phase.as_str(), "" | "Pending") {
+                self.make_claims(target, &object.key.name).await?;
+            }
+            self.bind_claims(target, member, wanted).await?;
+        }
         Ok(())
     }
 
     async fn delete(&self, target: &Target<'_>, member: &Member, why: Why) -> Result<(), ApiError> {
-        let Target { owner, set } = target;
-        if why == Why::ScaledAway && set.claims_go.1 {
-            self.bind_claims(set, member).await?;
+        let owner = target.owner;
+        if why == Why::ScaledAway {
+            self.bind_claims(target, member, false).await?;
         }
         let options = DeleteOptions { uid: Some(member.facts.uid.clone()), ..DeleteOptions::default() };
         let key = &member.object.key;
@@ -191,20 +224,20 @@ impl Controller {
         Ok(())
     }
 
-    /// Makes a pod the owner of its claims, so that they go with it.
-    async fn bind_claims(&self, set: &Set, member: &Member) -> Result<(), ApiError> {
+    /// Gives a pod's claims the owners with which they go.
+    async fn bind_claims(&self, target: &Target<'_>, member: &Member, wanted: bool) -> Result<(), ApiError> {
+        let Target { owner, set } = target;
         let key = &member.object.key;
-        let pod = json!({"apiVersion": "v1", "kind": "Pod", "name": &*key.name, "uid": member.facts.uid});
+        let own = STATEFUL_SET.reference(owner);
+        let pod = POD.reference(&member.object);
         for template in &set.claims {
             let name = claim_name(template, &key.name);
             let Some(claim) = self.claims.get(&ObjectKey::new(key.namespace.clone(), name)) else { continue };
-            let mut all = references(&claim);
-            if all.iter().any(|r| r["uid"] == pod["uid"]) {
+            let Some(owners) = decide::claim_owners(set, wanted, &references(&claim), &own, &pod) else {
                 continue;
-            }
-            all.push(pod.clone());
+            };
             let patch = json!({"metadata": {"uid": claim.uid(), "resourceVersion": claim.revision.to_string(),
-                "ownerReferences": all}});
+                "ownerReferences": owners}});
             let stored =
                 self.context.client.merge_patch(&gvr::PERSISTENT_VOLUME_CLAIMS, &claim.key, patch).await?;
             self.claims.observe(stored);
@@ -269,7 +302,9 @@ impl Reconcile for Controller {
         let revisions = revisions(&set, &all);
         let now = self.context.now();
         let plan = decide(&set, &members, &revisions, now);
-        let done = self.act(&Target { owner: &object, set: &set }, &members, &all, &plan).await;
+        let target = Target { owner: &object, set: &set };
+        let mended = self.mend(&target, &members).await;
+        let done = self.act(&target, &members, &all, &plan).await.and(mended);
         let wanted = decide::status(&set, &members, &revisions, object.meta().generation, now);
         if let Some(patch) = workload::status_patch(&set.status, &wanted) {
             match self.context.client.merge_patch_status(&gvr::STATEFUL_SETS, key, patch).await {

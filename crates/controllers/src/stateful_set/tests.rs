@@ -87,6 +87,51 @@ fn updates_roll_from_the_highest_down() {
 }
 
 #[test]
+fn several_may_be_down_during_an_update() {
+    let rolling = |policy: &str, most: Value| {
+        set(
+            json!({"replicas": 5, "podManagementPolicy": policy, "updateStrategy": {"rollingUpdate": {"maxUnavailable": most}}}),
+        )
+    };
+    let all = ["0 ready old", "1 ready old", "2 ready old", "3 ready old", "4 ready old"];
+    assert_eq!(steps(&rolling("OrderedReady", json!(2)), &all), "-4, -3");
+    assert_eq!(steps(&rolling("OrderedReady", json!("50%")), &all), "-4, -3", "rounded down");
+    assert_eq!(steps(&rolling("OrderedReady", json!("10%")), &all), "-4", "but one at least");
+    let one_down = ["0 ready old", "1 ready old", "2 ready old", "3 ready old", "4 starting new"];
+    assert_eq!(steps(&rolling("Parallel", json!(2)), &one_down), "-3");
+    assert_eq!(steps(&rolling("OrderedReady", json!(2)), &one_down), "");
+    let broken = ["0 ready old", "1 starting old", "2 ready old", "3 ready old", "4 ready old"];
+    assert_eq!(
+        steps(&rolling("Parallel", json!(1)), &broken),
+        "-1",
+        "what is down already is replaced first"
+    );
+    assert_eq!(steps(&rolling("Parallel", json!(2)), &broken), "-4, -1");
+}
+
+#[test]
+fn claims_belong_to_who_they_go_with() {
+    let own = json!({"kind": "StatefulSet", "name": "web", "uid": "s", "controller": true});
+    let pod = |uid: &str| json!({"kind": "Pod", "name": "web-1", "uid": uid, "controller": true});
+    let of = |deleted: &str, scaled: &str, wanted: bool, now: &[Value]| {
+        let set = set(
+            json!({"persistentVolumeClaimRetentionPolicy": {"whenDeleted": deleted, "whenScaled": scaled}}),
+        );
+        let owners = super::decide::claim_owners(&set, wanted, now, &own, &pod("p"))?;
+        Some(owners.iter().map(|o| o["uid"].as_str().unwrap().to_string()).collect::<Vec<_>>().join(" "))
+    };
+    assert_eq!(of("Retain", "Retain", true, &[]), None);
+    assert_eq!(of("Delete", "Retain", true, &[]).unwrap(), "s", "also a claim that was there before");
+    assert_eq!(of("Delete", "Retain", true, std::slice::from_ref(&own)), None);
+    assert_eq!(of("Retain", "Retain", true, std::slice::from_ref(&own)).unwrap(), "");
+    assert_eq!(of("Delete", "Delete", false, std::slice::from_ref(&own)).unwrap(), "p");
+    assert_eq!(of("Retain", "Delete", true, &[pod("p")]).unwrap(), "", "it is wanted again");
+    assert_eq!(of("Retain", "Delete", false, &[pod("old")]).unwrap(), "p", "the pod of before is another");
+    let other = json!({"kind": "Thing", "name": "t", "uid": "t", "controller": true});
+    assert_eq!(of("Delete", "Delete", true, &[other]), None, "somebody else's");
+}
+
+#[test]
 fn the_status_moves_to_the_new_revision_when_all_have_it() {
     let report = |members: &[&str]| {
         let members: Vec<Member> = members.iter().map(|m| member(m)).collect();

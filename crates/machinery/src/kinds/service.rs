@@ -236,6 +236,8 @@ fn validate(obj: &Value, errors: &mut FieldErrors) {
         errors.invalid("spec.externalTrafficPolicy", text(spec, "/externalTrafficPolicy"), words);
     }
     enumerated_opt(spec, "spec", "internalTrafficPolicy", &["Cluster", "Local"], errors);
+    let near = &["PreferClose", "PreferSameNode", "PreferSameZone"];
+    enumerated_opt(spec, "spec", "trafficDistribution", near, errors);
     cluster_ips(spec, errors);
 }
 

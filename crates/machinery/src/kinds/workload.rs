@@ -249,6 +249,7 @@ fn stateful_defaults(obj: &mut Value) {
             && let Some(rolling) = child(strategy, "rollingUpdate")
         {
             default(rolling, "partition", 0);
+            default(rolling, "maxUnavailable", 1);
         }
     }
     if let Some(policy) = child(spec, "persistentVolumeClaimRetentionPolicy") {
@@ -387,24 +388,7 @@ fn deployment(obj: &Value, errors: &mut FieldErrors) {
 fn rolling(r: &Value, path: &str, other: &str, errors: &mut FieldErrors) {
     let mut zero = Vec::new();
     for key in ["maxUnavailable", "maxSurge"] {
-        let path = format!("{path}.{key}");
-        let value = r.get(key).cloned().unwrap_or_else(|| json!(0));
-        match IntOrString::from_json(&value) {
-            Some(IntOrString::Int(n)) => {
-                errors.non_negative(&path, n.into());
-                zero.push(n == 0);
-            }
-            Some(IntOrString::Str(s)) => {
-                let words = crate::name::percent(&s);
-                let percent = IntOrString::Str(s.clone()).percent();
-                zero.push(words.is_empty() && percent == Some(0));
-                errors.invalid_all(&path, &s, words);
-                if key == "maxUnavailable" && percent.is_some_and(|p| p > 100) {
-                    errors.invalid(&path, s, "must not be greater than 100%");
-                }
-            }
-            None => zero.push(false),
-        }
+        zero.push(pods_or_percent(r, &format!("{path}.{key}"), key, errors));
     }
     if zero.iter().all(|z| *z) {
         let value = r.get("maxUnavailable").cloned().unwrap_or_else(|| json!(0));
@@ -413,6 +397,28 @@ fn rolling(r: &Value, path: &str, other: &str, errors: &mut FieldErrors) {
             value,
             &format!("may not be 0 when `{other}` is 0"),
         );
+    }
+}
+
+/// A number of pods or a percentage; is it zero?
+fn pods_or_percent(r: &Value, path: &str, key: &str, errors: &mut FieldErrors) -> bool {
+    let value = r.get(key).cloned().unwrap_or_else(|| json!(0));
+    match IntOrString::from_json(&value) {
+        Some(IntOrString::Int(n)) => {
+            errors.non_negative(path, n.into());
+            n == 0
+        }
+        Some(IntOrString::Str(s)) => {
+            let words = crate::name::percent(&s);
+            let percent = IntOrString::Str(s.clone()).percent();
+            let zero = words.is_empty() && percent == Some(0);
+            errors.invalid_all(path, &s, words);
+            if key == "maxUnavailable" && percent.is_some_and(|p| p > 100) {
+                errors.invalid(path, s, "must not be greater than 100%");
+            }
+            zero
+        }
+        None => false,
     }
 }
 
@@ -436,6 +442,11 @@ fn stateful_set(obj: &Value, errors: &mut FieldErrors) {
     }
     if let Some(partition) = int(spec, "/updateStrategy/rollingUpdate/partition") {
         errors.non_negative("spec.updateStrategy.rollingUpdate.partition", partition);
+    }
+    let rolling = &spec["updateStrategy"]["rollingUpdate"];
+    let path = "spec.updateStrategy.rollingUpdate.maxUnavailable";
+    if has(rolling, "/maxUnavailable") && pods_or_percent(rolling, path, "maxUnavailable", errors) {
+        errors.invalid(path, rolling["maxUnavailable"].clone(), "cannot be 0");
     }
     for key in ["whenDeleted", "whenScaled"] {
         let path = "spec.persistentVolumeClaimRetentionPolicy";
