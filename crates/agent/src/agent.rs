@@ -2,6 +2,7 @@
 
 use crate::backend::Backend;
 use crate::csi::{self, Place, Plugins};
+use crate::devices::{self, Devices};
 use crate::events::Recorder;
 use crate::eviction;
 use crate::facts::NodeFacts;
@@ -184,6 +185,7 @@ impl Agent {
             exits: watch::Sender::new(0),
             logging: Default::default(),
             csi: Plugins::new(&facts),
+            devices: Arc::new(Devices::new(&facts.kubelet)),
             client: config.client.clone(),
         });
         let (publish, host_ports) = watch::channel(Vec::new());
@@ -203,6 +205,7 @@ impl Agent {
             pressure: node.pressure.subscribe(),
             recorder,
             this: node.this.clone(),
+            devices: node.devices.clone(),
         };
         let backend = Arc::new(Backend::new(node.clone()));
         let reviews = Some(Arc::new(Reviews::new(node.client.clone(), &node.facts.node_name)));
@@ -212,7 +215,7 @@ impl Agent {
         spawn(&mut tasks, node_task.run(move || is_ready.send_modify(|ready| *ready = true)));
         spawn(&mut tasks, eviction::run(node.clone(), config.eviction, events.clone()));
         spawn(&mut tasks, api.serve(listener, std::future::pending()));
-        spawn(&mut tasks, csi::run(node.clone()));
+        spawn(&mut tasks, plugins(node.clone()));
         spawn(&mut tasks, crate::claims::run(node.client.clone(), node.facts.clone(), node.recorder.clone()));
         spawn(&mut tasks, statics::start(node.clone(), inbox.clone(), config.manifests));
         spawn(&mut tasks, drive(node, inbox, worker));
@@ -276,6 +279,11 @@ impl Agent {
         let _ = self.events.send(Event::Shutdown);
         self.tasks.shutdown().await;
     }
+}
+
+/// Serves plug-ins of volumes and of devices, for ever.
+async fn plugins(node: Arc<Node>) {
+    tokio::join!(csi::run(node.clone()), devices::run(node));
 }
 
 /// Has the worker look at pods, once it can see them.

@@ -11,6 +11,7 @@ mod claims;
 pub mod config;
 pub mod csi;
 pub mod decide;
+pub mod devices;
 mod events;
 pub mod eviction;
 pub mod facts;

@@ -2,6 +2,7 @@
 //!
 //! The lease every 10 s says "alive" cheaply; the status is written on change and every 5 minutes.
 
+use crate::devices::{Amounts, Devices};
 use crate::events::Recorder;
 use crate::eviction::Pressure;
 use crate::facts::NodeFacts;
@@ -92,14 +93,17 @@ pub struct NodeTask {
     pub recorder: Recorder,
     /// This node as the API has it.
     pub this: Arc<Cache>,
+    /// Devices of plug-ins.
+    pub devices: Arc<Devices>,
 }
 
-/// What makes `allocatable` agree with the capacities that others wrote: device plugins, or an administrator.
-/// `None`: it does.
-fn others_amounts(status: &Value) -> Option<serde_json::Map<String, Value>> {
+/// What makes `allocatable` agree with the capacities that others wrote, such as an administrator; `own` are those of
+/// plug-ins. `None`: it does.
+fn others_amounts(status: &Value, own: &Amounts) -> Option<serde_json::Map<String, Value>> {
     let foreign = |list: &str| {
         let all = status[list].as_object().cloned().unwrap_or_default();
-        all.into_iter().filter(|(name, _)| !OWN_AMOUNTS.contains(&name.as_str())).collect()
+        let foreign = |name: &String| !OWN_AMOUNTS.contains(&name.as_str()) && !own.contains_key(name);
+        all.into_iter().filter(|(name, _)| foreign(name)).collect()
     };
     let (capacity, allocatable): (serde_json::Map<_, _>, serde_json::Map<_, _>) =
         (foreign("capacity"), foreign("allocatable"));
@@ -135,12 +139,10 @@ fn os_image() -> String {
 
 /// What RuntimeClasses may name, and what each can do: ours ("" is the default), and other OCI runtimes.
 pub fn handlers<'a>(others: impl Iterator<Item = &'a String>) -> Value {
-    let ours = ["", "gantry"].map(|name| {
-        json!({"name": name, "features": {"recursiveReadOnlyMounts": true, "userNamespaces": true}})
-    });
-    let other = |name: &String| {
-        json!({"name": name, "features": {"recursiveReadOnlyMounts": false, "userNamespaces": false}})
-    };
+    let ours = ["", "gantry"].map(
+        |name| json!({"name": name, "features": {"recursiveReadOnlyMounts": true, "userNamespaces": true}}),
+    );
+    let other = |name: &String| json!({"name": name, "features": {"recursiveReadOnlyMounts": false, "userNamespaces": false}});
     ours.into_iter().chain(others.map(other)).collect()
 }
 
@@ -211,7 +213,7 @@ impl NodeTask {
         self.recorder.node(name, "Starting", "Starting kubelet.".into());
         self.recorder.node(name, "NodeReady", format!("Node {name} status is now: NodeReady"));
         ready();
-        let mut images = self.images.subscribe();
+        let (mut images, mut devices) = (self.images.subscribe(), self.devices.changed());
         let mut changed = self.this.changed();
         let mut lease = None;
         let mut status_at = tokio::time::Instant::now() + STATUS_EVERY;
@@ -232,10 +234,13 @@ impl NodeTask {
                     self.tell(&told, &now);
                     told = now;
                 }
+                Ok(()) = devices.changed() => {}
                 Ok(()) = changed.changed() => {
                     let node = self.this.get(&ObjectKey::cluster(self.facts.node_name.as_str()));
                     let node = node.and_then(|n| n.value().ok());
-                    if node.is_none_or(|n| others_amounts(&n["status"]).is_none() && !is_given_up(&n["status"])) {
+                    if node.is_none_or(|n| {
+                        others_amounts(&n["status"], &self.devices.amounts()).is_none() && !is_given_up(&n["status"])
+                    }) {
                         continue;
                     }
                 }
@@ -304,14 +309,19 @@ impl NodeTask {
     /// The status; conditions that others own are kept.
     fn status(&self, old: &Value) -> Value {
         let facts = &self.facts;
-        let amounts = json!({
+        let mut amounts = json!({
             "cpu": Quantity::from_milli(facts.cpu_milli).to_string(),
             "memory": format!("{}Ki", facts.memory_bytes / 1024),
             "ephemeral-storage": format!("{}Ki", facts.storage_bytes / 1024),
             "pods": facts.max_pods.to_string(),
         });
         let mut allocatable = amounts.clone();
-        if let (Some(change), Some(list)) = (others_amounts(old), allocatable.as_object_mut()) {
+        let devices = self.devices.amounts();
+        for (name, (all, healthy)) in &devices {
+            amounts[name] = json!(all.to_string());
+            allocatable[name] = json!(healthy.to_string());
+        }
+        if let (Some(change), Some(list)) = (others_amounts(old, &devices), allocatable.as_object_mut()) {
             list.extend(change);
         }
         let mut addresses: Vec<Value> =
@@ -420,14 +430,17 @@ mod tests {
 
     #[test]
     fn amounts_of_others_become_allocatable() {
+        let own: Amounts = [("own.io/x".to_string(), (2, 1))].into();
         let change = |capacity: Value, allocatable: Value| {
-            others_amounts(&json!({"capacity": capacity, "allocatable": allocatable})).map(Value::Object)
+            others_amounts(&json!({"capacity": capacity, "allocatable": allocatable}), &own)
+                .map(Value::Object)
         };
         assert_eq!(change(json!({"cpu": "2"}), json!({"cpu": "1"})), None);
         assert_eq!(change(json!({"cpu": "2", "x.io/y": "3"}), json!({})), Some(json!({"x.io/y": "3"})));
         assert_eq!(change(json!({"x.io/y": "3"}), json!({"x.io/y": "3"})), None);
         assert_eq!(change(json!({}), json!({"x.io/y": "3", "cpu": "1"})), Some(json!({"x.io/y": null})));
-        assert_eq!(others_amounts(&Value::Null), None);
+        assert_eq!(change(json!({"own.io/x": "2"}), json!({"own.io/x": "1"})), None, "a plug-in's");
+        assert_eq!(change(Value::Null, Value::Null), None);
     }
 
     #[test]

@@ -52,6 +52,8 @@ pub enum Event {
     Mounted(String, Mounted),
     /// A status was written, or not.
     Status(String, Result<Arc<Object>, ApiError>),
+    /// A pod has its devices, or cannot have them.
+    Given(String, Result<(), String>),
     /// The node judges that a pod must go.
     Judged(String, Verdict),
     /// Stop all pods, then answer.
@@ -121,7 +123,7 @@ impl Worker {
     /// Runs until told to end. The pod cache must have synced.
     pub async fn run(mut self) {
         self.adopt();
-        let mut images = self.node.images.subscribe();
+        let (mut images, mut devices) = (self.node.images.subscribe(), self.node.devices.changed());
         loop {
             while let Some(uid) = self.dirty.pop_first() {
                 self.look(&uid);
@@ -140,6 +142,7 @@ impl Worker {
                 () = self.inbox.changed() => self.take_inbox(),
                 Some(_) = self.tasks.join_next() => {}
                 Ok(()) = images.changed() => self.images_changed(),
+                Ok(()) = devices.changed() => self.dirty.extend(self.node.devices.users()),
                 () = tokio::time::sleep(sleep.unwrap_or(Duration::MAX)), if sleep.is_some() => {
                     let now = self.clock.now();
                     let due = self.entries.iter().filter(|(_, e)| e.wake.is_some_and(|at| at <= now));
@@ -270,6 +273,7 @@ impl Worker {
                 }
             }
             Event::Status(uid, result) => self.status_written(uid, result),
+            Event::Given(uid, result) => self.given(&uid, result),
             Event::Judged(uid, verdict) => {
                 if let Some(entry) = self.entries.get_mut(&uid) {
                     entry.state.verdict.get_or_insert(verdict);
@@ -459,7 +463,8 @@ impl Worker {
                 self.operation(uid, |e| Outcome::TornDown(Err(e)), ops::teardown(node, uid.to_string()));
             }
             Action::Finalize => {
-                let status = status(&entry.state, &pod, &node.facts.host_ips, Timestamp::now());
+                let mut status = status(&entry.state, &pod, &node.facts.host_ips, Timestamp::now());
+                node.devices.tell_health(uid, &mut status);
                 self.operation(uid, |e| Outcome::Finalized(Err(e)), ops::finalize(node, pod, status));
             }
         }
@@ -473,7 +478,8 @@ impl Worker {
         if entry.writing.is_some() || leaving || !entry.present || self.stopping {
             return;
         }
-        let wanted = status(&entry.state, &entry.view, &self.node.facts.host_ips, Timestamp::now());
+        let mut wanted = status(&entry.state, &entry.view, &self.node.facts.host_ips, Timestamp::now());
+        self.node.devices.tell_health(uid, &mut wanted);
         if wanted == entry.written {
             entry.write_at = None;
             return;

@@ -3,6 +3,7 @@
 //! Objects (ConfigMaps, Secrets, Services), the image and the texts of `/etc/passwd` and `/etc/group` come in as
 //! values. Deliberately not here: making folders and files (`volumes`, `ops`).
 
+pub mod edits;
 pub mod env;
 mod env_file;
 pub mod expand;
@@ -97,6 +98,8 @@ pub struct ContainerInput<'a> {
     pub host_devices: Vec<oci::Device>,
     /// Devices of the node that the task's container names, and what it may do with each.
     pub task_devices: Vec<(oci::Device, String)>,
+    /// What plug-ins of devices add.
+    pub edits: edits::Edits,
     /// A seccomp profile from the node's disk, where the container names one.
     pub local_seccomp: Option<oci::seccomp::Seccomp>,
 }
@@ -148,6 +151,7 @@ pub fn container(input: ContainerInput, env: BTreeMap<String, String>) -> Result
     let own: Vec<PathBuf> = input.mounts.iter().map(|m| m.destination.clone()).collect();
     spec.mounts.retain(|m| !own.contains(&m.destination));
     spec.mounts.extend(input.mounts);
+    edits::apply(&mut spec, input.edits);
     spec.mounts.sort_by_key(|m| m.destination.components().count());
     let lifecycle = c.lifecycle.as_ref().and_then(|l| l.stop_signal.clone());
     let from_image = || Some(input.image.stop_signal.clone()).filter(|s| !s.is_empty());
@@ -165,17 +169,7 @@ fn of_task(spec: &mut oci::Spec, own: &ContainerNote, devices: &[(oci::Device, S
         soft: bound(limit.soft),
     };
     spec.process.rlimits = own.ulimits.iter().map(limit).collect();
-    for (device, access) in devices {
-        spec.linux.devices.retain(|d| d.path != device.path);
-        spec.linux.devices.push(device.clone());
-        spec.linux.resources.devices.push(oci::DeviceRule {
-            allow: true,
-            kind: Some(device.kind.clone()),
-            major: Some(device.major),
-            minor: Some(device.minor),
-            access: access.clone(),
-        });
-    }
+    edits::devices(spec, devices);
     for tmpfs in &own.tmpfs {
         spec.mounts.retain(|m| m.destination != Path::new(&tmpfs.path));
         spec.mounts.push(oci::Mount {

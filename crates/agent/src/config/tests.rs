@@ -32,6 +32,7 @@ struct Case {
     image: ImageConfig,
     objects: Objects,
     services: Vec<Arc<Object>>,
+    edits: edits::Edits,
 }
 
 fn case(container: Value) -> Case {
@@ -52,6 +53,7 @@ fn case(container: Value) -> Case {
         image: image(json!({"entrypoint": ["/e"], "cmd": ["c"], "env": ["PATH=/img", "X=img"]})),
         objects: objects.into(),
         services: Vec::new(),
+        edits: edits::Edits::default(),
     }
 }
 
@@ -73,6 +75,7 @@ impl Case {
             mounts: Vec::new(),
             host_devices: Vec::new(),
             task_devices: Vec::new(),
+            edits: self.edits.clone(),
             local_seccomp: None,
         };
         let env = env::environment(&input)?;
@@ -335,4 +338,28 @@ fn sandboxes() {
     );
     let error = sandbox::pod_spec(&bad, &facts, None).unwrap_err();
     assert_eq!(error, "forbidden sysctl: \"kernel.msgmax\" not allowlisted");
+}
+
+#[test]
+fn devices_add_to_a_container() {
+    let mut case = case(json!({"env": [{"name": "A", "value": "own"}], "volumeMounts": []}));
+    let device =
+        oci::Device { kind: "c".into(), path: "/dev/x".into(), major: 9, minor: 8, ..Default::default() };
+    case.edits = edits::Edits {
+        strong_env: [("A".into(), "device's".into()), ("B".into(), "2".into())].into(),
+        mounts: vec![oci::Mount { destination: "/m".into(), source: "/s".into(), ..oci::Mount::default() }],
+        devices: vec![(device.clone(), "r".into())],
+        groups: vec![44],
+        annotations: [("k".into(), "v".into())].into(),
+        ..edits::Edits::default()
+    };
+    let spec = case.spec();
+    let of =
+        |name: &str| spec.process.env.iter().filter(|e| e.starts_with(name)).cloned().collect::<Vec<_>>();
+    assert_eq!((of("A="), of("B=")), (vec!["A=device's".to_string()], vec!["B=2".to_string()]));
+    assert!(spec.linux.devices.contains(&device) && spec.process.user.additional_gids.contains(&44));
+    let rule = spec.linux.resources.devices.last().unwrap();
+    assert_eq!((rule.allow, rule.major, rule.minor, rule.access.as_str()), (true, Some(9), Some(8), "r"));
+    assert!(spec.mounts.iter().any(|m| m.destination == Path::new("/m")));
+    assert_eq!(spec.annotations["k"], "v");
 }

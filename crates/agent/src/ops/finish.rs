@@ -79,6 +79,7 @@ async fn remove(node: &Arc<Node>, uid: &str) -> Result<(), String> {
     node.probed.lock().remove(uid);
     node.user_ranges.lock().remove(uid);
     node.leases.lock().remove(uid);
+    node.devices.release(uid).await;
     csi::unpublish(node, uid).await?;
     let folder = node.facts.pod_dir(uid);
     blocking(move || remove_folder(&folder)).await?

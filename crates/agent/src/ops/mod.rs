@@ -23,6 +23,7 @@ pub use volumes::volumes;
 use crate::config::mounts::MountedVolume;
 use crate::csi::Plugins;
 use crate::decide::Note;
+use crate::devices::Devices;
 use crate::events::Recorder;
 use crate::eviction::Pressure;
 use crate::facts::NodeFacts;
@@ -32,8 +33,8 @@ use crate::pod::PodView;
 use crate::state::ProbeKind;
 use crate::statics::{Statics, manifest};
 use crate::volumes::{Token, TokenNeed};
-use client::{ApiClient, Object, ObjectKey};
 use client::cache::Cache;
+use client::{ApiClient, Object, ObjectKey};
 use image::{Images, Lease};
 use net::Network;
 use parking_lot::Mutex;
@@ -97,6 +98,8 @@ pub struct Node {
     pub exits: watch::Sender<u64>,
     /// Drivers of volumes.
     pub csi: Plugins,
+    /// Devices of plug-ins.
+    pub devices: Arc<Devices>,
     /// Log drivers, where there are any.
     pub logging: OnceLock<Weak<Logging>>,
 }

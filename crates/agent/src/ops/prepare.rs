@@ -76,9 +76,16 @@ pub(super) fn prepare(node: &Node, start: Start) -> Result<(ContainerSpec, Facts
         devices: Vec::new(),
         task_devices: task_devices(&pod, container.name()).map_err(config_failure)?,
         host_devices: if privileged { host_devices() } else { Vec::new() },
+        edits: node
+            .devices
+            .edits(pod.uid(), container.name(), &|path| found_device(path, path))
+            .map_err(|e| config_failure(ConfigError::Create(e)))?,
         local_seccomp: local_profile(facts, &pod, &container),
     };
-    let env = env::environment(&input).map_err(config_failure)?;
+    let mut env = env::environment(&input).map_err(config_failure)?;
+    for (name, value) in &input.edits.weak_env {
+        env.entry(name.clone()).or_insert_with(|| value.clone());
+    }
     let made = mounts::mounts(&pod, &container, attempt, &mounted, (facts, &env)).map_err(config_failure)?;
     make_sub_paths(node, &pod, &mounted, &made.sub_paths)
         .map_err(|e| config_failure(ConfigError::Config(e)))?;
@@ -197,21 +204,24 @@ fn device(path: PathBuf, meta: &std::fs::Metadata) -> Option<oci::Device> {
     })
 }
 
+/// A device node of the host under another path.
+fn found_device(host: &Path, path: &Path) -> Result<oci::Device, String> {
+    let failed = |why: &dyn std::fmt::Display| {
+        format!(
+            "error gathering device information while adding custom device {:?}: {why}",
+            host.display().to_string()
+        )
+    };
+    let meta = std::fs::metadata(host).map_err(|e| failed(&e))?;
+    device(path.into(), &meta).ok_or_else(|| failed(&"not a device node"))
+}
+
 /// The devices that a task's container names.
 fn task_devices(pod: &PodView, container: &str) -> Result<Vec<(oci::Device, String)>, ConfigError> {
     let note = pod.task.as_ref().and_then(|t| t.containers.get(container));
     let one = |wanted: &ecs_model::annotation::Device| {
-        let meta = std::fs::metadata(&wanted.host);
-        let failed = |why: String| {
-            ConfigError::Create(format!(
-                "error gathering device information while adding custom device {:?}: {why}",
-                wanted.host
-            ))
-        };
-        let meta = meta.map_err(|e| failed(e.to_string()))?;
-        let device =
-            device(PathBuf::from(&wanted.path), &meta).ok_or_else(|| failed("not a device node".into()))?;
-        Ok((device, wanted.access.clone()))
+        let found = found_device(Path::new(&wanted.host), Path::new(&wanted.path));
+        Ok((found.map_err(ConfigError::Create)?, wanted.access.clone()))
     };
     note.map(|n| n.devices.iter().map(one).collect()).unwrap_or_else(|| Ok(Vec::new()))
 }

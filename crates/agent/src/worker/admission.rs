@@ -1,11 +1,13 @@
 //! Letting new pods in: asks [`crate::admit`] and carries out its ruling.
 
-use super::Worker;
+use super::{Event, Worker};
 use crate::admit::{Claim, Occupant, Place, Ruling, rule};
 use crate::state::Verdict;
 use client::ObjectKey;
+use futures_util::FutureExt;
 use k8s_openapi::api::core::v1 as core;
 use sched::NodeSpec;
+use std::panic::AssertUnwindSafe;
 
 /// The kubelet's reason and words for pods that make room.
 const PREEMPTING: &str = "Preempting";
@@ -16,6 +18,9 @@ impl Worker {
     /// others to go, and is looked at again when one of them is.
     pub(super) fn admit(&mut self, uid: &str) -> bool {
         let new = |e: &&super::Entry| !e.admitted && e.present && !e.view.deleting();
+        if self.entries.get(uid).is_some_and(|e| e.waits_for_devices) {
+            return false;
+        }
         let Some(entry) = self.entries.get(uid).filter(new) else { return true };
         let occupants: Vec<Occupant> = self
             .entries
@@ -50,7 +55,37 @@ impl Worker {
         if let Some(entry) = self.entries.get_mut(uid) {
             entry.admitted = !waits;
         }
-        !waits
+        !waits && !self.give_devices(uid)
+    }
+
+    /// Has a pod that was let in given its devices. False: it needs none.
+    fn give_devices(&mut self, uid: &str) -> bool {
+        let Some(entry) = self.entries.get_mut(uid) else { return false };
+        if entry.state.verdict.is_some() || !self.node.devices.wanted(&entry.view) {
+            return false;
+        }
+        entry.waits_for_devices = true;
+        let (devices, pod, sender) = (self.node.devices.clone(), entry.view.clone(), self.sender.clone());
+        let holding = self.entries.iter().filter(|(_, e)| e.admitted && e.holds());
+        let holding = holding.map(|(uid, _)| uid.clone()).collect();
+        let uid = uid.to_string();
+        self.task(async move {
+            let given = AssertUnwindSafe(devices.give(pod, holding)).catch_unwind().await;
+            let _ = sender.send(Event::Given(uid, given.unwrap_or_else(|_| Err("internal error".into()))));
+        });
+        true
+    }
+
+    /// What came of that.
+    pub(super) fn given(&mut self, uid: &str, result: Result<(), String>) {
+        let Some(entry) = self.entries.get_mut(uid) else { return };
+        entry.waits_for_devices = false;
+        if let Err(message) = result {
+            let reason = "UnexpectedAdmissionError".to_string();
+            self.node.recorder.rejected(&entry.view, &reason, message.clone());
+            entry.state.verdict.get_or_insert(Verdict { rejected: true, reason, message, grace: 0 });
+        }
+        self.dirty.insert(uid.to_string());
     }
 
     fn make_go(&mut self, uid: &str) {

@@ -53,6 +53,8 @@ pub(super) struct Entry {
     pub(super) claimed: i64,
     /// The node was asked whether it fits; its answer is in the state.
     pub(super) admitted: bool,
+    /// It is being given its devices.
+    pub(super) waits_for_devices: bool,
 }
 
 /// Does the status say no more than "creating"?
@@ -98,6 +100,7 @@ impl Entry {
             claim: Claim::of(&view),
             claimed: view.object.meta().generation,
             admitted,
+            waits_for_devices: false,
             wake: None,
             mounted: Mounted::default(),
             written,

@@ -16,6 +16,7 @@ mod crash;
 mod csi;
 mod csi_driver;
 mod custom_resources;
+mod devices;
 mod disruption;
 mod ecs;
 mod ecs_nodes;
