@@ -12,6 +12,7 @@ use crate::node::NodeTask;
 use crate::nodeapi::{Authorize, NodeApi, Reviews};
 use crate::objects::ObjectCaches;
 use crate::ops::{MAKING_MAX, Node};
+use crate::shutdown;
 use crate::statics;
 use crate::taskmeta::{self, Endpoint, TaskServices};
 use crate::worker::{Event, Parts, Worker};
@@ -83,6 +84,8 @@ pub struct AgentConfig {
     pub capacity: Capacity,
     /// When pods must go because the node runs short.
     pub eviction: eviction::Settings,
+    /// How long pods have when the node goes down.
+    pub shutdown: shutdown::Settings,
     /// TLS of the node API: its certificate, and the CA of its clients.
     pub tls: Arc<rustls::ServerConfig>,
     /// Who may call the node API.
@@ -130,6 +133,7 @@ pub struct Agent {
     runtime: Runtime,
     address: SocketAddr,
     node: Arc<Node>,
+    going_down: shutdown::Settings,
 }
 
 /// CPU of the groups that hold the pods of lesser classes: (name, shares).
@@ -174,6 +178,7 @@ impl Agent {
             pods: Cache::start(config.client.clone(), PODS, of_node("spec.nodeName")),
             this: Cache::start(config.client.clone(), NODES, of_node("metadata.name")),
             pressure: watch::Sender::default(),
+            shutting_down: watch::Sender::new(false),
             sandboxes: watch::Sender::default(),
             recorder: recorder.clone(),
             tokens: Default::default(),
@@ -203,6 +208,7 @@ impl Agent {
             handlers: crate::node::handlers(config.runtime.handlers.keys()),
             images: config.images,
             pressure: node.pressure.subscribe(),
+            shutting_down: node.shutting_down.subscribe(),
             recorder,
             this: node.this.clone(),
             devices: node.devices.clone(),
@@ -219,7 +225,16 @@ impl Agent {
         spawn(&mut tasks, crate::claims::run(node.client.clone(), node.facts.clone(), node.recorder.clone()));
         spawn(&mut tasks, statics::start(node.clone(), inbox.clone(), config.manifests));
         spawn(&mut tasks, drive(node, inbox, worker));
-        Ok(Agent { events, tasks, host_ports, ready, runtime, address, node: shared })
+        Ok(Agent {
+            events,
+            tasks,
+            host_ports,
+            ready,
+            runtime,
+            address,
+            node: shared,
+            going_down: config.shutdown,
+        })
     }
 
     /// Where the node API listens.
@@ -263,6 +278,15 @@ impl Agent {
         &self.runtime
     }
 
+    /// Graceful node shutdown: the node says that it goes, and its pods end in order of their priority, for good. False:
+    /// settings give no time for it. For `gantry shutdown`.
+    pub async fn shut_down(&self) -> bool {
+        if !self.going_down.is_empty() {
+            shutdown::run(&self.node, &self.going_down, &self.events).await;
+        }
+        !self.going_down.is_empty()
+    }
+
     /// Stops all pods gracefully and removes them from the node; their API objects stay as they are, so that the
     /// next start brings them back. For `gantry down`.
     pub async fn stop_all(&self) {
@@ -286,16 +310,18 @@ async fn plugins(node: Arc<Node>) {
     tokio::join!(csi::run(node.clone()), devices::run(node));
 }
 
-/// Has the worker look at pods, once it can see them.
+/// Has the worker look at pods: static ones at once, the API's when it can see them.
 async fn drive(node: Arc<Node>, inbox: Arc<Inbox>, worker: Worker) {
-    node.pods.wait_synced().await;
-    node.this.wait_synced().await;
-    node.pods.on_change(Box::new(move |old, new| {
-        if let Some(object) = new.or(old) {
-            inbox.pod(&object.key);
-        }
-    }));
-    worker.run().await;
+    let seen = async move {
+        node.pods.wait_synced().await;
+        node.this.wait_synced().await;
+        node.pods.on_change(Box::new(move |old, new| {
+            if let Some(object) = new.or(old) {
+                inbox.pod(&object.key);
+            }
+        }));
+    };
+    worker.run(seen).await;
 }
 
 fn spawn(tasks: &mut JoinSet<()>, task: impl Future<Output = ()> + Send + 'static) {

@@ -25,6 +25,7 @@ mod ops;
 pub mod pod;
 mod probes;
 pub mod services;
+pub mod shutdown;
 pub mod state;
 mod statics;
 mod stats;

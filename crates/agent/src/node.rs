@@ -70,6 +70,7 @@ const CONDITIONS: [Condition; 3] = [
 /// The amounts that the agent itself tells.
 const OWN_AMOUNTS: [&str; 4] = ["cpu", "memory", "ephemeral-storage", "pods"];
 const READY: [&str; 2] = ["KubeletReady", "kubelet is posting ready status"];
+const GOING: [&str; 2] = ["KubeletNotReady", "node is shutting down"];
 
 /// What keeps the node's objects fresh.
 pub struct NodeTask {
@@ -89,6 +90,8 @@ pub struct NodeTask {
     pub images: Arc<Images>,
     /// What the node is short of.
     pub pressure: watch::Receiver<BTreeSet<Pressure>>,
+    /// Is it going down?
+    pub shutting_down: watch::Receiver<bool>,
     /// Events.
     pub recorder: Recorder,
     /// This node as the API has it.
@@ -202,7 +205,7 @@ impl NodeTask {
     /// Registers, then keeps lease and status fresh for ever. `ready` is called once the node is Ready.
     pub async fn run(self, ready: impl FnOnce() + Send) {
         let mut failures = 0;
-        let mut pressure = self.pressure.clone();
+        let (mut pressure, mut shutting_down) = (self.pressure.clone(), self.shutting_down.clone());
         let mut told = BTreeSet::new();
         while let Err(error) = self.register().await {
             tracing::debug!(%error, "node not registered yet");
@@ -233,6 +236,10 @@ impl NodeTask {
                     let now = pressure.borrow_and_update().clone();
                     self.tell(&told, &now);
                     told = now;
+                }
+                Ok(()) = shutting_down.changed() => {
+                    let text = format!("Node {name} status is now: NodeNotReady");
+                    self.recorder.node(name, "NodeNotReady", text);
                 }
                 Ok(()) = devices.changed() => {}
                 Ok(()) = changed.changed() => {
@@ -331,7 +338,7 @@ impl NodeTask {
         json!({
             "capacity": amounts, "allocatable": allocatable,
             "addresses": addresses,
-            "conditions": conditions(old, &self.pressure.borrow(), Timestamp::now()),
+            "conditions": conditions(old, &self.pressure.borrow(), *self.shutting_down.borrow(), Timestamp::now()),
             "daemonEndpoints": {"kubeletEndpoint": {"Port": self.port}},
             "features": {"supplementalGroupsPolicy": true},
             "runtimeHandlers": self.handlers,
@@ -392,7 +399,7 @@ impl NodeTask {
     }
 }
 
-fn conditions(old: &Value, pressure: &BTreeSet<Pressure>, now: Timestamp) -> Vec<Value> {
+fn conditions(old: &Value, pressure: &BTreeSet<Pressure>, going: bool, now: Timestamp) -> Vec<Value> {
     let stored = old["conditions"].as_array().cloned().unwrap_or_default();
     let mut list = Vec::new();
     let mut put = |kind: &str, status: &str, [reason, message]: [&str; 2]| {
@@ -407,7 +414,10 @@ fn conditions(old: &Value, pressure: &BTreeSet<Pressure>, now: Timestamp) -> Vec
         let [reason, message, _] = if is { condition.there } else { condition.gone };
         put(condition.pressure.condition(), if is { "True" } else { "False" }, [reason, message]);
     }
-    put("Ready", "True", READY);
+    match going {
+        true => put("Ready", "False", GOING),
+        false => put("Ready", "True", READY),
+    }
     let own: BTreeSet<String> = list.iter().map(|c| c["type"].as_str().unwrap_or_default().into()).collect();
     let foreign = stored.into_iter().filter(|c| !own.contains(c["type"].as_str().unwrap_or_default()));
     list.extend(foreign);
@@ -450,13 +460,23 @@ mod tests {
             {"type": "Ready", "status": "True", "lastTransitionTime": "1970-01-01T00:00:05Z"},
             {"type": "DiskPressure", "status": "True", "lastTransitionTime": "1970-01-01T00:00:05Z"},
             {"type": "NetworkUnavailable", "status": "False"}]});
-        let list = conditions(&old, &BTreeSet::new(), now);
+        let list = conditions(&old, &BTreeSet::new(), false, now);
         let of = |kind: &str| list.iter().find(|c| c["type"] == kind).unwrap();
         assert_eq!(of("Ready")["lastTransitionTime"], "1970-01-01T00:00:05Z");
         assert_eq!(of("DiskPressure")["lastTransitionTime"], "1970-01-01T00:01:40Z");
         assert_eq!(of("Ready")["lastHeartbeatTime"], "1970-01-01T00:01:40Z");
         assert_eq!(list.len(), 5);
-        let list = conditions(&old, &[Pressure::Disk].into(), now);
+        let list = conditions(&old, &[Pressure::Disk].into(), true, now);
+        let ready = list.iter().find(|c| c["type"] == "Ready").unwrap();
+        assert_eq!(
+            (&ready["status"], &ready["reason"], &ready["message"], &ready["lastTransitionTime"]),
+            (
+                &json!("False"),
+                &json!("KubeletNotReady"),
+                &json!("node is shutting down"),
+                &json!("1970-01-01T00:01:40Z")
+            )
+        );
         let disk = list.iter().find(|c| c["type"] == "DiskPressure").unwrap();
         assert_eq!(disk["status"], "True");
         assert_eq!(

@@ -72,6 +72,8 @@ pub struct Worker {
     entries: BTreeMap<String, Entry>,
     /// What the runtime re-adopted, until its pod is seen.
     adopted: BTreeMap<String, PodInfo>,
+    /// What happened to those meanwhile.
+    early: Vec<RuntimeEvent>,
     dirty: BTreeSet<String>,
     /// Critical pods that wait for others to go.
     crowded_out: BTreeSet<String>,
@@ -109,6 +111,7 @@ impl Worker {
             runtime_events: parts.runtime_events,
             entries: BTreeMap::new(),
             adopted,
+            early: Vec::new(),
             dirty: BTreeSet::new(),
             crowded_out: BTreeSet::new(),
             tasks: JoinSet::new(),
@@ -120,9 +123,13 @@ impl Worker {
         (worker, sender)
     }
 
-    /// Runs until told to end. The pod cache must have synced.
-    pub async fn run(mut self) {
-        self.adopt();
+    /// Runs until told to end. `seen`: the API's pods can be seen; until then there are static ones only, and nothing
+    /// that runs is touched.
+    pub async fn run(mut self, seen: impl Future<Output = ()>) {
+        let (mut seen, mut blind) = (std::pin::pin!(seen), true);
+        for key in self.node.static_pods() {
+            self.see(&key);
+        }
         let (mut images, mut devices) = (self.node.images.subscribe(), self.node.devices.changed());
         loop {
             while let Some(uid) = self.dirty.pop_first() {
@@ -139,6 +146,10 @@ impl Worker {
                     event => self.handle(event),
                 },
                 Some(event) = self.runtime_events.recv() => self.runtime_event(event),
+                () = &mut seen, if blind => {
+                    blind = false;
+                    self.adopt();
+                }
                 () = self.inbox.changed() => self.take_inbox(),
                 Some(_) = self.tasks.join_next() => {}
                 Ok(()) = images.changed() => self.images_changed(),
@@ -163,6 +174,9 @@ impl Worker {
         }
         let leftovers = ops::leftovers(&self.node, &known);
         self.tasks.spawn_blocking(move || ops::sweep(&leftovers));
+        for event in std::mem::take(&mut self.early) {
+            self.runtime_event(event);
+        }
     }
 
     /// The one place where the loop starts operations.
@@ -305,6 +319,11 @@ impl Worker {
     }
 
     fn runtime_event(&mut self, event: RuntimeEvent) {
+        let (RuntimeEvent::PodDied { uid } | RuntimeEvent::Container { uid, .. }) = &event;
+        if self.adopted.contains_key(uid) {
+            self.early.push(event);
+            return;
+        }
         match event {
             RuntimeEvent::PodDied { uid } => {
                 self.node.exits.send_modify(|n| *n += 1);

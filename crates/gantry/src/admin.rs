@@ -34,6 +34,11 @@ pub enum Question {
     Stop,
     /// Stop all pods, then the process.
     Down,
+    /// End all pods in order, for good, then the process.
+    Shutdown {
+        /// Also stop what is left, as `Down`.
+        down: bool,
+    },
 }
 
 /// Asks and waits for the answer, as long as it takes.

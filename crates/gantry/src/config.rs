@@ -17,6 +17,17 @@ struct Setting {
     set: fn(&mut Config, &str) -> Result<()>,
 }
 
+/// Upstream's settings of the graceful node shutdown.
+#[derive(Clone, Debug, Default)]
+pub struct ShutdownGrace {
+    /// All pods; 0: a shutdown is not offered.
+    pub all: String,
+    /// The part of it that critical pods have.
+    pub critical: String,
+    /// In place of both: `priority=time,…`.
+    pub by_priority: String,
+}
+
 /// Everything `gantry up` can be told.
 #[derive(Clone, Debug, Default)]
 pub struct Config {
@@ -97,6 +108,8 @@ pub struct Config {
     pub eviction_transition: u32,
     /// Longest grace in seconds of a pod that goes for a soft threshold.
     pub eviction_pod_grace: u32,
+    /// How long pods have when the node goes down.
+    pub shutdown_grace: ShutdownGrace,
     /// Audit policy file; "" records nothing.
     pub audit_policy: String,
     /// Audit log file, `-` for the standard output; "" for none.
@@ -199,7 +212,7 @@ const SHARED: [&str; 3] = ["pod-cidr", "service-cidr", "cluster-domain"];
 /// In the data folder: the name of the instance that it is of, for commands that are told the folder only.
 const NAME_FILE: &str = "instance-name";
 /// Flags of commands that need no value.
-const SWITCHES: [&str; 3] = ["follow", "insecure-trust-first", "timestamps"];
+const SWITCHES: [&str; 4] = ["drain", "follow", "insecure-trust-first", "timestamps"];
 
 const SETTINGS: &[Setting] = &[
     setting!("name", "gantry", "instance: prefix of every cgroup, device and table", name = instance_name),
@@ -330,6 +343,24 @@ const SETTINGS: &[Setting] = &[
         "0",
         "longest grace in seconds of a pod that goes for a soft threshold",
         eviction_pod_grace = number
+    ),
+    setting!(
+        "shutdown-grace-period",
+        "30s",
+        "how long pods have when the node goes down (gantry shutdown)",
+        shutdown_grace.all = text
+    ),
+    setting!(
+        "shutdown-grace-period-critical-pods",
+        "10s",
+        "the part of it that is kept for critical pods",
+        shutdown_grace.critical = text
+    ),
+    setting!(
+        "shutdown-grace-period-by-pod-priority",
+        "",
+        "in place of both: 0=20s,100000=60s,2000000000=10s",
+        shutdown_grace.by_priority = text
     ),
     setting!("audit-policy", "", "audit policy file (default: nothing is recorded)", audit_policy = text),
     setting!("audit-log", "", "audit log, - for the standard output", audit_log = text),

@@ -13,29 +13,47 @@ const END_MAX: Duration = Duration::from_secs(30);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Stops the process if one runs, then pods, network and run folder.
-pub fn run(config: Config, _: &[String]) -> Result<()> {
+pub fn run(config: Config, words: &[String]) -> Result<()> {
     if !preflight::is_root() {
         bail!("not root: run with sudo");
     }
     let socket = config.socket();
     if answers(&socket) {
+        let drain = words.iter().any(|word| word.starts_with("--drain"));
         println!("stopping all pods, then the control plane");
-        // It may end before its answer is out; what counts is that it ended.
-        if let Err(error) = ask(&socket, &Question::Down)
-            && answers(&socket)
-        {
-            return Err(error);
-        }
-        let deadline = Instant::now() + END_MAX;
-        while answers(&socket) {
-            if Instant::now() > deadline {
-                bail!("the running instance does not end");
-            }
-            std::thread::sleep(LOOK_AGAIN);
-        }
+        end(&config, if drain { &Question::Shutdown { down: true } } else { &Question::Down })?;
     }
     remove_all(&config)?;
     println!("down; data stays in {}", config.data_dir.display());
+    Ok(())
+}
+
+/// `gantry shutdown`: pods end in order of priority, and their status says why; what the instance made on the host stays
+/// for the next start.
+pub fn shutdown(config: Config, _: &[String]) -> Result<()> {
+    if !answers(&config.socket()) {
+        bail!("no Gantry answers at {}", config.socket().display());
+    }
+    println!("ending pods in order of priority, then the process");
+    end(&config, &Question::Shutdown { down: false })
+}
+
+/// Asks a running instance for its end and waits for it.
+fn end(config: &Config, how: &Question) -> Result<()> {
+    let socket = config.socket();
+    // It may end before its answer is out; what counts is that it ended.
+    if let Err(error) = ask(&socket, how)
+        && answers(&socket)
+    {
+        return Err(error);
+    }
+    let deadline = Instant::now() + END_MAX;
+    while answers(&socket) {
+        if Instant::now() > deadline {
+            bail!("the running instance does not end");
+        }
+        std::thread::sleep(LOOK_AGAIN);
+    }
     Ok(())
 }
 

@@ -65,8 +65,14 @@ const COMMANDS: &[Command] = &[
     Command {
         name: "down",
         arguments: "",
-        help: "stop everything, pods included; data stays",
+        help: "stop everything, pods included; data stays; with --drain pods end as by shutdown first",
         run: down::run,
+    },
+    Command {
+        name: "shutdown",
+        arguments: "",
+        help: "end pods in order of priority, for good, then the process; for when the machine goes down",
+        run: down::shutdown,
     },
     Command {
         name: "doctor",

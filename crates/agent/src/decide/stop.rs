@@ -8,6 +8,10 @@ use jiff::{SignedDuration, Timestamp};
 /// SIGKILL is repeated so often: a task that does not die at once (frozen, in `D`) may later.
 const KILL_AGAIN: SignedDuration = SignedDuration::from_secs(10);
 
+/// What a process that survives SIGKILL is doing.
+const STUCK: &str =
+    "a process of it waits in the kernel (state D), mostly for a file system that does not answer";
+
 /// Why and how patiently a container is stopped.
 pub(super) struct Reason {
     /// The event's message.
@@ -62,7 +66,14 @@ pub(super) fn drive(
     if stopping.kill_at <= now {
         match stopping.kill_again_at {
             Some(at) if at > now => plan.wake_at(at),
-            _ => {
+            before => {
+                if before.is_some() {
+                    let text = format!(
+                        "error killing pod: container {} runs on after SIGKILL: {STUCK}",
+                        container.name()
+                    );
+                    plan.note(true, "FailedKillPod", container.name(), text);
+                }
                 plan.act(signal(Signal::Kill));
                 let again = after(now, KILL_AGAIN);
                 stopping.kill_again_at = Some(again);

@@ -20,9 +20,8 @@ const CONFLICTS_MAX: u32 = 5;
 /// Writes a pod's status; conditions that others set meanwhile are kept.
 pub async fn write_status(node: Arc<Node>, pod: PodView, status: Value) -> Result<Arc<Object>, ApiError> {
     let key = pod.key().clone();
-    let is_static = node.statics.lock().get(&key).is_some_and(|s| s.uid() == pod.uid());
     let mirror = node.mirror_of(&pod.object);
-    if is_static && mirror.is_none() {
+    if node.is_static(&pod.object) && mirror.is_none() {
         // Not "not found": it will be there.
         return Err(ApiError::new(503, "ServiceUnavailable", "the static pod has no mirror yet"));
     }

@@ -78,6 +78,8 @@ pub struct Node {
     pub this: Arc<Cache>,
     /// What the node is short of.
     pub pressure: watch::Sender<BTreeSet<Pressure>>,
+    /// Is it going down?
+    pub shutting_down: watch::Sender<bool>,
     /// Pods whose sandbox is being made now.
     pub sandboxes: watch::Sender<BTreeSet<String>>,
     /// Events.
@@ -121,10 +123,19 @@ impl Node {
         own.or_else(|| self.pods.get(key).filter(|o| manifest::mirrored(o).is_none()))
     }
 
+    /// The names of all static pods.
+    pub fn static_pods(&self) -> Vec<ObjectKey> {
+        self.statics.lock().keys().cloned().collect()
+    }
+
+    /// Is that what a manifest on this node says?
+    pub fn is_static(&self, object: &Object) -> bool {
+        self.statics.lock().get(&object.key).is_some_and(|s| s.uid() == object.uid())
+    }
+
     /// What the API shows of a static pod; `None` for other pods, and as long as it shows nothing.
     pub fn mirror_of(&self, object: &Object) -> Option<Arc<Object>> {
-        let is_static = self.statics.lock().get(&object.key).is_some_and(|s| s.uid() == object.uid());
-        let mirror = self.pods.get(&object.key).filter(|_| is_static)?;
+        let mirror = self.pods.get(&object.key).filter(|_| self.is_static(object))?;
         (manifest::mirrored(&mirror) == Some(object.uid())).then_some(mirror)
     }
 

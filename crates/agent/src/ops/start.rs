@@ -54,17 +54,16 @@ async fn try_start(
     let name = container.name().to_string();
     let found = images::ensure(node, &pod, &container).await?;
     let reset = node.devices.before_start(pod.uid(), &name).await;
-    reset.map_err(|message| StartFailure {
-        step: StartStep::Config,
-        reason: "PreStartHookError",
-        message,
-    })?;
+    reset.map_err(|message| StartFailure { step: StartStep::Config, reason: "PreStartHookError", message })?;
     let objects = node.objects.snapshot(pod.namespace(), &references(&pod)).await;
     let objects = objects.map_err(|e| config_failure(ConfigError::Config(e)))?;
     if let Some(logging) = node.logging() {
         logging.prepare(&pod, &name).await.map_err(|why| config_failure(ConfigError::Config(why)))?;
     }
-    node.services.wait_synced().await;
+    if !node.is_static(&pod.object) {
+        // A static pod may be what brings the API: it gets the services that are known.
+        node.services.wait_synced().await;
+    }
     let mut services = node.services.list_in(pod.namespace());
     if pod.namespace() != "default" {
         services.extend(node.services.get(&client::ObjectKey::new("default", "kubernetes")));

@@ -2,10 +2,11 @@
 
 use super::{Event, Worker};
 use crate::admit::{Claim, Occupant, Place, Ruling, rule};
+use crate::shutdown;
 use crate::state::Verdict;
 use client::ObjectKey;
-use futures_util::FutureExt;
 use k8s_openapi::api::core::v1 as core;
+use futures_util::FutureExt;
 use sched::NodeSpec;
 use std::panic::AssertUnwindSafe;
 
@@ -37,7 +38,10 @@ impl Worker {
         let pressure = self.node.pressure.borrow().clone();
         let place =
             Place { facts: &self.node.facts, node: node.as_ref(), pressure: &pressure, others: &others };
-        let ruling = rule(&entry.view, &entry.claim, &place, &occupants);
+        let ruling = match *self.node.shutting_down.borrow() {
+            true => Ruling::Refuse(shutdown::refusal()),
+            false => rule(&entry.view, &entry.claim, &place, &occupants),
+        };
         let waits = matches!(ruling, Ruling::Wait | Ruling::MakeRoom(_));
         if waits {
             self.crowded_out.insert(uid.to_string());

@@ -10,6 +10,7 @@ use k8s_schema::Gvr;
 use machinery::status::ApiError;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use tokio::sync::watch;
 
@@ -26,6 +27,8 @@ struct State {
 pub struct Fake {
     state: Arc<Mutex<State>>,
     changed: watch::Sender<u64>,
+    /// Does it answer nobody?
+    pub away: Arc<AtomicBool>,
 }
 
 fn object(key: &ObjectKey, revision: u64, value: &Value) -> Arc<Object> {
@@ -62,7 +65,14 @@ fn merge(target: &mut Value, patch: &Value) {
 
 impl Fake {
     pub fn new() -> Arc<Fake> {
-        Arc::new(Fake { state: Arc::default(), changed: watch::Sender::new(0) })
+        Arc::new(Fake { state: Arc::default(), changed: watch::Sender::new(0), away: Arc::default() })
+    }
+
+    fn answers(&self) -> Result<(), ApiError> {
+        match self.away.load(Ordering::Relaxed) {
+            true => Err(ApiError::new(503, "ServiceUnavailable", "away")),
+            false => Ok(()),
+        }
     }
 
     /// The object as JSON; `Null` when there is none.
@@ -102,6 +112,7 @@ impl Fake {
 #[async_trait]
 impl Client for Fake {
     async fn get(&self, gvr: &Gvr, key: &ObjectKey) -> Result<Arc<Object>, ApiError> {
+        self.answers()?;
         let state = self.state.lock().unwrap();
         let value = state
             .objects
@@ -112,6 +123,7 @@ impl Client for Fake {
     }
 
     async fn list(&self, gvr: &Gvr, options: &ListOptions) -> Result<ObjectList, ApiError> {
+        self.answers()?;
         let state = self.state.lock().unwrap();
         let wanted = state.objects.iter().filter(|((g, k), v)| g == gvr && selected(options, k, v));
         let items = wanted.map(|((_, key), value)| {
@@ -121,6 +133,7 @@ impl Client for Fake {
     }
 
     async fn watch(&self, gvr: &Gvr, options: &WatchOptions) -> Result<EventStream, ApiError> {
+        self.answers()?;
         let after = options.after.expect("caches list first");
         let (gvr, options, mut changed) = (gvr.clone(), options.list.clone(), self.changed.subscribe());
         let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
@@ -155,6 +168,7 @@ impl Client for Fake {
     }
 
     async fn write(&self, write: Write) -> Result<Arc<Object>, ApiError> {
+        self.answers()?;
         let mut state = self.state.lock().unwrap();
         let Write { gvr, key, subresource, verb } = write;
         let current = state.objects.get(&(gvr.clone(), key.clone())).cloned();

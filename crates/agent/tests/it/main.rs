@@ -29,6 +29,8 @@ const TESTS: &[(&str, Test)] = tests![
     missing_things_are_waited_for,
     graceful_deletion_leaves_nothing,
     a_new_agent_takes_over,
+    static_pods_need_no_api,
+    a_node_goes_down_in_order,
     same_name_again_and_force,
     probes_and_sub_paths,
     starts_fast,

@@ -104,10 +104,11 @@ impl Bench {
             pod_cidr: "10.99.0.0/24".into(),
             max_pods: 110,
             pids_max: 0,
-            manifests: None,
+            manifests: Some(root.join("manifests")),
             labels: Default::default(),
             capacity: Capacity::default(),
             eviction: Default::default(),
+            shutdown: agent::shutdown::Settings::parse("6s", "3s", "").unwrap(),
             tls: tls(),
             authorize: Arc::new(|_| true),
             listen: ([127, 0, 0, 1], 0).into(),
@@ -120,9 +121,17 @@ impl Bench {
 
     /// Starts an agent (again).
     pub async fn start(&mut self) {
-        let agent = Agent::start(self.config()).await.unwrap();
-        agent.wait_ready().await;
-        self.agent = Some(agent);
+        self.start_only().await;
+        self.agent().wait_ready().await;
+    }
+
+    /// The same, whether or not there is an API.
+    pub async fn start_only(&mut self) {
+        self.agent = Some(Agent::start(self.config()).await.unwrap());
+    }
+
+    pub fn agent(&self) -> &Agent {
+        self.agent.as_ref().unwrap()
     }
 
     /// Ends the agent; pods run on.
@@ -131,7 +140,7 @@ impl Bench {
     }
 
     pub fn live(&self) -> Vec<PodInfo> {
-        self.agent.as_ref().unwrap().runtime().pods()
+        self.agent().runtime().pods()
     }
 
     /// Creates a pod bound to the node; its UID.

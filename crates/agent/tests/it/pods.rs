@@ -2,8 +2,10 @@
 
 use crate::node::{Bench, condition, wait};
 use k8s_schema::gvr::{CONFIG_MAPS, NODES};
+use runtime::api::{ContainerState, PodInfo};
 use serde_json::{Value, json};
-use std::time::Instant;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 fn sh(script: &str) -> Value {
     json!(["/bin/sh", "-c", script])
@@ -196,6 +198,76 @@ pub async fn a_new_agent_takes_over(bench: &mut Bench) {
         after["status"]["containerStatuses"][0]["containerID"],
         before["status"]["containerStatuses"][0]["containerID"]
     );
+}
+
+fn up(pod: &PodInfo) -> bool {
+    matches!(pod.containers[..], [ref c] if matches!(c.state, ContainerState::Running { .. }))
+}
+
+pub async fn static_pods_need_no_api(bench: &mut Bench) {
+    let uid = bench.create("old", json!({"containers": [{"name": "a", "command": sh(SLEEP)}]})).await;
+    let before = bench.running("old").await;
+    bench.stop().await;
+    bench.api.away.store(true, Ordering::Relaxed);
+    let own = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "own", "namespace": "n"}, "spec": {
+        "containers": [{"name": "a", "image": "box:1", "imagePullPolicy": "Never", "command": sh(SLEEP)}]}});
+    let manifest = bench.dir.path().join("manifests/own.yaml");
+    std::fs::write(&manifest, own.to_string()).unwrap();
+    bench.start_only().await;
+    let own = |p: &PodInfo| p.spec.name == "own-node-1" && up(p);
+    wait("the static pod runs", || bench.live().iter().any(own)).await;
+    let old = bench.live().into_iter().find(|p| p.spec.uid == uid).unwrap();
+    let ContainerState::Running { pid, .. } = old.containers[0].state else { panic!("what ran runs on") };
+    // It ends while nobody can be asked what is to become of it.
+    std::process::Command::new("/bin/kill").args(["-9", &pid.to_string()]).status().unwrap();
+    wait("the end is seen", || bench.live().iter().any(|p| p.spec.uid == uid && !up(p))).await;
+    bench.api.away.store(false, Ordering::Relaxed);
+    bench.running("own-node-1").await;
+    let restarted = |p: &Value| p["status"]["containerStatuses"][0]["restartCount"] == 1;
+    let after = bench.pod_is("old", "it is started again", restarted).await;
+    assert_eq!(after["status"]["podIP"], before["status"]["podIP"]);
+    std::fs::remove_file(manifest).unwrap();
+    let gone = || bench.live().len() == 1 && bench.pod("own-node-1").is_null();
+    wait("without its manifest it goes", gone).await;
+}
+
+pub async fn a_node_goes_down_in_order(bench: &mut Bench) {
+    let deaf = sh("trap '' TERM; while :; do sleep 1000 & wait; done");
+    for (name, priority, command, grace) in [
+        ("low", 7, sh(SLEEP), 30),
+        // Killed when its own grace is over, well after a critical pod would have ended if it did not wait.
+        ("deaf", 7, deaf, 2),
+        ("top", 2_000_001_000, sh(SLEEP), 30),
+    ] {
+        let containers = json!([{"name": "a", "command": command}]);
+        let spec =
+            json!({"containers": containers, "priority": priority, "terminationGracePeriodSeconds": grace});
+        bench.create(name, spec).await;
+    }
+    for name in ["low", "top", "deaf"] {
+        bench.running(name).await;
+    }
+    let begin = Instant::now();
+    assert!(bench.agent().shut_down().await);
+    assert!(begin.elapsed() < Duration::from_secs(6), "nobody used up all of the time");
+    assert!(bench.live().is_empty());
+    let [low, deaf, top] = ["low", "deaf", "top"].map(|name| {
+        let status = bench.pod(name)["status"].take();
+        assert_eq!((&status["phase"], &status["reason"]), (&json!("Failed"), &json!("Terminated")));
+        assert_eq!(status["message"], "Pod was terminated in response to imminent node shutdown.");
+        assert_eq!(condition(&json!({"status": status}), "DisruptionTarget"), "True");
+        status["containerStatuses"][0]["state"]["terminated"]["finishedAt"].as_str().unwrap().to_string()
+    });
+    assert!(low < deaf && deaf <= top, "{low} {deaf} {top}");
+    let node = bench.api.value(&NODES, "", "node-1");
+    assert_eq!(condition(&node, "Ready"), "False");
+    assert!(node.to_string().contains("node is shutting down"));
+    bench.create("late", json!({"containers": [{"name": "a", "command": sh(SLEEP)}]})).await;
+    let refused = |p: &Value| p["status"]["reason"] == "NodeShutdown";
+    let late = bench.pod_is("late", "it is refused", refused).await;
+    let words = "Pod was rejected: Pod was rejected as the node is shutting down.";
+    assert_eq!(late["status"]["message"], words);
+    assert!(bench.events().iter().any(|e| e == "NodeShutdown Shutdown manager detected shutdown event"));
 }
 
 pub async fn same_name_again_and_force(bench: &mut Bench) {

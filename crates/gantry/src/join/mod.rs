@@ -2,7 +2,7 @@
 //!
 //! The first start needs a token (`gantry token create` prints the whole command); it ends with a certificate of the
 //! cluster under `data-dir/pki`, by which every later start comes back, and which renews itself. What else a node must
-//! know (ranges, the domain) it reads from the cluster. While the server is away pods run on, services keep their last
+//! know (ranges, the domain) it reads from the cluster, and keeps for a start while the server is away. While the server is away pods run on, services keep their last
 //! state, and every part comes back by itself.
 //! A bootstrap token does not get the name of a node that is Ready: two machines with one name cannot both join.
 
@@ -22,13 +22,18 @@ use client::remote::Remote;
 use client::{ApiClient, ObjectKey};
 use k8s_schema::gvr;
 use machinery::status::ApiError;
+use serde_json::Value;
 use std::future::Future;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use stdx::backoff::Backoff;
 
 /// Pause between attempts to reach the server.
 const RETRY: Backoff = Backoff { base: Duration::from_millis(200), factor: 2, max: Duration::from_secs(10) };
+
+/// How long a node that was here before waits for its server.
+const AWAY_AFTER: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 5 });
 
 /// The components of a node, in the order they start.
 const COMPONENTS: &[Component] = &[
@@ -115,7 +120,7 @@ fn asked(words: &[String]) -> Result<Asked> {
 }
 
 /// Certificates and keys of this node.
-fn pki(config: &Config) -> std::path::PathBuf {
+pub fn pki(config: &Config) -> std::path::PathBuf {
     config.data_dir.join("pki")
 }
 
@@ -137,8 +142,8 @@ async fn connect(instance: &mut Instance) -> Result<()> {
     let client: ApiClient = remote.clone();
     let key = ObjectKey::new(publish::SETTINGS.0, publish::SETTINGS.1);
     let maps = gvr::CONFIG_MAPS;
-    let settings = patiently("reading the cluster's settings", || client.get(&maps, &key)).await?;
-    let settings = settings.value()?;
+    let read = || async { client.get(&maps, &key).await?.value().map_err(ApiError::internal) };
+    let settings = remembered("reading the cluster's settings", &folder.join("settings.json"), read).await?;
     instance.config.adopt(&settings["data"])?;
     let registry = settings["data"][publish::REGISTRY].as_str().unwrap_or_default().to_string();
     instance.facts = Facts::find(&instance.config)?;
@@ -199,6 +204,28 @@ async fn serving(instance: &mut Instance) -> Result<()> {
     Ok(())
 }
 
+/// The same for what a node must know before it starts: while the server is away, the file's last answer counts, so that
+/// what belongs to this node (its static pods, those that ran) does not wait.
+pub async fn remembered<F>(what: &str, file: &Path, attempt: impl Fn() -> F) -> Result<Value>
+where
+    F: Future<Output = Result<Value, ApiError>>,
+{
+    let last = std::fs::read(file).ok().and_then(|text| serde_json::from_slice(&text).ok());
+    let patience = if last.is_some() { AWAY_AFTER } else { Duration::MAX };
+    match (tokio::time::timeout(patience, patiently(what, attempt)).await, last) {
+        (Ok(told), _) => {
+            let told = told?;
+            std::fs::write(file, told.to_string()).with_context(|| file.display().to_string())?;
+            Ok(told)
+        }
+        (Err(_), Some(last)) => {
+            println!("{what}: the server is away; what it said last counts");
+            Ok(last)
+        }
+        (Err(_), None) => bail!("{what}: no answer"),
+    }
+}
+
 /// Tries until the server answers; what it refuses ends the attempt.
 pub async fn patiently<T, F>(what: &str, attempt: impl Fn() -> F) -> Result<T>
 where
@@ -228,6 +255,22 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn what_was_said_last_counts_while_the_server_is_away() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("x.json");
+        let away = || async { Err(ApiError::new(503, "ServiceUnavailable", "away")) };
+        let first = tokio::time::timeout(AWAY_AFTER, remembered("a", &file, away)).await;
+        assert!(first.is_err(), "nothing is known: it waits");
+        let says = |text: &'static str| move || async move { Ok(Value::from(text)) };
+        assert_eq!(remembered("a", &file, says("x")).await.unwrap(), "x");
+        assert_eq!(remembered("a", &file, away).await.unwrap(), "x");
+        assert_eq!(remembered("a", &file, says("y")).await.unwrap(), "y");
+        let refused = || async { Err(ApiError::new(403, "Forbidden", "no")) };
+        assert!(remembered("a", &file, refused).await.is_err(), "a refusal counts");
+        assert_eq!(remembered("a", &file, away).await.unwrap(), "y");
+    }
 
     #[test]
     fn flags_say_which_cluster() {

@@ -117,7 +117,15 @@ pub async fn range(instance: &mut Instance) -> Result<()> {
             Err(ApiError::new(409, "Conflict", "the cluster has no free pod range for this node"))
         })
     };
-    let range = join::patiently("registering the node", register).await?;
+    let what = "registering the node";
+    let range = match instance.control.joined {
+        Some(_) => {
+            let file = join::pki(&instance.config).join("pod-range.json");
+            let told = join::remembered(what, &file, || async { register().await.map(Value::from) }).await?;
+            told.as_str().unwrap_or_default().to_string()
+        }
+        None => join::patiently(what, register).await?,
+    };
     let range: Ipv4Net = range.parse().context("the node's pod range")?;
     let all = facts.cluster_cidr;
     ensure!(
@@ -173,6 +181,13 @@ pub fn eviction(config: &Config) -> Result<Settings> {
     })
 }
 
+/// How long pods have when the node goes down.
+pub fn shutdown(config: &Config) -> Result<agent::shutdown::Settings> {
+    let times = &config.shutdown_grace;
+    let read = agent::shutdown::Settings::parse(&times.all, &times.critical, &times.by_priority);
+    read.map_err(|e| anyhow::anyhow!("--shutdown-grace-period…: {e}"))
+}
+
 /// The node agent.
 pub async fn agent(instance: &mut Instance) -> Result<()> {
     let (config, facts) = (&instance.config, &instance.facts);
@@ -197,6 +212,7 @@ pub async fn agent(instance: &mut Instance) -> Result<()> {
         labels: BTreeMap::new(),
         capacity: Capacity::default(),
         eviction: eviction(config)?,
+        shutdown: shutdown(config)?,
         tls: instance.control.node_tls(facts)?,
         authorize: Arc::new(|certificate| {
             auth::identity_of(std::slice::from_ref(certificate)).is_some_and(|i| i.user == KUBELET_CLIENT)
@@ -274,6 +290,15 @@ pub async fn answer(view: &AdminView, question: Question) -> Result<Value> {
                 }
             };
             Ok(node.images.list().into_iter().flat_map(lines).collect())
+        }
+        Question::Shutdown { down } => {
+            let offered = node.agent.shut_down().await;
+            ensure!(offered, "--shutdown-grace-period is 0: pods of this node are not ended in order");
+            if down {
+                node.agent.stop_all().await;
+            }
+            view.stop.send_replace(true);
+            Ok(Value::Null)
         }
         Question::Down => {
             node.agent.stop_all().await;
