@@ -123,7 +123,9 @@ pub struct Config {
     /// Kubeconfig of a server that takes audit events; "" for none.
     pub audit_webhook: String,
     /// Are pods spread over nodes, or nodes filled one after the other?
-    pub scheduler_profile: sched::Profile,
+    pub scheduler_profile: sched::Profiles,
+    /// A KubeSchedulerConfiguration; `None`: the profile above.
+    pub scheduler_file: Option<sched::config::Configuration>,
     /// How service-account tokens are signed.
     pub token_algorithm: auth::tokens::Algorithm,
     /// Who issues them, an https URL; "": the cluster's own name.
@@ -199,12 +201,18 @@ fn instance_name(value: &str) -> Result<String> {
     Ok(value.to_string())
 }
 
-fn profile(value: &str) -> Result<sched::Profile> {
+fn profile(value: &str) -> Result<sched::Profiles> {
     match value {
-        "spread" => Ok(sched::Profile::Spread),
-        "density" => Ok(sched::Profile::Density),
+        "spread" => Ok(sched::Profiles::default()),
+        "density" => Ok(sched::Profiles::density()),
         _ => bail!("{value:?} is neither spread nor density"),
     }
+}
+
+fn scheduler_file(path: &str) -> Result<Option<sched::config::Configuration>> {
+    let text = file(path)?;
+    let read = |text: &str| sched::config::read(text.as_bytes()).map_err(|e| anyhow::anyhow!("{path}: {e}"));
+    Some(text).filter(|t| !t.is_empty()).map(|t| read(&t)).transpose()
 }
 
 /// Settings that all nodes of a cluster share: a node that joins takes them from the cluster.
@@ -375,6 +383,12 @@ const SETTINGS: &[Setting] = &[
         scheduler_profile = profile
     ),
     setting!(
+        "scheduler-config",
+        "",
+        "KubeSchedulerConfiguration file: profiles, plug-ins, weights, arguments",
+        scheduler_file = scheduler_file
+    ),
+    setting!(
         "service-account-signing-algorithm",
         "RS256",
         "RS256, as relying parties expect, or ES256, which takes less",
@@ -446,6 +460,13 @@ const SETTINGS: &[Setting] = &[
 ];
 
 impl Config {
+    /// What the scheduler does: as the file says, else by the built-in profiles.
+    pub fn scheduler(&self) -> sched::config::Configuration {
+        let profiles = self.scheduler_profile.clone();
+        let built_in = || sched::config::Configuration { profiles, ..Default::default() };
+        self.scheduler_file.clone().unwrap_or_else(built_in)
+    }
+
     /// Reads defaults, then the file of `--config`, then flags; what is no flag is returned in order.
     pub fn from_args(args: &[String]) -> Result<(Config, Vec<String>)> {
         Self::with_flags(args, |_| false)

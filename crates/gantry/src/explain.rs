@@ -60,7 +60,7 @@ async fn look(kubeconfig: &str) -> Result<Seen> {
 
 fn told(config: &Config, seen: Seen, namespace: &str, name: &str) -> Result<String> {
     let mut snapshot = Snapshot::default();
-    snapshot.profile = config.scheduler_profile;
+    snapshot.profiles = config.scheduler().profiles;
     for node in seen.nodes {
         snapshot.set_node(NodeSpec::read(&*node.view::<core::Node>()?));
     }
@@ -80,12 +80,15 @@ fn told(config: &Config, seen: Seen, namespace: &str, name: &str) -> Result<Stri
         let mut pod = core::Pod::clone(&*object.view::<core::Pod>()?);
         let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
         let over = matches!(phase, Some("Succeeded" | "Failed"));
+        let promised = pod.status.as_ref().and_then(|s| s.nominated_node_name.clone());
         let node = pod.spec.as_mut().and_then(|s| s.node_name.take()).filter(|n| !n.is_empty());
-        let info = Arc::new(PodInfo::read(&pod));
+        let info = Arc::new(PodInfo::read(&pod).with_defaults(&snapshot.profiles));
         if &*object.key.namespace == namespace && &*object.key.name == name {
             wanted = Some((info, node));
         } else if let Some(node) = node.filter(|_| !over) {
             snapshot.place(&node, info);
+        } else if let Some(node) = promised.filter(|n| !over && !n.is_empty()) {
+            snapshot.nominate(&node, info);
         }
     }
     let (info, node) =

@@ -1,10 +1,9 @@
 //! Why a pod goes where it goes: every filter's and every score's word on every node, by the code that decides.
 
-use crate::filter::{FILTERS, Question};
+use crate::filter::Question;
 use crate::interpod::PodContext;
 use crate::model::{PodInfo, Snapshot};
 use crate::schedule::tie;
-use crate::score;
 use std::cmp::Reverse;
 
 /// What is said about one node.
@@ -36,20 +35,32 @@ pub fn explain(snapshot: &Snapshot, pod: &PodInfo) -> Explanation {
         Err(before) => return Explanation { before, ..Explanation::default() },
     };
     let context = PodContext::new(snapshot, pod);
+    let profile = snapshot.profiles.of(pod.scheduler());
     let mut out = Explanation::default();
     let mut feasible = Vec::new();
     for (spec, node) in snapshot.nodes() {
-        let question = Question { pod, spec, node, context: &context, volumes: &volumes };
-        let asked = FILTERS.iter().map(|row| (row.name, (row.filter)(&question)));
+        // Who was promised the node is there already, for pods that are no more important.
+        let mut full = node.clone();
+        let mut context = context.clone();
+        for promised in snapshot.nominations.ahead_of(pod, &spec.name) {
+            promised.id.iter().for_each(|id| full.put(id.clone(), promised.clone()));
+            context.count_pod(pod, spec, promised, 1);
+        }
+        let question = Question { pod, profile, spec, node: &full, context: &context, volumes: &volumes };
+        let asked = profile.filters().map(|row| (row.name, (row.filter)(&question)));
         let objections: Vec<_> = asked.filter(|(_, reasons)| !reasons.is_empty()).collect();
         if objections.is_empty() {
-            feasible.push(question);
+            feasible.push((spec, node));
         }
         out.nodes.push(Verdict { node: spec.name.clone(), objections, points: Vec::new() });
     }
-    for score in score::of(snapshot.profile) {
+    let mut questions = Vec::with_capacity(feasible.len());
+    for (spec, node) in feasible {
+        questions.push(Question { pod, profile, spec, node, context: &context, volumes: &volumes });
+    }
+    for (score, weight) in profile.scores() {
         out.scores.push(score.name);
-        let mut points = score.points(&feasible).into_iter();
+        let mut points = score.points(weight, &questions).into_iter();
         for verdict in out.nodes.iter_mut().filter(|v| v.objections.is_empty()) {
             verdict.points.extend(points.next());
         }

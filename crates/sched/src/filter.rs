@@ -2,12 +2,16 @@
 
 use crate::interpod::{MISSING_LABEL, PodContext};
 use crate::model::{HostPort, NodeInfo, NodeSpec, PodInfo, Taint};
+use crate::profile::Profile;
+use crate::terms::NodeTerm;
 use crate::volumes::Needs;
 
 /// What a filter looks at.
 pub struct Question<'a> {
     /// The pod that waits.
     pub pod: &'a PodInfo,
+    /// What its scheduler does.
+    pub profile: &'a Profile,
     /// The node's own facts.
     pub spec: &'a NodeSpec,
     /// What runs there.
@@ -64,7 +68,8 @@ pub type Objection = (&'static Row, Vec<String>);
 
 /// The first filter that objects.
 pub fn objection(question: &Question<'_>) -> Option<Objection> {
-    FILTERS.iter().map(|row| (row, (row.filter)(question))).find(|(_, reasons)| !reasons.is_empty())
+    let mut asked = question.profile.filters().map(|row| (row, (row.filter)(question)));
+    asked.find(|(_, reasons)| !reasons.is_empty())
 }
 
 fn reason(object: bool, words: &str) -> Vec<String> {
@@ -95,6 +100,10 @@ fn taints(q: &Question<'_>) -> Vec<String> {
 }
 
 fn affinity(q: &Question<'_>) -> Vec<String> {
+    let added = |t: &Vec<NodeTerm>| t.iter().any(|t| t.matches(&q.spec.name, &q.spec.labels));
+    if !q.profile.added.required.as_ref().is_none_or(added) {
+        return reason(true, "node(s) didn't match scheduler-enforced node affinity");
+    }
     reason(!q.pod.selects_node(q.spec), "node(s) didn't match Pod's node affinity/selector")
 }
 
@@ -119,7 +128,7 @@ fn resources(q: &Question<'_>) -> Vec<String> {
     check("cpu", want.milli_cpu, used.milli_cpu, all.milli_cpu);
     check("memory", want.memory_bytes, used.memory_bytes, all.memory_bytes);
     check("ephemeral-storage", want.ephemeral_bytes, used.ephemeral_bytes, all.ephemeral_bytes);
-    for (name, want) in &want.extended {
+    for (name, want) in want.extended.iter().filter(|(name, _)| !q.profile.ignores(name)) {
         let of = |r: &crate::Resources| r.extended.get(name).copied().unwrap_or(0);
         check(name, *want, of(used), of(all));
     }

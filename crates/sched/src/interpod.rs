@@ -12,9 +12,6 @@ use std::collections::BTreeMap;
 pub const MISSING_LABEL: &str =
     "node(s) didn't match pod topology spread constraints (missing required label)";
 
-/// A topology domain: label key and value.
-type Domain = (String, String);
-
 /// How many pods by domain; a count of none is not kept.
 type Counts<K> = BTreeMap<K, i64>;
 
@@ -26,6 +23,47 @@ fn count<K: Ord>(counts: &mut Counts<K>, key: K, by: i64) {
     }
 }
 
+/// Sums by label key and value: a node looks up its own values only.
+type Domains = BTreeMap<String, Counts<String>>;
+
+fn count_domain(domains: &mut Domains, key: &str, value: &str, by: i64) {
+    let Some(counts) = domains.get_mut(key) else {
+        return count(domains.entry(key.to_string()).or_default(), value.to_string(), by);
+    };
+    count(counts, value.to_string(), by);
+    if counts.is_empty() {
+        domains.remove(key);
+    }
+}
+
+/// Pods by domain of a spread constraint, and how many domains have so many.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Tally {
+    pods: BTreeMap<String, i64>,
+    sizes: Counts<i64>,
+}
+
+impl Tally {
+    /// A domain exists, though nothing may be in it.
+    fn exists(&mut self, value: &str) {
+        if !self.pods.contains_key(value) {
+            self.pods.insert(value.to_string(), 0);
+            count(&mut self.sizes, 0, 1);
+        }
+    }
+
+    fn count(&mut self, value: &str, by: i64) {
+        let Some(pods) = self.pods.get_mut(value) else { return };
+        count(&mut self.sizes, *pods, -1);
+        *pods += by;
+        count(&mut self.sizes, *pods, 1);
+    }
+
+    fn least(&self) -> i64 {
+        self.sizes.first_key_value().map_or(0, |(size, _)| *size)
+    }
+}
+
 /// Counts that depend on the pod alone, made once for all nodes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PodContext {
@@ -34,32 +72,37 @@ pub struct PodContext {
     /// By required anti-affinity term: the domains with a matching pod.
     anti_affine: Vec<Counts<String>>,
     /// Domains where a placed pod's anti-affinity keeps this pod away.
-    refused: Counts<Domain>,
+    refused: Domains,
     /// By spread constraint: matching pods by domain value (domains with none are there too).
-    spread: Vec<BTreeMap<String, i64>>,
+    spread: Vec<Tally>,
     /// Sum of preferred terms' weights by domain.
-    preference: Counts<Domain>,
+    preference: Domains,
+    /// What a placed pod's required affinity to this pod weighs.
+    hard_weight: i64,
+    /// Do preferences of placed pods count?
+    theirs: bool,
 }
 
 impl PodContext {
     /// Counts over the snapshot; free for pods without such rules in a cluster without anti-affinity.
     pub fn new(snapshot: &Snapshot, pod: &PodInfo) -> Self {
+        let profile = snapshot.profiles.of(pod.scheduler());
         let mut context = PodContext {
+            hard_weight: profile.hard_affinity_weight,
+            theirs: !profile.ignore_theirs || pod.has_terms(),
             affine: vec![Counts::new(); pod.affinity.len()],
             anti_affine: vec![Counts::new(); pod.anti_affinity.len()],
-            spread: vec![BTreeMap::new(); pod.spread.len()],
+            spread: vec![Tally::default(); pod.spread.len()],
             ..PodContext::default()
         };
-        let own_rules = !(pod.affinity.is_empty()
-            && pod.anti_affinity.is_empty()
-            && pod.spread.is_empty()
-            && pod.preferred_affinity.is_empty());
-        if !own_rules && snapshot.anti_affine == 0 {
+        let own_rules = pod.has_terms() || !pod.spread.is_empty();
+        if !own_rules && snapshot.termed == 0 {
             return context;
         }
         for (spec, node) in snapshot.nodes() {
             context.count_domains(pod, spec);
-            for placed in node.pods.values() {
+            let pods = if own_rules { &node.pods } else { &node.termed };
+            for placed in pods.values() {
                 context.count_pod(pod, spec, placed, 1);
             }
         }
@@ -71,7 +114,7 @@ impl PodContext {
             if let Some(value) = node.labels.get(&constraint.topology_key)
                 && counts_node(constraint, pod, node)
             {
-                counts.entry(value.clone()).or_default();
+                counts.exists(value);
             }
         }
     }
@@ -92,24 +135,27 @@ impl PodContext {
         }
         for term in placed.anti_affinity.iter().filter(|t| t.selects(pod.namespace(), &pod.labels)) {
             if let Some(value) = node.labels.get(&term.topology_key) {
-                count(&mut self.refused, (term.topology_key.clone(), value.clone()), by);
+                count_domain(&mut self.refused, &term.topology_key, value, by);
             }
         }
         let same_namespace = placed.namespace() == pod.namespace();
         for (constraint, counts) in pod.spread.iter().zip(&mut self.spread) {
-            if let Some(matching) = node.labels.get(&constraint.topology_key).and_then(|v| counts.get_mut(v))
+            if let Some(value) = node.labels.get(&constraint.topology_key)
                 && same_namespace
+                && constraint.counts(placed)
                 && counts_node(constraint, pod, node)
-                && constraint.selector.matches(&placed.labels)
             {
-                *matching += by;
+                counts.count(value, by);
             }
         }
         let soft = pod.preferred_affinity.iter().filter(|t| selects(t));
-        let theirs = placed.preferred_affinity.iter().filter(|t| t.selects(pod.namespace(), &pod.labels));
-        for term in soft.chain(theirs) {
+        let (preferred, required) = (&placed.preferred_affinity[..], &placed.affinity[..]);
+        let theirs = if self.theirs { preferred } else { &[] }.iter().map(|t| (t, t.weight));
+        let hard = if self.hard_weight > 0 { required } else { &[] }.iter().map(|t| (t, self.hard_weight));
+        let theirs = theirs.chain(hard).filter(|(t, _)| t.selects(pod.namespace(), &pod.labels));
+        for (term, weight) in soft.map(|t| (t, t.weight)).chain(theirs) {
             if let Some(value) = node.labels.get(&term.topology_key) {
-                count(&mut self.preference, (term.topology_key.clone(), value.clone()), by * term.weight);
+                count_domain(&mut self.preference, &term.topology_key, value, by * weight);
             }
         }
     }
@@ -138,8 +184,8 @@ impl PodContext {
         if crowded {
             return Some("node(s) didn't match pod anti-affinity rules");
         }
-        let refused = |d: &Domain| node.labels.get(&d.0) == Some(&d.1);
-        let refused = self.refused.keys().any(refused);
+        let refused =
+            self.refused.iter().any(|(key, at)| node.labels.get(key).is_some_and(|v| at.contains_key(v)));
         refused.then_some("node(s) didn't satisfy existing pods anti-affinity rules")
     }
 
@@ -149,10 +195,10 @@ impl PodContext {
             let Some(value) = node.labels.get(&constraint.topology_key) else {
                 return Some(MISSING_LABEL);
             };
-            let few = counts.len() < constraint.min_domains;
-            let least = if few { 0 } else { counts.values().copied().min().unwrap_or(0) };
-            let own = i64::from(constraint.selector.matches(&pod.labels));
-            let here = counts.get(value).copied().unwrap_or(0);
+            let few = counts.pods.len() < constraint.min_domains;
+            let least = if few { 0 } else { counts.least() };
+            let own = i64::from(constraint.counts(pod));
+            let here = counts.pods.get(value).copied().unwrap_or(0);
             if here + own - least > constraint.max_skew {
                 return Some("node(s) didn't match pod topology spread constraints");
             }
@@ -162,14 +208,15 @@ impl PodContext {
 
     /// Sum of the preferred terms that speak for this node (against it: negative).
     pub fn preference(&self, node: &NodeSpec) -> i64 {
-        self.preference.iter().filter(|(d, _)| node.labels.get(&d.0) == Some(&d.1)).map(|(_, w)| w).sum()
+        let here = |(key, weights): (&String, &Counts<String>)| weights.get(node.labels.get(key)?).copied();
+        self.preference.iter().filter_map(here).sum()
     }
 
     /// Matching pods in this node's domains of the soft constraints: fewer is better.
     pub fn soft_spread(&self, pod: &PodInfo, node: &NodeSpec) -> i64 {
         let soft = pod.spread.iter().zip(&self.spread).filter(|(c, _)| !c.hard);
-        let count = |c: &Spread, counts: &BTreeMap<String, i64>| {
-            node.labels.get(&c.topology_key).and_then(|v| counts.get(v)).copied().unwrap_or(0)
+        let count = |c: &Spread, counts: &Tally| {
+            node.labels.get(&c.topology_key).and_then(|v| counts.pods.get(v)).copied().unwrap_or(0)
         };
         soft.map(|(c, counts)| count(c, counts)).sum()
     }

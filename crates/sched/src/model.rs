@@ -1,9 +1,10 @@
 //! The scheduler's own picture of pods and nodes: compact, read once from typed views.
 
+use crate::contexts::Contexts;
 use crate::nominations::Nominations;
 use crate::preempt::Budget;
+use crate::profile::{DEFAULT_NAME, Profiles};
 use crate::resources::{self, Resources};
-use crate::score::Profile;
 use crate::terms::{Labels, NodeTerm, PodTerm, Spread};
 use crate::volumes::{Catalog, PodClaim, claims_of};
 use k8s_openapi::api::core::v1 as core;
@@ -59,6 +60,8 @@ pub struct PodInfo {
     pub requests: Resources,
     /// The same for scoring.
     pub(crate) assumed: Resources,
+    /// Whose it is; `None`: the default's.
+    scheduler: Option<Box<str>>,
     pub(crate) node_name: Option<String>,
     pub(crate) node_selector: Labels,
     pub(crate) required_terms: Option<Vec<NodeTerm>>,
@@ -118,7 +121,55 @@ impl PodInfo {
         info
     }
 
+    /// The name of its scheduler.
+    pub fn scheduler(&self) -> &str {
+        self.scheduler.as_deref().unwrap_or(DEFAULT_NAME)
+    }
+
+    /// The same with what its profile says where it says nothing. Default spread counts the pods of the same owner.
+    pub fn with_defaults(mut self, profiles: &Profiles) -> PodInfo {
+        if self.spread.is_empty() && self.owner.is_some() {
+            let constraints = &profiles.of(self.scheduler()).default_spread;
+            let read = |c| Spread { owner: self.owner.clone(), ..Spread::read(c, &self.labels) };
+            self.spread = constraints.iter().map(read).collect();
+        }
+        self
+    }
+
+    /// Could another pod's arrival help it?
+    pub fn wants_company(&self) -> bool {
+        !self.affinity.is_empty() || !self.spread.is_empty()
+    }
+
+    /// Do placed pods matter to others by its terms?
+    pub(crate) fn has_terms(&self) -> bool {
+        !(self.affinity.is_empty() && self.anti_affinity.is_empty() && self.preferred_affinity.is_empty())
+    }
+
+    /// Do both ask the same of other pods and of nodes, so that what was counted for one holds for the other?
+    pub(crate) fn asks_the_same(&self, other: &PodInfo) -> bool {
+        self.labels == other.labels
+            && self.namespace() == other.namespace()
+            && self.scheduler == other.scheduler
+            && self.spread == other.spread
+            && self.affinity == other.affinity
+            && self.anti_affinity == other.anti_affinity
+            && self.preferred_affinity == other.preferred_affinity
+            && self.node_selector == other.node_selector
+            && self.required_terms == other.required_terms
+            && self.tolerations == other.tolerations
+    }
+
+    /// The only nodes that required affinity admits, where it names them.
+    pub(crate) fn named_nodes(&self) -> Option<Vec<&str>> {
+        let terms = self.required_terms.as_ref()?;
+        let names: Option<Vec<_>> = terms.iter().map(NodeTerm::named).collect();
+        Some(names?.into_iter().flatten().collect())
+    }
+
     fn read_spec(&mut self, spec: &core::PodSpec, namespace: &str) {
+        let named = spec.scheduler_name.as_deref().filter(|n| !n.is_empty() && *n != DEFAULT_NAME);
+        self.scheduler = named.map(Into::into);
         self.priority = spec.priority.unwrap_or(0);
         self.never_preempts = spec.preemption_policy.as_deref() == Some("Never");
         self.requests = resources::of_pod(spec);
@@ -253,6 +304,8 @@ pub struct NodeInfo {
     pub spec: Option<Arc<NodeSpec>>,
     /// Pods bound or assumed here.
     pub pods: BTreeMap<PodId, Arc<PodInfo>>,
+    /// Those of them that have terms about other pods.
+    pub(crate) termed: BTreeMap<PodId, Arc<PodInfo>>,
     pub(crate) requested: Resources,
     pub(crate) assumed: Resources,
 }
@@ -262,11 +315,15 @@ impl NodeInfo {
         self.take(&id);
         self.requested.add(&pod.requests);
         self.assumed.add(&pod.assumed);
+        if pod.has_terms() {
+            self.termed.insert(id.clone(), pod.clone());
+        }
         self.pods.insert(id, pod);
     }
 
     pub(crate) fn take(&mut self, id: &PodId) {
         if let Some(pod) = self.pods.remove(id) {
+            self.termed.remove(id);
             self.requested.sub(&pod.requests);
             self.assumed.sub(&pod.assumed);
         }
@@ -277,29 +334,41 @@ impl NodeInfo {
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     nodes: BTreeMap<String, NodeInfo>,
+    /// How many of them exist.
+    existing: usize,
     places: BTreeMap<PodId, String>,
     /// Claims and volumes.
     pub volumes: Catalog,
     /// Disruption budgets by namespace and name.
     pub budgets: BTreeMap<PodId, Budget>,
-    /// How nodes are rated.
-    pub profile: Profile,
+    /// How nodes are filtered and rated, by the pods' scheduler.
+    pub profiles: Profiles,
     pub(crate) nominations: Nominations,
-    /// Placed pods that have required anti-affinity: only then must all pods be looked at for a new one.
-    pub(crate) anti_affine: usize,
+    /// Placed pods that have terms about others: only then must nodes be looked through for a pod without rules.
+    pub(crate) termed: usize,
+    /// What was counted for pods like these.
+    pub(crate) contexts: Contexts,
+    /// Where the next look at the nodes begins, when some of them are enough.
+    pub(crate) next: String,
 }
 
 impl Snapshot {
     /// Adds or replaces a node.
     pub fn set_node(&mut self, spec: NodeSpec) {
         let node = self.nodes.entry(spec.name.clone()).or_default();
+        let counted = |s: &Arc<NodeSpec>| s.labels == spec.labels && s.taints == spec.taints;
+        if !node.spec.as_ref().is_some_and(counted) {
+            self.contexts.clear();
+        }
+        self.existing += usize::from(node.spec.is_none());
         node.spec = Some(Arc::new(spec));
     }
 
     /// Removes a node; its pods stay known until they are removed themselves.
     pub fn remove_node(&mut self, name: &str) {
         if let Some(node) = self.nodes.get_mut(name) {
-            node.spec = None;
+            self.contexts.clear();
+            self.existing -= usize::from(node.spec.take().is_some());
             if node.pods.is_empty() {
                 self.nodes.remove(name);
             }
@@ -311,8 +380,12 @@ impl Snapshot {
         let Some(id) = pod.id.clone() else { return };
         self.remove_pod(&id);
         self.nominations.remove(&id);
-        self.anti_affine += usize::from(!pod.anti_affinity.is_empty());
-        self.nodes.entry(node.to_string()).or_default().put(id.clone(), pod);
+        self.termed += usize::from(pod.has_terms());
+        let info = self.nodes.entry(node.to_string()).or_default();
+        if let Some(spec) = &info.spec {
+            self.contexts.count(spec, &pod, 1);
+        }
+        info.put(id.clone(), pod);
         self.places.insert(id, node.to_string());
     }
 
@@ -321,7 +394,12 @@ impl Snapshot {
         self.nominations.going.remove(id);
         let Some(name) = self.places.remove(id) else { return };
         let Some(node) = self.nodes.get_mut(&name) else { return };
-        self.anti_affine -= usize::from(node.pods.get(id).is_some_and(|p| !p.anti_affinity.is_empty()));
+        if let Some(pod) = node.pods.get(id) {
+            self.termed -= usize::from(pod.has_terms());
+            if let Some(spec) = &node.spec {
+                self.contexts.count(spec, pod, -1);
+            }
+        }
         node.take(id);
         if node.pods.is_empty() && node.spec.is_none() {
             self.nodes.remove(&name);
@@ -356,6 +434,22 @@ impl Snapshot {
     pub(crate) fn node(&self, name: &str) -> Option<(&Arc<NodeSpec>, &NodeInfo)> {
         let node = self.nodes.get(name)?;
         Some((node.spec.as_ref()?, node))
+    }
+
+    /// How many nodes exist.
+    pub(crate) fn nodes_len(&self) -> usize {
+        self.existing
+    }
+
+    /// The nodes that exist, by name from this one on, then those before it.
+    pub(crate) fn nodes_from<'a>(
+        &'a self,
+        start: &'a str,
+    ) -> impl Iterator<Item = (&'a Arc<NodeSpec>, &'a NodeInfo)> {
+        use std::ops::Bound::{Excluded, Included, Unbounded};
+        let after = self.nodes.range::<str, _>((Included(start), Unbounded));
+        let before = self.nodes.range::<str, _>((Unbounded, Excluded(start)));
+        after.chain(before).filter_map(|(_, n)| Some((n.spec.as_ref()?, n)))
     }
 
     /// The nodes that exist, by name.

@@ -14,11 +14,6 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-/// Candidates looked at, at least; more are a matter of luck and cost time on large clusters (as upstream).
-const CANDIDATES_MIN: usize = 100;
-/// The same as a part of all nodes.
-const CANDIDATES_PART: usize = 10;
-
 const NO_VICTIMS: &str = "No preemption victims found for incoming pod";
 const NO_HELP: &str = "Preemption is not helpful for scheduling";
 
@@ -87,7 +82,7 @@ fn cost(found: &(Vec<Arc<PodInfo>>, usize)) -> (usize, i64, i64, usize, Reverse<
 }
 
 /// May the pod push others out at all now?
-fn eligible(snapshot: &Snapshot, pod: &PodInfo, helpable: &[Arc<NodeSpec>]) -> Result<(), Refused> {
+fn eligible(snapshot: &Snapshot, pod: &PodInfo, helpable: &[&Arc<NodeSpec>]) -> Result<(), Refused> {
     if pod.never_preempts {
         return Err(Refused::NotEligible("not eligible due to preemptionPolicy=Never."));
     }
@@ -161,12 +156,14 @@ fn victims(
 pub fn preempt(
     snapshot: &Snapshot,
     subject: &mut Subject<'_>,
-    helpable: &[Arc<NodeSpec>],
+    helpable: &[&Arc<NodeSpec>],
     all: usize,
 ) -> Result<Preemption, Refused> {
     let pod = subject.pod;
     eligible(snapshot, pod, helpable)?;
-    let wanted = (helpable.len() / CANDIDATES_PART).max(CANDIDATES_MIN);
+    // More are a matter of luck and cost time on large clusters.
+    let part = helpable.len() * subject.profile.candidates_percent / 100;
+    let wanted = part.max(subject.profile.candidates_min).max(1);
     // Where to begin differs by pod, so that many at once do not all look at the same nodes.
     let begin = tie(&pod.id, "") as usize % helpable.len().max(1);
     let mut reasons: BTreeMap<String, usize> = BTreeMap::new();

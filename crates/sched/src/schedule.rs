@@ -2,7 +2,7 @@
 
 use crate::filter::{Objection, Question, objection};
 use crate::interpod::PodContext;
-use crate::model::{NodeSpec, PodId, PodInfo, Snapshot};
+use crate::model::{NodeInfo, NodeSpec, PodId, PodInfo, Snapshot};
 use crate::preempt::{Preemption, Refused, preempt};
 use crate::score;
 use crate::trial::{Subject, Trial};
@@ -54,6 +54,7 @@ impl Diagnosis {
             false => format!("0/{} nodes are available: {}.", self.nodes, self.before),
         };
         match &self.rescue {
+            Rescue::NotEligible(words) if words.is_empty() => first,
             Rescue::NotEligible(words) | Rescue::Hopeless(words) => format!("{first} preemption: {words}"),
             Rescue::Found(_) => first,
         }
@@ -76,8 +77,15 @@ pub fn schedule(snapshot: &mut Snapshot, waiting: &[Arc<PodInfo>]) -> Plan {
     order.sort_by_key(|p| std::cmp::Reverse(p.priority));
     let mut plan = Plan::default();
     for pod in order {
-        match place(snapshot, pod) {
-            Ok((node, steps)) => {
+        let known = snapshot.contexts.take(pod);
+        let context = known.unwrap_or_else(|| PodContext::new(snapshot, pod));
+        let (placed, context) = place(snapshot, pod, context);
+        if snapshot.termed > 0 || pod.has_terms() || !pod.spread.is_empty() {
+            snapshot.contexts.keep(pod, context);
+        }
+        match placed {
+            Ok(Place { node, steps, next }) => {
+                next.into_iter().for_each(|next| snapshot.next = next);
                 snapshot.place(&node, pod.clone());
                 pod.id.iter().for_each(|id| snapshot.volumes.assume(id, steps.clone()));
                 plan.bindings.push((pod.clone(), node));
@@ -103,26 +111,42 @@ fn assume_rescue(snapshot: &mut Snapshot, pod: &Arc<PodInfo>, rescue: &Rescue) {
     }
 }
 
-/// Node and what must be written before the pod is bound there.
-type Place = (String, Vec<Step>);
+/// Where a pod goes.
+struct Place {
+    node: String,
+    /// What must be written before it is bound there.
+    steps: Vec<Step>,
+    /// Where the look at the nodes ended, if some were enough.
+    next: Option<String>,
+}
 
-fn place(snapshot: &Snapshot, pod: &PodInfo) -> Result<Place, Box<Diagnosis>> {
+fn place(
+    snapshot: &Snapshot,
+    pod: &PodInfo,
+    context: PodContext,
+) -> (Result<Place, Box<Diagnosis>>, PodContext) {
     let hopeless = |n: usize| {
         let reasons = [("Preemption is not helpful for scheduling".to_string(), n)].into();
         Rescue::Hopeless(sentence(n, &reasons))
     };
-    let volumes = snapshot.volumes.needs(pod, snapshot).map_err(|before| {
-        let nodes = snapshot.nodes().count();
-        let (reasons, filters) = (BTreeMap::new(), ["VolumeBinding"].into());
-        Box::new(Diagnosis { nodes, reasons, filters, before, rescue: hopeless(nodes) })
-    })?;
-    let mut subject = Subject { pod, context: PodContext::new(snapshot, pod), volumes: &volumes };
+    let volumes = match snapshot.volumes.needs(pod, snapshot) {
+        Ok(needs) => needs,
+        Err(before) => {
+            let nodes = snapshot.nodes_len();
+            let (reasons, filters) = (BTreeMap::new(), ["VolumeBinding"].into());
+            let diagnosis = Diagnosis { nodes, reasons, filters, before, rescue: hopeless(nodes) };
+            return (Err(Box::new(diagnosis)), context);
+        }
+    };
+    let profile = snapshot.profiles.of(pod.scheduler());
+    let mut subject = Subject { pod, profile, context, volumes: &volumes };
     let asked = ask(snapshot, &mut subject);
-    if let Some(place) = best(snapshot, &subject, &asked.feasible) {
-        return Ok(place);
+    if let Some(place) = best(snapshot, &subject, &asked) {
+        return (Ok(place), subject.context);
     }
     let rescue = match asked.nodes {
         0 => hopeless(0),
+        _ if !profile.preempts => Rescue::NotEligible(String::new()),
         all => match preempt(snapshot, &mut subject, &asked.helpable, all) {
             Ok(found) => Rescue::Found(found),
             Err(Refused::NotEligible(words)) => Rescue::NotEligible(words.into()),
@@ -130,65 +154,102 @@ fn place(snapshot: &Snapshot, pod: &PodInfo) -> Result<Place, Box<Diagnosis>> {
         },
     };
     let Asked { nodes, reasons, filters, .. } = asked;
-    Err(Box::new(Diagnosis { nodes, reasons, filters, before: String::new(), rescue }))
+    let diagnosis = Diagnosis { nodes, reasons, filters, before: String::new(), rescue };
+    (Err(Box::new(diagnosis)), subject.context)
 }
 
-/// What the filters said of all nodes.
+/// What the filters said of the nodes.
 #[derive(Default)]
-struct Asked {
+struct Asked<'a> {
     nodes: usize,
-    feasible: Vec<Arc<NodeSpec>>,
+    feasible: Vec<(&'a Arc<NodeSpec>, &'a NodeInfo)>,
     /// Nodes that an eviction could open.
-    helpable: Vec<Arc<NodeSpec>>,
+    helpable: Vec<&'a Arc<NodeSpec>>,
     reasons: BTreeMap<String, usize>,
     filters: BTreeSet<&'static str>,
+    next: Option<String>,
 }
 
-fn ask(snapshot: &Snapshot, subject: &mut Subject<'_>) -> Asked {
-    let mut asked = Asked::default();
-    for (spec, node) in snapshot.nodes() {
-        asked.nodes += 1;
-        let promised: Vec<&Arc<PodInfo>> = snapshot.nominations.ahead_of(subject.pod, &spec.name).collect();
-        let found: Option<(Objection, bool)> = if promised.is_empty() {
-            let Subject { pod, context, volumes } = &*subject;
-            let question = Question { pod, spec, node, context, volumes };
+impl<'a> Asked<'a> {
+    fn ask(&mut self, snapshot: &Snapshot, subject: &mut Subject<'_>, at: (&'a Arc<NodeSpec>, &'a NodeInfo)) {
+        self.nodes += 1;
+        let (spec, node) = at;
+        let mut promised = snapshot.nominations.ahead_of(subject.pod, &spec.name).peekable();
+        let found: Option<(Objection, bool)> = if promised.peek().is_none() {
+            let Subject { pod, profile, context, volumes } = &*subject;
+            let question = Question { pod, profile, spec, node, context, volumes };
             objection(&question).map(|found| {
                 let resolvable = (found.0.resolvable)(&question);
                 (found, resolvable)
             })
         } else {
+            let promised: Vec<&Arc<PodInfo>> = promised.collect();
             Trial::new(subject, spec, node).objection_beside(&promised)
         };
-        let Some(((row, reasons), resolvable)) = found else {
-            asked.feasible.push(spec.clone());
-            continue;
-        };
+        let Some(((row, reasons), resolvable)) = found else { return self.feasible.push(at) };
         if resolvable {
-            asked.helpable.push(spec.clone());
+            self.helpable.push(spec);
         }
-        asked.filters.insert(row.name);
-        reasons.into_iter().for_each(|r| *asked.reasons.entry(r).or_default() += 1);
+        self.filters.insert(row.name);
+        for reason in reasons {
+            match self.reasons.get_mut(&reason) {
+                Some(count) => *count += 1,
+                None => drop(self.reasons.insert(reason, 1)),
+            }
+        }
+    }
+}
+
+/// Asks the nodes that the pod names, if it does; else as many as yield enough good ones, each time from where the
+/// last time ended.
+fn ask<'a>(snapshot: &'a Snapshot, subject: &mut Subject<'_>) -> Asked<'a> {
+    let pod = subject.pod;
+    if let Some(names) = pod.named_nodes() {
+        let mut asked = Asked::default();
+        let names: BTreeSet<&str> = names.into_iter().collect();
+        names.into_iter().filter_map(|n| snapshot.node(n)).for_each(|at| asked.ask(snapshot, subject, at));
+        if !asked.feasible.is_empty() {
+            return asked;
+        }
+    }
+    let promised = pod.id.as_ref().and_then(|id| snapshot.nominated_node(id)).is_some();
+    let enough = if promised { usize::MAX } else { subject.profile.enough(snapshot.nodes_len()) };
+    let mut asked = Asked::default();
+    for at in snapshot.nodes_from(&snapshot.next) {
+        if asked.feasible.len() >= enough {
+            asked.next = Some(at.0.name.clone());
+            break;
+        }
+        asked.ask(snapshot, subject, at);
     }
     asked
 }
 
 /// The node promised to the pod where it is good, else the one with most points.
-fn best(snapshot: &Snapshot, subject: &Subject<'_>, feasible: &[Arc<NodeSpec>]) -> Option<Place> {
-    let Subject { pod, context, volumes } = subject;
-    let found = |name: &str, spec: &NodeSpec| (name.to_string(), volumes.steps(spec).unwrap_or_default());
+fn best(snapshot: &Snapshot, subject: &Subject<'_>, asked: &Asked<'_>) -> Option<Place> {
+    let Subject { pod, profile, context, volumes } = subject;
+    let found = |spec: &NodeSpec| Place {
+        node: spec.name.clone(),
+        steps: volumes.steps(spec).unwrap_or_default(),
+        next: asked.next.clone(),
+    };
     let promised = pod.id.as_ref().and_then(|id| snapshot.nominated_node(id));
-    if let Some(spec) = feasible.iter().find(|s| Some(s.name.as_str()) == promised) {
-        return Some(found(&spec.name, spec));
+    if let Some((spec, _)) = asked.feasible.iter().find(|(s, _)| Some(s.name.as_str()) == promised) {
+        return Some(found(spec));
     }
-    let questions: Vec<Question<'_>> = feasible
+    if let [(spec, _)] = asked.feasible[..] {
+        return Some(found(spec));
+    }
+    let questions: Vec<Question<'_>> = asked
+        .feasible
         .iter()
-        .filter_map(|spec| snapshot.node(&spec.name))
-        .map(|(spec, node)| Question { pod, spec, node, context, volumes })
+        .map(|(spec, node)| Question { pod, profile, spec, node, context, volumes })
         .collect();
-    let totals = score::totals(snapshot.profile, &questions);
+    let totals = score::totals(profile, &questions);
     // Ties go to the node that a hash of pod and node prefers: even, yet the same at every run.
-    let best = questions.iter().zip(totals).max_by_key(|(q, total)| (*total, tie(&pod.id, &q.spec.name)));
-    best.map(|(q, _)| found(&q.spec.name, q.spec))
+    let most = totals.iter().copied().max()?;
+    let best = questions.iter().zip(totals).filter(|(_, total)| *total == most);
+    best.max_by_key(|(q, _)| tie(&pod.id, &q.spec.name)).map(|(q, _)| found(q.spec))
 }
 
 /// FNV-1a over pod and node names.

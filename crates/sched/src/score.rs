@@ -1,18 +1,9 @@
 //! Scores: which of the feasible nodes is best. Each row yields raw numbers; they are brought to 0–100 over the
-//! feasible nodes and weighted as upstream weighs them.
+//! feasible nodes and weighted as the profile weighs them.
 
 use crate::filter::Question;
 use crate::model::PodInfo;
-
-/// What a cluster prefers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Profile {
-    /// Pods are spread over the nodes, as upstream's default.
-    #[default]
-    Spread,
-    /// Nodes are filled one after the other, so that some stay empty (upstream's `MostAllocated`).
-    Density,
-}
+use crate::profile::{Profile, Strategy, Weighted};
 
 /// How raw numbers become 0–100.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -31,67 +22,34 @@ pub enum Scale {
 pub struct Score {
     /// Upstream's plugin name.
     pub name: &'static str,
-    weight: i64,
-    /// The profile that it belongs to; `None`: all.
-    only: Option<Profile>,
+    /// Unless the profile says otherwise.
+    pub weight: i64,
     scale: Scale,
     raw: fn(&Question<'_>) -> i64,
 }
 
-/// The scores.
+const fn row(name: &'static str, weight: i64, scale: Scale, raw: fn(&Question<'_>) -> i64) -> Score {
+    Score { name, weight, scale, raw }
+}
+
+/// The scores, with upstream's weights. `Siblings` is ours: replicas keep apart where nothing else decides, as
+/// upstream's default spread constraints do.
 pub const SCORES: &[Score] = &[
-    Score { name: "TaintToleration", only: None, weight: 3, scale: Scale::Reversed, raw: taints },
-    Score { name: "NodeAffinity", only: None, weight: 2, scale: Scale::Largest, raw: affinity },
-    Score {
-        name: "PodTopologySpread",
-        only: None,
-        weight: 2,
-        scale: Scale::Reversed,
-        raw: |q| q.context.soft_spread(q.pod, q.spec),
-    },
-    Score {
-        name: "InterPodAffinity",
-        only: None,
-        weight: 2,
-        scale: Scale::Spread,
-        raw: |q| q.context.preference(q.spec),
-    },
-    Score {
-        name: "NodeResourcesFit",
-        only: Some(Profile::Spread),
-        weight: 1,
-        scale: Scale::Plain,
-        raw: least_allocated,
-    },
-    Score {
-        name: "NodeResourcesFit",
-        // Above all soft rules but taints: a half-full node must beat an empty one.
-        only: Some(Profile::Density),
-        weight: 5,
-        scale: Scale::Plain,
-        raw: |q| BEST - least_allocated(q),
-    },
-    Score {
-        name: "NodeResourcesBalancedAllocation",
-        only: Some(Profile::Spread),
-        weight: 1,
-        scale: Scale::Plain,
-        raw: balanced,
-    },
-    Score { name: "ImageLocality", only: None, weight: 1, scale: Scale::Plain, raw: images },
-    Score { name: "Siblings", only: Some(Profile::Spread), weight: 2, scale: Scale::Reversed, raw: siblings },
+    row("TaintToleration", 3, Scale::Reversed, taints),
+    row("NodeAffinity", 2, Scale::Largest, affinity),
+    row("PodTopologySpread", 2, Scale::Reversed, |q| q.context.soft_spread(q.pod, q.spec)),
+    row("InterPodAffinity", 2, Scale::Spread, |q| q.context.preference(q.spec)),
+    row("NodeResourcesFit", 1, Scale::Plain, fit),
+    row("NodeResourcesBalancedAllocation", 1, Scale::Plain, balanced),
+    row("ImageLocality", 1, Scale::Plain, images),
+    row("Siblings", 2, Scale::Reversed, siblings),
 ];
 
 const BEST: i64 = 100;
 
-/// The scores of a profile.
-pub fn of(profile: Profile) -> impl Iterator<Item = &'static Score> {
-    SCORES.iter().filter(move |s| s.only.is_none_or(|p| p == profile))
-}
-
 impl Score {
     /// Weighted points, in the order of the questions.
-    pub fn points(&self, questions: &[Question<'_>]) -> Vec<i64> {
+    pub fn points(&self, weight: i64, questions: &[Question<'_>]) -> Vec<i64> {
         let raw: Vec<i64> = questions.iter().map(self.raw).collect();
         let low = raw.iter().copied().min().unwrap_or(0);
         let high = raw.iter().copied().max().unwrap_or(0);
@@ -103,15 +61,16 @@ impl Score {
             Scale::Spread if high > low => (raw - low) * BEST / (high - low),
             Scale::Largest | Scale::Spread => 0,
         };
-        raw.into_iter().map(|raw| self.weight * scaled(raw)).collect()
+        raw.into_iter().map(|raw| weight * scaled(raw)).collect()
     }
 }
 
 /// Sums of the points, in the order of the questions.
-pub fn totals(profile: Profile, questions: &[Question<'_>]) -> Vec<i64> {
+pub fn totals(profile: &Profile, questions: &[Question<'_>]) -> Vec<i64> {
     let mut totals = vec![0; questions.len()];
-    for score in of(profile) {
-        totals.iter_mut().zip(score.points(questions)).for_each(|(total, points)| *total += points);
+    for (score, weight) in profile.scores() {
+        let points = score.points(weight, questions);
+        totals.iter_mut().zip(points).for_each(|(total, points)| *total += points);
     }
     totals
 }
@@ -121,47 +80,109 @@ fn taints(q: &Question<'_>) -> i64 {
 }
 
 fn affinity(q: &Question<'_>) -> i64 {
-    let holds = q.pod.preferred_terms.iter().filter(|(_, t)| t.matches(&q.spec.name, &q.spec.labels));
-    holds.map(|(weight, _)| weight).sum()
+    let terms = q.pod.preferred_terms.iter().chain(&q.profile.added.preferred);
+    terms.filter(|(_, t)| t.matches(&q.spec.name, &q.spec.labels)).map(|(weight, _)| weight).sum()
 }
 
-/// Used shares of CPU and memory after placing the pod, in parts of 1,000.
-fn shares(q: &Question<'_>) -> [i64; 2] {
-    let (want, used, all) = (&q.pod.assumed, &q.node.assumed, &q.spec.allocatable);
-    let share = |want: i64, used: i64, all: i64| match all {
-        ..=0 => 1000,
-        _ => (want.saturating_add(used)).saturating_mul(1000).checked_div(all).unwrap_or(1000).min(1000),
+/// What is used of a resource with the pod, and what there is; `None`: the node has none, or it is not about the pod.
+fn usage(q: &Question<'_>, name: &str) -> Option<(i64, i64)> {
+    let all = &q.spec.allocatable;
+    let (used, all) = match name {
+        "cpu" => (q.pod.assumed.milli_cpu.saturating_add(q.node.assumed.milli_cpu), all.milli_cpu),
+        "memory" => {
+            (q.pod.assumed.memory_bytes.saturating_add(q.node.assumed.memory_bytes), all.memory_bytes)
+        }
+        "ephemeral-storage" => {
+            (q.pod.requests.ephemeral_bytes + q.node.requested.ephemeral_bytes, all.ephemeral_bytes)
+        }
+        _ => {
+            let of = |r: &crate::Resources| r.extended.get(name).copied().unwrap_or(0);
+            let wanted = Some(of(&q.pod.requests)).filter(|w| *w > 0)?;
+            (wanted + of(&q.node.requested), of(all))
+        }
     };
-    [
-        share(want.milli_cpu, used.milli_cpu, all.milli_cpu),
-        share(want.memory_bytes >> 10, used.memory_bytes >> 10, all.memory_bytes >> 10),
-    ]
+    (all > 0).then_some((used, all))
 }
 
-fn least_allocated(q: &Question<'_>) -> i64 {
-    let [cpu, memory] = shares(q);
-    ((1000 - cpu) + (1000 - memory)) / 20
+/// Used parts of 1,000, with weights.
+fn shares<'a>(q: &'a Question<'_>, of: &'a [Weighted]) -> impl Iterator<Item = (i64, i64)> + 'a {
+    of.iter().filter_map(|(name, weight)| {
+        let (used, all) = usage(q, name)?;
+        Some(((i128::from(used) * 1000 / i128::from(all)).min(1000) as i64, *weight))
+    })
 }
 
+fn fit(q: &Question<'_>) -> i64 {
+    let points = |share: i64| match &q.profile.strategy {
+        Strategy::Least => 1000 - share,
+        Strategy::Most => share,
+        // Ten points are the most that a shape gives.
+        Strategy::Shape(shape) => on_shape(shape, share / 10) * 100,
+    };
+    let (mut sum, mut weights) = (0, 0);
+    for (share, weight) in shares(q, &q.profile.rated) {
+        let points = points(share);
+        // A shape that gives nothing for a resource leaves it out (as upstream).
+        if points > 0 || !matches!(q.profile.strategy, Strategy::Shape(_)) {
+            sum += points * weight;
+            weights += weight;
+        }
+    }
+    if weights == 0 { 0 } else { sum / weights / 10 }
+}
+
+/// The points at a use in percent: those of the neighbours, in proportion.
+fn on_shape(shape: &[(i64, i64)], percent: i64) -> i64 {
+    let Some(after) = shape.iter().position(|(at, _)| percent <= *at) else {
+        return shape.last().map_or(0, |(_, points)| *points);
+    };
+    let (at, points) = shape[after];
+    match after.checked_sub(1).map(|before| shape[before]) {
+        None => points,
+        Some((from, start)) => start + (points - start) * (percent - from) / (at - from),
+    }
+}
+
+/// 100 where all resources are used alike: less by the standard deviation of their shares.
 fn balanced(q: &Question<'_>) -> i64 {
-    let [cpu, memory] = shares(q);
-    BEST - (cpu - memory).abs() / 20
+    let (mut count, mut sum, mut squares) = (0, 0, 0);
+    for (share, _) in shares(q, &q.profile.balanced) {
+        (count, sum, squares) = (count + 1, sum + share, squares + share * share);
+    }
+    let variance = if count == 0 { 0 } else { (squares * count - sum * sum) / (count * count) };
+    BEST - variance.isqrt() / 10
 }
 
 /// Bytes of the pod's images that the node has, between 23 MB (0) and 1 GB a container (100), as upstream.
 fn images(q: &Question<'_>) -> i64 {
     const LOW: i64 = 23 << 20;
     const HIGH_EACH: i64 = 1000 << 20;
+    if q.spec.images.is_empty() {
+        return 0;
+    }
     let present: i64 = q.pod.images.iter().filter_map(|i| q.spec.images.get(i)).sum();
     let high = HIGH_EACH * (q.pod.images.len() as i64).max(1);
     (present.clamp(LOW, high) - LOW) * BEST / (high - LOW)
 }
 
-/// Pods of the same owner on the node: replicas keep apart where nothing else decides.
+/// Pods of the same owner on the node.
 fn siblings(q: &Question<'_>) -> i64 {
     let same = |p: &PodInfo| p.owner == q.pod.owner && p.namespace() == q.pod.namespace();
     match q.pod.owner {
         None => 0,
         Some(_) => q.node.pods.values().filter(|p| same(p)).count() as i64,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shape_is_followed() {
+        let shape = [(0, 0), (50, 10), (100, 4)];
+        let at: Vec<i64> = [0, 25, 50, 75, 100, 120].iter().map(|p| on_shape(&shape, *p)).collect();
+        assert_eq!(at, [0, 5, 10, 7, 4, 4]);
+        assert_eq!(on_shape(&[(30, 7)], 10), 7);
     }
 }

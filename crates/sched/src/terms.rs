@@ -1,5 +1,6 @@
 //! Node selector terms, pod affinity terms and spread constraints, read once from the API's forms.
 
+use crate::model::PodInfo;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
 use machinery::selector::{LabelSelector, Op, Requirement};
@@ -9,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 pub type Labels = BTreeMap<String, String>;
 
 /// One `nodeSelectorTerm`: all must hold.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeTerm {
     expressions: Vec<Requirement>,
     fields: Vec<Requirement>,
@@ -35,6 +36,12 @@ impl NodeTerm {
             list.iter().flatten().map(requirement).collect::<Option<Vec<_>>>()
         };
         Some(NodeTerm { expressions: all(&term.match_expressions)?, fields: all(&term.match_fields)? })
+    }
+
+    /// The names of the only nodes that can match, where the term says them.
+    pub fn named(&self) -> Option<impl Iterator<Item = &str>> {
+        let named = |r: &&Requirement| r.key == "metadata.name" && r.op == Op::In;
+        Some(self.fields.iter().find(named)?.values.iter().map(String::as_str))
     }
 
     /// Does the node match? An empty term matches nothing.
@@ -70,7 +77,7 @@ pub fn selector(selector: Option<&meta::LabelSelector>) -> LabelSelector {
 }
 
 /// One pod (anti-)affinity term.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodTerm {
     selector: LabelSelector,
     namespaces: BTreeSet<String>,
@@ -120,10 +127,12 @@ impl PodTerm {
 }
 
 /// One topology spread constraint.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Spread {
     /// Which pods count.
     pub selector: LabelSelector,
+    /// Of a default constraint: the owner whose pods count instead.
+    pub owner: Option<String>,
     /// Node label whose value names the domain.
     pub topology_key: String,
     /// Largest allowed difference between domains.
@@ -139,6 +148,14 @@ pub struct Spread {
 }
 
 impl Spread {
+    /// Does a pod of the same namespace count?
+    pub fn counts(&self, pod: &PodInfo) -> bool {
+        match &self.owner {
+            Some(owner) => pod.owner.as_ref() == Some(owner),
+            None => self.selector.matches(&pod.labels),
+        }
+    }
+
     /// Reads a constraint of a pod with `labels` (for matchLabelKeys).
     pub fn read(c: &core::TopologySpreadConstraint, labels: &Labels) -> Self {
         let mut chosen = selector(c.label_selector.as_ref());
@@ -150,6 +167,7 @@ impl Spread {
         }
         Spread {
             selector: chosen,
+            owner: None,
             topology_key: c.topology_key.clone(),
             max_skew: c.max_skew.into(),
             hard: c.when_unsatisfiable == "DoNotSchedule",

@@ -3,6 +3,7 @@
 use crate::filter::{Objection, Question, objection};
 use crate::interpod::PodContext;
 use crate::model::{NodeInfo, NodeSpec, PodInfo};
+use crate::profile::Profile;
 use crate::volumes::Needs;
 use std::sync::Arc;
 
@@ -10,6 +11,8 @@ use std::sync::Arc;
 pub struct Subject<'a> {
     /// The pod that waits.
     pub pod: &'a PodInfo,
+    /// What its scheduler does.
+    pub profile: &'a Profile,
     /// Counts over all nodes; changed during a trial.
     pub context: PodContext,
     /// What its claims need.
@@ -53,6 +56,7 @@ impl<'a, 's> Trial<'a, 's> {
     pub fn objection(&self) -> Option<(Objection, bool)> {
         let question = Question {
             pod: self.subject.pod,
+            profile: self.subject.profile,
             spec: self.spec,
             node: &self.node,
             context: &self.subject.context,

@@ -1,4 +1,4 @@
-//! Developer tasks: `cargo xtask tidy`, `cargo xtask bench quick|refs|ecs|abuse`, `cargo xtask image NAME`,
+//! Developer tasks: `cargo xtask tidy`, `cargo xtask bench quick|refs|ecs|sched|abuse`, `cargo xtask image NAME`,
 //! `cargo xtask vm test [PART]`, `cargo xtask fuzz [TARGET] …`, `cargo xtask specs k8s|k8s-protobuf|aws`.
 
 mod bench;
@@ -26,6 +26,8 @@ fn main() -> Result<()> {
         ["bench", "abuse"] => bench::abuse(&root, "", None),
         ["bench", "abuse", only] => bench::abuse(&root, only, None),
         ["bench", "abuse", only, binary] => bench::abuse(&root, only, Some(binary)),
+        ["bench", "sched"] => bench::sched(""),
+        ["bench", "sched", only] => bench::sched(only),
         ["bench-refs", suite, binary] => bench::run_suites(suite, binary),
         ["bench-worker", kind, ref args @ ..] => bench::work(kind, args),
         ["bench-load", what, pid, image] => bench::run_load(what, pid, image),
@@ -34,7 +36,7 @@ fn main() -> Result<()> {
         ["fuzz", ref args @ ..] => fuzz(&root, args),
         ["specs", which] => specs::run(&root, which),
         _ => anyhow::bail!(
-            "usage: cargo xtask tidy | image NAME | bench quick [BINARY] | bench refs [SUITE [BINARY]] | bench ecs [BINARY] | bench abuse [NAME [BINARY]] | vm test [PART] | fuzz [TARGET] [--seconds N] [--keep] | specs k8s|k8s-protobuf|aws"
+            "usage: cargo xtask tidy | image NAME | bench quick [BINARY] | bench refs [SUITE [BINARY]] | bench ecs [BINARY] | bench sched [NAME] | bench abuse [NAME [BINARY]] | vm test [PART] | fuzz [TARGET] [--seconds N] [--keep] | specs k8s|k8s-protobuf|aws"
         ),
     }
 }

@@ -25,6 +25,9 @@ const VICTIMS: [u64; 7] = [1, 2, 4, 8, 16, 32, 64];
 const SECONDS: [f64; 14] =
     [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92];
 
+/// Upper bounds in seconds of the buckets for what a pod's decision takes.
+const DECIDED: [f64; 8] = [0.000_1, 0.000_3, 0.001, 0.003, 0.01, 0.03, 0.1, 1.0];
+
 struct Histogram<const N: usize> {
     buckets: [AtomicU64; N],
     count: AtomicU64,
@@ -71,6 +74,7 @@ pub struct SchedulerMetrics {
     preemptions: AtomicU64,
     victims: Histogram<{ VICTIMS.len() }>,
     bound_after: Histogram<{ SECONDS.len() }>,
+    decided: Histogram<{ DECIDED.len() }>,
     state: Mutex<Option<Arc<Mutex<State>>>>,
 }
 
@@ -88,6 +92,15 @@ impl SchedulerMetrics {
         let victims = victims as u64;
         self.preemptions.fetch_add(1, Ordering::Relaxed);
         self.victims.observe(VICTIMS.iter().position(|bound| victims <= *bound), victims);
+    }
+
+    /// So many pods were decided for in this time together.
+    pub(super) fn decided(&self, pods: usize, time: Duration) {
+        let Some(each) = u32::try_from(pods).ok().and_then(|n| time.checked_div(n)) else { return };
+        let bucket = DECIDED.iter().position(|bound| each.as_secs_f64() <= *bound);
+        for _ in 0..pods {
+            self.decided.observe(bucket, u64::try_from(each.as_micros()).unwrap_or(u64::MAX));
+        }
     }
 
     pub(super) fn bound_after(&self, time: Duration) {
@@ -113,12 +126,11 @@ impl SchedulerMetrics {
         self.victims.text(&mut out, "scheduler_preemption_victims", VICTIMS.map(|b| b.to_string()), |n| {
             n.to_string()
         });
-        self.bound_after.text(
-            &mut out,
-            "scheduler_pod_scheduling_sli_duration_seconds",
-            SECONDS.map(|b| b.to_string()),
-            |micros| Duration::from_micros(micros).as_secs_f64().to_string(),
-        );
+        let seconds = |micros| Duration::from_micros(micros).as_secs_f64().to_string();
+        let bounds = SECONDS.map(|b| b.to_string());
+        self.bound_after.text(&mut out, "scheduler_pod_scheduling_sli_duration_seconds", bounds, seconds);
+        let bounds = DECIDED.map(|b| b.to_string());
+        self.decided.text(&mut out, "scheduler_scheduling_algorithm_duration_seconds", bounds, seconds);
         let state = self.state.lock().clone();
         if let Some(state) = state {
             out.push_str("# TYPE scheduler_pending_pods gauge\n");
@@ -142,6 +154,7 @@ mod tests {
         metrics.preempted(3);
         metrics.preempted(100);
         metrics.bound_after(Duration::from_millis(30));
+        metrics.decided(2, Duration::from_millis(4));
         let text = metrics.text();
         for line in [
             "scheduler_schedule_attempts_total{profile=\"default-scheduler\",result=\"scheduled\"} 1",
@@ -153,6 +166,7 @@ mod tests {
             "scheduler_preemption_victims_sum 103",
             "scheduler_pod_scheduling_sli_duration_seconds_bucket{le=\"0.04\"} 1",
             "scheduler_pod_scheduling_sli_duration_seconds_sum 0.03",
+            "scheduler_scheduling_algorithm_duration_seconds_bucket{le=\"0.003\"} 2",
         ] {
             assert!(text.lines().any(|l| l == line), "{line}\n{text}");
         }

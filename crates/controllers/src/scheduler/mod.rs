@@ -2,7 +2,7 @@
 //!
 //! One task: it decides for the pods that are due, sends bindings and refusals at the same time, and sleeps until an
 //! event, an answer or the next due pod. Idle: no timer.
-//! Deliberately not here: filters, scores and the choice of victims (`sched`), other scheduler names.
+//! Deliberately not here: filters, scores and the choice of victims, what a file sets (`sched`).
 
 mod hints;
 mod metrics;
@@ -23,7 +23,8 @@ use machinery::status::ApiError;
 use metrics::Attempt;
 pub use metrics::SchedulerMetrics;
 use parking_lot::Mutex;
-use sched::{PodInfo, Profile};
+use sched::PodInfo;
+use sched::config::Configuration;
 use serde_json::json;
 use state::{Decision, State};
 use std::sync::Arc;
@@ -41,8 +42,8 @@ const WRITES_MAX: usize = 256;
 /// What the scheduler must be told.
 #[derive(Clone, Default)]
 pub struct SchedulerConfig {
-    /// How nodes are rated.
-    pub profile: Profile,
+    /// Profiles and pauses.
+    pub configuration: Configuration,
     /// Where its figures go.
     pub metrics: Arc<SchedulerMetrics>,
 }
@@ -61,7 +62,7 @@ impl Scheduler {
     ) -> Scheduler {
         let recorder = Recorder::start(client.clone(), "default-scheduler", "", clock.clone());
         let shell = Shell { client, clock, recorder, metrics: config.metrics };
-        Scheduler { task: spawn(shell.run(config.profile)) }
+        Scheduler { task: spawn(shell.run(config.configuration)) }
     }
 }
 
@@ -105,10 +106,10 @@ fn follow(state: &Arc<Mutex<State>>, wake: &Arc<Notify>, [pods, nodes, budgets]:
 }
 
 impl Shell {
-    async fn run(self, profile: Profile) {
+    async fn run(self, configuration: Configuration) {
         let start = |gvr| Cache::start(self.client.clone(), gvr, ListOptions::default());
         let (pods, nodes, budgets) = (start(gvr::PODS), start(gvr::NODES), start(BUDGETS));
-        let (state, wake) = (Arc::new(Mutex::new(State::new(profile))), Arc::new(Notify::new()));
+        let (state, wake) = (Arc::new(Mutex::new(State::new(configuration))), Arc::new(Notify::new()));
         self.metrics.follow(state.clone());
         follow(&state, &wake, [&pods, &nodes, &budgets]);
         let volumes = Volumes::start(&self.client, &state, &wake);
@@ -118,15 +119,19 @@ impl Shell {
         volumes.wait_synced().await;
         let mut writes = FuturesUnordered::new();
         loop {
-            let room = WRITES_MAX.saturating_sub(writes.len());
-            let (decisions, due) = {
+            // A batch at a time: looking for who is due costs the same for one pod and for many. Without room, an
+            // answer is what there is to wait for.
+            let mut due = None;
+            if writes.len() + BATCH_MAX <= WRITES_MAX {
                 let mut state = state.lock();
-                let decisions = state.decide(Instant::now(), BATCH_MAX.min(room));
-                (decisions, state.waiting.next_due())
-            };
-            writes.extend(decisions.into_iter().map(|d| self.carry_out(d, &pods, &volumes)));
-            // Without room, an answer is what there is to wait for.
-            let due = due.filter(|_| writes.len() < WRITES_MAX);
+                let begun = Instant::now();
+                let decisions = state.decide(begun, BATCH_MAX);
+                self.metrics.decided(decisions.len(), begun.elapsed());
+                due = state.waiting.next_due();
+                drop(state);
+                writes.extend(decisions.into_iter().map(|d| self.carry_out(d, &pods, &volumes)));
+            }
+            let due = due.filter(|_| writes.len() + BATCH_MAX <= WRITES_MAX);
             let answer = tokio::select! {
                 answer = writes.next(), if !writes.is_empty() => answer,
                 () = wake.notified() => None,

@@ -7,14 +7,13 @@ use super::hints::{Change, node_changes};
 use super::waiting::{Entry, Waiting};
 use client::Object;
 use k8s_openapi::api::core::v1 as core;
+use sched::config::Configuration;
 use sched::volumes::{Catalog, Step};
-use sched::{Budget, Diagnosis, NodeSpec, PodId, PodInfo, Profile, Snapshot, schedule};
+use sched::{Budget, DEFAULT_NAME, Diagnosis, NodeSpec, PodId, PodInfo, Profiles, Snapshot, schedule};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use stdx::backoff::Backoff;
 use tokio::time::Instant;
-
-/// Pods that name this scheduler, or none, are ours.
-const NAME: &str = "default-scheduler";
 
 /// What became of one pod.
 #[derive(Debug)]
@@ -49,11 +48,11 @@ fn is_finished(pod: &core::Pod) -> bool {
     matches!(phase, Some("Succeeded" | "Failed"))
 }
 
-/// Is it for this scheduler to place the pod?
-fn is_ours(pod: &core::Pod) -> bool {
+/// Does one of these profiles place the pod?
+fn is_ours(pod: &core::Pod, profiles: &Profiles) -> bool {
     let Some(spec) = &pod.spec else { return false };
-    spec.scheduler_name.as_deref().is_none_or(|n| n.is_empty() || n == NAME)
-        && pod.metadata.deletion_timestamp.is_none()
+    let name = spec.scheduler_name.as_deref().filter(|n| !n.is_empty());
+    profiles.named(name.unwrap_or(DEFAULT_NAME)).is_some() && pod.metadata.deletion_timestamp.is_none()
 }
 
 fn is_gated(pod: &core::Pod) -> bool {
@@ -63,13 +62,6 @@ fn is_gated(pod: &core::Pod) -> bool {
 /// The node that the pod's status says it was promised.
 fn promised(pod: &core::Pod) -> Option<&str> {
     pod.status.as_ref()?.nominated_node_name.as_deref().filter(|n| !n.is_empty())
-}
-
-/// Could another pod's arrival help it?
-fn is_social(pod: &core::Pod) -> bool {
-    let Some(spec) = &pod.spec else { return false };
-    let affinity = spec.affinity.as_ref().and_then(|a| a.pod_affinity.as_ref());
-    affinity.is_some() || spec.topology_spread_constraints.as_ref().is_some_and(|c| !c.is_empty())
 }
 
 /// Did anything change that decides where a pod may be?
@@ -82,9 +74,11 @@ fn differs(old: Option<&Arc<Object>>, new: &core::Pod) -> bool {
 
 impl State {
     /// Nothing yet.
-    pub fn new(profile: Profile) -> State {
+    pub fn new(configuration: Configuration) -> State {
         let mut state = State::default();
-        state.snapshot.profile = profile;
+        state.snapshot.profiles = configuration.profiles;
+        let (base, max) = configuration.pause;
+        state.waiting.pause = Backoff { base, factor: 2, max };
         state
     }
 
@@ -97,15 +91,16 @@ impl State {
         let Some(new) = new else { return };
         let Ok(pod) = new.view::<core::Pod>() else { return };
         let (id, old) = (id_of(new), old.filter(|_| !replaced));
+        let ours = is_ours(&pod, &self.snapshot.profiles);
         if is_finished(&pod) {
             self.pod_gone(&id);
         } else if let Some(node) = node_of(&pod) {
             self.pod_bound(&id, node, &pod, old);
         } else if self.assumed.get(&id).is_some_and(|e| e.info.uid == new.uid()) {
             // Its binding is under way; the answer decides.
-        } else if !is_ours(&pod) || is_gated(&pod) {
+        } else if !ours || is_gated(&pod) {
             self.pod_gone(&id);
-            if is_ours(&pod) {
+            if ours {
                 self.gated.insert(id);
             }
         } else {
@@ -113,7 +108,9 @@ impl State {
             let known = self.waiting.contains(&id, new.uid());
             self.promise_changed(&id, &pod, old.filter(|_| known));
             if differs(old, &pod) || !known {
-                self.waiting.put(id, Arc::new(PodInfo::read(&pod)), is_social(&pod), now);
+                let info = PodInfo::read(&pod).with_defaults(&self.snapshot.profiles);
+                let social = info.wants_company();
+                self.waiting.put(id, Arc::new(info), social, now);
             }
         }
     }

@@ -37,10 +37,18 @@ pub struct Entry {
 }
 
 /// All waiting pods.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Waiting {
+    /// Pauses between attempts.
+    pub pause: Backoff,
     pods: BTreeMap<PodId, Entry>,
     arrivals: u64,
+}
+
+impl Default for Waiting {
+    fn default() -> Self {
+        Waiting { pause: PAUSE, pods: BTreeMap::new(), arrivals: 0 }
+    }
 }
 
 impl Waiting {
@@ -79,11 +87,14 @@ impl Waiting {
     /// Takes out at most `max` pods that are due: the important ones first, then who came first.
     pub fn take_due(&mut self, now: Instant, max: usize) -> Vec<Entry> {
         let due = self.pods.iter().filter(|(_, e)| e.due <= now);
-        let mut order: Vec<_> =
-            due.map(|(id, e)| (Reverse(e.info.priority), e.arrival, id.clone())).collect();
-        order.sort();
-        order.truncate(max);
-        order.iter().filter_map(|(_, _, id)| self.pods.remove(id)).collect()
+        let mut order: Vec<_> = due.map(|(id, e)| (Reverse(e.info.priority), e.arrival, id)).collect();
+        if order.len() > max {
+            order.select_nth_unstable(max);
+            order.truncate(max);
+        }
+        order.sort_unstable();
+        let order: Vec<PodId> = order.into_iter().map(|(_, _, id)| id.clone()).collect();
+        order.iter().filter_map(|id| self.pods.remove(id)).collect()
     }
 
     /// Puts a pod back that fitted nowhere: it waits for a change.
@@ -99,7 +110,7 @@ impl Waiting {
 
     fn put_back(&mut self, mut entry: Entry, now: Instant, stay: Option<Duration>) {
         let Some(id) = entry.info.id.clone() else { return };
-        entry.pause_until = now + PAUSE.delay(entry.attempts);
+        entry.pause_until = now + self.pause.delay(entry.attempts);
         entry.attempts += 1;
         entry.due = stay.map_or(entry.pause_until, |stay| now + stay);
         self.pods.insert(id, entry);

@@ -273,8 +273,11 @@ pub async fn controllers(instance: &mut Instance) -> Result<()> {
     let scheduler = instance.control.client(Identity::component("system:kube-scheduler"))?;
     let client = manager.clone();
     drivers.set_client(client.clone());
-    let (profile, metrics) = (instance.config.scheduler_profile, instance.control.scheduler.clone());
-    let scheduling = SchedulerConfig { profile, metrics };
+    let (configuration, metrics) = (instance.config.scheduler(), instance.control.scheduler.clone());
+    if !configuration.ignored.is_empty() {
+        tracing::warn!(fields = ?configuration.ignored, "the scheduler's file sets what has no effect here");
+    }
+    let scheduling = SchedulerConfig { configuration, metrics };
     let start = move || {
         let controllers = Controllers::start(manager.clone(), config.clone(), clock.clone());
         (controllers, Scheduler::start(scheduler.clone(), scheduling.clone(), clock.clone()))

@@ -213,7 +213,9 @@ impl Case {
             let (pod, volumes) = (self.pod.info(), Needs::default());
             let context = PodContext::new(&snapshot, &pod);
             let (spec, node) = snapshot.node(&format!("n{at}")).unwrap();
-            objection(&Question { pod: &pod, spec, node, context: &context, volumes: &volumes }).is_none()
+            let profile = snapshot.profiles.of(pod.scheduler());
+            objection(&Question { pod: &pod, profile, spec, node, context: &context, volumes: &volumes })
+                .is_none()
         };
         beside(placed.iter().chain(promised).cloned().collect()) && beside(placed.to_vec())
     }
@@ -303,7 +305,7 @@ proptest! {
         let snapshot = world(&case.nodes, &case.placed);
         let (pod, volumes) = (case.pod.info(), Needs::default());
         let fresh = PodContext::new(&snapshot, &pod);
-        let mut subject = Subject { pod: &pod, context: fresh.clone(), volumes: &volumes };
+        let mut subject = Subject { pod: &pod, profile: snapshot.profiles.of(""), context: fresh.clone(), volumes: &volumes };
         for (spec, node) in snapshot.nodes() {
             let mut trial = Trial::new(&mut subject, spec, node);
             node.pods.values().for_each(|p| trial.remove(p));

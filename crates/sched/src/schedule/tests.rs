@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::model::NodeSpec;
+use crate::profile::Profiles;
 use k8s_openapi::api::core::v1 as core;
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -184,13 +185,13 @@ proptest! {
 fn density_fills_nodes_one_after_the_other() {
     let nodes: Vec<NodeSpec> = ["a", "b", "c"].iter().map(|n| node(n, "1", json!({}))).collect();
     let pods: Vec<_> = (0..6).map(|i| pod(&format!("p{i}"), "300m", json!({}))).collect();
-    let used = |profile| {
+    let used = |profiles| {
         let mut snapshot = cluster(&nodes);
-        snapshot.profile = profile;
+        snapshot.profiles = profiles;
         let plan = schedule(&mut snapshot, &pods);
         plan.bindings.iter().map(|(_, n)| n.clone()).collect::<std::collections::BTreeSet<_>>().len()
     };
-    assert_eq!((used(crate::Profile::Spread), used(crate::Profile::Density)), (3, 2));
+    assert_eq!((used(Profiles::default()), used(Profiles::density())), (3, 2));
 }
 
 #[test]
@@ -210,4 +211,78 @@ fn an_explanation_agrees_with_the_decision() {
     ];
     assert_eq!((reasons("a"), reasons("c")), (vec![], words));
     assert_eq!(run(&mut snapshot, &[pod]), [format!("p→{}", best.node)]);
+}
+
+/// Rules of one of several kinds of pods.
+fn ruled(kind: usize) -> Value {
+    let term = |key: &str| json!({"topologyKey": key, "labelSelector": {"matchLabels": {"app": "web"}}});
+    let (required, preferred) =
+        ("requiredDuringSchedulingIgnoredDuringExecution", "preferredDuringSchedulingIgnoredDuringExecution");
+    let soft = json!([{"weight": 7, "podAffinityTerm": term("zone")}]);
+    match kind {
+        0 => json!({}),
+        1 => json!({"affinity": {"podAntiAffinity": {required: [term("kubernetes.io/hostname")]}}}),
+        2 => json!({"affinity": {"podAffinity": {required: [term("zone")]}}}),
+        3 => json!({"affinity": {"podAntiAffinity": {preferred: soft}}}),
+        4 => json!({"affinity": {"podAffinity": {preferred: soft}}}),
+        _ => json!({"topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "zone",
+            "whenUnsatisfiable": if kind == 5 { "DoNotSchedule" } else { "ScheduleAnyway" },
+            "labelSelector": {"matchLabels": {"app": "web"}}}]}),
+    }
+}
+
+proptest! {
+    /// What is kept from pod to pod decides as what is counted anew for each pod, whatever comes and goes meanwhile.
+    #[test]
+    fn kept_counts_decide_as_fresh_ones(
+        nodes in proptest::collection::vec(300i64..2000, 1..6),
+        steps in proptest::collection::vec((0usize..7, 0usize..5, 0i64..300), 1..30),
+    ) {
+        let specs: Vec<NodeSpec> = nodes.iter().enumerate()
+            .map(|(i, c)| node(["a1", "a2", "b1", "b2", "c1"][i], &format!("{c}m"), json!({}))).collect();
+        let (mut kept, mut fresh) = (cluster(&specs), cluster(&specs));
+        let mut placed: Vec<PodId> = Vec::new();
+        for (i, (kind, what, cpu)) in steps.into_iter().enumerate() {
+            match what {
+                0 if !placed.is_empty() => {
+                    let id = placed.remove(i % placed.len());
+                    kept.remove_pod(&id);
+                    fresh.remove_pod(&id);
+                }
+                1 => {
+                    let mut spec = specs[i % specs.len()].clone();
+                    spec.labels.insert("zone".into(), ["a", "b"][kind % 2].into());
+                    kept.set_node(spec.clone());
+                    fresh.set_node(spec);
+                }
+                _ => {
+                    let pod = pod(&format!("p{i}"), &format!("{cpu}m"), ruled(kind));
+                    fresh.contexts.clear();
+                    let plan = schedule(&mut kept, std::slice::from_ref(&pod));
+                    let told = |p: &Plan| (p.bindings.first().map(|(_, n)| n.clone()), p.unschedulable.first().map(|(_, d)| d.message()));
+                    prop_assert_eq!(told(&plan), told(&schedule(&mut fresh, std::slice::from_ref(&pod))));
+                    placed.extend(plan.bindings.into_iter().filter_map(|(p, _)| p.id.clone()));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_large_cluster_is_looked_at_in_turns() {
+    let nodes: Vec<NodeSpec> = (0..400).map(|i| node(&format!("n{i:03}"), "1", json!({}))).collect();
+    let mut snapshot = cluster(&nodes);
+    let pods: Vec<_> = (0..400).map(|i| pod(&format!("p{i}"), "900m", json!({}))).collect();
+    let plan = schedule(&mut snapshot, &pods);
+    assert_eq!(plan.bindings.len(), 400, "every node gets its turn");
+    let daemon = json!({"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {
+        "nodeSelectorTerms": [{"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["n007"]}]}]}}}});
+    assert_eq!(run(&mut snapshot, &[pod("d", "50m", daemon.clone())]), ["d→n007"]);
+    let refused = run(&mut snapshot, &[pod("e", "900m", daemon)]);
+    assert!(
+        refused[0].starts_with(
+            "e: 0/400 nodes are available: 1 Insufficient cpu, 399 node(s) didn't match Pod's node affinity/selector."
+        ),
+        "{refused:?}"
+    );
 }

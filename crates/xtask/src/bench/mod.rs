@@ -8,6 +8,7 @@ mod abuse;
 mod ecs;
 mod load;
 mod refs;
+mod sched;
 
 use anyhow::{Context, Result};
 use std::fs;
@@ -19,6 +20,7 @@ use testkit::image::ImageBuilder;
 
 pub use load::run as run_load;
 pub use refs::{refs, run_suites, work};
+pub use sched::run as sched;
 
 /// The image of the measured pods.
 const IMAGE: &str = "bench:1";
