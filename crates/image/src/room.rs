@@ -3,6 +3,7 @@
 use crate::error::ImageError;
 use crate::store::Images;
 use rustix::fs::FlockOperation;
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 /// How full the store's disk is.
@@ -48,14 +49,13 @@ impl Images {
         Ok(DiskUse { total_bytes, free_bytes })
     }
 
-    /// Drops unused images that were last used (or first seen) `min_age` ago, the longest unused first, until
-    /// `bytes` more are free. The bytes that became free: what others do to the disk meanwhile counts too.
+    /// Drops unused images that were last used (or first seen) `min_age` ago, the longest unused first, until their
+    /// layers had `bytes`; how many that were. What others do to the disk meanwhile costs no image.
     /// While an image is being loaded it does nothing.
     ///
     /// # Errors
     /// The disk.
     pub fn free(&self, bytes: u64, min_age: Duration) -> Result<u64, ImageError> {
-        let before = self.disk_use()?.free_bytes;
         let mut freed = 0;
         let Some(_lock) = self.store_lock(FlockOperation::NonBlockingLockExclusive)? else { return Ok(0) };
         while freed < bytes {
@@ -64,7 +64,14 @@ impl Images {
             if leases.contains_key(&id) {
                 continue;
             }
-            let dropped = self.commit(|journal| journal.images.remove(&id).is_some())?;
+            let dropped = self.commit(|journal| {
+                let Some(gone) = journal.images.remove(&id) else { return false };
+                let kept: BTreeSet<&String> =
+                    journal.images.values().flat_map(|r| &r.layers).map(|layer| &layer.diff_id).collect();
+                let only = gone.layers.iter().filter(|layer| !kept.contains(&layer.diff_id));
+                freed += only.map(|layer| layer.bytes).sum::<u64>();
+                true
+            })?;
             drop(leases);
             self.inner.last_used.lock().remove(&id);
             if !dropped {
@@ -72,7 +79,6 @@ impl Images {
             }
             tracing::info!(id, "image removed to free space");
             self.sweep_unlisted()?;
-            freed = self.disk_use()?.free_bytes.saturating_sub(before);
         }
         Ok(freed)
     }
