@@ -10,6 +10,7 @@ use crate::inproc::InProcess;
 use crate::metrics::Metrics;
 use crate::node_access::NodeAccess;
 use crate::node_metrics::NodeMetrics;
+use crate::pod_figures::PodFigures;
 use crate::openapi::{Documents, Row};
 use crate::rbac::Rbac;
 use crate::resources::{LiveRegistry, Registry};
@@ -63,6 +64,7 @@ pub struct Api {
     pub(crate) rbac: Arc<Rbac>,
     pub(crate) aggregator: Aggregator,
     pub(crate) node_metrics: NodeMetrics,
+    pub(crate) figures: PodFigures,
     pub(crate) fairness: Arc<Fairness>,
     /// Records requests, where that is wanted.
     pub(crate) audit: Option<Arc<Audit>>,
@@ -103,6 +105,7 @@ impl Api {
             rbac,
             aggregator: Aggregator::default(),
             node_metrics: NodeMetrics::default(),
+            figures: PodFigures::default(),
             fairness: Arc::default(),
             front_proxies,
             audit,

@@ -104,8 +104,17 @@ impl Client for InProcess {
     }
 
     async fn list(&self, gvr: &Gvr, options: &ListOptions) -> Result<ObjectList, ApiError> {
+        let version = self.api.figures_elsewhere(&gvr.group);
+        let exact = self.elsewhere(gvr).is_some();
+        let other = version.filter(|_| !exact).map(|v| Gvr { version: v.into(), ..gvr.clone() });
+        let gvr = other.as_ref().unwrap_or(gvr);
         if let Some(remote) = self.elsewhere(gvr) {
             return self.list_elsewhere(&remote, gvr, options).await;
+        }
+        if self.api.serves_figures(&gvr.group, &gvr.version) {
+            let place = ObjectKey::new(options.namespace.as_deref().unwrap_or_default(), "");
+            self.allowed(foreign(gvr, "list", &place)).await?;
+            return self.api.list_figures(gvr, options).await;
         }
         let selection = self.selection("list", gvr, options).await?;
         let page = self.api.list(&selection, &Paging::default()).await?;
@@ -192,7 +201,10 @@ impl InProcess {
             .filter(|(_, text)| !text.is_empty())
             .map(|(key, text)| format!("{key}={}", encode(text)))
             .collect();
-        let path = with_query(&collection(gvr, namespace), Some(&query.join("&")));
+        let path = collection(gvr, namespace);
+        let query = path.split_once('?').map(|(_, q)| q.to_string()).into_iter().chain(query);
+        let query = query.collect::<Vec<_>>().join("&");
+        let path = with_query(path.split('?').next().unwrap_or_default(), Some(&query));
         let mut list = self.api.ask_remote(&self.identity, remote, &path).await?;
         let text = |v: &Value| v.as_str().unwrap_or_default().to_string();
         let revision = text(&list["metadata"]["resourceVersion"]).parse().unwrap_or(0);

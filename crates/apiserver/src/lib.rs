@@ -34,6 +34,7 @@ mod node_metrics;
 mod outbound;
 mod owners;
 mod path;
+mod pod_figures;
 mod rbac;
 mod resources;
 mod reviews;

@@ -117,9 +117,16 @@ fn aggregated(group: &str, version: &str, remote: &Remote) -> Value {
     }
     for entry in entries() {
         let Some((parent, sub)) = entry["name"].as_str().and_then(|n| n.split_once('/')) else { continue };
-        let Some(owner) = resources.iter_mut().find(|r| r["resource"] == parent) else { continue };
         let item =
             json!({"subresource": sub, "responseKind": kind(group, version, entry), "verbs": entry["verbs"]});
+        // Metrics stand below resources of other groups.
+        if !resources.iter().any(|r| r["resource"] == parent) {
+            let scope = if entry["namespaced"] == true { "Namespaced" } else { "Cluster" };
+            let nothing = json!({"group": "", "version": "", "kind": ""});
+            resources.push(json!({"resource": parent, "responseKind": nothing, "scope": scope,
+                "singularResource": "", "verbs": []}));
+        }
+        let Some(owner) = resources.iter_mut().find(|r| r["resource"] == parent) else { continue };
         match owner["subresources"].as_array_mut() {
             Some(all) => all.push(item),
             None => owner["subresources"] = json!([item]),
@@ -188,7 +195,8 @@ mod tests {
     fn remotes() -> Remotes {
         let list = json!({"resources": [
             {"name": "flunders", "singularName": "", "namespaced": true, "kind": "Flunder", "verbs": ["get"]},
-            {"name": "flunders/status", "kind": "Flunder", "verbs": ["update"]}]});
+            {"name": "flunders/status", "kind": "Flunder", "verbs": ["update"]},
+            {"name": "pods/depth", "namespaced": true, "kind": "MetricValueList", "verbs": ["get"]}]});
         let spec = json!({"service": {"name": "s", "namespace": "n"}});
         let remote = Remote {
             name: "v1.wardle.example".into(),
@@ -226,6 +234,8 @@ mod tests {
         assert_eq!(version["freshness"], "Current");
         assert_eq!(version["resources"][0]["subresources"][0]["subresource"], "status");
         assert_eq!(version["resources"][0]["responseKind"]["group"], "wardle.example");
+        assert_eq!(version["resources"][1]["resource"], "pods");
+        assert_eq!(version["resources"][1]["subresources"][0]["subresource"], "depth");
     }
 
     #[test]

@@ -61,6 +61,24 @@ pub struct Remote {
     pub v3: Option<String>,
 }
 
+impl Remote {
+    /// For discovery alone: a group version that is answered here though its resources are in no table.
+    pub(crate) fn listed(priority: i64, resources: Value) -> Remote {
+        let nowhere = Target::of(&serde_json::json!({"service": {}}));
+        Remote {
+            name: String::new(),
+            group_priority: priority,
+            version_priority: priority,
+            target: nowhere.expect("a target needs no more than a service"),
+            available: true,
+            resources: Some(Arc::new(resources)),
+            v2: None,
+            v2_tag: String::new(),
+            v3: None,
+        }
+    }
+}
+
 /// All routes at one moment.
 pub type Remotes = BTreeMap<GroupVersion, Arc<Remote>>;
 

@@ -123,7 +123,7 @@ fn index(api: &Api) -> Vec<String> {
 
 async fn root(api: &Arc<Api>, inbound: &Inbound, root: Root) -> Result<Response<Body>, ApiError> {
     let form = Form::negotiate(inbound.header(header::ACCEPT));
-    let (registry, remotes) = (api.registry.now(), api.aggregator.now());
+    let (registry, remotes) = (api.registry.now(), api.listed_remotes());
     if (root, form) == (Root::Core, Form::Plain) {
         let value = discovery::api_versions(&rows(&registry), inbound.header(header::HOST));
         return Ok(respond::json_value(200, form.content_type(), &value, inbound.wishes()));

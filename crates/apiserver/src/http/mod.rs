@@ -201,6 +201,9 @@ async fn answer(
     if let Some(remote) = api.aggregator.route(&path) {
         return aggregation::proxy::answer(api, inbound, &path, &remote).await;
     }
+    if let Some(answered) = api.answer_figures(&inbound, &path).await {
+        return answered;
+    }
     match path {
         Path::Resource(path) => requests::answer(api, inbound, path, &attributes.verb).await,
         Path::Other(path) => meta::answer(api, &inbound, &path).await,

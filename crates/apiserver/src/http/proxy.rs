@@ -293,7 +293,7 @@ fn wants_tls(scheme: &str, what: &str, asked: &str) -> Result<bool, ApiError> {
 }
 
 /// A pod's or a service's own server; its certificate is not checked, as upstream does not either.
-async fn dial_backend(host: &str, port: u16, tls: bool) -> Result<Box<dyn Duplex>, ApiError> {
+pub(crate) async fn dial_backend(host: &str, port: u16, tls: bool) -> Result<Box<dyn Duplex>, ApiError> {
     let stream = dial_tcp(host, port).await?;
     if !tls {
         return Ok(stream);

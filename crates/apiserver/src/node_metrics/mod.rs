@@ -9,7 +9,7 @@
 //! `metrics.k8s.io/v1beta1`: `timestamp`, `window` (`"15.012s"`), `containers[].{name, usage.{cpu, memory}}`. A pod
 //! without two readings yet is not in the list. Where another server is named for the group, it answers instead.
 //!
-//! Deliberately not here: how a node counts (`agent::stats`), custom and external metrics (their own servers).
+//! Deliberately not here: how a node counts (`agent::stats`), what pods tell themselves (`pod_figures`).
 
 mod rate;
 mod reading;

@@ -11,6 +11,7 @@ mod conversion;
 mod custom;
 mod every_kind;
 mod fairness;
+mod figures;
 mod harness;
 mod identity;
 mod joining;
