@@ -22,6 +22,7 @@ mod namespace;
 mod node_lifecycle;
 mod owner;
 mod pod_gc;
+mod proportional;
 mod replica_set;
 mod resourcequota;
 mod revision;
@@ -62,6 +63,7 @@ const CONTROLLERS: &[Row] = &[
     ("namespace", namespace::start),
     ("nodelifecycle", node_lifecycle::start),
     ("podgc", pod_gc::start),
+    ("proportional-autoscaler", proportional::start),
     ("bootstrap-tokens", bootstrap_tokens::start),
     ("taint-eviction", taint_eviction::start),
     ("service-lb", service_lb::start),
