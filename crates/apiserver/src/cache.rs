@@ -28,6 +28,9 @@ use tokio::sync::{mpsc, watch};
 const RING_EVENTS_MAX: usize = 4_096;
 /// Bytes kept alive by the changes of one resource, each counted twice: the object and its encoded frame.
 const RING_BYTES_MAX: usize = 32 << 20;
+/// Changes are kept at least this long, unless the rings are full, and at most twice as long (upstream keeps 75 s): what
+/// churned once is not held for good. Objects that were looked into weigh several times their bytes.
+const FORGET_EVERY: Duration = Duration::from_secs(150);
 /// Changes that may wait for one watcher; one that lags further is cut and lists anew.
 const WATCHER_QUEUE: usize = 1_024;
 /// How long a read waits for the cache to catch up before it gives up (as upstream's 3 s).
@@ -174,10 +177,30 @@ impl Cache {
                 }
             }
         };
+        let forget = async {
+            loop {
+                let before = self.revision();
+                tokio::time::sleep(FORGET_EVERY).await;
+                self.forget(before);
+            }
+        };
         tokio::select! {
             () = follow => {}
+            () = forget => {}
             _ = closing.wait_for(|c| *c) => {}
         }
+    }
+
+    /// Drops the changes up to a revision; a watch can no longer start before them.
+    fn forget(&self, until: u64) {
+        let mut gone = Vec::new();
+        for resource in self.state.write().resources.values_mut() {
+            while resource.ring.front().is_some_and(|c| c.revision <= until) {
+                gone.extend(resource.drop_oldest());
+            }
+        }
+        // Freed here, after the lock.
+        drop(gone);
     }
 
     async fn follow(&self, store: &dyn Store) -> String {
@@ -413,10 +436,15 @@ impl ResourceState {
         self.ring_bytes += change.size();
         self.ring.push_back(change);
         while self.ring.len() > RING_EVENTS_MAX || (self.ring_bytes > RING_BYTES_MAX && self.ring.len() > 1) {
-            let Some(gone) = self.ring.pop_front() else { break };
-            self.ring_bytes -= gone.size();
-            self.floor = gone.revision;
+            self.drop_oldest();
         }
+    }
+
+    fn drop_oldest(&mut self) -> Option<Arc<Change>> {
+        let gone = self.ring.pop_front()?;
+        self.ring_bytes -= gone.size();
+        self.floor = gone.revision;
+        Some(gone)
     }
 }
 
@@ -431,4 +459,43 @@ pub fn object_of(record: &Record, suffix: &str) -> Option<Arc<Object>> {
 /// The same object under another revision (deletions carry their own).
 pub fn at_revision(object: &Object, revision: u64) -> Object {
     Object::new(object.key.clone(), revision, scan::with_revision(&object.raw, revision))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(revision: u64, name: &str, there: bool) -> store::Event {
+        let record = |key: &str| Record {
+            key: key.into(),
+            value: Bytes::from_static(br#"{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"x"}}"#),
+            created: Revision(revision),
+            modified: Revision(revision),
+        };
+        let key = format!("/r/core/configmaps/ns/{name}");
+        let record = there.then(|| record(&key));
+        store::Event { revision: Revision(revision), record, key: key.into(), previous: None }
+    }
+
+    #[test]
+    fn changes_are_forgotten_and_watches_of_before_refused() {
+        let cache = Cache {
+            realm_prefix: "/r/".into(),
+            state: RwLock::default(),
+            revision: watch::Sender::new(0),
+            acked: AtomicU64::new(0),
+            fence: None,
+        };
+        cache.apply(vec![event(1, "a", true), event(2, "a", false), event(3, "b", true)]);
+        let prefix = cache.state.read().resources.keys().next().unwrap().clone();
+        let weak = Arc::downgrade(&cache.state.read().resources[&prefix].ring[0]);
+        cache.forget(2);
+        assert!(weak.upgrade().is_none(), "a deleted object's bytes are held");
+        assert!(matches!(cache.subscribe(&prefix, Interest::default(), 1), Err(2)));
+        let later = cache.subscribe(&prefix, Interest::default(), 2).ok().unwrap();
+        assert_eq!(later.backlog.iter().map(|c| c.revision).collect::<Vec<_>>(), [3]);
+        cache.forget(3);
+        let resource = &cache.state.read().resources[&prefix];
+        assert_eq!((resource.ring.len(), resource.ring_bytes, resource.objects.len()), (0, 0, 1));
+    }
 }
