@@ -47,6 +47,27 @@ async fn event(c: &Cluster, reason: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_claim_from_before_the_default_class_gets_it() {
+    let c = cluster().await;
+    let standard = ObjectKey::cluster("standard");
+    let mark =
+        |on: &str| json!({"metadata": {"annotations": {"storageclass.kubernetes.io/is-default-class": on}}});
+    c.until_object(&CLASSES, &standard, |_| true).await;
+    c.client.merge_patch(&CLASSES, &standard, mark("false")).await.unwrap();
+    claim(&c, "none", "").await;
+    let body = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "any", "namespace": "default"},
+        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}});
+    // The API server's own view of the classes may be a moment behind.
+    c.create(&CLAIMS, body).await;
+    event(&c, "FailedBinding").await;
+    c.client.merge_patch(&CLASSES, &standard, mark("true")).await.unwrap();
+    c.until_object(&CLAIMS, &key("any"), |v| v["spec"]["storageClassName"] == "standard").await;
+    let none = c.client.get(&CLAIMS, &key("none")).await.unwrap().value().unwrap();
+    assert_eq!(none["spec"]["storageClassName"], "", "no class is a wish too");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn volumes_made_by_hand() {
     let c = cluster().await;
     claim(&c, "c", "").await;
