@@ -124,6 +124,49 @@ pub enum AgentError {
     Cancelled,
 }
 
+/// What the parts of an agent share.
+fn node(
+    config: &AgentConfig,
+    facts: Arc<NodeFacts>,
+    runtime: &Runtime,
+    inbox: &Arc<Inbox>,
+    recorder: &Recorder,
+) -> Arc<Node> {
+    let of_node = |field: &str| ListOptions {
+        field_selector: format!("{field}={}", config.node_name),
+        ..ListOptions::default()
+    };
+    let changed = inbox.clone();
+    let csi = Plugins::new(&facts);
+    let devices = Arc::new(Devices::new(&facts.kubelet));
+    Arc::new(Node {
+        facts,
+        runtime: runtime.clone(),
+        images: config.images.clone(),
+        puller: config.puller.clone(),
+        network: config.network.clone(),
+        objects: ObjectCaches::new(config.client.clone(), move |kind, key| changed.object(kind, key)),
+        services: Cache::start(config.client.clone(), SERVICES, ListOptions::default()),
+        pods: Cache::start(config.client.clone(), PODS, of_node("spec.nodeName")),
+        this: Cache::start(config.client.clone(), NODES, of_node("metadata.name")),
+        pressure: watch::Sender::default(),
+        shutting_down: watch::Sender::new(false),
+        sandboxes: watch::Sender::default(),
+        recorder: recorder.clone(),
+        tokens: Default::default(),
+        probed: Default::default(),
+        user_ranges: Default::default(),
+        statics: Default::default(),
+        leases: Default::default(),
+        making: Semaphore::new(MAKING_MAX),
+        exits: watch::Sender::new(0),
+        logging: Default::default(),
+        csi,
+        devices,
+        client: config.client.clone(),
+    })
+}
+
 /// A running agent. Dropping it ends it; containers run on.
 pub struct Agent {
     events: mpsc::UnboundedSender<Event>,
@@ -162,37 +205,7 @@ impl Agent {
         csi::share(place).map_err(|source| AgentError::Folder { path: place.clone(), source })?;
         let recorder = Recorder::start(config.client.clone(), &config.node_name);
         let inbox = Arc::new(Inbox::default());
-        let of_node = |field: &str| ListOptions {
-            field_selector: format!("{field}={}", config.node_name),
-            ..ListOptions::default()
-        };
-        let changed = inbox.clone();
-        let node = Arc::new(Node {
-            facts: facts.clone(),
-            runtime: runtime.clone(),
-            images: config.images.clone(),
-            puller: config.puller.clone(),
-            network: config.network,
-            objects: ObjectCaches::new(config.client.clone(), move |kind, key| changed.object(kind, key)),
-            services: Cache::start(config.client.clone(), SERVICES, ListOptions::default()),
-            pods: Cache::start(config.client.clone(), PODS, of_node("spec.nodeName")),
-            this: Cache::start(config.client.clone(), NODES, of_node("metadata.name")),
-            pressure: watch::Sender::default(),
-            shutting_down: watch::Sender::new(false),
-            sandboxes: watch::Sender::default(),
-            recorder: recorder.clone(),
-            tokens: Default::default(),
-            probed: Default::default(),
-            user_ranges: Default::default(),
-            statics: Default::default(),
-            leases: Default::default(),
-            making: Semaphore::new(MAKING_MAX),
-            exits: watch::Sender::new(0),
-            logging: Default::default(),
-            csi: Plugins::new(&facts),
-            devices: Arc::new(Devices::new(&facts.kubelet)),
-            client: config.client.clone(),
-        });
+        let node = node(&config, facts.clone(), &runtime, &inbox, &recorder);
         let (publish, host_ports) = watch::channel(Vec::new());
         let parts =
             Parts { node: node.clone(), inbox: inbox.clone(), runtime_events, adopted, host_ports: publish };

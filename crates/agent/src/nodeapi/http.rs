@@ -96,7 +96,8 @@ async fn route(context: Context, request: Request<Incoming>) -> Result<Response<
         (&Method::POST, ["checkpoint", namespace, pod, container]) => {
             let what = target(namespace, pod, &[container])?;
             context.backend.check(&what).await?;
-            let why = "rpc error: code = Unimplemented desc = containers are not checkpointed by this runtime";
+            let why =
+                "rpc error: code = Unimplemented desc = containers are not checkpointed by this runtime";
             let text = format!("checkpointing of {namespace}/{pod}/{container} failed ({why})");
             Err(ApiError::new(500, "InternalError", text))
         }

@@ -54,7 +54,11 @@ async fn try_start(
     let name = container.name().to_string();
     let found = images::ensure(node, &pod, &container).await?;
     let reset = node.devices.before_start(pod.uid(), &name).await;
-    reset.map_err(|message| StartFailure { step: StartStep::Config, reason: "PreStartHookError", message })?;
+    reset.map_err(|message| StartFailure {
+        step: StartStep::Config,
+        reason: "PreStartHookError",
+        message,
+    })?;
     let objects = node.objects.snapshot(pod.namespace(), &references(&pod)).await;
     let objects = objects.map_err(|e| config_failure(ConfigError::Config(e)))?;
     if let Some(logging) = node.logging() {

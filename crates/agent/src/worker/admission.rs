@@ -5,8 +5,8 @@ use crate::admit::{Claim, Occupant, Place, Ruling, rule};
 use crate::shutdown;
 use crate::state::Verdict;
 use client::ObjectKey;
-use k8s_openapi::api::core::v1 as core;
 use futures_util::FutureExt;
+use k8s_openapi::api::core::v1 as core;
 use sched::NodeSpec;
 use std::panic::AssertUnwindSafe;
 

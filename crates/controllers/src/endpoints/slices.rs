@@ -167,7 +167,7 @@ fn hints(member: &Member, near: Option<&str>) -> Option<Value> {
             hints.insert(field.into(), json!([{"name": name}]));
         }
     }
-    (member.ready && !hints.is_empty()).then(|| Value::Object(hints))
+    (member.ready && !hints.is_empty()).then_some(Value::Object(hints))
 }
 
 fn endpoint_json(service: &Object, member: &Member, near: Option<&str>) -> Value {
