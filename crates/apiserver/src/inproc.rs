@@ -5,7 +5,7 @@
 use crate::Api;
 use crate::aggregation::Remote;
 use crate::authz::Attributes;
-use crate::http::proxy::{encode, with_query};
+use crate::http::proxy::with_query;
 use crate::owners;
 use crate::resources::Resource;
 use crate::rules;
@@ -17,6 +17,7 @@ use crate::verbs::{Call, WriteOptions, no_such_resource, verb_name};
 use crate::watch::{Start, Watcher};
 use async_trait::async_trait;
 use auth::Identity;
+use client::remote::percent_encoded;
 use client::{
     Client, Event, EventKind, EventStream, ListOptions, Object, ObjectKey, ObjectList, Verb, WatchOptions,
     Write,
@@ -199,7 +200,7 @@ impl InProcess {
         let query: Vec<String> = selectors
             .iter()
             .filter(|(_, text)| !text.is_empty())
-            .map(|(key, text)| format!("{key}={}", encode(text)))
+            .map(|(key, text)| format!("{key}={}", percent_encoded(text)))
             .collect();
         let path = collection(gvr, namespace);
         let query = path.split_once('?').map(|(_, q)| q.to_string()).into_iter().chain(query);

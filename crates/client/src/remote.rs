@@ -183,6 +183,18 @@ fn path(gvr: &Gvr, namespace: &str, name: &str, subresource: &str) -> String {
     path
 }
 
+/// A value of a query: everything but RFC 3986's unreserved characters is encoded.
+pub fn percent_encoded(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => out.push(byte.into()),
+            _ => out += &format!("%{byte:02X}"),
+        }
+    }
+    out
+}
+
 fn query(path: String, options: &ListOptions, more: &[(&str, String)]) -> String {
     let mut query = String::new();
     let selectors = [
@@ -193,14 +205,7 @@ fn query(path: String, options: &ListOptions, more: &[(&str, String)]) -> String
         query.push(if query.is_empty() { '?' } else { '&' });
         query += key;
         query.push('=');
-        for byte in value.bytes() {
-            match byte {
-                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
-                    query.push(byte as char)
-                }
-                _ => query += &format!("%{byte:02X}"),
-            }
-        }
+        query += &percent_encoded(value);
     }
     path + &query
 }

@@ -14,6 +14,7 @@ use crate::verbs::list::Freshness;
 use crate::verbs::{Call, no_such_resource, not_allowed};
 use ::http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode, Uri, header};
 use client::ObjectKey;
+use client::remote::percent_encoded;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
@@ -205,13 +206,15 @@ async fn agent_route(api: &Api, call: &Call, query: &Query) -> Result<Route, Api
     let place = format!("{}/{}", call.key.namespace, name);
     let path = match call.subresource.as_str() {
         "portforward" => {
-            let ports: Vec<String> = query.all("ports").map(|p| format!("port={}", encode(p))).collect();
+            let ports: Vec<String> =
+                query.all("ports").map(|p| format!("port={}", percent_encoded(p))).collect();
             with_query(&format!("/portForward/{place}"), Some(&ports.join("&")))
         }
         "log" => {
             let container = container(&pod, name, wanted)?;
             let passed = query.pairs().filter(|(k, _)| *k != "container");
-            let passed: Vec<String> = passed.map(|(k, v)| format!("{}={}", encode(k), encode(v))).collect();
+            let passed: Vec<String> =
+                passed.map(|(k, v)| format!("{}={}", percent_encoded(k), percent_encoded(v))).collect();
             with_query(&format!("/containerLogs/{place}/{container}"), Some(&passed.join("&")))
         }
         sub => {
@@ -227,7 +230,8 @@ async fn agent_route(api: &Api, call: &Call, query: &Query) -> Result<Route, Api
 
 /// Exec and attach options as the kubelet names them.
 fn streams(query: &Query) -> String {
-    let mut out: Vec<String> = query.all("command").map(|c| format!("command={}", encode(c))).collect();
+    let mut out: Vec<String> =
+        query.all("command").map(|c| format!("command={}", percent_encoded(c))).collect();
     for (ours, theirs) in [("stdin", "input"), ("stdout", "output"), ("stderr", "error"), ("tty", "tty")] {
         if query.flag(ours) {
             out.push(format!("{theirs}=1"));
@@ -358,18 +362,6 @@ pub(crate) fn with_query(path: &str, query: Option<&str>) -> String {
         Some(query) if !query.is_empty() => format!("{path}?{query}"),
         _ => path.to_string(),
     }
-}
-
-/// Percent-encodes everything but unreserved characters.
-pub(crate) fn encode(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => out.push(byte.into()),
-            _ => out.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    out
 }
 
 /// The protocol that the client wants to switch to.

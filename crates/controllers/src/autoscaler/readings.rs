@@ -4,6 +4,7 @@
 //! Kubernetes v1.36). Deliberately not here: what follows from the figures.
 
 use super::replicas::{Sample, Samples};
+use client::remote::percent_encoded;
 use client::{ApiClient, ListOptions};
 use jiff::{SignedDuration, Timestamp};
 use k8s_schema::{Gvr, gvr};
@@ -87,7 +88,11 @@ impl Readings<'_> {
     }
 
     async fn custom(&self, what: &str, metric: &Value, labels: &str) -> Result<Vec<Value>, String> {
-        let resource = format!("{what}/{}", text(metric, "/name"));
+        let mut resource = format!("{what}/{}", text(metric, "/name"));
+        if let Some(selector) = metric.get("selector").filter(|s| !s.is_null()) {
+            let series = LabelSelector::from_json(Some(selector)).map_err(|e| e.to_string())?;
+            resource += &format!("?metricLabelSelector={}", percent_encoded(&series.to_string()));
+        }
         let gvr = Gvr { group: CUSTOM.0.into(), version: CUSTOM.1.into(), resource: resource.into() };
         self.items(&gvr, labels)
             .await
