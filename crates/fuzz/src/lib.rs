@@ -9,6 +9,7 @@
 mod api;
 mod etcd;
 mod images;
+mod languages;
 mod nodeapi;
 mod wire;
 
@@ -30,6 +31,8 @@ included! {
     "../../store/src/seam.rs" seam
 }
 
+#[path = "../../apiserver/src/pod_figures/exposition.rs"]
+mod exposition;
 #[path = "../../apiserver/src/path.rs"]
 #[cfg_attr(not(test), expect(dead_code, reason = "only its parsers are called here"))]
 mod path;
@@ -75,6 +78,8 @@ pub static TARGETS: &[Target] = &[
     api::QUANTITY,
     api::CRON,
     api::PATH,
+    languages::CEL,
+    languages::EXPOSITION,
     wire::SPDY,
     wire::WEBSOCKET,
     wire::DNS,

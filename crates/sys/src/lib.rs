@@ -10,6 +10,7 @@
 pub mod bpf;
 pub mod caps;
 pub mod fdpass;
+pub mod memory;
 pub mod mount;
 pub mod netlink;
 pub mod process;
