@@ -10,7 +10,7 @@ mod readings;
 mod replicas;
 mod rules;
 
-use crate::context::{Context, Outcome, Reconcile, enqueue, run};
+use crate::context::{Context, Outcome, Reconcile, run};
 use crate::custom_kinds::Kinds;
 use async_trait::async_trait;
 use client::cache::Cache;
@@ -62,13 +62,15 @@ pub fn start(context: &Context) -> Vec<JoinHandle<()>> {
         selectors: Mutex::default(),
     };
     // A status is our own work: looking again because of it would never end.
-    let seen: Mutex<BTreeMap<ObjectKey, (String, i64)>> = Mutex::default();
-    enqueue(&controller.autoscalers, &queue, move |object| {
-        let generation = object.value().ok().and_then(|v| int(&v, "/metadata/generation")).unwrap_or(0);
-        let now = (object.uid().to_string(), generation);
-        let before = seen.lock().insert(object.key.clone(), now.clone());
-        if before.as_ref() == Some(&now) { Vec::new() } else { vec![object.key.clone()] }
-    });
+    // (An autoscaler has no generation, as upstream.)
+    let waiting = queue.clone();
+    controller.autoscalers.on_change(Box::new(move |old, new| {
+        let spec = |object: &Arc<Object>| object.value().map(|v| v["spec"].clone()).unwrap_or_default();
+        let same = old.zip(new).is_some_and(|(old, new)| old.uid() == new.uid() && spec(old) == spec(new));
+        if let Some(object) = new.or(old).filter(|_| !same) {
+            waiting.add(object.key.clone());
+        }
+    }));
     let caches = vec![controller.autoscalers.clone(), controller.pods.clone()];
     run("horizontalpodautoscaler", caches, queue, WORKERS, Arc::new(controller))
 }
@@ -347,7 +349,6 @@ impl Autoscaler {
     /// One look: what the status then is, and whether it went well.
     async fn look(&self, autoscaler: &Object, value: &Value) -> (Value, Result<(), ApiError>) {
         let mut draft = Draft::of(value, self.context.now());
-        draft.status["observedGeneration"] = json!(int(value, "/metadata/generation"));
         let target = match self.target(&autoscaler.key.namespace, &value["spec"]).await {
             Ok(target) => target,
             Err(why) => {

@@ -5,6 +5,7 @@
 
 mod api;
 mod attacks;
+mod autoscaling;
 mod aws;
 mod balancers;
 mod batch;
