@@ -385,11 +385,16 @@ impl Inner {
                 }
             }
         }
+        let ids: Vec<String> = half_made.iter().map(|file| file.spec.id.clone()).collect();
         let inner = self.clone();
         blocking(move || {
             half_made.iter().try_for_each(|file| inner.sweep_container(&pod.spec, &pod.dir, file))
         })
-        .await
+        .await?;
+        for id in &ids {
+            pod::unlist(&link, id).await?;
+        }
+        Ok(())
     }
 
     /// The shim ended by itself: nothing may outlive it.

@@ -18,6 +18,9 @@ use tokio::sync::watch;
 /// How often a live shim that closed its connection is tried again, and how long between.
 const RECONNECTS: u32 = 20;
 const RECONNECT_PAUSE: Duration = Duration::from_millis(50);
+/// How often a shim is asked to forget a container that was swept away, and how long between.
+const UNLIST_TRIES: u32 = 200;
+const UNLIST_PAUSE: Duration = Duration::from_millis(10);
 
 #[derive(Debug)]
 pub(super) struct Pod {
@@ -193,6 +196,20 @@ fn age(state: &ContainerState) -> u8 {
         ContainerState::Created => 0,
         ContainerState::Running { .. } => 1,
         ContainerState::Exited { .. } => 2,
+    }
+}
+
+/// Has a shim forget a container whose making was swept away. The shim hears of its end a moment after us; it may have
+/// been made meanwhile, and then stays listed as ended: nobody could make it anew.
+pub(super) async fn unlist(link: &Link, id: &str) -> Result<(), RuntimeError> {
+    let mut left = UNLIST_TRIES;
+    loop {
+        match link.call(Op::Forget { container: id.to_owned() }).await {
+            Err(error) if left == 0 || matches!(error, RuntimeError::Gone) => return Err(error),
+            Err(_) => left -= 1,
+            Ok(_) => return Ok(()),
+        }
+        tokio::time::sleep(UNLIST_PAUSE).await;
     }
 }
 
