@@ -231,6 +231,10 @@ impl Bench {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         let _ = net::teardown(PREFIX);
+        // As `gantry down`: the folder that drivers see is a mount of its own where the root is private.
+        if let Err(error) = agent::csi::unmount_below(&self.dir.path().join("data/kubelet")) {
+            left.push(format!("mounts of the kubelet folder: {error}"));
+        }
         for hierarchy in std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
             let path = hierarchy.path().join(self.cgroup());
             if path.exists() {
