@@ -22,6 +22,18 @@ pub struct Caller {
     pub user_id: String,
 }
 
+impl Caller {
+    /// An account itself, by no key: for calls that this process makes for it.
+    pub fn root(account: &str) -> Caller {
+        Caller {
+            account: account.to_string(),
+            access_key: String::new(),
+            arn: format!("arn:aws:iam::{account}:root"),
+            user_id: account.to_string(),
+        }
+    }
+}
+
 /// One call: who, where, what.
 #[derive(Clone, Debug)]
 pub struct Call {

@@ -58,14 +58,8 @@ impl Calls {
 
     /// A call of an account itself.
     fn request(&self, place: &Place, operation: &'static str, input: Value) -> Call {
-        let account = &place.account;
         Call {
-            caller: Caller {
-                account: account.clone(),
-                access_key: String::new(),
-                arn: format!("arn:aws:iam::{account}:root"),
-                user_id: account.clone(),
-            },
+            caller: Caller::root(&place.account),
             region: place.region.clone(),
             operation,
             input,

@@ -3,6 +3,7 @@
 //! A filter's name leads to members: `vpc-id` to `VpcId`, `association.subnet-id` into each of `Associations`;
 //! [`OTHERS`] has those that are called differently. Values know `*` and `?`.
 
+use crate::policy::like;
 use crate::service::{AwsError, Call, Outcome};
 use crate::services::kept::{items, page, text};
 use serde_json::{Value, json};
@@ -81,26 +82,6 @@ fn camel(name: &str) -> String {
         letters.next().map(|c| c.to_ascii_uppercase().to_string() + letters.as_str()).unwrap_or_default()
     };
     name.split('-').map(upper).collect()
-}
-
-/// `*` is any text, `?` one character; linear in the text for each star.
-fn like(pattern: &str, text: &str) -> bool {
-    let (pattern, text): (Vec<char>, Vec<char>) = (pattern.chars().collect(), text.chars().collect());
-    let (mut p, mut t, mut star) = (0, 0, None);
-    while t < text.len() {
-        match pattern.get(p) {
-            Some('*') => {
-                star = Some((p, t));
-                p += 1;
-            }
-            Some(c) if *c == '?' || *c == text[t] => (p, t) = (p + 1, t + 1),
-            _ => {
-                let Some((at, from)) = star else { return false };
-                (p, t, star) = (at + 1, from + 1, Some((at, from + 1)));
-            }
-        }
-    }
-    pattern[p..].iter().all(|c| *c == '*')
 }
 
 /// A page of rows, which are sorted by the member `by`.

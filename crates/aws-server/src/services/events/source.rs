@@ -135,14 +135,8 @@ impl Source {
     }
 
     async fn ask(&self, operation: &'static str, input: Value) -> Option<Value> {
-        let account = &self.shared.account;
         let call = Call {
-            caller: Caller {
-                account: account.clone(),
-                access_key: String::new(),
-                arn: format!("arn:aws:iam::{account}:root"),
-                user_id: account.clone(),
-            },
+            caller: Caller::root(&self.shared.account),
             region: self.shared.region.clone(),
             operation,
             input,

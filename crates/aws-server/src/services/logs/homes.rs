@@ -66,14 +66,8 @@ pub(super) async fn forwarded_put(
 
 /// A call of the account itself.
 fn own_call(state: &State, region: &str, operation: &'static str, input: Value) -> Call {
-    let account = &state.shared.account;
     Call {
-        caller: Caller {
-            account: account.clone(),
-            access_key: String::new(),
-            arn: format!("arn:aws:iam::{account}:root"),
-            user_id: account.clone(),
-        },
+        caller: Caller::root(&state.shared.account),
         region: region.into(),
         operation,
         input,
