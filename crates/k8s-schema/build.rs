@@ -323,7 +323,7 @@ fn row_expr(row: &Row, defs: &[Def]) -> String {
          singular:Held::Static({:?}),short_names:{},categories:{},namespaced:{},verbs:{},\
          subresources:Held::Static(&[{subresources}]),def:DefRef::Builtin({body}),\
          storage_version:Held::Static({storage_version:?}),storage_group:Held::Static({storage_group:?}),\
-         legacy:{}}},",
+         legacy:{},gate:{:?}}},",
         row.group,
         kind.to_lowercase(),
         list("short"),
@@ -331,6 +331,7 @@ fn row_expr(row: &Row, defs: &[Def]) -> String {
         scope == "ns",
         verbs(fact("verbs").unwrap_or("cdDglpuw")),
         row.words.contains(&"legacy"),
+        fact("gate").unwrap_or_default(),
     )
 }
 

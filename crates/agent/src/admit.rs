@@ -9,11 +9,14 @@ mod room;
 pub use room::{Occupant, Ruling, rule};
 
 use crate::config::sandbox::sysctl_objection;
+use crate::config::security::{Unlabelled, apparmor, unlabelled};
 use crate::eviction::Pressure;
 use crate::facts::NodeFacts;
 use crate::pod::{PodView, Qos};
 use crate::state::{Refusal, Verdict};
-use sched::{NodeSpec, PodInfo, Resources, Taint};
+use crate::status::RESIZING;
+use k8s_openapi::api::core::v1::PodCondition;
+use sched::{Basis, NodeSpec, PodInfo, Resources, Taint};
 use std::collections::BTreeSet;
 
 /// Pods of this priority and above are critical to the node.
@@ -41,7 +44,17 @@ impl Claim {
             let protocol = p.protocol.clone().unwrap_or("TCP".into());
             p.host_port.filter(|port| *port > 0).map(|port| (protocol, address, port))
         });
-        Claim { requests: PodInfo::read(&pod.pod).requests, ports: ports.collect() }
+        Claim { requests: sched::of_pod(pod.spec(), Basis::Asked), ports: ports.collect() }
+    }
+
+    /// Of a pod that an agent before this one let in: it has what it had where a resize was not granted.
+    pub fn had(pod: &PodView) -> Claim {
+        let waits = |c: &PodCondition| c.type_ == RESIZING[0] && c.status == "True";
+        let status = pod.pod.status.as_ref();
+        let waiting = status.filter(|s| s.conditions.iter().flatten().any(waits));
+        let requests = waiting.map(|status| sched::of_pod(pod.spec(), Basis::Had(status)));
+        let asked = Claim::of(pod);
+        Claim { requests: requests.unwrap_or(asked.requests), ports: asked.ports }
     }
 }
 
@@ -56,6 +69,10 @@ pub struct Place<'a> {
     pub pressure: &'a BTreeSet<Pressure>,
     /// What the pods that are there take.
     pub others: &'a [&'a Claim],
+    /// Does its kernel confine by AppArmor?
+    pub apparmor: bool,
+    /// By SELinux?
+    pub selinux: bool,
 }
 
 fn rejected(reason: impl Into<String>, message: String) -> Verdict {
@@ -74,8 +91,29 @@ pub fn objection(pod: &PodView, claim: &Claim, place: &Place) -> Option<Verdict>
         .or_else(|| {
             Some(rejected("SysctlForbidden", format!("forbidden sysctl: {}", sysctl_objection(pod)?)))
         })
+        .or_else(|| not_its_kind(pod, place))
         .or_else(|| short_of(claim, place))
         .or_else(|| unfit(claim, &info, place))
+}
+
+/// What this kind of node cannot do for a pod.
+fn not_its_kind(pod: &PodView, place: &Place) -> Option<Verdict> {
+    if pod.spec().os.as_ref().is_some_and(|os| os.name != "linux") {
+        let words = "Failed to admit pod as the OS field doesn't match node OS";
+        return Some(rejected("PodOSNotSupported", words.into()));
+    }
+    let confined = pod.containers.iter().any(|c| apparmor(pod, c).is_some_and(|p| p.type_ != "Unconfined"));
+    let words = "Cannot enforce AppArmor: AppArmor is not enabled on the host";
+    if confined && !place.apparmor {
+        return Some(rejected("AppArmor", words.into()));
+    }
+    match unlabelled(pod).filter(|_| !place.selinux)? {
+        Unlabelled::Words => None,
+        Unlabelled::Domain(domain) => {
+            let words = format!("Cannot enforce SELinux type {domain:?}: SELinux is not enabled on the host");
+            Some(rejected("SELinux", words))
+        }
+    }
 }
 
 /// A node under pressure takes critical pods; short of memory alone, also those that ask for an amount.
@@ -208,7 +246,14 @@ mod tests {
         let claims: Vec<Claim> = others.iter().map(Claim::of).collect();
         let (others, pressure) = (claims.iter().collect::<Vec<_>>(), pressure.iter().copied().collect());
         let facts = facts(std::path::Path::new("/"));
-        let place = Place { facts: &facts, node, pressure: &pressure, others: &others };
+        let place = Place {
+            facts: &facts,
+            node,
+            pressure: &pressure,
+            others: &others,
+            apparmor: false,
+            selinux: false,
+        };
         objection(pod, &Claim::of(pod), &place).map(|v| (v.reason, v.message)).unwrap_or_default()
     }
 
@@ -251,6 +296,20 @@ mod tests {
     }
 
     #[test]
+    fn a_resize_that_was_not_granted_takes_nothing_after_a_restart() {
+        let mut pod = asking(json!({"cpu": "8"}));
+        let mut had = |reason: &str| {
+            let one: k8s_openapi::api::core::v1::Pod = serde_json::from_value(json!({"metadata": {}, "spec": pod.pod.spec, "status": {
+                "conditions": [{"type": reason, "status": "True"}],
+                "containerStatuses": [{"name": "a", "image": "", "imageID": "", "ready": true, "restartCount": 0,
+                    "resources": {"requests": {"cpu": "1"}}}]}})).unwrap();
+            pod.pod = std::sync::Arc::new(one);
+            Claim::had(&pod).requests.milli_cpu
+        };
+        assert_eq!((had("PodResizePending"), had("Ready")), (1000, 8000));
+    }
+
+    #[test]
     fn places() {
         let node = NodeSpec {
             labels: [("zone".into(), "a".into())].into(),
@@ -266,6 +325,43 @@ mod tests {
         assert_eq!(taken(&port("", 80), port("10.0.0.1", 80)), "NodePorts");
         assert_eq!(taken(&port("10.0.0.2", 80), port("10.0.0.1", 80)), "");
         assert_eq!(taken(&port("", 81), port("", 80)), "");
+    }
+
+    #[test]
+    fn kinds_of_nodes() {
+        let of = |more: Value| said(&view(more), &[], None, &[]);
+        let profile = |kind: &str| json!({"securityContext": {"appArmorProfile": {"type": kind}}});
+        let words = "Cannot enforce AppArmor: AppArmor is not enabled on the host";
+        assert_eq!(of(profile("RuntimeDefault")), ("AppArmor".into(), words.into()));
+        assert_eq!(of(profile("Unconfined")).0, "");
+        let mut own = profile("RuntimeDefault");
+        own["containers"] = json!([{"name": "a", "image": "i",
+            "securityContext": {"appArmorProfile": {"type": "Unconfined"}}}]);
+        assert_eq!(of(own).0, "", "a container's own counts");
+        assert_eq!(of(json!({"os": {"name": "windows"}})).0, "PodOSNotSupported");
+    }
+
+    #[test]
+    fn selinux_domains_need_selinux() {
+        let pods = |options: Value| {
+            let mut spec = json!({"securityContext": {"seLinuxOptions": options}});
+            spec["containers"] = json!([{"name": "a", "image": "i"}]);
+            spec
+        };
+        let of = |more: Value| said(&view(more), &[], None, &[]);
+        let words = "Cannot enforce SELinux type \"web_t\": SELinux is not enabled on the host";
+        assert_eq!(of(pods(json!({"type": "web_t"}))), ("SELinux".into(), words.into()));
+        assert_eq!(
+            of(pods(json!({"level": "s0:c0,c1", "user": "u", "role": "r"}))).0,
+            "",
+            "as upstream's tests"
+        );
+        assert_eq!(of(pods(json!({"type": "spc_t"}))).0, "", "that would not confine");
+        let mut own = pods(json!({"type": "web_t"}));
+        own["containers"][0]["securityContext"] = json!({"privileged": true});
+        assert_eq!(of(own.clone()).0, "", "nor is a privileged container confined");
+        own["containers"][0]["securityContext"] = json!({"seLinuxOptions": {"level": "s0"}});
+        assert_eq!(of(own).0, "", "a container's own count");
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! The agent as a whole: what it is given, how it starts and ends.
 
 use crate::backend::Backend;
+use crate::cpus::{self, Cpus};
 use crate::csi::{self, Place, Plugins};
 use crate::devices::{self, Devices};
+use crate::dra::Dra;
 use crate::events::Recorder;
 use crate::eviction;
 use crate::facts::NodeFacts;
@@ -76,6 +78,8 @@ pub struct AgentConfig {
     pub max_pods: u32,
     /// Processes per pod; 0: no limit.
     pub pids_max: i64,
+    /// CPUs for containers alone.
+    pub cpus: cpus::Settings,
     /// A folder with manifests of static pods.
     pub manifests: Option<PathBuf>,
     /// Labels of the Node beside the well-known ones.
@@ -139,6 +143,8 @@ fn node(
     let changed = inbox.clone();
     let csi = Plugins::new(&facts);
     let devices = Arc::new(Devices::new(&facts.kubelet));
+    let dra = Dra::new(&facts.kubelet);
+    let cpus = Cpus::new(&facts.kubelet, &config.cpus);
     Arc::new(Node {
         facts,
         runtime: runtime.clone(),
@@ -158,11 +164,14 @@ fn node(
         user_ranges: Default::default(),
         statics: Default::default(),
         leases: Default::default(),
+        pulling: Default::default(),
         making: Semaphore::new(MAKING_MAX),
         exits: watch::Sender::new(0),
         logging: Default::default(),
         csi,
         devices,
+        dra,
+        cpus,
         client: config.client.clone(),
     })
 }
@@ -385,6 +394,7 @@ fn facts(config: &AgentConfig) -> NodeFacts {
         storage_bytes: config.capacity.storage_bytes.unwrap_or(i64::try_from(disk).unwrap_or(i64::MAX)),
         max_pods: config.max_pods,
         pids_max: config.pids_max,
+        exclusive_cpus: config.cpus.exclusive,
         data_dir: config.data_dir.clone(),
         log_dir: config.log_dir.clone(),
         kubelet: Place::new(config.data_dir.join("kubelet"), config.kubelet_dir.clone()),

@@ -164,6 +164,16 @@ fn status_of(pod: &Object, name: &str) -> Option<ContainerStatus> {
     lists.into_iter().flatten().flatten().find(|c| c.name == name).cloned()
 }
 
+/// Is the end of the first client's input the end of the container's?
+fn takes_one_client(pod: &Object, name: &str) -> bool {
+    let Ok(pod) = pod.view::<Pod>() else { return false };
+    let Some(spec) = &pod.spec else { return false };
+    let init = spec.init_containers.iter().flatten();
+    let usual = spec.containers.iter().chain(init).map(|c| (&c.name, c.stdin_once));
+    let late = spec.ephemeral_containers.iter().flatten().map(|c| (&c.name, c.stdin_once));
+    usual.chain(late).any(|(own, once)| own == name && once == Some(true))
+}
+
 fn waiting(pod: &Object, target: &Target) -> String {
     let state = status_of(pod, &target.container).and_then(|s| s.state).and_then(|s| s.waiting);
     match state {
@@ -217,12 +227,15 @@ impl NodeBackend for Backend {
             stdout: stdout.map(stream).transpose()?.map(|s| Box::new(s) as _),
             stderr: stderr.map(stream).transpose()?.map(|s| Box::new(s) as _),
             resize,
+            ends_with_input: false,
             done: Box::pin(async move { Ok(session.wait().await) }),
         })
     }
 
     async fn attach(&self, target: &Target, spec: AttachSpec) -> Result<Session, ApiError> {
         let found = self.running(target)?;
+        let pod = self.pod(target)?;
+        let once = takes_one_client(&pod, &target.container);
         let runtime = self.node.runtime.clone();
         let session = runtime.attach(&found.uid, &found.id, spec.stdin).await.map_err(|e| failed(&e))?;
         let mut running = self.watch_running(&found.uid, &found.id);
@@ -243,6 +256,7 @@ impl NodeBackend for Backend {
                 .map(|s| s as _),
             stderr: session.stderr.filter(|_| wants_error).map(stream).transpose()?.map(|s| Box::new(s) as _),
             resize,
+            ends_with_input: !once || session.tty,
             done: Box::pin(async move {
                 // An error means that the watcher is gone, and with it the container.
                 let _ = running.wait_for(|running| !*running).await;
@@ -341,6 +355,14 @@ impl NodeBackend for Backend {
     }
 
     async fn csi(&self, driver: &str, method: &str, request: &Value) -> grpc::Answer {
+        if (driver, method) == crate::claims::RECYCLE {
+            let folder = PathBuf::from(request["path"].as_str().unwrap_or_default());
+            let done = crate::ops::blocking(move || crate::claims::recycle(&folder)).await;
+            return done
+                .and_then(|r| r)
+                .map(|()| json!({}))
+                .map_err(|e| grpc::Status::new(grpc::code::INTERNAL, e));
+        }
         self.node.csi.relay(driver, method, request).await
     }
 

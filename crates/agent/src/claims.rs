@@ -1,5 +1,5 @@
 //! The end of volumes of Gantry's own driver: when one on this node is released and is to be deleted, its folder is
-//! removed, then its PersistentVolume.
+//! removed, then its PersistentVolume. And the emptying of others' folders, where the controllers ask for it.
 //!
 //! Level-triggered over a cache of this node's volumes; idle costs nothing. A volume whose object somebody removed by
 //! hand keeps its folder, unless it was released for deletion when last seen.
@@ -13,7 +13,7 @@ use client::{ApiClient, DeleteOptions, ListOptions, Object};
 use k8s_schema::gvr::PERSISTENT_VOLUMES;
 use parking_lot::Mutex;
 use serde_json::Value;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +21,25 @@ use std::time::Duration;
 const NODE_LABEL: &str = "gantry.dev/node";
 /// After a removal failed.
 const RETRY: Duration = Duration::from_secs(30);
+
+/// The driver and the call by which the controllers have a folder of this node emptied ([`DRIVER`] is no part of a path).
+pub const RECYCLE: (&str, &str) = ("local.gantry.dev", "Recycle");
+
+/// Removes all that is in a folder of the node which a volume with the policy `Recycle` names, but not itself; links in
+/// it are removed, not followed.
+pub fn recycle(folder: &Path) -> Result<(), String> {
+    let told = |e: std::io::Error| format!("{}: {e}", folder.display());
+    if !folder.is_absolute() || folder.canonicalize().map_err(told)?.parent().is_none() {
+        return Err(format!("{}: is not recycled", folder.display()));
+    }
+    for entry in std::fs::read_dir(folder).map_err(told)? {
+        let entry = entry.map_err(told)?;
+        let is_folder = entry.file_type().map_err(told)?.is_dir();
+        let path = entry.path();
+        if is_folder { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) }.map_err(told)?;
+    }
+    Ok(())
+}
 
 /// The folder to be removed with the volume; `None`: it stays.
 fn doomed(facts: &NodeFacts, object: &Object) -> Option<PathBuf> {
@@ -32,7 +51,7 @@ fn doomed(facts: &NodeFacts, object: &Object) -> Option<PathBuf> {
     (ours && over).then(|| claim_folder(facts, value["spec"]["csi"]["volumeHandle"].as_str()?))?
 }
 
-fn remove(folder: &std::path::Path) -> Result<(), String> {
+fn remove(folder: &Path) -> Result<(), String> {
     match std::fs::remove_dir_all(folder) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(format!("{}: {e}", folder.display())),
         _ => Ok(()),
@@ -92,6 +111,24 @@ mod tests {
     use super::*;
     use crate::facts::tests::facts;
     use serde_json::json;
+
+    #[test]
+    fn recycling_empties_and_follows_no_link() {
+        let folder = tempfile::tempdir().unwrap();
+        let (own, others) = (folder.path().join("own"), folder.path().join("others"));
+        std::fs::create_dir_all(own.join("deep/er")).unwrap();
+        std::fs::create_dir(&others).unwrap();
+        for file in [own.join(".hidden"), own.join("deep/file"), others.join("stays")] {
+            std::fs::write(file, "x").unwrap();
+        }
+        std::os::unix::fs::symlink(&others, own.join("link")).unwrap();
+        recycle(&own).unwrap();
+        assert_eq!(std::fs::read_dir(&own).unwrap().count(), 0);
+        assert!(others.join("stays").exists());
+        for bad in ["/", "relative", "/proc/..", "/no/such/folder"] {
+            assert!(recycle(Path::new(bad)).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn only_what_is_ours_and_released_for_deletion_goes() {

@@ -26,6 +26,8 @@ pub struct NodeFacts {
     pub max_pods: u32,
     /// Processes per pod; 0: no limit.
     pub pids_max: i64,
+    /// Do containers that ask for whole CPUs get such alone?
+    pub exclusive_cpus: bool,
     /// Pods' folders are `<data_dir>/pods/<uid>`.
     pub data_dir: PathBuf,
     /// Logs are `<log_dir>/<ns>_<pod>_<uid>/<container>/<attempt>.log`.
@@ -80,6 +82,7 @@ impl NodeFacts {
             "nodeStatusUpdateFrequency": "10s", "nodeStatusReportFrequency": "5m0s",
             "nodeLeaseDurationSeconds": 40, "cgroupDriver": "cgroupfs", "cgroupsPerQOS": true,
             "maxPods": self.max_pods, "podPidsLimit": if self.pids_max > 0 { self.pids_max } else { -1 },
+            "cpuManagerPolicy": if self.exclusive_cpus { "static" } else { "none" },
             "enableControllerAttachDetach": true, "enableDebuggingHandlers": true,
             "enableSystemLogHandler": true, "enableSystemLogQuery": false,
             "imageMinimumGCAge": "2m0s", "imageGCHighThresholdPercent": 85, "imageGCLowThresholdPercent": 80,
@@ -104,6 +107,7 @@ pub(crate) mod tests {
             storage_bytes: 10 << 30,
             max_pods: 110,
             pids_max: 0,
+            exclusive_cpus: false,
             data_dir: root.join("data"),
             log_dir: root.join("logs"),
             kubelet: Place::new(root.join("kubelet"), None),

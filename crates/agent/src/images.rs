@@ -2,7 +2,8 @@
 //!
 //! Policies: `Never` takes what the node has, unpacked or pushed to its own registry; `IfNotPresent` pulls what the
 //! node does not have; `Always` asks where the name points to each time, unless the image was loaded by hand: such
-//! a name points to this node. Deliberately not here: the back-off between attempts (the decider's).
+//! a name points to this node. What was pulled with a pod's credentials is another's only with credentials that did the
+//! same (upstream: KubeletEnsureSecretPulledImages, images that were loaded are everybody's). Deliberately not here: the back-off between attempts (the decider's).
 
 use crate::decide::outcome::{StartFailure, StartStep};
 use crate::events::Recorder;
@@ -108,30 +109,62 @@ pub async fn ensure_named(
     name: &str,
     (image, policy): (&str, Option<&str>),
 ) -> Result<Found, StartFailure> {
-    let (puller, text, policy) = (node.puller.clone(), image.to_string(), policy.map(str::to_string));
-    let planned = crate::ops::blocking(move || plan(&puller, &text, policy.as_deref())).await;
-    let reference = match planned.map_err(|e| failure("ErrImagePull", e))?? {
+    let (puller, text, wanted) = (node.puller.clone(), image.to_string(), policy.map(str::to_string));
+    let planned = crate::ops::blocking(move || plan(&puller, &text, wanted.as_deref())).await;
+    let mut planned = planned.map_err(|e| failure("ErrImagePull", e))??;
+    let mut known_keys = None;
+    if let Plan::Use(lease) = &planned
+        && !lease.image().marks.is_empty()
+    {
+        let name = Reference::parse(image).ok();
+        let keys = keys(node, pod).await;
+        let marks = name.as_ref().map(|name| keys.marks(name)).unwrap_or_default();
+        if !lease.image().is_for(name.as_ref(), &marks) {
+            planned = not_theirs(image, name, policy)?;
+        }
+        known_keys = Some(keys);
+    }
+    let reference = match planned {
         Plan::Use(lease) => {
-            let text = format!("Container image \"{image}\" already present on machine");
+            let text = format!(
+                "Container image \"{image}\" already present on machine and can be accessed by the pod"
+            );
             node.note(pod, "Pulled", name, text);
             return Ok(Found::new(image, lease));
         }
         Plan::Pull(reference) => reference,
     };
     node.note(pod, "Pulling", name, format!("Pulling image \"{image}\""));
-    let keys = if node.puller.is_pushed(&reference) { Keyring::default() } else { keys(node, pod).await };
+    let keys = match known_keys {
+        Some(keys) => keys,
+        None if node.puller.is_pushed(&reference) => Keyring::default(),
+        None => keys(node, pod).await,
+    };
     let pulled = tokio::select! {
         pulled = node.puller.pull(&reference, &keys) => pulled,
         () = deleted(node, pod) => return Err(failure("ErrImagePull", "context canceled".into())),
     };
     let pulled = pulled.map_err(|error| failure("ErrImagePull", told(&reference, &error)))?;
     let size = pulled.lease.image().size_bytes;
+    crate::stats::own::pulled(size, pulled.took);
+    *node.pulling.lock().entry(pod.uid().into()).or_default() += pulled.waited;
     let (took, waited) = (go_duration(pulled.took), go_duration(pulled.waited));
     let text = format!(
         "Successfully pulled image \"{image}\" in {took} ({waited} including waiting). Image size: {size} bytes."
     );
     node.note(pod, "Pulled", name, text);
     Ok(Found::new(image, pulled.lease))
+}
+
+/// What is to be done where others' credentials brought an image: the registry says whether these may have it too.
+fn not_theirs(image: &str, name: Option<Reference>, policy: Option<&str>) -> Result<Plan, StartFailure> {
+    match name {
+        Some(name) if policy != Some("Never") => Ok(Plan::Pull(name)),
+        _ => {
+            let text = format!("Container image \"{image}\" is not present with pull policy of Never");
+            Err(failure("ErrImageNeverPull", text))
+        }
+    }
 }
 
 /// Comes back when the pod is gone or going.

@@ -2,6 +2,7 @@
 //!
 //! The lease every 10 s says "alive" cheaply; the status is written on change and every 5 minutes.
 
+use crate::config::resources::HUGE;
 use crate::devices::{Amounts, Devices};
 use crate::events::Recorder;
 use crate::eviction::Pressure;
@@ -18,6 +19,7 @@ use machinery::time::{format, format_micro};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use stdx::backoff::Backoff;
@@ -26,6 +28,8 @@ use tokio::sync::watch;
 const LEASE_EVERY: Duration = Duration::from_secs(10);
 const LEASE_SECONDS: u32 = 40;
 const STATUS_EVERY: Duration = Duration::from_secs(300);
+/// What upstream's newer nodes have and older ones have not, sorted; pods that need it go to such nodes only.
+const DECLARED: [&str; 2] = ["GuaranteedQoSPodCPUResize", "RestartAllContainersOnContainerExits"];
 /// Images listed in the status, the largest first (upstream's figure).
 const IMAGES_MAX: usize = 50;
 const RETRY: Backoff = Backoff { base: Duration::from_millis(50), factor: 2, max: Duration::from_secs(5) };
@@ -105,7 +109,9 @@ pub struct NodeTask {
 fn others_amounts(status: &Value, own: &Amounts) -> Option<serde_json::Map<String, Value>> {
     let foreign = |list: &str| {
         let all = status[list].as_object().cloned().unwrap_or_default();
-        let foreign = |name: &String| !OWN_AMOUNTS.contains(&name.as_str()) && !own.contains_key(name);
+        let foreign = |name: &String| {
+            !OWN_AMOUNTS.contains(&name.as_str()) && !name.starts_with(HUGE) && !own.contains_key(name)
+        };
         all.into_iter().filter(|(name, _)| foreign(name)).collect()
     };
     let (capacity, allocatable): (serde_json::Map<_, _>, serde_json::Map<_, _>) =
@@ -114,6 +120,17 @@ fn others_amounts(status: &Value, own: &Amounts) -> Option<serde_json::Map<Strin
     let mut change: serde_json::Map<String, Value> = gone.collect();
     change.extend(capacity.into_iter().filter(|(name, amount)| allocatable.get(name) != Some(amount)));
     (!change.is_empty()).then_some(change)
+}
+
+/// Huge pages of the machine: resources with bytes; `folder` has a folder for each size (`hugepages-2048kB`).
+fn huge_pages(folder: &Path) -> BTreeMap<String, i64> {
+    let size = |entry: std::fs::DirEntry| {
+        let name = entry.file_name().into_string().ok()?;
+        let bytes = name.strip_prefix(HUGE)?.strip_suffix("kB")?.parse::<i64>().ok()?.checked_mul(1024)?;
+        let count: i64 = read(entry.path().join("nr_hugepages").to_str()?).trim().parse().ok()?;
+        Some((format!("{HUGE}{}", Quantity::from_bytes(bytes)), bytes.checked_mul(count)?))
+    };
+    std::fs::read_dir(folder).into_iter().flatten().flatten().filter_map(size).collect()
 }
 
 /// Was the node written off, as it is when its server was away for a while? It is here, and says so at once.
@@ -322,7 +339,14 @@ impl NodeTask {
             "ephemeral-storage": format!("{}Ki", facts.storage_bytes / 1024),
             "pods": facts.max_pods.to_string(),
         });
+        let huge = huge_pages(Path::new("/sys/kernel/mm/hugepages"));
+        for (name, bytes) in &huge {
+            amounts[name] = json!(Quantity::from_bytes(*bytes).to_string());
+        }
         let mut allocatable = amounts.clone();
+        // They are not there for anything else.
+        let memory = facts.memory_bytes.saturating_sub(huge.values().sum());
+        allocatable["memory"] = json!(format!("{}Ki", memory.max(0) / 1024));
         let devices = self.devices.amounts();
         for (name, (all, healthy)) in &devices {
             amounts[name] = json!(all.to_string());
@@ -341,6 +365,8 @@ impl NodeTask {
             "conditions": conditions(old, &self.pressure.borrow(), *self.shutting_down.borrow(), Timestamp::now()),
             "daemonEndpoints": {"kubeletEndpoint": {"Port": self.port}},
             "features": {"supplementalGroupsPolicy": true},
+            // CPUs of containers that have their own cannot change: the first does not hold then.
+            "declaredFeatures": DECLARED[usize::from(self.facts.exclusive_cpus)..],
             "runtimeHandlers": self.handlers,
             "nodeInfo": {
                 "machineID": machine, "systemUUID": machine,

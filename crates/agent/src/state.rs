@@ -3,7 +3,7 @@
 //! Invariants: at most one operation runs at a time for each of: the sandbox, the volumes, one container's
 //! start, one container's hook, one probe of one kind. What is under way is marked here before it begins.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::ResourceRequirements;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -131,11 +131,11 @@ pub enum Hook {
 /// A stop under way.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stopping {
-    /// SIGKILL at that time.
+    /// The grace period's end; once the stop signal is sent: SIGKILL at that time.
     pub kill_at: Timestamp,
-    /// The grace period's end; `kill_at` may be a little later, so that a long hook leaves time to stop.
-    pub grace_end: Timestamp,
-    /// The preStop hook; while it runs no signal is sent.
+    /// What is left for the stop signal even where the grace period is used up.
+    pub window: SignedDuration,
+    /// The preStop hook; while it runs within the grace period no signal is sent.
     pub hook: Hook,
     /// The stop signal was sent.
     pub term_sent: bool,
@@ -211,6 +211,8 @@ pub struct ContainerRecord {
     pub pull: Tries,
     /// When `ErrImagePull` becomes `ImagePullBackOff`.
     pub pull_shown_at: Option<Timestamp>,
+    /// The image that was last asked for.
+    pub tried: String,
     /// Of the current or last instance.
     pub facts: Option<Facts>,
     /// The postStart hook.
@@ -223,6 +225,8 @@ pub struct ContainerRecord {
     pub stopping: Option<Stopping>,
     /// Restart without back-off (its definition changed).
     pub restart_now: bool,
+    /// Stopped since a probe failed: another instance is wanted whatever its exit code.
+    pub again: bool,
     /// What a resize gave the instance since it started.
     pub resources: Option<ResourceRequirements>,
 }
@@ -242,12 +246,14 @@ impl ContainerRecord {
             shown: None,
             pull: Tries::default(),
             pull_shown_at: None,
+            tried: String::new(),
             facts: None,
             post_start: Hook::Done,
             started: false,
             probes: BTreeMap::new(),
             stopping: None,
             restart_now: false,
+            again: false,
             resources: None,
         }
     }
@@ -332,6 +338,14 @@ pub struct Refusal {
     pub reason: &'static str,
     /// For humans.
     pub message: String,
+}
+
+impl Refusal {
+    /// Of a pod with CPUs of its own, in the kubelet's words.
+    pub fn of_cpus() -> Refusal {
+        let message = "Resize is infeasible for Guaranteed Pods alongside CPU Manager static policy".into();
+        Refusal { reason: "Infeasible", message }
+    }
 }
 
 /// An in-place resize.

@@ -3,6 +3,7 @@
 //! Invariants: a terminal phase is reported only when no container runs any more; foreign conditions are kept;
 //! `lastTransitionTime` changes only with the condition's status.
 
+use crate::decide::may_restart_all;
 use crate::decide::resize::{actuated, pending};
 use crate::decide::task::unhealthy;
 use crate::pod::{ContainerView, PodView, Role};
@@ -349,7 +350,10 @@ fn verdicts(state: &PodState, pod: &PodView, phase: &str) -> Vec<Verdict> {
         let text = format!("containers with incomplete status: [{}]", incomplete.join(" "));
         Some(("ContainersNotInitialized", text))
     };
-    let sandboxed = state.sandbox.setup.ready && state.ending.as_ref().is_none_or(|_| !state.teardown.ready);
+    // The sandbox is made while volumes are mounted: nothing starts before both are there.
+    let begun = || state.containers.values().any(|r| r.running() || r.ended().is_some());
+    let furnished = state.sandbox.setup.ready && (state.volumes.ready || begun());
+    let sandboxed = furnished && state.ending.as_ref().is_none_or(|_| !state.teardown.ready);
     let mut list = vec![
         Verdict {
             kind: "PodReadyToStartContainers",
@@ -365,6 +369,15 @@ fn verdicts(state: &PodState, pod: &PodView, phase: &str) -> Vec<Verdict> {
         Verdict { kind: "ContainersReady", why_not: not_ready, reason: "" },
         Verdict { kind: "PodScheduled", why_not: None, reason: "" },
     ];
+    if pod.containers.iter().any(may_restart_all) {
+        let idle = done.unwrap_or_default();
+        let why_not = (!state.restarting_all).then_some(idle);
+        list.push(Verdict {
+            kind: "AllContainersRestarting",
+            why_not,
+            reason: "RestartAllContainersStarted",
+        });
+    }
     if pod.task.is_some() {
         let names = unhealthy(state, pod);
         let why_not = (!names.is_empty()).then(|| ("Unhealthy", names.join(" ")));

@@ -13,7 +13,7 @@ use crate::decide::{Action, Input, seed, step};
 use crate::inbox::Inbox;
 use crate::ops::{self, Instance, Making, Mounted, Node, Which};
 use crate::pod::PodView;
-use crate::state::{Phase, Verdict};
+use crate::state::{Phase, Refusal, Verdict};
 use crate::status::{container_id, status, terminated};
 use client::{Object, ObjectKey};
 use entry::{Clock, Entry, edited, plain};
@@ -25,7 +25,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use stdx::backoff::Backoff;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -395,7 +395,12 @@ impl Worker {
         let refusal = if crate::decide::resize::pending(&entry.state, &entry.view) {
             let beside = self.entries.iter().filter(|(id, e)| *id != uid && e.admitted && e.holds());
             let others: Vec<&Claim> = beside.map(|(_, e)| &e.claim).collect();
-            resize_refusal(&Claim::of(&entry.view), &self.node.facts, &others)
+            let (asked, own) = (Claim::of(&entry.view), self.node.cpus.holds(uid));
+            // Its CPUs are its own by number.
+            match own && asked.requests.milli_cpu != entry.claim.requests.milli_cpu {
+                true => Some(Refusal::of_cpus()),
+                false => resize_refusal(&asked, &self.node.facts, &others),
+            }
         } else {
             None
         };
@@ -412,6 +417,7 @@ impl Worker {
     fn forget(&mut self, uid: &str) {
         let Some(entry) = self.entries.remove(uid) else { return };
         let key = entry.view.key().clone();
+        self.node.pulling.lock().remove(uid);
         self.node.objects.uses(uid, &key.namespace, &BTreeSet::new());
         let (node, uid, at) = (self.node.clone(), uid.to_string(), key.clone());
         self.tasks.spawn(ops::remove_logs(node, at, uid));
@@ -499,10 +505,16 @@ impl Worker {
         }
         let mut wanted = status(&entry.state, &entry.view, &self.node.facts.host_ips, Timestamp::now());
         self.node.devices.tell_health(uid, &mut wanted);
+        let over = matches!(wanted["phase"].as_str(), Some("Succeeded" | "Failed"));
+        if over && !entry.state.teardown.ready && self.node.dra.holds(uid) {
+            // Whoever reads that it is over gives its devices to others: not before their drivers know.
+            wanted["phase"] = "Running".into();
+        }
         if wanted == entry.written {
-            entry.write_at = None;
+            (entry.write_at, entry.unsaid) = (None, None);
             return;
         }
+        entry.unsaid.get_or_insert_with(Instant::now);
         let first = entry.written.get("startTime").is_none() && plain(&wanted);
         let edited = entry.state.ending.is_none() && edited(&entry.written, &wanted);
         let not_before = match entry.write_at {
@@ -539,7 +551,7 @@ impl Worker {
         match result {
             Ok(object) => {
                 entry.write_failures = 0;
-                entry.written = sent.unwrap_or_default();
+                entry.told(sent.unwrap_or_default(), self.clock.now(), &self.node);
                 entry.own_revision = entry.own_revision.max(object.revision);
             }
             Err(error) if error.is_not_found() => {}

@@ -7,7 +7,7 @@ use crate::authz::Attributes;
 use crate::outbound::Endpoint;
 use auth::Identity;
 use machinery::cel::{Budget, Program, Type, Value as Cel};
-use machinery::selector::FieldSelector;
+use machinery::selector::{FieldSelector, LabelSelector, Op, Requirement};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -149,6 +149,23 @@ fn spec(identity: &Identity, a: &Attributes) -> Value {
         let all: Vec<Value> = fields.requirements.iter().map(requirement).collect();
         resource["fieldSelector"] = json!({"requirements": all});
     }
+    if let Ok(labels) = LabelSelector::parse(&a.label_selector)
+        && !labels.requirements.is_empty()
+    {
+        let requirement = |r: &Requirement| {
+            let operator = match r.op {
+                Op::In | Op::Equals => "In",
+                Op::NotIn | Op::NotEquals => "NotIn",
+                Op::Exists => return Some(json!({"key": r.key, "operator": "Exists"})),
+                Op::DoesNotExist => return Some(json!({"key": r.key, "operator": "DoesNotExist"})),
+                // Reviews have no such operators.
+                Op::GreaterThan | Op::LessThan => return None,
+            };
+            Some(json!({"key": r.key, "operator": operator, "values": r.values}))
+        };
+        let all: Vec<Value> = labels.requirements.iter().filter_map(requirement).collect();
+        resource["labelSelector"] = json!({"requirements": all});
+    }
     spec["resourceAttributes"] = resource;
     spec
 }
@@ -246,12 +263,14 @@ mod tests {
         let asked = spec(&Identity::new("bob", ["g"]), &path);
         assert_eq!(asked["nonResourceAttributes"], json!({"path": "/x", "verb": "get"}));
         let pods = Attributes { verb: "list".into(), resource: "pods".into(), ..Attributes::default() };
-        let pods = pods.selecting("spec.nodeName=n,status.phase!=Failed");
+        let pods = pods.selecting("spec.nodeName=n,status.phase!=Failed", "a in (x),!b");
         assert_eq!(
             spec(&Identity::default(), &pods)["resourceAttributes"],
             json!({"verb": "list", "resource": "pods", "fieldSelector": {"requirements": [
                 {"key": "spec.nodeName", "operator": "In", "values": ["n"]},
-                {"key": "status.phase", "operator": "NotIn", "values": ["Failed"]}]}})
+                {"key": "status.phase", "operator": "NotIn", "values": ["Failed"]}]},
+                "labelSelector": {"requirements": [{"key": "a", "operator": "In", "values": ["x"]},
+                    {"key": "b", "operator": "DoesNotExist"}]}})
         );
         let no = |reason: &str| Verdict::NoOpinion(reason.into());
         assert_eq!(read(&json!({"status": {"allowed": true}})), Verdict::Allow);

@@ -16,10 +16,10 @@ use crate::rbac::Rbac;
 use crate::resources::{LiveRegistry, Registry};
 use crate::services::ServicePools;
 use crate::storage::Storage;
-use crate::{admission, bootstrap, custom, expiry, resources};
+use crate::{admission, bootstrap, custom, expiry, migration, presence, resources};
 use auth::Identity;
 use client::{ApiClient, Object, ObjectKey};
-use k8s_schema::Gvr;
+use k8s_schema::{Gvr, gates};
 use machinery::status::ApiError;
 use parking_lot::{Mutex, RwLock};
 use serde_json::Value;
@@ -72,7 +72,11 @@ pub struct Api {
     pub(crate) front_proxies: Option<auth::ClientAuthority>,
     pub(crate) webhooks: crate::webhooks::Webhooks,
     pub(crate) policies: crate::admission::policy::Policies,
+    /// Room for watches.
+    pub(crate) places: crate::watch::Places,
     closing: watch::Sender<bool>,
+    /// When it was opened.
+    pub(crate) started: jiff::Timestamp,
 }
 
 impl Api {
@@ -81,7 +85,7 @@ impl Api {
         let cache = Cache::open(&config.store, &config.realm).await?;
         let closing = watch::Sender::new(false);
         tokio::spawn(cache.clone().feed(config.store.clone(), closing.subscribe()));
-        let registry = Registry::builtin(&config.realm, config.legacy);
+        let registry = Registry::builtin(&config.realm, config.legacy, &config.gates);
         let rbac = Arc::new(Rbac::new(cache.clone(), &registry));
         let nodes = NodeAccess::new(cache.clone(), &registry);
         let order = RwLock::new(config.authorization.clone().into());
@@ -98,7 +102,7 @@ impl Api {
             )),
             discovery: crate::discovery::Kept::default(),
             registry,
-            storage: Storage { store: config.store.clone(), cache },
+            storage: Storage::new(config.store.clone(), cache),
             services: Arc::new(ServicePools::new(config.service_cidr, &config.node_ports)),
             metrics: Metrics::default(),
             authorizer,
@@ -111,7 +115,9 @@ impl Api {
             audit,
             webhooks: crate::webhooks::Webhooks::default(),
             policies: crate::admission::policy::Policies::default(),
+            places: crate::watch::Places::default(),
             closing,
+            started: (config.clock)(),
             config,
         });
         for service in api.cached_all(&k8s_schema::gvr::SERVICES).values() {
@@ -133,6 +139,13 @@ impl Api {
         let policies = api.client(bootstrap::server());
         tokio::spawn(admission::policy::types::run(Arc::downgrade(&api), policies));
         tokio::spawn(expiry::run(Arc::downgrade(&api)));
+        if !api.config.host.is_empty() {
+            let (client, host) = (api.client(bootstrap::server()), api.config.host.clone());
+            tokio::spawn(presence::run(Arc::downgrade(&api), client, host));
+        }
+        if api.config.gates.on(gates::STORAGE_VERSION_MIGRATOR) {
+            tokio::spawn(migration::run(Arc::downgrade(&api), api.client(bootstrap::server())));
+        }
         Ok(api)
     }
 
@@ -186,9 +199,11 @@ impl Api {
     }
 
     /// Gives back what a removed object held.
-    pub(crate) fn released(&self, resource: &resources::Resource, key: &ObjectKey) {
+    pub(crate) async fn released(&self, resource: &resources::Resource, key: &ObjectKey) {
         if resource.is("", "services") {
-            self.services.release(key);
+            for ip in self.services.release(key) {
+                self.let_go(key, ip).await;
+            }
         }
     }
 }

@@ -36,6 +36,8 @@ pub struct Attributes {
     pub path: String,
     /// Field selector of a list or watch; "" for none.
     pub field_selector: String,
+    /// Its label selector likewise.
+    pub label_selector: String,
 }
 
 impl Attributes {
@@ -44,8 +46,9 @@ impl Attributes {
         !self.resource.is_empty()
     }
 
-    /// The same for a list or watch with this field selector: one that names an object asks for that object.
-    pub fn selecting(mut self, field_selector: &str) -> Self {
+    /// The same for a list or watch with these selectors of fields and labels: one that names an object asks for that
+    /// object.
+    pub fn selecting(mut self, field_selector: &str, label_selector: &str) -> Self {
         if let Ok(fields) = FieldSelector::parse(field_selector)
             && self.name.is_empty()
             && let Some(name) = fields.exact("metadata.name")
@@ -53,6 +56,7 @@ impl Attributes {
             self.name = name.to_string();
         }
         self.field_selector = field_selector.to_string();
+        self.label_selector = label_selector.to_string();
         self
     }
 }

@@ -6,6 +6,7 @@
 use crate::authz::{Authorizer, Step};
 use async_trait::async_trait;
 use auth::{Identity, ServiceTokens};
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -130,6 +131,12 @@ pub struct ApiConfig {
     pub pod_security_policy: bool,
     /// Serve group versions that Kubernetes has removed (`extensions/v1beta1` …)?
     pub legacy: bool,
+    /// The machine's name, for the Lease by which other servers know this one; "": it has none.
+    pub host: String,
+    /// Which features are on.
+    pub gates: k8s_schema::Gates,
+    /// What `/flagz` tells: settings by name, without secrets.
+    pub flags: Arc<BTreeMap<String, String>>,
 }
 
 impl ApiConfig {
@@ -158,6 +165,9 @@ impl ApiConfig {
             plugins: crate::Plugins::default(),
             pod_security_policy: false,
             legacy: true,
+            host: String::new(),
+            gates: k8s_schema::Gates::default(),
+            flags: Arc::default(),
         }
     }
 }

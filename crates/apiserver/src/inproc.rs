@@ -17,6 +17,7 @@ use crate::verbs::{Call, WriteOptions, no_such_resource, verb_name};
 use crate::watch::{Start, Watcher};
 use async_trait::async_trait;
 use auth::Identity;
+use client::metrics::Calls;
 use client::remote::percent_encoded;
 use client::{
     Client, Event, EventKind, EventStream, ListOptions, Object, ObjectKey, ObjectList, Verb, WatchOptions,
@@ -26,8 +27,14 @@ use futures_util::stream;
 use k8s_schema::Gvr;
 use machinery::status::ApiError;
 use serde_json::{Value, json};
+use std::future::Future;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::time::Instant;
 use tokio::sync::watch;
+
+/// What figures call the server that is asked.
+const HOST: &str = "in-process";
 
 /// One component's door.
 pub struct InProcess {
@@ -35,13 +42,26 @@ pub struct InProcess {
     identity: Arc<Identity>,
     /// Its name as a field manager.
     manager: String,
+    calls: Calls,
 }
 
 impl InProcess {
     /// A door for `identity`.
     pub fn new(api: Arc<Api>, identity: Identity) -> Self {
         let manager = owners::of_component(&identity.user);
-        InProcess { api, identity: Arc::new(identity), manager }
+        InProcess { api, identity: Arc::new(identity), manager, calls: Calls::new(HOST) }
+    }
+
+    /// Takes calls pinned: as values they are kilobytes, and would be copied and held twice.
+    async fn counted<T>(
+        &self,
+        method: &'static str,
+        call: Pin<&mut impl Future<Output = Result<T, ApiError>>>,
+    ) -> Result<T, ApiError> {
+        let begun = Instant::now();
+        let answer = call.await;
+        self.calls.done(method, answer.as_ref().map_or_else(|error| error.code, |_| 200), begun.elapsed());
+        answer
     }
 
     fn call(&self, gvr: &Gvr, key: ObjectKey, subresource: &str) -> Result<Call, ApiError> {
@@ -72,7 +92,7 @@ impl InProcess {
     async fn selection(&self, verb: &str, gvr: &Gvr, options: &ListOptions) -> Result<Selection, ApiError> {
         let namespace = options.namespace.as_deref();
         let call = self.call(gvr, ObjectKey::new(namespace.unwrap_or_default(), ""), "")?;
-        let attributes = call.attributes(verb).selecting(&options.field_selector);
+        let attributes = call.attributes(verb).selecting(&options.field_selector, &options.label_selector);
         self.allowed(attributes).await?;
         Selection::parse(&call.resource, namespace, &options.label_selector, &options.field_selector)
     }
@@ -81,6 +101,34 @@ impl InProcess {
 #[async_trait]
 impl Client for InProcess {
     async fn get(&self, gvr: &Gvr, key: &ObjectKey) -> Result<Arc<Object>, ApiError> {
+        self.counted("GET", pin!(self.read(gvr, key))).await
+    }
+
+    async fn scale(&self, gvr: &Gvr, key: &ObjectKey) -> Result<Arc<Object>, ApiError> {
+        self.counted("GET", pin!(self.read_scale(gvr, key))).await
+    }
+
+    async fn list(&self, gvr: &Gvr, options: &ListOptions) -> Result<ObjectList, ApiError> {
+        self.counted("GET", pin!(self.read_all(gvr, options))).await
+    }
+
+    async fn watch(&self, gvr: &Gvr, options: &WatchOptions) -> Result<EventStream, ApiError> {
+        self.counted("GET", pin!(self.follow(gvr, options))).await
+    }
+
+    async fn write(&self, write: Write) -> Result<Arc<Object>, ApiError> {
+        let method = match &write.verb {
+            Verb::Create(_) => "POST",
+            Verb::Update(_) => "PUT",
+            Verb::Patch(..) => "PATCH",
+            Verb::Delete(_) => "DELETE",
+        };
+        self.counted(method, pin!(self.put(write))).await
+    }
+}
+
+impl InProcess {
+    async fn read(&self, gvr: &Gvr, key: &ObjectKey) -> Result<Arc<Object>, ApiError> {
         if let Some(remote) = self.elsewhere(gvr) {
             let attributes = foreign(gvr, "get", key);
             self.allowed(attributes).await?;
@@ -94,7 +142,7 @@ impl Client for InProcess {
         rules::serve(&call.resource, &object)
     }
 
-    async fn scale(&self, gvr: &Gvr, key: &ObjectKey) -> Result<Arc<Object>, ApiError> {
+    async fn read_scale(&self, gvr: &Gvr, key: &ObjectKey) -> Result<Arc<Object>, ApiError> {
         let call = self.call(gvr, key.clone(), "scale")?;
         if !call.resource.has_subresource("scale") {
             return Err(ApiError::not_found(gvr, &key.name));
@@ -104,7 +152,7 @@ impl Client for InProcess {
         scale::read(&call.resource, &object)
     }
 
-    async fn list(&self, gvr: &Gvr, options: &ListOptions) -> Result<ObjectList, ApiError> {
+    async fn read_all(&self, gvr: &Gvr, options: &ListOptions) -> Result<ObjectList, ApiError> {
         let version = self.api.figures_elsewhere(&gvr.group);
         let exact = self.elsewhere(gvr).is_some();
         let other = version.filter(|_| !exact).map(|v| Gvr { version: v.into(), ..gvr.clone() });
@@ -124,7 +172,7 @@ impl Client for InProcess {
         Ok(ObjectList { items, revision: page.revision })
     }
 
-    async fn watch(&self, gvr: &Gvr, options: &WatchOptions) -> Result<EventStream, ApiError> {
+    async fn follow(&self, gvr: &Gvr, options: &WatchOptions) -> Result<EventStream, ApiError> {
         let selection = self.selection("watch", gvr, &options.list).await?;
         let start = options.after.map_or(Start::Current, Start::After);
         if options.after.is_none() {
@@ -147,7 +195,7 @@ impl Client for InProcess {
         })))
     }
 
-    async fn write(&self, write: Write) -> Result<Arc<Object>, ApiError> {
+    async fn put(&self, write: Write) -> Result<Arc<Object>, ApiError> {
         let call = self.call(&write.gvr, write.key, write.subresource)?;
         let attributes = call.attributes(verb_name(&write.verb));
         let body = match (&self.api.audit, &write.verb) {

@@ -25,6 +25,19 @@ use tokio_rustls::TlsConnector;
 /// The largest answer that is read.
 const ANSWER_MAX: usize = 4 << 20;
 
+/// Answers that are gone when one asks again.
+const PASSING: [u16; 3] = [429, 500, 504];
+/// How often one asks again, and how long before the first time: half as long again each time (upstream's back-off).
+const RETRIES: u32 = 4;
+const RETRY: Duration = Duration::from_millis(500);
+
+/// Why a call failed.
+struct Failed {
+    why: String,
+    /// Is it worth asking again?
+    passes: bool,
+}
+
 /// A server that the operator trusts to be called.
 #[derive(Clone)]
 pub struct Endpoint {
@@ -34,6 +47,24 @@ pub struct Endpoint {
     token: String,
     shown: Option<Issued>,
     resolver: Option<Arc<dyn NameResolver>>,
+    /// Is its certificate taken as it is?
+    unchecked: bool,
+    /// Who it must be; "": the URL's host.
+    server_name: String,
+    answer_max: usize,
+}
+
+/// How a server's certificate is checked, and what it is shown.
+#[derive(Default)]
+pub struct EndpointTls {
+    /// PEM; "" is the machine's trust.
+    pub ca_pem: String,
+    /// Is its certificate taken as it is?
+    pub unchecked: bool,
+    /// Who it must be; "": the URL's host.
+    pub server_name: String,
+    /// A certificate for it, with its key.
+    pub shown: Option<Issued>,
 }
 
 impl std::fmt::Debug for Endpoint {
@@ -73,8 +104,27 @@ impl Endpoint {
         if !matches!(parsed.scheme_str(), Some("https" | "http")) || parsed.host().is_none() {
             return Err(format!("{url:?} is no URL of a server"));
         }
-        let (ca_pem, token) = (ca_pem.to_string(), String::new());
-        Ok(Endpoint { url: parsed, ca_pem, token, shown: None, resolver })
+        Ok(Endpoint {
+            url: parsed,
+            ca_pem: ca_pem.to_string(),
+            token: String::new(),
+            shown: None,
+            resolver,
+            unchecked: false,
+            server_name: String::new(),
+            answer_max: ANSWER_MAX,
+        })
+    }
+
+    /// The same, spoken to in a way of its own; answers may be this long.
+    pub fn speaking(self, tls: EndpointTls, answer_max: usize) -> Endpoint {
+        let EndpointTls { ca_pem, unchecked, server_name, shown } = tls;
+        Endpoint { ca_pem, unchecked, server_name, shown, answer_max, ..self }
+    }
+
+    /// The same, shown this token; "" is none.
+    pub fn bearing(self, token: String) -> Endpoint {
+        Endpoint { token, ..self }
     }
 
     /// The server of a kubeconfig's current context.
@@ -100,10 +150,19 @@ impl Endpoint {
         Ok(endpoint)
     }
 
-    /// Posts a document; the answered document.
+    /// Posts a document; the answered document. Asked again, later each time, where the server is in trouble.
     pub async fn post(&self, document: &Value, timeout: Duration) -> Result<Value, String> {
-        let body = serde_json::to_vec(document).map_err(|e| e.to_string())?;
-        let answer = self.exchange("POST", body.into(), timeout).await?;
+        let body = Bytes::from(serde_json::to_vec(document).map_err(|e| e.to_string())?);
+        let mut tries = 0;
+        let answer = loop {
+            match self.exchange("POST", body.clone(), timeout).await {
+                Err(Failed { passes: true, .. }) if tries < RETRIES => {
+                    tokio::time::sleep(RETRY * 3_u32.pow(tries) / 2_u32.pow(tries)).await;
+                    tries += 1;
+                }
+                answer => break answer.map_err(|failed| failed.why)?,
+            }
+        };
         if answer.is_empty() {
             return Ok(Value::Null);
         }
@@ -112,16 +171,25 @@ impl Endpoint {
 
     /// Gets a document.
     pub async fn get(&self, timeout: Duration) -> Result<Value, String> {
-        let answer = self.exchange("GET", Bytes::new(), timeout).await?;
+        let answer = self.exchange("GET", Bytes::new(), timeout).await.map_err(|failed| failed.why)?;
         serde_json::from_slice(&answer).map_err(|e| format!("the answer of {}: {e}", self.url))
     }
 
-    async fn exchange(&self, method: &str, body: Bytes, timeout: Duration) -> Result<Bytes, String> {
+    /// Gets a text.
+    pub async fn get_text(&self, timeout: Duration) -> Result<String, String> {
+        let answer = self.exchange("GET", Bytes::new(), timeout).await.map_err(|failed| failed.why)?;
+        String::from_utf8(answer.into()).map_err(|e| format!("the answer of {}: {e}", self.url))
+    }
+
+    async fn exchange(&self, method: &str, body: Bytes, timeout: Duration) -> Result<Bytes, Failed> {
         let exchanged = tokio::time::timeout(timeout, self.send(method, body)).await;
-        let failed = |why: &str| format!("{method} {}: {why}", self.url);
-        let (code, body) = exchanged.map_err(|_| failed("timed out"))?.map_err(|e| failed(&e))?;
+        let failed =
+            |why: &str, passes: bool| Failed { why: format!("{method} {}: {why}", self.url), passes };
+        let (code, body) =
+            exchanged.map_err(|_| failed("timed out", false))?.map_err(|e| failed(&e, false))?;
         if !code.is_success() {
-            return Err(failed(&format!("the server responded with the status code {}", code.as_u16())));
+            let why = format!("the server responded with the status code {}", code.as_u16());
+            return Err(failed(&why, PASSING.contains(&code.as_u16())));
         }
         Ok(body)
     }
@@ -151,11 +219,15 @@ impl Endpoint {
             return self.speak(stream, method, body).await;
         }
         let config = match &self.shown {
-            Some(shown) => auth::presenting_client_config(shown, Some(&self.ca_pem)),
+            Some(shown) => {
+                auth::presenting_client_config(shown, (!self.unchecked).then_some(self.ca_pem.as_str()))
+            }
+            None if self.unchecked => auth::unchecked_client_config(),
             None => auth::trusting_client_config(&self.ca_pem),
         };
         let connector = TlsConnector::from(config.map_err(|e| e.to_string())?);
-        let name = ServerName::try_from(host.to_string()).map_err(|e| e.to_string())?;
+        let name = if self.server_name.is_empty() { host } else { &self.server_name };
+        let name = ServerName::try_from(name.to_string()).map_err(|e| e.to_string())?;
         let stream = connector.connect(name, stream).await.map_err(|e| format!("tls: {e}"))?;
         self.speak(stream, method, body).await
     }
@@ -176,7 +248,7 @@ impl Endpoint {
             request = request.header(header::AUTHORIZATION, format!("Bearer {}", self.token));
         }
         let request = request.body(Full::new(body)).map_err(|e| e.to_string())?;
-        let (head, body) = over(stream, request, ANSWER_MAX).await?;
+        let (head, body) = over(stream, request, self.answer_max).await?;
         Ok((head.status, body))
     }
 }

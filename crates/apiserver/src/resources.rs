@@ -4,8 +4,8 @@
 //! in the store and one cache. Deliberately not here: behaviour of kinds (`rules`).
 
 use crate::custom::Custom;
-use imbl::OrdMap;
-use k8s_schema::{Gvr, Held, ResourceRow};
+use imbl::{HashMap, OrdMap};
+use k8s_schema::{Gates, Gvr, Held, ResourceRow};
 use parking_lot::{Mutex, RwLock};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -94,27 +94,31 @@ pub fn split_suffix(suffix: &str) -> Option<(&str, &str)> {
 #[derive(Clone)]
 pub struct Registry {
     by_gvr: OrdMap<Gvr, Arc<Resource>>,
+    /// The same, for the look-ups of every request.
+    hashed: HashMap<Gvr, Arc<Resource>>,
     /// What each CustomResourceDefinition added.
     defined: OrdMap<Arc<str>, Arc<[Arc<Resource>]>>,
 }
 
 impl Registry {
     /// The built-in resources of a realm.
-    pub fn builtin(realm: &str, legacy: bool) -> Self {
-        let rows = k8s_schema::resources().iter().filter(|r| legacy || !r.legacy);
-        let by_gvr = rows.map(|row| (row.gvr.clone(), Arc::new(builtin(realm, row)))).collect();
-        Registry { by_gvr, defined: OrdMap::new() }
+    pub fn builtin(realm: &str, legacy: bool, gates: &Gates) -> Self {
+        let rows = k8s_schema::resources().iter().filter(|r| (legacy || !r.legacy) && gates.serve(r));
+        let by_gvr: OrdMap<Gvr, Arc<Resource>> =
+            rows.map(|row| (row.gvr.clone(), Arc::new(builtin(realm, row)))).collect();
+        let hashed = by_gvr.iter().map(|(gvr, resource)| (gvr.clone(), resource.clone())).collect();
+        Registry { by_gvr, hashed, defined: OrdMap::new() }
     }
 
     /// The resource served under this path.
     pub fn find(&self, gvr: &Gvr) -> Option<&Arc<Resource>> {
-        self.by_gvr.get(gvr)
+        self.hashed.get(gvr)
     }
 
     /// Is there a resource of these names?
     pub fn serves(&self, group: &str, version: &str, resource: &str) -> bool {
         let owned = |text: &str| std::borrow::Cow::Owned(text.to_string());
-        self.by_gvr.contains_key(&Gvr {
+        self.hashed.contains_key(&Gvr {
             group: owned(group),
             version: owned(version),
             resource: owned(resource),
@@ -123,7 +127,7 @@ impl Registry {
 
     /// Every resource: built-in ones in discovery's order, then custom ones, sorted.
     pub fn all(&self) -> impl Iterator<Item = &Arc<Resource>> {
-        let builtin = k8s_schema::resources().iter().filter_map(|row| self.by_gvr.get(&row.gvr));
+        let builtin = k8s_schema::resources().iter().filter_map(|row| self.find(&row.gvr));
         builtin.chain(self.by_gvr.values().filter(|r| r.custom.is_some()))
     }
 
@@ -135,6 +139,7 @@ impl Registry {
         let gone = before.iter().filter(gone).map(|r| r.prefix.clone()).collect();
         for resource in &resources {
             self.by_gvr.insert(resource.gvr().clone(), resource.clone());
+            self.hashed.insert(resource.gvr().clone(), resource.clone());
         }
         if !resources.is_empty() {
             self.defined.insert(definition.clone(), resources.into());
@@ -151,6 +156,7 @@ impl Registry {
         let before = self.defined.remove(definition).unwrap_or_else(|| Arc::new([]));
         for resource in before.iter() {
             self.by_gvr.remove(resource.gvr());
+            self.hashed.remove(resource.gvr());
         }
         before
     }
@@ -259,7 +265,7 @@ mod tests {
 
     #[test]
     fn keys_split_as_they_were_made() {
-        let registry = Registry::builtin("main", true);
+        let registry = Registry::builtin("main", true, &Default::default());
         let pods = registry.find(&k8s_schema::gvr::PODS).unwrap();
         let key = pods.key("default", "a");
         assert_eq!(&*key, "/main/core/pods/default/a");
@@ -272,13 +278,13 @@ mod tests {
 
     #[test]
     fn legacy_versions_share_the_place_of_todays() {
-        let registry = Registry::builtin("main", true);
+        let registry = Registry::builtin("main", true, &Default::default());
         let today = registry.find(&k8s_schema::gvr::DEPLOYMENTS).unwrap();
         let old = registry.find(&Gvr::new("extensions", "v1beta1", "deployments")).unwrap();
         assert_eq!(old.prefix, today.prefix);
         assert!(!old.is_storage_version() && today.is_storage_version());
         assert!(
-            Registry::builtin("main", false)
+            Registry::builtin("main", false, &Default::default())
                 .find(&Gvr::new("extensions", "v1beta1", "deployments"))
                 .is_none()
         );

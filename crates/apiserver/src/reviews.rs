@@ -140,12 +140,86 @@ fn attributes(spec: &Value) -> Attributes {
         namespace: text(&a["namespace"]),
         name: text(&a["name"]),
         path: String::new(),
-        field_selector: text(&a["fieldSelector"]["rawSelector"]),
+        field_selector: selector(&a["fieldSelector"], field_requirement),
+        label_selector: selector(&a["labelSelector"], label_requirement),
+    }
+}
+
+/// A selector of a review as text: as it was given so, or of its requirements as far as text can say them.
+fn selector(selector: &Value, text_of: fn(&str, &str, &[String]) -> Option<String>) -> String {
+    let raw = selector["rawSelector"].as_str().unwrap_or_default();
+    if !raw.is_empty() {
+        return raw.to_string();
+    }
+    let all = selector["requirements"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|r| text_of(r["key"].as_str()?, r["operator"].as_str()?, &texts(&r["values"])));
+    all.collect::<Vec<_>>().join(",")
+}
+
+fn field_requirement(key: &str, operator: &str, values: &[String]) -> Option<String> {
+    match (operator, values) {
+        ("In", [one]) => Some(format!("{key}={one}")),
+        ("NotIn", [one]) => Some(format!("{key}!={one}")),
+        _ => None,
+    }
+}
+
+fn label_requirement(key: &str, operator: &str, values: &[String]) -> Option<String> {
+    match operator {
+        "In" => Some(format!("{key} in ({})", values.join(","))),
+        "NotIn" => Some(format!("{key} notin ({})", values.join(","))),
+        "Exists" => Some(key.to_string()),
+        "DoesNotExist" => Some(format!("!{key}")),
+        _ => None,
+    }
+}
+
+/// Complains about a selector that says nothing, says it twice, or says it wrongly.
+fn check_selector(attributes: &Value, field: &str, errors: &mut FieldErrors) {
+    let (given, at) = (&attributes[field], format!("spec.resourceAttributes.{field}"));
+    if !given.is_object() {
+        return;
+    }
+    let raw = given["rawSelector"].as_str().unwrap_or_default();
+    let requirements: Vec<&Value> = given["requirements"].as_array().into_iter().flatten().collect();
+    match (raw.is_empty(), requirements.is_empty()) {
+        (false, false) => {
+            let why = "may not specified at the same time as requirements";
+            errors.invalid(&format!("{at}.rawSelector"), raw, why);
+        }
+        (true, true) => {
+            let why = format!("when {at} is specified, requirements or rawSelector is required");
+            errors.required(&format!("{at}.requirements"), &why);
+        }
+        _ => {}
+    }
+    for (i, requirement) in requirements.into_iter().enumerate() {
+        let at = format!("{at}.requirements[{i}]");
+        if requirement["key"].as_str().is_none_or(str::is_empty) {
+            errors.required(&format!("{at}.key"), "must be specified");
+        }
+        let (none, operator) = (texts(&requirement["values"]).is_empty(), requirement["operator"].as_str());
+        match operator.unwrap_or_default() {
+            "In" | "NotIn" if none => errors
+                .required(&format!("{at}.values"), "must be specified when `operator` is 'In' or 'NotIn'"),
+            "Exists" | "DoesNotExist" if !none => errors.forbidden(
+                &format!("{at}.values"),
+                "may not be specified when `operator` is 'Exists' or 'DoesNotExist'",
+            ),
+            "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
+            other => errors.invalid(&format!("{at}.operator"), other, "not a valid selector operator"),
+        }
     }
 }
 
 fn check(kind: &str, spec: &Value, needs_subject: bool) -> Result<(), ApiError> {
     let mut errors = FieldErrors::new();
+    for field in ["fieldSelector", "labelSelector"] {
+        check_selector(&spec["resourceAttributes"], field, &mut errors);
+    }
     match (spec["resourceAttributes"].is_object(), spec["nonResourceAttributes"].is_object()) {
         (true, true) => errors.invalid(
             "spec.nonResourceAttributes",
@@ -189,4 +263,35 @@ fn user_info(identity: &Identity) -> Value {
         info["extra"] = json!(identity.extra);
     }
     info
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn selectors_are_said_once_and_rightly() {
+        let asked = |selector: Value| {
+            let spec = json!({"resourceAttributes": {"verb": "list", "fieldSelector": selector}});
+            (
+                attributes(&spec).field_selector,
+                check("X", &spec, false).map_err(|e| e.causes[0].field.clone()),
+            )
+        };
+        let at = |field: &str| Err(format!("spec.resourceAttributes.fieldSelector.{field}"));
+        let node = json!({"key": "spec.nodeName", "operator": "In", "values": ["n"]});
+        assert_eq!(asked(json!({"rawSelector": "a=b"})), ("a=b".into(), Ok(())));
+        assert_eq!(asked(json!({"requirements": [node]})), ("spec.nodeName=n".into(), Ok(())));
+        assert_eq!(asked(json!({"requirements": [node], "rawSelector": "a=b"})).1, at("rawSelector"));
+        assert_eq!(asked(json!({})).1, at("requirements"));
+        let wrong = |operator: &str, values: Value| {
+            asked(json!({"requirements": [{"key": "a", "operator": operator, "values": values}]})).1
+        };
+        assert_eq!(wrong("In", json!([])), at("requirements[0].values"));
+        assert_eq!(wrong("Exists", json!(["x"])), at("requirements[0].values"));
+        assert_eq!(wrong("Is", json!([])), at("requirements[0].operator"));
+        let labels = json!({"resourceAttributes": {"labelSelector": {"requirements": [
+            {"key": "a", "operator": "In", "values": ["x", "y"]}, {"key": "b", "operator": "DoesNotExist"}]}}});
+        assert_eq!(attributes(&labels).label_selector, "a in (x,y),!b");
+    }
 }

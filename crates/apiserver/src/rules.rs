@@ -10,6 +10,7 @@ use client::{Object, PatchKind};
 use machinery::body::Repeats;
 use machinery::convert;
 use machinery::crd;
+use machinery::field_errors::FieldErrors;
 use machinery::kinds::{self, strategy};
 use machinery::patch;
 use machinery::selector::FieldSelector;
@@ -212,13 +213,6 @@ pub fn prepare_update(resource: &Resource, part: Part, new: &mut Value, old: &Va
             &["/status/conditions", "/metadata/labels", "/metadata/annotations", "/metadata/finalizers"]
         }
         Part::EphemeralContainers => &["/spec/ephemeralContainers"],
-        Part::Binding => &[
-            "/spec/nodeName",
-            "/status/conditions",
-            "/status/nominatedNodeName",
-            "/metadata/annotations",
-            "/metadata/labels",
-        ],
     };
     let mut kept = old.clone();
     for pointer in pointers {
@@ -253,36 +247,30 @@ fn keep_metadata(new: &mut Value, old: &Value) {
 
 /// Checks a new object or an update: 422 with every cause.
 pub fn validate(resource: &Resource, part: Part, new: &Value, old: Option<&Value>) -> Result<(), ApiError> {
-    let Some(old) = old else {
-        strategy::validate_create(&resource.stored, new)?;
-        return validate_custom(resource, new, None);
-    };
-    if matches!(part, Part::Whole | Part::Status) {
-        validate_custom(resource, new, Some(old))?;
-    }
-    match part {
-        Part::Whole => strategy::validate_update(&resource.stored, new, old, strategy::Part::Main),
-        Part::Status => strategy::validate_update(&resource.stored, new, old, strategy::Part::Status),
+    let update = |old, part| strategy::faults_of_update(&resource.stored, new, old, part);
+    let mut errors = match (old, part) {
+        (None, _) => strategy::faults_of_new(&resource.stored, new),
+        (Some(old), Part::Whole) => update(old, strategy::Part::Main),
+        (Some(old), Part::Status) => update(old, strategy::Part::Status),
         // The others take one field over from a checked body; the rest is what was stored.
-        Part::EphemeralContainers => kinds::pod::ephemeral::validate_update(new, old),
-        Part::Resize => kinds::pod::resize::validate_update(new, old),
-        Part::Approval => kinds::certificates::validate_approval(new, old),
-        Part::Finalize | Part::Binding => Ok(()),
-    }
+        (Some(old), Part::EphemeralContainers) => return kinds::pod::ephemeral::validate_update(new, old),
+        (Some(old), Part::Resize) => return kinds::pod::resize::validate_update(new, old),
+        (Some(old), Part::Approval) => return kinds::certificates::validate_approval(new, old),
+        (Some(_), Part::Finalize) => return Ok(()),
+    };
+    validate_custom(resource, new, old, &mut errors);
+    strategy::finish(&resource.row, new, errors)
 }
 
-fn validate_custom(resource: &Resource, new: &Value, old: Option<&Value>) -> Result<(), ApiError> {
-    let Some(custom) = &resource.custom else { return Ok(()) };
-    let mut errors = machinery::field_errors::FieldErrors::new();
+fn validate_custom(resource: &Resource, new: &Value, old: Option<&Value>, errors: &mut FieldErrors) {
+    let Some(custom) = &resource.custom else { return };
     let own = |value: &Value| {
         let mut value = value.clone();
         value.as_object_mut().map(|map| map.remove("metadata"));
         value
     };
-    crd::validate(&own(new), custom.version.schema(), old.map(own).as_ref(), "", &mut errors);
-    crd::rules::validate(new, custom.version.schema(), old, &mut errors);
-    let name = new["metadata"]["name"].as_str().unwrap_or_default();
-    errors.into_result(resource.group(), &resource.row.kind, name)
+    crd::validate(&own(new), custom.version.schema(), old.map(own).as_ref(), "", errors);
+    crd::rules::validate(new, custom.version.schema(), old, errors);
 }
 
 /// Refuses field selectors that the kind does not support.

@@ -1,104 +1,126 @@
 //! Reading and splicing canonical JSON text without parsing it.
 //!
 //! Stored documents are compact (no blanks between tokens) with sorted keys, because only this crate writes
-//! them. Reads put `metadata.resourceVersion` in by [`with_revision`], once per write, and selectors look at
-//! single strings by [`string_at`]; neither builds a document.
-//! Invariant: nothing here panics, whatever the bytes; what is not canonical JSON simply finds nothing.
+//! them. Reads put `metadata.resourceVersion` in by [`with_revision`], once per write, selectors look at
+//! single strings by [`string_at`], and a binding [`set`]s what it changes; none builds a document.
+//! Invariant: nothing here panics, whatever the bytes; what is not canonical JSON simply finds nothing. Names in paths
+//! are such as need no escapes.
 
 use bytes::Bytes;
+use std::cmp::Ordering;
 use std::ops::Range;
-
-const VERSION_KEY: &[u8] = b"resourceVersion";
 
 /// The document with `metadata.resourceVersion` set to `revision` (replaced when it is there already).
 pub fn with_revision(document: &[u8], revision: u64) -> Bytes {
-    let Some(metadata) = member(document, 0, b"metadata").filter(|r| document.get(r.start) == Some(&b'{'))
-    else {
-        return Bytes::copy_from_slice(document);
-    };
-    let mut number = itoa(revision);
-    number.insert_str(0, "\"resourceVersion\":\"");
-    number.push('"');
-    let (cut, text) = match place(document, metadata.start) {
-        Place::Replace(range) => (range, number),
-        Place::Before(at) => (at..at, number + ","),
-        Place::After(at) => (at..at, format!(",{number}")),
-        Place::Only(at) => (at..at, number),
-    };
-    let mut out = Vec::with_capacity(document.len() + text.len());
-    out.extend_from_slice(&document[..cut.start]);
-    out.extend_from_slice(text.as_bytes());
-    out.extend_from_slice(&document[cut.end..]);
-    out.into()
+    set(document, &["metadata", "resourceVersion"], &format!("\"{revision}\"")).into()
+}
+
+/// The value at a path of member names.
+pub fn value_at<'a>(document: &'a [u8], path: &[&str]) -> Option<&'a [u8]> {
+    let at = path.iter().try_fold(0, |at, name| Some(found(document, at, name)?.1))?;
+    document.get(at..skip_value(document, at)?)
 }
 
 /// The string at a path of member names; `None` when absent, not a string, or written with escapes.
 pub fn string_at<'a>(document: &'a [u8], path: &[&str]) -> Option<&'a str> {
-    let mut at = 0;
-    let mut range = 0..document.len();
-    for name in path {
-        range = member(document, at, name.as_bytes())?;
-        at = range.start;
-    }
-    let text = document.get(range)?.strip_prefix(b"\"")?.strip_suffix(b"\"")?;
+    let text = value_at(document, path)?.strip_prefix(b"\"")?.strip_suffix(b"\"")?;
     if text.contains(&b'\\') {
         return None;
     }
     std::str::from_utf8(text).ok()
 }
 
+/// The document with a value (canonical, too) at a path of member names; what is no object on the way becomes one.
+pub fn set(document: &[u8], path: &[&str], value: &str) -> Vec<u8> {
+    let (mut at, mut left) = (0, path);
+    loop {
+        return match place(document, at, left.first().copied().unwrap_or_default()) {
+            Some(Place::Found(_, value)) if left.len() > 1 && document.get(value) == Some(&b'{') => {
+                (at, left) = (value, &left[1..]);
+                continue;
+            }
+            Some(Place::Found(key, present)) => {
+                let end = skip_value(document, present).unwrap_or(document.len());
+                spliced(document, key..end, &member(left, value))
+            }
+            Some(Place::Before(at)) => spliced(document, at..at, &(member(left, value) + ",")),
+            Some(Place::After(at)) => spliced(document, at..at, &format!(",{}", member(left, value))),
+            Some(Place::Only(at)) => spliced(document, at..at, &member(left, value)),
+            None => document.to_vec(),
+        };
+    }
+}
+
+/// The document without what is at a path of member names.
+pub fn without(document: &[u8], path: &[&str]) -> Vec<u8> {
+    let place = path.iter().try_fold((0, 0), |(_, at), name| found(document, at, name));
+    let cut = place.and_then(|(key, value)| {
+        let end = skip_value(document, value)?;
+        match (document.get(key - 1)?, document.get(end)?) {
+            (_, b',') => Some(key..end + 1),
+            (b',', _) => Some(key - 1..end),
+            _ => Some(key..end),
+        }
+    });
+    cut.map_or_else(|| document.to_vec(), |cut| spliced(document, cut, ""))
+}
+
+/// `"a":{"b":value}`.
+fn member(path: &[&str], value: &str) -> String {
+    match path {
+        [] => value.into(),
+        [name] => format!("\"{name}\":{value}"),
+        [name, rest @ ..] => format!("\"{name}\":{{{}}}", member(rest, value)),
+    }
+}
+
+fn spliced(document: &[u8], cut: Range<usize>, text: &str) -> Vec<u8> {
+    [&document[..cut.start], text.as_bytes(), &document[cut.end..]].concat()
+}
+
+/// Where a member is, or belongs.
 enum Place {
-    Replace(Range<usize>),
+    /// Here are its key and its value.
+    Found(usize, usize),
+    /// Before the key here.
     Before(usize),
+    /// Behind the value that ends here.
     After(usize),
+    /// Here, alone.
     Only(usize),
 }
 
-/// Where the revision belongs in the object that opens at `at`.
-fn place(document: &[u8], at: usize) -> Place {
-    let mut last_end = None;
-    for (key, value) in Members::new(document, at) {
-        match document[key.clone()].cmp(VERSION_KEY) {
-            std::cmp::Ordering::Less => last_end = Some(value.end),
-            std::cmp::Ordering::Equal => return Place::Replace(key.start - 1..value.end),
-            std::cmp::Ordering::Greater => return Place::Before(key.start - 1),
-        }
-    }
-    last_end.map_or(Place::Only(at + 1), Place::After)
-}
-
-/// The value of a member of the object that opens at `at`.
-fn member(document: &[u8], at: usize, name: &[u8]) -> Option<Range<usize>> {
-    Members::new(document, at).find(|(key, _)| &document[key.clone()] == name).map(|(_, value)| value)
-}
-
-/// Iterates (key without quotes, value) ranges of an object.
-struct Members<'a> {
-    document: &'a [u8],
-    at: usize,
-}
-
-impl<'a> Members<'a> {
-    fn new(document: &'a [u8], open: usize) -> Self {
-        let at = if document.get(open) == Some(&b'{') { open + 1 } else { document.len() };
-        Members { document, at }
+fn found(document: &[u8], open: usize, name: &str) -> Option<(usize, usize)> {
+    match place(document, open, name)? {
+        Place::Found(key, value) => Some((key, value)),
+        _ => None,
     }
 }
 
-impl Iterator for Members<'_> {
-    type Item = (Range<usize>, Range<usize>);
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.document.get(self.at) != Some(&b'"') {
+/// The place of a member in the object that opens at `open`.
+fn place(document: &[u8], open: usize, name: &str) -> Option<Place> {
+    if document.get(open) != Some(&b'{') {
+        return None;
+    }
+    let mut at = open + 1;
+    if document.get(at) == Some(&b'}') {
+        return Some(Place::Only(at));
+    }
+    loop {
+        let key_end = document.get(at).filter(|c| **c == b'"').and_then(|_| skip_string(document, at))?;
+        if document.get(key_end) != Some(&b':') {
             return None;
         }
-        let key_end = skip_string(self.document, self.at)?;
-        if self.document.get(key_end) != Some(&b':') {
-            return None;
+        match document[at + 1..key_end - 1].cmp(name.as_bytes()) {
+            Ordering::Equal => return Some(Place::Found(at, key_end + 1)),
+            Ordering::Greater => return Some(Place::Before(at)),
+            Ordering::Less => {}
         }
-        let value_end = skip_value(self.document, key_end + 1)?;
-        let item = (self.at + 1..key_end - 1, key_end + 1..value_end);
-        self.at = value_end + 1;
-        Some(item)
+        let end = skip_value(document, key_end + 1)?;
+        if document.get(end) != Some(&b',') {
+            return Some(Place::After(end));
+        }
+        at = end + 1;
     }
 }
 
@@ -144,10 +166,6 @@ fn skip_value(document: &[u8], at: usize) -> Option<usize> {
     }
 }
 
-fn itoa(number: u64) -> String {
-    number.to_string()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -183,9 +201,37 @@ mod tests {
             prop_assert_eq!(with_revision(&text, 42), serde_json::to_vec(&document).unwrap());
         }
 
+        /// The dumb twin again, at any depth; and what was set can be taken away.
+        #[test]
+        fn set_and_without_equal_the_parsed_way(
+            tree in prop::collection::btree_map("[a-c]", prop::collection::btree_map("[a-c]", arb_json(), 0..3), 0..3),
+            path in prop::collection::vec("[a-c]", 1..4), value in arb_json()
+        ) {
+            let mut document = json!(tree);
+            let names: Vec<&str> = path.iter().map(String::as_str).collect();
+            let text = serde_json::to_vec(&document).unwrap();
+            let mut at = &mut document;
+            for name in &names {
+                if !at.is_object() {
+                    *at = json!({});
+                }
+                at = &mut at[*name];
+            }
+            *at = value.clone();
+            let set = set(&text, &names, &value.to_string());
+            prop_assert_eq!(&set, &serde_json::to_vec(&document).unwrap());
+            prop_assert_eq!(value_at(&set, &names), Some(&*serde_json::to_vec(&value).unwrap()));
+            let (last, parents) = path.split_last().unwrap();
+            let parent = document.pointer_mut(&parents.iter().map(|p| format!("/{p}")).collect::<String>());
+            parent.unwrap().as_object_mut().unwrap().remove(last);
+            prop_assert_eq!(without(&set, &names), serde_json::to_vec(&document).unwrap());
+        }
+
         #[test]
         fn never_panics(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
             let _ = with_revision(&bytes, 1);
+            let _ = without(&bytes, &["a", "b"]);
+            let _ = set(&[b"{\"a\":", &*bytes].concat(), &["a", "b"], "1");
             let _ = string_at(&bytes, &["a", "b"]);
         }
 

@@ -1,21 +1,52 @@
 //! Cluster IPs and node ports: who has which.
 //!
 //! Two sorted maps from number to owner, filled from the stored services at start. Numbers are taken before the
-//! service is stored and given back when that fails ([`Reservation`]), and freed when the service goes.
+//! service is stored and given back when that fails ([`Reservation`]), and freed when the service goes. An address is
+//! held by an IPAddress too, which is made before its service is stored: servers over one store agree by it.
 
+use crate::storage::Swap;
+use crate::{Api, Ipv4Range};
 use client::ObjectKey;
+use k8s_schema::gvr;
+use machinery::field_errors::FieldErrors;
+use machinery::kinds::get::{list, text, texts};
+use machinery::status::ApiError;
 use parking_lot::Mutex;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-/// A range of numbers and their owners.
-pub struct Pool {
+/// Numbers without a gap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
     first: u32,
     last: u32,
     /// Numbers below this one are given only on request or when all others are taken.
     dynamic_from: u32,
+}
+
+impl Span {
+    /// `first..=last`, whose low part (at most `static_max` numbers) is spared.
+    pub fn new(first: u32, last: u32, static_divisor: u32, static_max: u32) -> Self {
+        let size = last.saturating_sub(first).saturating_add(1);
+        // Upstream's rule for both ranges: a sixteenth (or a 32nd) of it, at least 16, at most `static_max`.
+        let spared = (size / static_divisor).clamp(16, static_max);
+        let dynamic_from = if spared < size { first + spared } else { first };
+        Span { first, last, dynamic_from }
+    }
+
+    /// The usable addresses of a range.
+    pub fn of(range: crate::Ipv4Range) -> Self {
+        let (first, last) = range.usable();
+        Span::new(first, last, 16, 256)
+    }
+}
+
+/// Ranges of numbers and their owners.
+pub struct Pool {
+    spans: Vec<Span>,
     used: BTreeMap<u32, ObjectKey>,
 }
 
@@ -31,18 +62,19 @@ pub enum Refused {
 }
 
 impl Pool {
-    /// An empty pool of `first..=last` whose low part (at most `static_max` numbers) is spared.
-    pub fn new(first: u32, last: u32, static_divisor: u32, static_max: u32) -> Self {
-        let size = last.saturating_sub(first) + 1;
-        // Upstream's rule for both ranges: a sixteenth (or a 32nd) of it, at least 16, at most `static_max`.
-        let spared = (size / static_divisor).clamp(16, static_max);
-        let dynamic_from = if spared < size { first + spared } else { first };
-        Pool { first, last, dynamic_from, used: BTreeMap::new() }
+    /// An empty pool of these numbers.
+    pub fn new(span: Span) -> Self {
+        Pool { spans: vec![span], used: BTreeMap::new() }
+    }
+
+    /// From now on, numbers of these are given; what is taken stays so.
+    pub fn set_spans(&mut self, spans: Vec<Span>) {
+        self.spans = spans;
     }
 
     /// Takes one number for an owner; `false` when the owner holds it already (so nothing is to be given back).
     pub fn take(&mut self, number: u32, owner: &ObjectKey) -> Result<bool, Refused> {
-        if !(self.first..=self.last).contains(&number) {
+        if !self.spans.iter().any(|s| (s.first..=s.last).contains(&number)) {
             return Err(Refused::OutOfRange);
         }
         match self.used.get(&number) {
@@ -55,10 +87,16 @@ impl Pool {
         }
     }
 
-    /// Takes a free number, starting the search at a random one; the spared part comes last.
-    pub fn take_any(&mut self, owner: &ObjectKey, random: u128, never: Option<u32>) -> Result<u32, Refused> {
-        let parts = [(self.dynamic_from, self.last), (self.first, self.dynamic_from.saturating_sub(1))];
-        for (from, to) in parts {
+    /// Takes a number that is free here and elsewhere, starting the search at a random one; a range's spared part comes
+    /// last.
+    pub fn take_any(
+        &mut self,
+        owner: &ObjectKey,
+        random: u128,
+        free: impl Fn(u32) -> bool,
+    ) -> Result<u32, Refused> {
+        let parts = |s: &Span| [(s.dynamic_from, s.last), (s.first, s.dynamic_from.saturating_sub(1))];
+        for (from, to) in self.spans.iter().flat_map(parts) {
             if from > to {
                 continue;
             }
@@ -66,7 +104,7 @@ impl Pool {
             let start = (random % u128::from(size)) as u64;
             let numbers = (0..size).map(|i| from + ((start + i) % size) as u32);
             for number in numbers {
-                if !self.used.contains_key(&number) && Some(number) != never {
+                if !self.used.contains_key(&number) && free(number) {
                     self.used.insert(number, owner.clone());
                     return Ok(number);
                 }
@@ -82,9 +120,11 @@ impl Pool {
         }
     }
 
-    /// Gives everything of an owner back.
-    pub fn release(&mut self, owner: &ObjectKey) {
-        self.used.retain(|_, o| o != owner);
+    /// Gives everything of an owner back, and tells what that was.
+    pub fn release(&mut self, owner: &ObjectKey) -> Vec<u32> {
+        let own: Vec<u32> = self.used.iter().filter(|(_, o)| *o == owner).map(|(n, _)| *n).collect();
+        own.iter().for_each(|n| drop(self.used.remove(n)));
+        own
     }
 }
 
@@ -94,8 +134,6 @@ pub struct ServicePools {
     pub ips: Mutex<Pool>,
     /// Node ports.
     pub ports: Mutex<Pool>,
-    /// The range as messages name it.
-    pub ip_range: String,
     /// The port range as messages name it.
     pub port_range: String,
 }
@@ -103,12 +141,10 @@ pub struct ServicePools {
 impl ServicePools {
     /// Empty pools for the configured ranges.
     pub fn new(cidr: crate::Ipv4Range, node_ports: &RangeInclusive<u16>) -> Self {
-        let (first, last) = cidr.usable();
         let (low, high) = (u32::from(*node_ports.start()), u32::from(*node_ports.end()));
         ServicePools {
-            ips: Mutex::new(Pool::new(first, last, 16, 256)),
-            ports: Mutex::new(Pool::new(low, high, 32, 128)),
-            ip_range: format!("{}/{}", cidr.network, cidr.prefix),
+            ips: Mutex::new(Pool::new(Span::of(cidr))),
+            ports: Mutex::new(Pool::new(Span::new(low, high, 32, 128))),
             port_range: format!("{low}-{high}"),
         }
     }
@@ -129,10 +165,87 @@ impl ServicePools {
         }
     }
 
-    /// Frees what a removed service held.
-    pub fn release(&self, owner: &ObjectKey) {
-        self.ips.lock().release(owner);
+    /// Frees what a removed service held; tells the addresses.
+    pub fn release(&self, owner: &ObjectKey) -> Vec<Ipv4Addr> {
         self.ports.lock().release(owner);
+        self.ips.lock().release(owner).into_iter().map(Ipv4Addr::from).collect()
+    }
+}
+
+impl Api {
+    /// The ranges that addresses are given from: those of ServiceCIDRs that are ready and stay.
+    pub(crate) fn service_spans(&self) -> Vec<Span> {
+        let all = self.cached_all(&gvr::SERVICE_CIDRS);
+        let ready = all.values().filter(|o| o.meta().deletion_timestamp.is_none());
+        let ready = ready.filter_map(|o| o.value().ok()).filter(|range| {
+            let mut conditions = list(range, "/status/conditions").iter();
+            conditions.find(|c| text(c, "/type") == "Ready").is_none_or(|c| text(c, "/status") == "True")
+        });
+        let ranges: Vec<String> =
+            ready.flat_map(|r| texts(&r, "/spec/cidrs").map(String::from).collect::<Vec<_>>()).collect();
+        // Before there is any, the server's own.
+        let own = all.is_empty().then(|| Span::of(self.config.service_cidr));
+        ranges.iter().filter_map(|text| Ipv4Range::parse(text)).map(Span::of).chain(own).collect()
+    }
+
+    /// Does somebody hold this address, as far as IPAddresses say?
+    pub(crate) fn is_address_held(&self, ip: Ipv4Addr) -> bool {
+        self.cached(&gvr::IP_ADDRESSES, "", &ip.to_string()).is_some()
+    }
+
+    /// Makes the IPAddress of a service's address: whoever makes it first has the address, on whichever server. One
+    /// that a service left behind is taken over.
+    pub(crate) async fn hold_address(&self, owner: &ObjectKey, ip: Ipv4Addr) -> Result<(), ApiError> {
+        let Some(resource) = self.registry.find(&gvr::IP_ADDRESSES) else { return Ok(()) };
+        let key = ObjectKey::cluster(ip.to_string());
+        let value = self.address_of(owner, ip);
+        let Swap::Lost(mut present) = self.storage.create(&resource, &key, value.clone()).await? else {
+            return Ok(());
+        };
+        while let Some(current) = present {
+            let held = current.value().map_err(ApiError::internal)?;
+            let parent = |part: &str| text(&held, &format!("/spec/parentRef/{part}")).to_string();
+            let place = ObjectKey::new(parent("namespace"), parent("name"));
+            let of_service = parent("group").is_empty() && parent("resource") == "services";
+            let service = self.cached(&gvr::SERVICES, &place.namespace, &place.name);
+            let alive = service.and_then(|s| s.value().ok());
+            let alive = alive.is_some_and(|s| text(&s, "/spec/clusterIP") == ip.to_string());
+            if of_service && place == *owner {
+                return Ok(());
+            }
+            if !of_service || alive {
+                let mut errors = FieldErrors::new();
+                let why = format!("failed to allocate IP {ip}: provided IP is already allocated");
+                errors.invalid("spec.clusterIPs", json!([ip.to_string()]), &why);
+                return errors.into_result("", "Service", &owner.name);
+            }
+            match self.storage.replace(&resource, &current, value.clone()).await? {
+                Swap::Done(_) => return Ok(()),
+                Swap::Lost(now) => present = now,
+            }
+        }
+        Err(ApiError::new(500, "ServerTimeout", format!("the address {ip} is being given back; try again")))
+    }
+
+    fn address_of(&self, owner: &ObjectKey, ip: Ipv4Addr) -> Value {
+        let uid = uuid::Builder::from_random_bytes((self.config.random)().to_be_bytes()).into_uuid();
+        json!({"apiVersion": "networking.k8s.io/v1", "kind": "IPAddress",
+            "metadata": {"name": ip.to_string(), "uid": uid.to_string(), "creationTimestamp": self.now_text(),
+                "generation": 1, "labels": {"ipaddress.kubernetes.io/ip-family": "IPv4",
+                    "ipaddress.kubernetes.io/managed-by": "ipallocator.k8s.io"}},
+            "spec": {"parentRef": {"group": "", "resource": "services", "namespace": &*owner.namespace,
+                "name": &*owner.name}}})
+    }
+
+    /// Removes the IPAddress of an address that a service let go. What fails here, a controller makes up for.
+    pub(crate) async fn let_go(&self, owner: &ObjectKey, ip: Ipv4Addr) {
+        let Some(resource) = self.registry.find(&gvr::IP_ADDRESSES) else { return };
+        let Some(held) = self.cached(&gvr::IP_ADDRESSES, "", &ip.to_string()) else { return };
+        let value = held.value().unwrap_or_default();
+        let parent = &value["spec"]["parentRef"];
+        if (&parent["namespace"], &parent["name"]) == (&json!(*owner.namespace), &json!(*owner.name)) {
+            let _ = self.storage.remove(&resource, &held).await;
+        }
     }
 }
 
@@ -173,6 +286,11 @@ impl Reservation {
         self.taken_ips.push(number);
     }
 
+    /// The addresses that this write takes.
+    pub fn addresses(&self) -> impl Iterator<Item = Ipv4Addr> {
+        self.taken_ips.iter().map(|ip| Ipv4Addr::from(*ip))
+    }
+
     /// Notes a taken node port.
     pub fn took_port(&mut self, number: u32) {
         self.taken_ports.push(number);
@@ -207,18 +325,21 @@ mod tests {
 
     #[test]
     fn numbers_are_unique_until_none_is_left() {
-        let mut pool = Pool::new(100, 139, 16, 256);
+        let mut pool = Pool::new(Span::new(100, 139, 16, 256));
         let mut seen = std::collections::BTreeSet::new();
         for n in 0..40 {
-            let number = pool.take_any(&owner("a"), n * 7919, None).unwrap();
+            let number = pool.take_any(&owner("a"), n * 7919, |_| true).unwrap();
             assert!((100..=139).contains(&number) && seen.insert(number));
             assert!(n >= 24 || number >= 116, "the low part comes last");
         }
-        assert_eq!(pool.take_any(&owner("a"), 1, None), Err(Refused::Full));
+        assert_eq!(pool.take_any(&owner("a"), 1, |_| true), Err(Refused::Full));
         assert_eq!(pool.take(100, &owner("b")), Err(Refused::Taken));
         assert_eq!(pool.take(99, &owner("b")), Err(Refused::OutOfRange));
         pool.release(&owner("a"));
         assert_eq!(pool.take(100, &owner("b")), Ok(true));
+        pool.set_spans(vec![Span::new(100, 101, 16, 256), Span::new(300, 301, 16, 256)]);
+        assert_eq!(pool.take_any(&owner("a"), 0, |n| n != 101), Ok(300), "another range has one left");
+        assert_eq!(pool.take(200, &owner("a")), Err(Refused::OutOfRange));
     }
 
     #[test]

@@ -28,6 +28,10 @@ const EXTENDED_SECONDS: i64 = 365 * 86_400;
 /// An object that is being deleted holds its tokens up for that long after its end was due.
 const DELETION_GRACE_SECONDS: i64 = 60;
 const EXTRA: &str = "authentication.kubernetes.io/";
+/// Secrets with old tokens: their type, the label with the day of their last use, and the one that ends them.
+const LEGACY_TYPE: &str = "kubernetes.io/service-account-token";
+const LAST_USED: &str = "kubernetes.io/legacy-token-last-used";
+const INVALID_SINCE: &str = "kubernetes.io/legacy-token-invalid-since";
 
 /// A caller known by a token.
 pub struct Bearer {
@@ -113,12 +117,47 @@ impl Api {
             return Err(TokenError::Gone("the server cannot tell whether the account still exists".into()));
         }
         self.check_bound(&claims, now)?;
+        self.note_legacy(&claims).await?;
         if let Some(after) = claims.bound.warnafter.filter(|after| *after < now) {
             let late = format!("subject: {}, seconds after warning threshold: {}", claims.sub, now - after);
             crate::audit::annotate("authentication.k8s.io/stale-token", &late);
             tracing::warn!(account = %claims.sub, after, "an old token is in use; its program does not read renewed ones");
         }
         Ok(Some(Bearer { identity: identity_of(&claims), audiences }))
+    }
+
+    /// Notes that the token of a Secret was used, once a day; refuses one that is marked invalid.
+    async fn note_legacy(&self, claims: &Claims) -> Result<(), TokenError> {
+        let bound = &claims.bound;
+        let Some(reference) = &bound.secret else { return Ok(()) };
+        let Some(secret) = self.cached(&gvr::SECRETS, &bound.namespace, &reference.name) else {
+            return Ok(());
+        };
+        if crate::scan::string_at(&secret.raw, &["type"]) != Some(LEGACY_TYPE) {
+            return Ok(());
+        }
+        let (namespace, name, account) = (&bound.namespace, &reference.name, &bound.serviceaccount.name);
+        let labels = &secret.meta().labels;
+        if labels.get(INVALID_SINCE).is_some_and(|since| since.parse::<jiff::civil::Date>().is_ok()) {
+            crate::audit::annotate(
+                "authentication.k8s.io/legacy-token-invalidated",
+                &format!("{namespace}/{name}"),
+            );
+            return Err(TokenError::Gone(format!(
+                "the token in secret {namespace}/{name} for service account {namespace}/{account} has been marked invalid. Use tokens from the TokenRequest API or manually created secret-based tokens, or remove the '{INVALID_SINCE}' label from the secret to temporarily allow use of this token"
+            )));
+        }
+        crate::audit::annotate("authentication.k8s.io/legacy-token", &claims.sub);
+        let today = self.now_text().chars().take("2026-01-01".len()).collect::<String>();
+        if labels.get(LAST_USED) == Some(&today) {
+            return Ok(());
+        }
+        if let (Some(resource), Ok(mut value)) = (self.registry.find(&gvr::SECRETS), secret.value()) {
+            value["metadata"]["labels"][LAST_USED] = json!(today);
+            // Who is faster notes the same.
+            let _ = self.storage.replace(&resource, &secret, value).await;
+        }
+        Ok(())
     }
 
     fn check_bound(&self, claims: &Claims, now: i64) -> Result<(), TokenError> {

@@ -2,11 +2,50 @@
 
 use crate::cache::{Cache, Change, Subscription, at_revision};
 use crate::select::Selection;
+use auth::{Identity, SYSTEM_MASTERS};
 use client::{EventKind, Object};
 use machinery::status::ApiError;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Watches of ordinary callers at once. Each takes some 8 KiB, and one event may go to all of them: connections and
+/// their streams alone would allow fifty times as many.
+const WATCHES_MAX: usize = 150_000;
+
+/// The watches that stand for ordinary callers.
+#[derive(Default)]
+pub struct Places(Arc<AtomicUsize>);
+
+/// One of them; free again when it goes.
+pub struct Place(Option<Arc<AtomicUsize>>);
+
+impl Places {
+    /// A place for a caller's watch; 429 when there are too many. Components and nodes always get one.
+    pub fn take(&self, identity: &Identity) -> Result<Place, ApiError> {
+        if identity.user.starts_with("system:") && !identity.user.starts_with("system:serviceaccount:")
+            || identity.in_group(SYSTEM_MASTERS)
+        {
+            return Ok(Place(None));
+        }
+        let place = Place(Some(self.0.clone()));
+        if self.0.fetch_add(1, Ordering::Relaxed) >= WATCHES_MAX {
+            let message = "too many watches stand already, please try again later";
+            let mut error = ApiError::new(429, "TooManyRequests", message);
+            error.retry_after_seconds = 1;
+            return Err(error);
+        }
+        Ok(place)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(places) = &self.0 {
+            places.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
 
 /// One event as a watcher sees it.
 pub struct Seen {
@@ -23,7 +62,7 @@ pub struct Seen {
 pub enum Start {
     /// The present objects as `Added`, then changes.
     Current,
-    /// Changes after this revision.
+    /// Changes after this revision, which may be still to come.
     After(u64),
 }
 
@@ -35,6 +74,8 @@ pub struct Watcher {
     late: Option<Arc<Selection>>,
     initial: VecDeque<Arc<Object>>,
     initial_revision: u64,
+    /// Nothing up to here is shown: a watch may begin in the future.
+    after: u64,
     subscription: Subscription,
 }
 
@@ -47,6 +88,7 @@ impl Watcher {
         };
         let prefix = selection.resource.prefix.clone();
         let interest = selection.interest();
+        let after = if let Start::After(revision) = start { revision } else { 0 };
         let (initial, initial_revision, subscription) = match start {
             Start::Current => {
                 let (snapshot, subscription) = cache.subscribe_now(&prefix, interest);
@@ -54,14 +96,14 @@ impl Watcher {
                 (initial, snapshot.revision, subscription)
             }
             Start::After(revision) => {
-                cache.wait_for(revision).await?;
                 let subscription = cache.subscribe(&prefix, interest, revision).map_err(|floor| {
                     ApiError::expired(format!("too old resource version: {revision} ({floor})"))
                 })?;
                 (VecDeque::new(), revision, subscription)
             }
         };
-        Ok(Watcher { cache: cache.clone(), selection, late, initial, initial_revision, subscription })
+        let cache = cache.clone();
+        Ok(Watcher { cache, selection, late, initial, initial_revision, after, subscription })
     }
 
     /// The revision of the initial objects (or the start).
@@ -105,7 +147,9 @@ impl Watcher {
                     None => return Ok(None),
                 },
             };
-            if let Some(seen) = self.see(change) {
+            if change.revision > self.after
+                && let Some(seen) = self.see(change)
+            {
                 return Ok(Some(seen));
             }
         }
@@ -131,6 +175,22 @@ impl Watcher {
         let idle = self.initial.is_empty()
             && self.subscription.backlog.is_empty()
             && self.subscription.changes.is_empty();
-        idle.then_some(revision)
+        (idle && revision >= self.after).then_some(revision)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_end_but_not_for_components() {
+        let places = Places::default();
+        let (user, node) = (Identity::new("eve", ["g"]), Identity::new("system:node:n", ["system:nodes"]));
+        let taken: Vec<Place> = (0..WATCHES_MAX).map(|_| places.take(&user).ok().unwrap()).collect();
+        assert_eq!(places.take(&user).err().unwrap().code, 429);
+        assert!(places.take(&node).is_ok());
+        drop(taken);
+        assert!(places.take(&user).is_ok());
     }
 }

@@ -169,7 +169,7 @@ impl ServiceTokens {
     }
 
     /// The token that says this.
-    pub fn sign(&self, claims: &Claims) -> Result<String, TokenKeyError> {
+    pub fn sign(&self, claims: &impl Serialize) -> Result<String, TokenKeyError> {
         let ring = self.keys.ring()?;
         let part = |value: Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());
         let header = part(json!({"alg": ring.algorithm.name(), "kid": ring.kid}));

@@ -53,6 +53,21 @@ pub struct Call {
     pub endpoint: String,
 }
 
+impl Call {
+    /// A call that this process makes for an account.
+    pub fn own(account: &str, region: &str, operation: &'static str, input: Value) -> Call {
+        Call {
+            caller: Caller::root(account),
+            region: region.to_string(),
+            operation,
+            input,
+            request_id: "in-process".into(),
+            now_ms: u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or_default(),
+            endpoint: String::new(),
+        }
+    }
+}
+
 /// An error in the service's own words. The front end wraps it in the protocol's form.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{code}: {message}")]
@@ -93,11 +108,11 @@ pub struct Operation<S: 'static> {
     pub run: Handler<S>,
 }
 
-/// A table row from an `async fn(&S, &Call) -> Outcome`.
+/// A table row from an `async fn(&S, &Call) -> Outcome`; what follows its name is given to it too.
 #[macro_export]
 macro_rules! operation {
-    ($name:literal, $function:path) => {
-        $crate::service::Operation { name: $name, run: |state, call| Box::pin($function(state, call)) }
+    ($name:literal, $function:path $(, $more:expr)*) => {
+        $crate::service::Operation { name: $name, run: |state, call| Box::pin($function(state, call $(, $more)*)) }
     };
 }
 

@@ -11,11 +11,13 @@ use k8s_schema::{Gvr, View};
 use machinery::status::ApiError;
 use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use stdx::backoff::Backoff;
 use tokio::sync::watch;
+use tokio::task::unconstrained;
 
 /// Pause between attempts to list again after a failure.
 const RELIST: Backoff = Backoff { base: Duration::from_millis(100), factor: 2, max: Duration::from_secs(10) };
@@ -51,6 +53,7 @@ impl Cache {
             let mut failures = 0;
             loop {
                 let Some(cache) = weak.upgrade() else { return };
+                let begun = tokio::time::Instant::now();
                 let listed = cache.relist(&client, &options).await;
                 drop(cache);
                 let ended = match listed {
@@ -70,6 +73,9 @@ impl Cache {
                     tracing::debug!(resource = %gvr.group_resource(), %error, "watch ended; listing again");
                     tokio::time::sleep(RELIST.delay(failures)).await;
                     failures += 1;
+                } else if begun.elapsed() < RELIST.base {
+                    // A server that is going ends every watch at once, and must get to its end.
+                    tokio::time::sleep(RELIST.base).await;
                 }
             }
         });
@@ -168,18 +174,16 @@ impl Cache {
     }
 
     fn apply(&self, handlers: &[Handler], kind: EventKind, object: Arc<Object>) {
-        let old = {
-            let mut objects = self.objects.write();
-            match kind {
-                EventKind::Bookmark => return,
-                EventKind::Deleted => match objects.get(&object.key) {
-                    Some(present) if present.revision > object.revision => return,
-                    _ => objects.remove(&object.key),
-                },
-                EventKind::Added | EventKind::Modified => match objects.get(&object.key) {
-                    Some(present) if present.revision >= object.revision => return,
-                    _ => objects.insert(object.key.clone(), object.clone()),
-                },
+        let old = match (self.objects.write().entry(object.key.clone()), kind) {
+            (_, EventKind::Bookmark) => return,
+            (Entry::Occupied(entry), EventKind::Deleted) if entry.get().revision > object.revision => return,
+            (Entry::Occupied(entry), EventKind::Deleted) => Some(entry.remove()),
+            (Entry::Vacant(_), EventKind::Deleted) => None,
+            (Entry::Occupied(entry), _) if entry.get().revision >= object.revision => return,
+            (Entry::Occupied(mut entry), _) => Some(entry.insert(object.clone())),
+            (Entry::Vacant(entry), _) => {
+                entry.insert(object.clone());
+                None
             }
         };
         let new = (kind != EventKind::Deleted).then_some(&object);
@@ -203,13 +207,17 @@ async fn follow(
     // The watch ends with the cache, not only with the first event after it.
     let gone = async move { while alive.changed().await.is_ok() {} };
     tokio::pin!(gone);
-    loop {
-        let event = tokio::select! {
-            event = events.next() => event,
-            () = &mut gone => None,
-        };
-        let Some(event) = event.transpose()? else { return Ok(()) };
-        let Some(cache) = cache.upgrade() else { return Ok(()) };
-        cache.receive(event.kind, event.object);
-    }
+    // What has come is taken at one go: yielding in between lets a busy server cut the watch.
+    unconstrained(async move {
+        loop {
+            let event = tokio::select! {
+                event = events.next() => event,
+                () = &mut gone => None,
+            };
+            let Some(event) = event.transpose()? else { return Ok(()) };
+            let Some(cache) = cache.upgrade() else { return Ok(()) };
+            cache.receive(event.kind, event.object);
+        }
+    })
+    .await
 }

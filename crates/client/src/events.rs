@@ -1,7 +1,7 @@
 //! Event recording: `core/v1` Events about objects, with counts, as `kubectl describe` shows them.
 //!
 //! Invariants: recording never blocks and never fails its caller; at most [`QUEUE_MAX`] wait; one object gets
-//! [`BURST`] events at once and one more every [`REFILL`]; the same event again raises the count of the first.
+//! [`BURST`] events of a component at once and one more every [`REFILL`]; the same event again raises the count of the first.
 
 use crate::api::ApiClient;
 use crate::object::{Object, ObjectKey};
@@ -66,6 +66,8 @@ impl Subject {
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Entry {
+    /// Who tells it.
+    component: Arc<str>,
     subject: Subject,
     kind: EventType,
     reason: String,
@@ -75,6 +77,7 @@ struct Entry {
 /// A handle for recording; cheap to clone.
 #[derive(Clone)]
 pub struct Recorder {
+    component: Arc<str>,
     queue: mpsc::Sender<(Entry, Timestamp)>,
     clock: Arc<dyn Fn() -> Timestamp + Send + Sync>,
 }
@@ -89,8 +92,7 @@ impl Recorder {
     ) -> Recorder {
         let (queue, mut waiting) = mpsc::channel::<(Entry, Timestamp)>(QUEUE_MAX);
         let mut writer = Writer {
-            source: json!({"component": component, "host": host}),
-            reporting: (component.into(), host.into()),
+            host: host.into(),
             known: BTreeMap::new(),
             order: VecDeque::new(),
             budgets: BTreeMap::new(),
@@ -100,7 +102,13 @@ impl Recorder {
                 writer.write(&client, entry, at).await;
             }
         });
-        Recorder { queue, clock }
+        Recorder { component: component.into(), queue, clock }
+    }
+
+    /// The same writer under another component's name.
+    #[must_use]
+    pub fn named(&self, component: &str) -> Recorder {
+        Recorder { component: component.into(), ..self.clone() }
     }
 
     /// Records an event. Dropped (and logged) when too many wait.
@@ -111,7 +119,8 @@ impl Recorder {
             message.truncate(end);
             message += "...";
         }
-        let entry = Entry { subject, kind, reason: reason.into(), message };
+        let component = self.component.clone();
+        let entry = Entry { component, subject, kind, reason: reason.into(), message };
         if let Err(error) = self.queue.try_send((entry, (self.clock)())) {
             tracing::debug!(%error, "event dropped");
         }
@@ -129,11 +138,10 @@ struct Budget {
 }
 
 struct Writer {
-    source: Value,
-    reporting: (String, String),
+    host: String,
     known: BTreeMap<Entry, Seen>,
     order: VecDeque<Entry>,
-    budgets: BTreeMap<Subject, Budget>,
+    budgets: BTreeMap<(Arc<str>, Subject), Budget>,
 }
 
 /// RFC 3339 in seconds, and the nanoseconds that make an event's name unique.
@@ -142,11 +150,12 @@ fn stamps(at: Timestamp) -> (String, i128) {
 }
 
 impl Writer {
-    fn admits(&mut self, subject: &Subject, at: Timestamp) -> bool {
+    fn admits(&mut self, entry: &Entry, at: Timestamp) -> bool {
         if self.budgets.len() > REMEMBERED_MAX {
             self.budgets.clear();
         }
-        let budget = self.budgets.entry(subject.clone()).or_insert(Budget { left: BURST, at });
+        let teller = (entry.component.clone(), entry.subject.clone());
+        let budget = self.budgets.entry(teller).or_insert(Budget { left: BURST, at });
         let passed = machinery::time::since(at, budget.at);
         budget.left = (budget.left + passed.as_secs_f64() / REFILL.as_secs_f64()).min(BURST);
         budget.at = at;
@@ -158,7 +167,7 @@ impl Writer {
     }
 
     async fn write(&mut self, client: &ApiClient, entry: Entry, at: Timestamp) {
-        if !self.admits(&entry.subject, at) {
+        if !self.admits(&entry, at) {
             return;
         }
         let (stamp, nanos) = stamps(at);
@@ -202,9 +211,10 @@ impl Writer {
             "apiVersion": "v1", "kind": "Event",
             "metadata": {"name": format!("{}.{nanos:x}", subject.name), "namespace": namespace},
             "involvedObject": involved, "reason": entry.reason, "message": entry.message,
-            "type": format!("{:?}", entry.kind), "source": self.source, "count": 1,
+            "type": format!("{:?}", entry.kind), "count": 1,
+            "source": {"component": &*entry.component, "host": self.host},
             "firstTimestamp": stamp, "lastTimestamp": stamp,
-            "reportingComponent": self.reporting.0, "reportingInstance": self.reporting.1,
+            "reportingComponent": &*entry.component, "reportingInstance": self.host,
         })
     }
 }

@@ -5,11 +5,12 @@
 //! Invariant: a family has at most [`ROWS_MAX`] rows; what comes beyond is counted nowhere, because labels may come
 //! from clients. Deliberately not here: what is counted, and HTTP.
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// Rows of one family.
 const ROWS_MAX: usize = 2_000;
@@ -207,6 +208,43 @@ pub fn labels(pairs: &[(&str, &str)]) -> String {
     out
 }
 
+/// Upper bounds in seconds, as upstream's client has them.
+const CALL_SECONDS: [f64; 12] = [0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0];
+const CALLS: Family = Family::counter("rest_client_requests_total");
+const CALL: Family = Family::histogram("rest_client_request_duration_seconds", &CALL_SECONDS);
+
+/// Method and status.
+type CallKind = (&'static str, u16);
+
+/// Counts the calls of one client under upstream's `rest_client_` names.
+pub struct Calls {
+    host: String,
+    rows: RwLock<BTreeMap<CallKind, [Arc<Figure>; 2]>>,
+}
+
+impl Calls {
+    /// Calls to this host.
+    pub fn new(host: impl Into<String>) -> Self {
+        Calls { host: host.into(), rows: RwLock::default() }
+    }
+
+    /// Counts one that ended with this status.
+    pub fn done(&self, method: &'static str, code: u16, took: Duration) {
+        let known = self.rows.read().get(&(method, code)).cloned();
+        let [total, seconds] = known.unwrap_or_else(|| {
+            let (host, status) = (("host", self.host.as_str()), code.to_string());
+            let rows = [
+                shared().of(&CALLS, &labels(&[("code", &status), host, ("method", method)])),
+                shared().of(&CALL, &labels(&[host, ("verb", method)])),
+            ];
+            self.rows.write().insert((method, code), rows.clone());
+            rows
+        });
+        total.add(1.0);
+        seconds.observe(took.as_secs_f64());
+    }
+}
+
 /// Figures of this process as a whole.
 pub fn shared() -> &'static Figures {
     static SHARED: std::sync::LazyLock<Figures> = std::sync::LazyLock::new(Figures::default);
@@ -246,6 +284,18 @@ mod tests {
         }
         figures.count(&DONE, "");
         figures.count(&DONE, "");
+        let calls = Calls::new("h");
+        calls.done("GET", 404, Duration::from_millis(30));
+        let told = shared_text();
+        assert!(
+            told.contains("rest_client_requests_total{code=\"404\",host=\"h\",method=\"GET\"} 1\n"),
+            "{told}"
+        );
+        assert!(
+            told.contains(
+                "rest_client_request_duration_seconds_bucket{host=\"h\",verb=\"GET\",le=\"0.1\"} 1\n"
+            )
+        );
         let raised = figures.raise(&RUNS, "");
         let text = figures.text();
         for line in [

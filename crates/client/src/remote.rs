@@ -7,6 +7,7 @@ use crate::api::{
     Client, DeleteOptions, Event, EventKind, EventStream, ListOptions, ObjectList, PatchKind, Propagation,
     Verb, WatchOptions, Write,
 };
+use crate::metrics::Calls;
 use crate::object::{Object, ObjectKey};
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
@@ -18,10 +19,11 @@ use kube::client::Body;
 use machinery::status::{ApiError, Cause};
 use parking_lot::RwLock;
 use serde::Deserialize;
-use serde_json::value::RawValue;
+use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Longest watch line: an object is 3 MiB at most, its event little more.
 const LINE_MAX_BYTES: usize = 8 << 20;
@@ -54,13 +56,21 @@ const CONNECT_MAX: Duration = Duration::from_secs(10);
 /// A client of an API server elsewhere.
 pub struct Remote {
     client: RwLock<kube::Client>,
+    calls: Calls,
 }
 
-async fn connect(kubeconfig: &str) -> Result<kube::Client, ApiError> {
+/// `host:port`, as figures name it.
+fn host(uri: &http::Uri) -> String {
+    uri.authority().map(ToString::to_string).unwrap_or_default()
+}
+
+async fn connect(kubeconfig: &str) -> Result<(kube::Client, String), ApiError> {
     let kubeconfig = kube::config::Kubeconfig::from_yaml(kubeconfig).map_err(ApiError::internal)?;
     let options = kube::config::KubeConfigOptions::default();
     let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await;
-    bounded(config.map_err(ApiError::internal)?)
+    let config = config.map_err(ApiError::internal)?;
+    let host = host(&config.cluster_url);
+    Ok((bounded(config)?, host))
 }
 
 fn bounded(mut config: kube::Config) -> Result<kube::Client, ApiError> {
@@ -72,7 +82,8 @@ fn bounded(mut config: kube::Config) -> Result<kube::Client, ApiError> {
 impl Remote {
     /// Connects by a kubeconfig's current context. Nothing is sent before the first call.
     pub async fn from_kubeconfig(text: &str) -> Result<Remote, ApiError> {
-        Ok(Remote { client: RwLock::new(connect(text).await?) })
+        let (client, host) = connect(text).await?;
+        Ok(Remote { client: RwLock::new(client), calls: Calls::new(host) })
     }
 
     /// A client without credentials of a server whose certificate nobody checks: for what is public and is checked
@@ -80,14 +91,15 @@ impl Remote {
     pub fn unverified(server: &str) -> Result<Remote, ApiError> {
         let uri =
             server.parse::<http::Uri>().map_err(|e| ApiError::bad_request(format!("{server:?}: {e}")))?;
+        let calls = Calls::new(host(&uri));
         let mut config = kube::Config::new(uri);
         config.accept_invalid_certs = true;
-        Ok(Remote { client: RwLock::new(bounded(config)?) })
+        Ok(Remote { client: RwLock::new(bounded(config)?), calls })
     }
 
     /// Goes on by another kubeconfig (new credentials, mostly); watches that stand go on as they are.
     pub async fn renew(&self, kubeconfig: &str) -> Result<(), ApiError> {
-        let client = connect(kubeconfig).await?;
+        let (client, _) = connect(kubeconfig).await?;
         *self.client.write() = client;
         Ok(())
     }
@@ -107,6 +119,7 @@ impl Remote {
         path: &str,
         body: Option<(&str, Value)>,
     ) -> Result<Response<Body>, ApiError> {
+        let (name, begun) = (method_name(&method), Instant::now());
         let mut request = Request::builder().method(method).uri(path).header("accept", "application/json");
         let mut bytes = Vec::new();
         if let Some((content_type, body)) = body {
@@ -116,6 +129,7 @@ impl Remote {
         let request = request.body(Body::from(bytes)).map_err(ApiError::internal)?;
         let client = self.client.read().clone();
         let response = client.send(request).await.map_err(unreachable_server)?;
+        self.calls.done(name, response.status().as_u16(), begun.elapsed());
         if response.status().is_success() {
             return Ok(response);
         }
@@ -133,6 +147,11 @@ impl Remote {
         let response = self.send(method, path, body).await?;
         Ok(response.into_body().collect().await.map_err(unreachable_server)?.to_bytes())
     }
+}
+
+fn method_name(method: &Method) -> &'static str {
+    let known = ["GET", "POST", "PUT", "PATCH", "DELETE"];
+    known.into_iter().find(|known| known == method).unwrap_or("OTHER")
 }
 
 fn unreachable_server(error: impl std::fmt::Display) -> ApiError {
@@ -185,14 +204,7 @@ fn path(gvr: &Gvr, namespace: &str, name: &str, subresource: &str) -> String {
 
 /// A value of a query: everything but RFC 3986's unreserved characters is encoded.
 pub fn percent_encoded(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => out.push(byte.into()),
-            _ => out += &format!("%{byte:02X}"),
-        }
-    }
-    out
+    stdx::percent(text, stdx::UNRESERVED)
 }
 
 fn query(path: String, options: &ListOptions, more: &[(&str, String)]) -> String {
@@ -211,10 +223,27 @@ fn query(path: String, options: &ListOptions, more: &[(&str, String)]) -> String
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct RawList<'a> {
     #[serde(borrow)]
     items: Vec<&'a RawValue>,
     metadata: ListMeta,
+    kind: &'a str,
+    api_version: &'a str,
+}
+
+impl RawList<'_> {
+    /// An item that says what it is, which built-in kinds leave to their list; `None` where it says so itself.
+    fn item(&self, raw: &str) -> Option<Bytes> {
+        let mut item: BTreeMap<&str, &RawValue> = serde_json::from_str(raw).ok()?;
+        if item.contains_key("kind") {
+            return None;
+        }
+        let kind = to_raw_value(self.kind.strip_suffix("List")?).ok()?;
+        let version = to_raw_value(self.api_version).ok()?;
+        item.extend([("kind", &*kind), ("apiVersion", &*version)]);
+        serde_json::to_vec(&item).ok().map(Bytes::from)
+    }
 }
 
 #[derive(Deserialize)]
@@ -309,11 +338,11 @@ impl Client for Remote {
         let namespace = options.namespace.as_deref().unwrap_or_default();
         let bytes = self.bytes(Method::GET, &query(path(gvr, namespace, "", ""), options, &[]), None).await?;
         let list: RawList<'_> = serde_json::from_slice(&bytes).map_err(ApiError::internal)?;
-        let items = list
-            .items
-            .iter()
-            .map(|raw| parse(bytes.slice_ref(raw.get().as_bytes())))
-            .collect::<Result<_, _>>()?;
+        let item = |raw: &&RawValue| {
+            let own = || bytes.slice_ref(raw.get().as_bytes());
+            parse(list.item(raw.get()).unwrap_or_else(own))
+        };
+        let items = list.items.iter().map(item).collect::<Result<_, _>>()?;
         Ok(ObjectList { items, revision: list.metadata.resource_version.parse().unwrap_or(0) })
     }
 

@@ -61,6 +61,8 @@ pub struct ControllersConfig {
     pub authority: Option<Arc<auth::Ca>>,
     /// How drivers of volumes are called.
     pub drivers: Drivers,
+    /// Which features are on.
+    pub gates: k8s_schema::Gates,
 }
 
 /// The shared caches of the process, one a resource, started when first asked for.

@@ -14,22 +14,30 @@ mod csr;
 mod custom_kinds;
 mod daemon_set;
 mod deployment;
+mod device_taints;
 mod disruption;
 mod endpoints;
+mod figures;
 mod gc;
 mod job;
+mod leader_election;
+mod legacy_tokens;
 mod namespace;
 mod node_lifecycle;
+mod node_ttl;
 mod owner;
 mod pod_gc;
+mod pod_group;
 mod proportional;
 mod replica_set;
+mod resource_claims;
 mod resourcequota;
 mod revision;
 mod role_aggregation;
 mod scheduler;
 mod service_account;
 mod service_lb;
+mod service_ranges;
 mod stateful_set;
 mod taint_eviction;
 #[cfg(test)]
@@ -39,7 +47,7 @@ mod volumes;
 mod workload;
 
 pub use context::{Context, ControllersConfig, Drivers, Informers, PortCheck, Reach};
-pub use scheduler::{Scheduler, SchedulerConfig, SchedulerMetrics};
+pub use scheduler::{Call, Scheduler, SchedulerConfig, SchedulerMetrics};
 
 use client::ApiClient;
 use client::events::Recorder;
@@ -47,36 +55,43 @@ use jiff::Timestamp;
 use std::sync::Arc;
 use tokio::task::JoinHandle;
 
-/// A controller: its name and how it starts.
+/// A controller: the source of its events, as upstream names it, and how it starts.
 type Row = (&'static str, fn(&Context) -> Vec<JoinHandle<()>>);
 
 /// All controllers.
 const CONTROLLERS: &[Row] = &[
     ("cluster-dns", cluster_dns::start),
-    ("horizontalpodautoscaler", autoscaler::start),
-    ("cronjob", cron_job::start),
-    ("daemonset", daemon_set::start),
-    ("disruption", disruption::start),
-    ("endpoints", endpoints::start),
-    ("garbage-collector", gc::start),
-    ("job", job::start),
-    ("namespace", namespace::start),
-    ("nodelifecycle", node_lifecycle::start),
-    ("podgc", pod_gc::start),
+    ("horizontal-pod-autoscaler", autoscaler::start),
+    ("cronjob-controller", cron_job::start),
+    ("daemonset-controller", daemon_set::start),
+    ("device-taint-eviction", device_taints::start),
+    ("controllermanager", disruption::start),
+    ("endpoint-slice-mirroring-controller", endpoints::start),
+    ("garbage-collector-controller", gc::start),
+    ("job-controller", job::start),
+    ("leader-election-controller", leader_election::start),
+    ("legacy-service-account-token-cleaner", legacy_tokens::start),
+    ("namespace-controller", namespace::start),
+    ("node-controller", node_lifecycle::start),
+    ("node-controller", node_ttl::start),
+    ("pod-garbage-collector", pod_gc::start),
+    ("podgroup-protection-controller", pod_group::start),
     ("proportional-autoscaler", proportional::start),
     ("bootstrap-tokens", bootstrap_tokens::start),
-    ("taint-eviction", taint_eviction::start),
-    ("service-lb", service_lb::start),
-    ("deployment", deployment::start),
-    ("replicaset", replica_set::start),
-    ("replicationcontroller", replica_set::start_replication),
-    ("resourcequota", resourcequota::start),
-    ("statefulset", stateful_set::start),
+    ("taint-eviction-controller", taint_eviction::start),
+    ("service-controller", service_lb::start),
+    ("service-cidr-controller", service_ranges::start),
+    ("deployment-controller", deployment::start),
+    ("replicaset-controller", replica_set::start),
+    ("replication-controller", replica_set::start_replication),
+    ("resource_claim", resource_claims::start),
+    ("resourcequota-controller", resourcequota::start),
+    ("statefulset-controller", stateful_set::start),
     ("clusterrole-aggregation", role_aggregation::start),
     ("serviceaccount", service_account::start),
     ("token-secrets", token_secrets::start),
     ("csr", csr::start),
-    ("volumes", volumes::start),
+    ("persistentvolume-controller", volumes::start),
 ];
 
 /// The running controllers; they stop when this is dropped.
@@ -98,7 +113,10 @@ impl Controllers {
             config: Arc::new(config),
             clock,
         };
-        Controllers { tasks: CONTROLLERS.iter().flat_map(|(_, start)| start(&context)).collect() }
+        let start = |(component, start): &Row| {
+            start(&Context { recorder: context.recorder.named(component), ..context.clone() })
+        };
+        Controllers { tasks: CONTROLLERS.iter().flat_map(start).collect() }
     }
 }
 

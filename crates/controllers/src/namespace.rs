@@ -12,7 +12,7 @@ use client::queue::Queue;
 use client::{DeleteOptions, ListOptions, Object, ObjectKey, Propagation, Verb, Write};
 use futures_util::future::join_all;
 use jiff::Timestamp;
-use k8s_schema::{Gvr, gvr};
+use k8s_schema::{Gates, Gvr, gvr};
 use machinery::status::ApiError;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -52,15 +52,16 @@ pub fn start(context: &Context) -> Vec<JoinHandle<()>> {
     let controller = Controller {
         context: context.clone(),
         namespaces: namespaces.clone(),
-        resources: contents(),
+        resources: contents(&context.config.gates),
         kinds: Kinds::start(&context.informers),
     };
     run("namespace", vec![namespaces], queue, 2, Arc::new(controller))
 }
 
 /// The resources whose objects are in namespaces, each once.
-fn contents() -> Vec<Gvr> {
-    let rows = k8s_schema::resources().iter().filter(|r| r.namespaced && r.storage_gvr() == r.gvr);
+fn contents(gates: &Gates) -> Vec<Gvr> {
+    let rows = k8s_schema::resources().iter();
+    let rows = rows.filter(|r| r.namespaced && r.storage_gvr() == r.gvr && gates.serve(r));
     let emptied = rows.filter(|r| r.verbs.contains(&"list") && r.verbs.contains(&"delete"));
     emptied.map(|r| r.gvr.clone()).collect()
 }
@@ -303,7 +304,7 @@ mod tests {
 
     #[test]
     fn everything_in_namespaces_is_emptied_once() {
-        let all = contents();
+        let all = contents(&Gates::default());
         for needed in [&gvr::PODS, &gvr::SECRETS, &gvr::DEPLOYMENTS, &gvr::EVENTS, &gvr::SERVICE_ACCOUNTS] {
             assert_eq!(all.iter().filter(|g| *g == needed).count(), 1, "{needed:?}");
         }

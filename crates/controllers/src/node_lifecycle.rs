@@ -52,6 +52,17 @@ const UNHEALTHY_PERCENT: usize = 55;
 /// More nodes make a zone large (large-cluster-size-threshold); an unhealthy small one evicts nobody.
 const LARGE_ZONE: usize = 50;
 
+/// Labels that old manifests select by, and what they follow.
+const OLD_LABELS: [(&str, &str); 2] =
+    [("beta.kubernetes.io/os", "kubernetes.io/os"), ("beta.kubernetes.io/arch", "kubernetes.io/arch")];
+
+/// The old labels that do not say what the new ones say.
+fn old_labels(node: &core::Node) -> BTreeMap<&'static str, &str> {
+    let label = |key: &str| node.metadata.labels.as_ref()?.get(key).map(String::as_str);
+    let follow = |(old, new): (&'static str, &str)| Some((old, label(new)?));
+    OLD_LABELS.into_iter().filter_map(follow).filter(|(old, value)| label(old) != Some(*value)).collect()
+}
+
 struct Controller {
     context: Context,
     nodes: Arc<Cache>,
@@ -61,6 +72,8 @@ struct Controller {
     since: Timestamp,
     /// When a node of a zone was last tainted so that its pods go.
     last_tainted: Mutex<BTreeMap<String, Timestamp>>,
+    /// Nodes that we have seen.
+    known: Mutex<BTreeMap<ObjectKey, Subject>>,
 }
 
 /// Starts it.
@@ -70,15 +83,18 @@ pub fn start(context: &Context) -> Vec<JoinHandle<()>> {
     let pods = context.informers.of(&gvr::PODS);
     enqueue_self(&nodes, &queue);
     let caches = vec![nodes.clone(), leases.clone(), pods.clone()];
-    let (since, last_tainted) = (context.now(), Mutex::default());
-    let controller = Controller { context: context.clone(), nodes, leases, pods, since, last_tainted };
+    let (context, since) = (context.clone(), context.now());
+    let (last_tainted, known) = (Mutex::default(), Mutex::default());
+    let controller = Controller { context, nodes, leases, pods, since, last_tainted, known };
     run("nodelifecycle", caches, queue, 1, Arc::new(controller))
 }
 
 #[async_trait]
 impl Reconcile for Controller {
     async fn reconcile(&self, key: &ObjectKey) -> Outcome {
-        let Some(object) = self.nodes.get(key) else { return Ok(None) };
+        let object = self.nodes.get(key);
+        self.tell_coming_and_going(key, object.as_deref());
+        let Some(object) = object else { return Ok(None) };
         let Ok(node) = object.view::<core::Node>() else { return Ok(None) };
         if object.meta().deletion_timestamp.is_some() {
             return Ok(None);
@@ -98,20 +114,32 @@ impl Reconcile for Controller {
             let written = self.context.client.merge_patch_status(&gvr::NODES, key, patch).await?;
             revision = written.revision;
             self.nodes.observe(written);
-            let words = format!("Node {} status is now: NodeNotReady", key.name);
-            let subject = Subject::of("v1", "Node", &object);
-            self.context.recorder.record(subject, EventType::Normal, "NodeNotReady", words);
+            self.tell_state(&object, "NodeNotReady");
         }
         let mut spec = json!({});
         if let Some(taints) = plan.taints {
+            let driven = taints
+                .as_array()
+                .into_iter()
+                .flatten()
+                .any(|t| t["effect"] == "NoExecute" && t["timeAdded"].is_string());
+            if driven && !is_driven(&node) {
+                crate::figures::node_emptied(&zone(&node));
+            }
             spec["taints"] = taints;
         }
-        if let Some(range) = self.missing_range(&node) {
-            spec["podCIDR"] = json!(range);
-            spec["podCIDRs"] = json!([range]);
+        match self.missing_range(&node) {
+            Ok(None) => {}
+            Ok(Some(range)) => {
+                spec["podCIDR"] = json!(range);
+                spec["podCIDRs"] = json!([range]);
+            }
+            Err(NoneFree) => self.tell_state(&object, "CIDRNotAvailable"),
         }
-        if spec != json!({}) {
-            let patch = json!({"metadata": {"resourceVersion": revision.to_string()}, "spec": spec});
+        let labels = old_labels(&node);
+        if spec != json!({}) || !labels.is_empty() {
+            let metadata = json!({"resourceVersion": revision.to_string(), "labels": labels});
+            let patch = json!({"metadata": metadata, "spec": spec});
             let written = self.context.client.merge_patch(&gvr::NODES, key, patch).await?;
             // The next node must not be given the same range.
             self.nodes.observe(written);
@@ -124,17 +152,43 @@ impl Reconcile for Controller {
 }
 
 impl Controller {
+    /// Events about nodes that are new to us, or gone.
+    fn tell_coming_and_going(&self, key: &ObjectKey, node: Option<&Object>) {
+        let mut known = self.known.lock();
+        let name = &key.name;
+        let (subject, reason, what) = match (known.get(key), node) {
+            (None, Some(node)) => {
+                let subject = Subject::of("v1", "Node", node);
+                known.insert(key.clone(), subject.clone());
+                (subject, "RegisteredNode", format!("Registered Node {name} in Controller"))
+            }
+            (Some(_), None) => {
+                let Some(subject) = known.remove(key) else { return };
+                (subject, "RemovingNode", format!("Removing Node {name} from Controller"))
+            }
+            _ => return,
+        };
+        let words = format!("Node {name} event: {what}");
+        self.context.recorder.record(subject, EventType::Normal, reason, words);
+    }
+
+    fn tell_state(&self, node: &Object, state: &str) {
+        let words = format!("Node {} status is now: {state}", node.key.name);
+        self.context.recorder.record(Subject::of("v1", "Node", node), EventType::Normal, state, words);
+    }
+
     /// The first free part of the pod range for a node that has none.
-    fn missing_range(&self, node: &core::Node) -> Option<String> {
-        let (base, prefix) = self.context.config.pod_cidr?;
+    fn missing_range(&self, node: &core::Node) -> Result<Option<String>, NoneFree> {
+        let Some((base, prefix)) = self.context.config.pod_cidr else { return Ok(None) };
         if node.spec.as_ref().is_some_and(|s| s.pod_cidr.as_ref().is_some_and(|c| !c.is_empty())) {
-            return None;
+            return Ok(None);
         }
         let taken = self.nodes.list().into_iter().filter_map(|n| {
             let node = n.view::<core::Node>().ok()?;
             node.spec.as_ref()?.pod_cidr.clone()
         });
-        first_free(base, prefix, self.context.config.node_prefix, &taken.collect())
+        let free = first_free(base, prefix, self.context.config.node_prefix, &taken.collect());
+        free.map(Some).ok_or(NoneFree)
     }
 
     /// A node that nobody hears of serves nobody: its pods leave their Services. Its agent, if it comes back, says
@@ -184,6 +238,9 @@ impl Controller {
     }
 }
 
+/// Every part of the pod range is taken.
+struct NoneFree;
+
 /// What to do about a node.
 #[derive(Debug, Default, PartialEq)]
 struct Plan {
@@ -215,7 +272,11 @@ fn is_ready(pod: &core::Pod) -> bool {
 fn zone(node: &core::Node) -> String {
     let label =
         |name: &str| node.metadata.labels.as_ref().and_then(|l| l.get(name)).map_or("", String::as_str);
-    format!("{}/{}", label("topology.kubernetes.io/region"), label("topology.kubernetes.io/zone"))
+    match (label("topology.kubernetes.io/region"), label("topology.kubernetes.io/zone")) {
+        ("", "") => String::new(),
+        // Upstream's key, which is the label of its figures too.
+        (region, zone) => format!("{region}:\0:{zone}"),
+    }
 }
 
 /// How long nothing was heard of a node, counted from `since` at the earliest: what we did not watch is no silence.
@@ -407,6 +468,23 @@ mod tests {
         let plan = decide(&node, None, at("2026-01-01T00:01:50Z"), now, || true);
         assert_eq!((plan.silent, plan.taints), (false, None));
         assert_eq!(plan.look_again, Some(Duration::from_secs(41)));
+    }
+
+    #[test]
+    fn old_labels_follow_the_new_ones() {
+        let mut node = node("True", "2026-01-01T00:00:00Z", json!([]));
+        assert_eq!(old_labels(&node), BTreeMap::new());
+        let labels = json!({"kubernetes.io/os": "linux", "kubernetes.io/arch": "arm64", "beta.kubernetes.io/arch": "amd64"});
+        node.metadata.labels = serde_json::from_value(labels).unwrap();
+        let wanted =
+            BTreeMap::from([("beta.kubernetes.io/arch", "arm64"), ("beta.kubernetes.io/os", "linux")]);
+        assert_eq!(old_labels(&node), wanted);
+        node.metadata
+            .labels
+            .as_mut()
+            .unwrap()
+            .extend(wanted.iter().map(|(k, v)| (k.to_string(), v.to_string())));
+        assert_eq!(old_labels(&node), BTreeMap::new());
     }
 
     #[test]

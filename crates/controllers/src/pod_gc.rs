@@ -2,10 +2,12 @@
 //! tells, of whoever removes a pod, why.
 
 use crate::context::{Context, Outcome, Reconcile, enqueue, run};
+use crate::workload;
 use async_trait::async_trait;
 use client::cache::Cache;
 use client::queue::Queue;
 use client::{DeleteOptions, Object, ObjectKey, PatchKind, Verb, Write};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1 as core;
 use k8s_schema::gvr;
 use machinery::status::ApiError;
@@ -21,6 +23,8 @@ const FINISHED_MAX: usize = 12_500;
 const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
 /// A pod whose node is missing is given this time: the node may just be registering anew.
 const QUARANTINE: Duration = Duration::from_secs(40);
+/// How often pods of nodes out of service are looked for: the same taint drives them away, some of them later.
+const LOOK: Duration = Duration::from_secs(5);
 
 struct Controller {
     context: Context,
@@ -36,8 +40,7 @@ pub fn start(context: &Context) -> Vec<JoinHandle<()>> {
     nodes.on_change(Box::new(move |_, new| match new {
         None => late.add_after(ObjectKey::cluster("all"), QUARANTINE),
         Some(node) if node.view::<core::Node>().is_ok_and(|n| is_out_of_service(&n)) => {
-            // Pods that the same taint drives away are going by then.
-            late.add_after(ObjectKey::cluster("all"), QUARANTINE);
+            late.add(ObjectKey::cluster("all"));
         }
         Some(_) => {}
     }));
@@ -97,6 +100,11 @@ fn decide(pods: &[Arc<Object>], nodes: &BTreeSet<String>, abandoned: &BTreeSet<S
     gone
 }
 
+/// The condition of a pod that is about to go, and why.
+pub(crate) fn disruption_target(reason: &str, message: &str, now: Timestamp) -> Value {
+    workload::condition("DisruptionTarget", "True", reason, message, now)
+}
+
 impl Context {
     /// Writes into a pod why it is about to go (Jobs may not count that as a failure), and a phase if there is a new
     /// one. A pod that is gone is no error.
@@ -107,9 +115,7 @@ impl Context {
         message: &str,
         phase: Option<&str>,
     ) -> Result<(), ApiError> {
-        let condition = json!({"type": "DisruptionTarget", "status": "True", "reason": reason,
-            "message": message, "lastTransitionTime": machinery::time::format(self.now())});
-        self.put_condition(pod, condition, phase).await
+        self.put_condition(pod, disruption_target(reason, message, self.now()), phase).await
     }
 
     /// Writes a phase into a pod's status. A pod that is gone is no error.
@@ -165,7 +171,7 @@ impl Reconcile for Controller {
                 _ => tracing::info!(pod = %pod.key, "removed a pod that nobody else would"),
             }
         }
-        Ok(None)
+        Ok((!abandoned.is_empty()).then_some(LOOK))
     }
 }
 

@@ -265,12 +265,9 @@ impl Reconcile for Controller {
         let failure = self.act(&object, &set, &step).await;
         let mut wanted = status(&set, &owned, object.meta().generation, now);
         wanted["conditions"] = workload::list_or_null(conditions(&set.status, &step, failure.as_ref(), now));
-        if let Some(patch) = workload::status_patch(&set.status, &wanted) {
-            match self.context.client.merge_patch_status(&self.kind.gvr, key, patch).await {
-                Ok(stored) => self.sets.observe(stored),
-                Err(error) if error.is_not_found() => return Ok(None),
-                Err(error) => return Err(error),
-            }
+        let patch = workload::status_patch(&set.status, &wanted);
+        if !workload::report(&self.context, &self.kind.gvr, &self.sets, key, patch).await? {
+            return Ok(None);
         }
         match failure {
             Some(error) if !workload::is_namespace_going(&error) => Err(error),

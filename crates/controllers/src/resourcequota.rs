@@ -12,7 +12,7 @@ use client::cache::Cache;
 use client::queue::Queue;
 use client::{Object, ObjectKey, Verb, Write};
 use jiff::Timestamp;
-use k8s_schema::Gvr;
+use k8s_schema::{Gates, Gvr};
 use machinery::kinds::get::{entries, list, text};
 use machinery::quantity::Quantity;
 use machinery::quota::{self, Kind};
@@ -29,6 +29,9 @@ const QUOTAS: Gvr = Gvr::new("", "v1", "resourcequotas");
 const DEFINITIONS: Gvr = Gvr::new("apiextensions.k8s.io", "v1", "customresourcedefinitions");
 /// How long a quota must be left alone before it is counted: many times what a write takes from charge to cache.
 const SETTLE: Duration = Duration::from_millis(100);
+/// A new quota is counted once more after this: a write that was let through before admission knew of it was charged
+/// nothing, and may come after the first count.
+const SECOND_LOOK: Duration = Duration::from_secs(5);
 /// What nothing told us of (a pod that should be gone by now, a charge that nobody gave back) is found after this.
 const RECOUNT: Duration = Duration::from_secs(600);
 /// A kind that a quota counts may be defined later.
@@ -97,8 +100,8 @@ fn kinds(quota: &Value) -> BTreeSet<(String, String)> {
 }
 
 /// Where a built-in kind is served.
-fn builtin(group: &str, resource: &str) -> Option<Gvr> {
-    let mut rows = k8s_schema::resources().iter().filter(|r| !r.legacy && r.namespaced);
+fn builtin(gates: &Gates, group: &str, resource: &str) -> Option<Gvr> {
+    let mut rows = k8s_schema::resources().iter().filter(|r| !r.legacy && r.namespaced && gates.serve(r));
     let listed = |r: &&k8s_schema::ResourceRow| {
         *r.gvr.group == *group && *r.gvr.resource == *resource && r.verbs.contains(&"list")
     };
@@ -122,7 +125,7 @@ fn custom(definitions: &[Arc<Object>], group: &str, resource: &str) -> Option<Gv
 
 impl Controller {
     async fn find(&self, group: &str, resource: &str) -> Result<Option<Gvr>, ApiError> {
-        if let Some(known) = builtin(group, resource) {
+        if let Some(known) = builtin(&self.context.config.gates, group, resource) {
             return Ok(Some(known));
         }
         let definitions = self.context.informers.of(&DEFINITIONS);
@@ -188,6 +191,9 @@ impl Reconcile for Controller {
                 None => again = LATER,
             }
         }
+        if is_stale(&quota) {
+            again = SECOND_LOOK;
+        }
         tokio::time::sleep(SETTLE).await;
         let objects = caches.into_iter().map(|(kind, cache)| {
             let own = cache.list_in(&key.namespace);
@@ -244,6 +250,7 @@ mod tests {
 
     #[test]
     fn kinds_are_found_where_they_are_served() {
+        let builtin = |group, resource| builtin(&Gates::default(), group, resource);
         assert_eq!(builtin("batch", "jobs").unwrap().version, "v1");
         assert!(builtin("", "nodes").is_none() && builtin("", "bindings").is_none());
         let definition = json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",

@@ -8,7 +8,7 @@ use crate::owner::{Claimant, Kind, OwnedIndex};
 use crate::workload::hash;
 use client::cache::Cache;
 use client::{DeleteOptions, Object, ObjectKey};
-use k8s_schema::Gvr;
+use k8s_schema::{Gvr, gvr};
 use machinery::selector::LabelSelector;
 use machinery::status::ApiError;
 use serde_json::{Map, Value, json};
@@ -91,44 +91,76 @@ fn surplus<'a>(all: &'a [Revision], used: &BTreeSet<String>, limit: usize) -> Ve
     unused
 }
 
-/// An owner whose template has a history.
-pub struct History<'a> {
+/// Sets of a kind whose template has a history, with their pods.
+pub struct Templated {
     /// The surroundings.
-    pub context: &'a Context,
-    /// The owner's kind.
+    pub context: Context,
+    /// The sets' kind.
     pub kind: &'static Kind,
-    /// The owner.
-    pub owner: &'a Arc<Object>,
-    /// The ControllerRevisions.
-    pub cache: &'a Cache,
-    /// The index of that cache.
-    pub index: &'a OwnedIndex,
+    /// The sets.
+    pub sets: Arc<Cache>,
+    /// The pods.
+    pub pods: Arc<Cache>,
+    pod_index: Arc<OwnedIndex>,
+    revisions: Arc<Cache>,
+    revision_index: Arc<OwnedIndex>,
 }
 
-impl History<'_> {
-    /// All revisions, by number: the last one holds `template`.
-    pub async fn keep(&self, selector: &LabelSelector, template: &Value) -> Result<Vec<Revision>, ApiError> {
-        let claimant = Claimant {
-            context: self.context,
-            kind: self.kind,
-            owner: self.owner,
-            cache: self.cache,
-            index: self.index,
-            gvr: &CONTROLLER_REVISIONS,
-        };
-        let owned = claimant.claim(selector).await?;
-        let mut all: Vec<Revision> = owned.iter().filter_map(|o| Revision::read(o)).collect();
+impl Templated {
+    /// Gets the caches.
+    pub fn new(context: &Context, kind: &'static Kind) -> Templated {
+        let informers = &context.informers;
+        Templated {
+            context: context.clone(),
+            kind,
+            sets: informers.of(&kind.gvr),
+            pods: informers.of(&gvr::PODS),
+            pod_index: informers.owned(&gvr::PODS),
+            revisions: informers.of(&CONTROLLER_REVISIONS),
+            revision_index: informers.owned(&CONTROLLER_REVISIONS),
+        }
+    }
+
+    /// The caches that a look needs.
+    pub fn caches(&self) -> Vec<Arc<Cache>> {
+        [&self.sets, &self.pods, &self.revisions].into_iter().cloned().collect()
+    }
+
+    /// What a look at a set begins with: its pods, and all revisions by number, of which the last holds `template`.
+    pub async fn begin(
+        &self,
+        owner: &Arc<Object>,
+        selector: &LabelSelector,
+        template: &Value,
+    ) -> Result<(Vec<Arc<Object>>, Vec<Revision>), ApiError> {
+        let (context, kind) = (&self.context, self.kind);
+        let (cache, index) = (&*self.pods, &*self.pod_index);
+        let pods = Claimant { context, kind, owner, cache, index, gvr: &gvr::PODS };
+        let pods = pods.claim(selector).await?;
+        let (cache, index) = (&*self.revisions, &*self.revision_index);
+        let claimant = Claimant { context, kind, owner, cache, index, gvr: &CONTROLLER_REVISIONS };
+        let known = claimant.claim(selector).await?;
+        let known = known.iter().filter_map(|o| Revision::read(o)).collect();
+        Ok((pods, self.keep(owner, known, template).await?))
+    }
+
+    async fn keep(
+        &self,
+        owner: &Object,
+        mut all: Vec<Revision>,
+        template: &Value,
+    ) -> Result<Vec<Revision>, ApiError> {
         let data = data(template);
         let newest = match step(&all, &data) {
             Step::Keep(same) => same,
             Step::Renumber(same, number) => {
-                let key = ObjectKey::new(self.owner.key.namespace.clone(), same.name.as_str());
+                let key = ObjectKey::new(owner.key.namespace.clone(), same.name.as_str());
                 let patch = json!({"revision": number});
                 let stored = self.context.client.merge_patch(&CONTROLLER_REVISIONS, &key, patch).await?;
-                self.cache.observe(stored);
+                self.revisions.observe(stored);
                 Revision { number, ..same }
             }
-            Step::Create(number) => self.create(template, data, number).await?,
+            Step::Create(number) => self.create(owner, template, data, number).await?,
         };
         all.retain(|r| r.name != newest.name);
         all.push(newest);
@@ -136,30 +168,36 @@ impl History<'_> {
         Ok(all)
     }
 
-    async fn create(&self, template: &Value, data: Value, number: i64) -> Result<Revision, ApiError> {
+    async fn create(
+        &self,
+        owner: &Object,
+        template: &Value,
+        data: Value,
+        number: i64,
+    ) -> Result<Revision, ApiError> {
         let text = data.to_string();
         for collisions in 0..COLLISIONS_MAX {
             let hash = hash(&text, collisions);
-            let name = format!("{}-{hash}", self.owner.key.name);
+            let name = format!("{}-{hash}", owner.key.name);
             let mut labels = template["metadata"]["labels"].as_object().cloned().unwrap_or_default();
             labels.insert(HASH_LABEL.into(), json!(hash));
             let mut annotations = Map::new();
-            if let Some(cause) = self.owner.meta().annotations.get("kubernetes.io/change-cause") {
+            if let Some(cause) = owner.meta().annotations.get("kubernetes.io/change-cause") {
                 annotations.insert("kubernetes.io/change-cause".into(), json!(cause));
             }
             let body = json!({"apiVersion": "apps/v1", "kind": "ControllerRevision", "revision": number, "data": data,
-                "metadata": {"name": name, "namespace": &*self.owner.key.namespace, "labels": labels,
-                    "annotations": annotations, "ownerReferences": [self.kind.reference(self.owner)]}});
+                "metadata": {"name": name, "namespace": &*owner.key.namespace, "labels": labels,
+                    "annotations": annotations, "ownerReferences": [self.kind.reference(owner)]}});
             let revision = Revision { name: name.clone(), number, data: data.clone(), hash };
             match self.context.client.create(&CONTROLLER_REVISIONS, body).await {
                 Ok(stored) => {
-                    self.cache.observe(stored);
+                    self.revisions.observe(stored);
                     return Ok(revision);
                 }
                 Err(error) if error.is_already_exists() => {
-                    let key = ObjectKey::new(self.owner.key.namespace.clone(), name);
+                    let key = ObjectKey::new(owner.key.namespace.clone(), name);
                     let there = self.context.client.get(&CONTROLLER_REVISIONS, &key).await?;
-                    let ours = there.meta().controller().is_some_and(|o| o.uid == self.owner.uid());
+                    let ours = there.meta().controller().is_some_and(|o| o.uid == owner.uid());
                     if let Some(same) = Revision::read(&there).filter(|r| ours && r.data == data) {
                         return Ok(same);
                     }
@@ -173,12 +211,13 @@ impl History<'_> {
     /// Deletes old revisions beyond the limit, except those in use.
     pub async fn trim(
         &self,
+        owner: &Object,
         all: &[Revision],
         used: &BTreeSet<String>,
         limit: usize,
     ) -> Result<(), ApiError> {
         for old in surplus(all, used, limit) {
-            let key = ObjectKey::new(self.owner.key.namespace.clone(), old.name.as_str());
+            let key = ObjectKey::new(owner.key.namespace.clone(), old.name.as_str());
             match self.context.client.delete(&CONTROLLER_REVISIONS, &key, DeleteOptions::default()).await {
                 Err(error) if !error.is_not_found() => return Err(error),
                 _ => {}

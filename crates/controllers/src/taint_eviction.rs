@@ -27,6 +27,8 @@ struct Controller {
     nodes: Arc<Cache>,
     pods: Arc<Cache>,
     seen: Mutex<BTreeMap<ObjectKey, Seen>>,
+    /// Pods whose time runs, by node.
+    running_out: Mutex<BTreeMap<ObjectKey, BTreeMap<ObjectKey, Subject>>>,
 }
 
 /// Starts it. A key is a node.
@@ -39,7 +41,8 @@ pub fn start(context: &Context) -> Vec<JoinHandle<()>> {
         node.map(ObjectKey::cluster).into_iter().collect()
     });
     let caches = vec![nodes.clone(), pods.clone()];
-    let controller = Controller { context: context.clone(), nodes, pods, seen: Mutex::default() };
+    let (seen, running_out) = (Mutex::default(), Mutex::default());
+    let controller = Controller { context: context.clone(), nodes, pods, seen, running_out };
     run("taint-eviction", caches, queue, 1, Arc::new(controller))
 }
 
@@ -87,18 +90,21 @@ fn stays_for(pod: &core::Pod, taints: &[(sched::Taint, Timestamp)], now: Timesta
     shortest
 }
 
-impl Controller {
-    async fn evict(&self, pod: &Object) -> Result<(), ApiError> {
-        let words = format!("Marking for deletion Pod {}", pod.key);
-        let subject = Subject::of("v1", "Pod", pod);
-        self.context.recorder.record(subject, EventType::Normal, "TaintManagerEviction", words);
-        let why = "Taint manager: deleting due to NoExecute taint";
-        self.context.disrupt(pod, "DeletionByTaintManager", why, None).await?;
-        let options = DeleteOptions { uid: Some(pod.uid().into()), ..DeleteOptions::default() };
-        match self.context.client.delete(&gvr::PODS, &pod.key, options).await {
-            Err(error) if !error.is_not_found() && !error.is_conflict() => Err(error),
-            _ => Ok(()),
-        }
+/// How a pod that is driven away is told so: an event's reason; a condition's reason and message.
+pub type Words = (&'static str, &'static str, &'static str);
+
+const WORDS: Words =
+    ("TaintManagerEviction", "DeletionByTaintManager", "Taint manager: deleting due to NoExecute taint");
+
+/// Deletes a pod and says why; one that is gone is as good.
+pub async fn evict(context: &Context, pod: &Object, (event, reason, why): Words) -> Result<(), ApiError> {
+    let words = format!("Marking for deletion Pod {}", pod.key);
+    context.recorder.record(Subject::of("v1", "Pod", pod), EventType::Normal, event, words);
+    context.disrupt(pod, reason, why, None).await?;
+    let options = DeleteOptions { uid: Some(pod.uid().into()), ..DeleteOptions::default() };
+    match context.client.delete(&gvr::PODS, &pod.key, options).await {
+        Err(error) if !error.is_not_found() && !error.is_conflict() => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -115,10 +121,13 @@ impl Reconcile for Controller {
             }
             taints
         };
+        let mut running = self.running_out.lock().remove(key).unwrap_or_default();
         if taints.is_empty() {
+            self.spare(&running);
             return Ok(None);
         }
-        let mut next: Option<Duration> = None;
+        let (mut next, mut still): (Option<Duration>, _) = (None, BTreeMap::new());
+        let mut failed = Ok(());
         for object in self.pods.list() {
             let Ok(pod) = object.view::<core::Pod>() else { continue };
             let here = pod.spec.as_ref().and_then(|s| s.node_name.as_deref()) == Some(&key.name);
@@ -127,11 +136,35 @@ impl Reconcile for Controller {
             }
             match stays_for(&pod, &taints, self.context.now()) {
                 None => {}
-                Some(Duration::ZERO) => self.evict(&object).await?,
-                Some(left) => next = Some(next.map_or(left, |n| n.min(left))),
+                Some(Duration::ZERO) => {
+                    running.remove(&object.key);
+                    if let Err(error) = evict(&self.context, &object, WORDS).await {
+                        failed = Err(error);
+                    }
+                }
+                Some(left) => {
+                    next = Some(next.map_or(left, |n| n.min(left)));
+                    let subject = running.remove(&object.key);
+                    let subject = subject.unwrap_or_else(|| Subject::of("v1", "Pod", &object));
+                    still.insert(object.key.clone(), subject);
+                }
             }
         }
-        Ok(next)
+        self.spare(&running);
+        if !still.is_empty() {
+            self.running_out.lock().insert(key.clone(), still);
+        }
+        failed.map(|()| next)
+    }
+}
+
+impl Controller {
+    /// Tells pods whose time no longer runs: the taint is gone, or they are.
+    fn spare(&self, pods: &BTreeMap<ObjectKey, Subject>) {
+        for (key, subject) in pods {
+            let words = format!("Cancelling deletion of Pod {key}");
+            self.context.recorder.record(subject.clone(), EventType::Normal, WORDS.0, words);
+        }
     }
 }
 

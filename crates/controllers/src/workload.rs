@@ -9,7 +9,7 @@ use client::{DeleteOptions, Object, ObjectKey};
 use futures_util::future::join_all;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1 as core;
-use k8s_schema::gvr;
+use k8s_schema::{Gvr, gvr};
 use machinery::status::ApiError;
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
@@ -254,6 +254,23 @@ pub fn status_patch(current: &Value, wanted: &Value) -> Option<Value> {
     let changed: Map<String, Value> =
         wanted.iter().filter(differs).map(|(k, v)| (k.clone(), v.clone())).collect();
     (!changed.is_empty()).then(|| json!({"status": changed}))
+}
+
+/// Writes a status that differs; false when the object is gone.
+pub async fn report(
+    context: &Context,
+    gvr: &Gvr,
+    cache: &Cache,
+    key: &ObjectKey,
+    patch: Option<Value>,
+) -> Result<bool, ApiError> {
+    let Some(patch) = patch else { return Ok(true) };
+    match context.client.merge_patch_status(gvr, key, patch).await {
+        Ok(stored) => cache.observe(stored),
+        Err(error) if error.is_not_found() => return Ok(false),
+        Err(error) => return Err(error),
+    }
+    Ok(true)
 }
 
 /// A condition as `apps` objects carry it.

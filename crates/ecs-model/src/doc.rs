@@ -32,6 +32,13 @@ pub fn object(kind: &str, namespace: &str, name: &str, spec: Value) -> Value {
     json!({"apiVersion": API_VERSION, "kind": kind, "metadata": {"namespace": namespace, "name": name}, "spec": spec})
 }
 
+/// Copies those of the named members that are set; names stand between spaces.
+pub fn copy(to: &mut Value, from: &Value, names: &str) {
+    for name in names.split_whitespace().filter(|name| !from[*name].is_null()) {
+        to[name] = from[name].clone();
+    }
+}
+
 /// Removes members that are null, all the way down: unset members are absent in our documents.
 pub fn drop_nulls(v: &mut Value) {
     match v {

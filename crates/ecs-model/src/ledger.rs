@@ -14,6 +14,8 @@ pub struct Usage {
     pub bytes: i64,
     /// Host ports: number and protocol (lower case).
     pub ports: Vec<(u16, String)>,
+    /// GPUs.
+    pub gpus: i64,
 }
 
 /// The sum on a node.
@@ -25,6 +27,8 @@ pub struct Total {
     pub bytes: i64,
     /// How many hold each host port.
     pub ports: BTreeMap<(u16, String), u32>,
+    /// GPUs.
+    pub gpus: i64,
 }
 
 /// Where something is and what it takes.
@@ -81,6 +85,7 @@ fn add(totals: &mut BTreeMap<String, Total>, (node, usage): &Place, sign: i64) {
     let total = totals.entry(node.clone()).or_default();
     total.milliunits += sign * usage.milliunits;
     total.bytes += sign * usage.bytes;
+    total.gpus += sign * usage.gpus;
     for port in &usage.ports {
         let held = total.ports.entry(port.clone()).or_default();
         *held = if sign > 0 { *held + 1 } else { held.saturating_sub(1) };
@@ -100,8 +105,8 @@ mod tests {
 
     fn usage() -> impl Strategy<Value = Option<Place>> {
         let ports = prop::collection::vec((80u16..83, "tcp|udp"), 0..3);
-        prop::option::of((("n[12]"), (0i64..9, 0i64..9, ports))).prop_map(|p| {
-            p.map(|(node, (milliunits, bytes, ports))| (node, Usage { milliunits, bytes, ports }))
+        prop::option::of((("n[12]"), (0i64..9, 0i64..9, 0i64..3, ports))).prop_map(|p| {
+            p.map(|(node, (milliunits, bytes, gpus, ports))| (node, Usage { milliunits, bytes, ports, gpus }))
         })
     }
 
@@ -125,6 +130,7 @@ mod tests {
                 let sum = sums.entry(node.clone()).or_default();
                 sum.milliunits += usage.milliunits;
                 sum.bytes += usage.bytes;
+                sum.gpus += usage.gpus;
                 usage.ports.iter().for_each(|p| *sum.ports.entry(p.clone()).or_default() += 1);
             }
             for node in ["n1", "n2"] {

@@ -9,6 +9,17 @@ use serde_json::{Value, json};
 /// Longest `overrides` document, as in ECS.
 const LENGTH_MAX: usize = 8192;
 
+/// The resource of nodes by which device plug-ins count GPUs.
+pub const GPU_RESOURCE: &str = "nvidia.com/gpu";
+
+/// How many GPUs a container is to have: the run's word, where there is one, instead of the definition's.
+pub fn gpus(definition: &Value, overrides: &Value) -> i64 {
+    let own = list(overrides, "/resourceRequirements");
+    let all = if own.is_empty() { list(definition, "/resourceRequirements") } else { own };
+    let of_gpus = all.iter().filter(|r| text(r, "/type") == "GPU");
+    of_gpus.filter_map(|r| text(r, "/value").parse::<i64>().ok()).sum()
+}
+
 /// What a task takes on an instance.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Demand {
@@ -90,13 +101,8 @@ pub fn demand(overrides: &Value, definition: &Value) -> Demand {
         let number = int(m, "/hostPort").and_then(|p| u16::try_from(p).ok()).filter(|p| *p > 0)?;
         Some((number, text(m, "/protocol").to_string()))
     };
-    let gpus = |c: &Value| -> i64 {
-        let own = list(overrides, "/containerOverrides").iter().find(|o| o["name"] == c["name"]);
-        let own = own.map_or(&[][..], |o| list(o, "/resourceRequirements"));
-        let all = if own.is_empty() { list(c, "/resourceRequirements") } else { own };
-        let of_gpus = all.iter().filter(|r| text(r, "/type") == "GPU");
-        of_gpus.filter_map(|r| text(r, "/value").parse::<i64>().ok()).sum()
-    };
+    let own = |c: &Value| list(overrides, "/containerOverrides").iter().find(|o| o["name"] == c["name"]);
+    let gpus = |c: &Value| gpus(c, own(c).unwrap_or(&Value::Null));
     Demand {
         cpu: task("cpu").unwrap_or_else(|| containers.iter().filter_map(|c| of(c, "cpu")).sum()),
         memory: task("memory").unwrap_or_else(|| containers.iter().map(soft).sum()),

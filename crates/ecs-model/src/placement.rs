@@ -30,6 +30,8 @@ pub struct Instance {
     pub memory: i64,
     /// Host ports in use: number and protocol.
     pub ports: BTreeSet<(u16, String)>,
+    /// Free GPUs.
+    pub gpus: i64,
     /// How many tasks of each group are on it.
     pub tasks: BTreeMap<String, u64>,
 }
@@ -167,8 +169,7 @@ fn refuses(instance: &Instance, request: &Request) -> Option<String> {
         "RESOURCE:MEMORY"
     } else if demand.ports.iter().any(|p| instance.ports.contains(p)) {
         "RESOURCE:PORTS"
-    } else if demand.gpus > 0 {
-        // Nodes tell of none.
+    } else if demand.gpus > 0 && demand.gpus > instance.gpus {
         "RESOURCE:GPU"
     } else {
         let broken = request.constraints.iter().find(|c| !holds(c, instance, &request.group))?;
@@ -227,6 +228,7 @@ fn chance(seed: u64, turn: usize, below: usize) -> usize {
 fn book(instance: &mut Instance, request: &Request) {
     instance.cpu -= request.demand.cpu;
     instance.memory -= request.demand.memory;
+    instance.gpus -= request.demand.gpus;
     instance.ports.extend(request.demand.ports.iter().cloned());
     *instance.tasks.entry(request.group.clone()).or_default() += 1;
     instance.facts.groups.insert(request.group.clone());

@@ -5,6 +5,7 @@
 //! `status`: counts, `deployments`, `events`. Deliberately not here: rolling (`ecs`), the records of service deployments
 //! and revisions (`service_record`).
 
+use crate::doc::copy;
 use crate::refusal::Refusal;
 use machinery::kinds::get::{has, int, list, set, text};
 use machinery::patch::merge;
@@ -19,55 +20,21 @@ pub const LAST_COMPLETED: &str = "lastCompleted";
 /// The member of `status` with the current service deployment.
 pub const SERVICE_DEPLOYMENT: &str = "serviceDeployment";
 /// What a deployment shows of the service's spec.
-pub const REVISED: [&str; 6] = [
-    "capacityProviderStrategy",
-    "launchType",
-    "networkConfiguration",
-    "platformFamily",
-    "platformVersion",
-    "serviceConnectConfiguration",
-];
+pub const REVISED: &str = "capacityProviderStrategy launchType networkConfiguration platformFamily platformVersion \
+    serviceConnectConfiguration";
 /// Most load balancers and registries of a service.
 const LOAD_BALANCERS_MAX: usize = 5;
 const REGISTRIES_MAX: usize = 1;
 const DESIRED_MAX: i64 = 5000;
 /// What a request may decide. Everything else of the spec is derived.
-pub const MEMBERS: [&str; 19] = [
-    "availabilityZoneRebalancing",
-    "capacityProviderStrategy",
-    "deploymentConfiguration",
-    "deploymentController",
-    "desiredCount",
-    "enableECSManagedTags",
-    "enableExecuteCommand",
-    "healthCheckGracePeriodSeconds",
-    "launchType",
-    "loadBalancers",
-    "networkConfiguration",
-    "placementConstraints",
-    "placementStrategy",
-    "platformVersion",
-    "propagateTags",
-    "schedulingStrategy",
-    "serviceConnectConfiguration",
-    "serviceRegistries",
-    "tags",
-];
+pub const MEMBERS: &str = "availabilityZoneRebalancing capacityProviderStrategy deploymentConfiguration deploymentController \
+    desiredCount enableECSManagedTags enableExecuteCommand healthCheckGracePeriodSeconds launchType \
+    loadBalancers networkConfiguration placementConstraints placementStrategy platformVersion \
+    propagateTags schedulingStrategy serviceConnectConfiguration serviceRegistries tags";
 /// A change of one of these needs new tasks.
-pub const RENEWING: [&str; 12] = [
-    "capacityProviderStrategy",
-    "enableECSManagedTags",
-    "enableExecuteCommand",
-    "launchType",
-    "loadBalancers",
-    "networkConfiguration",
-    "platformVersion",
-    "propagateTags",
-    "serviceConnectConfiguration",
-    "serviceRegistries",
-    "taskDefinition",
-    "volumeConfigurations",
-];
+pub const RENEWING: &str = "capacityProviderStrategy enableECSManagedTags enableExecuteCommand launchType loadBalancers \
+    networkConfiguration platformVersion propagateTags serviceConnectConfiguration serviceRegistries \
+    taskDefinition volumeConfigurations";
 
 /// Fills in what ECS echoes and refuses what it refuses; `spec` has the request's members.
 pub fn check(spec: &mut Value) -> Result<(), Refusal> {
@@ -151,7 +118,7 @@ fn percentages(configuration: &Value, daemon: bool) -> Result<(), Refusal> {
 
 /// Does the change from one spec to another need new tasks?
 pub fn renews(old: &Value, new: &Value) -> bool {
-    RENEWING.iter().any(|member| old[*member] != new[*member])
+    RENEWING.split_whitespace().any(|member| old[member] != new[member])
 }
 
 /// What DescribeServices answers; a service that nobody has looked at yet has one deployment in progress.
@@ -199,11 +166,7 @@ fn first_deployment(spec: &Value, wanted: &Value) -> Value {
         "createdAt": wanted["createdAt"], "updatedAt": wanted["createdAt"], "rolloutState": "IN_PROGRESS",
         "rolloutStateReason": format!("ECS deployment {} in progress.", text(wanted, "/id")),
     });
-    for member in REVISED {
-        if has(spec, &format!("/{member}")) {
-            set(&mut out, member, spec[member].clone());
-        }
-    }
+    copy(&mut out, spec, REVISED);
     out
 }
 

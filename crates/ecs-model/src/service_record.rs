@@ -4,9 +4,10 @@
 //! and AWS's own members); here it becomes AWS's document. A revision has the number of its deployment, and keeps in
 //! [`KEPT`] what a roll-back puts back into the service. Pure.
 
+use crate::doc::copy;
 use crate::names::{Arn, Resource, derived_id};
 use crate::service::RENEWING;
-use machinery::kinds::get::{has, list, set, text};
+use machinery::kinds::get::{list, set, text};
 use serde_json::{Map, Value, json};
 
 /// The member of a revision's object that holds the service's own members.
@@ -97,20 +98,9 @@ pub fn deployment(spec: &Value, record: &Value, deployments: &[Value]) -> Value 
 /// The line of ListServiceDeployments.
 pub fn brief(deployment: &Value) -> Value {
     let mut out = json!({"targetServiceRevisionArn": deployment["targetServiceRevision"]["arn"]});
-    for member in [
-        "clusterArn",
-        "createdAt",
-        "finishedAt",
-        "serviceArn",
-        "serviceDeploymentArn",
-        "startedAt",
-        "status",
-        "statusReason",
-    ] {
-        if has(deployment, &format!("/{member}")) {
-            set(&mut out, member, deployment[member].clone());
-        }
-    }
+    let members =
+        "clusterArn createdAt finishedAt serviceArn serviceDeploymentArn startedAt status statusReason";
+    copy(&mut out, deployment, members);
     out
 }
 
@@ -121,7 +111,7 @@ pub fn revision(spec: &Value, definition: &Value, number: &str, created_at: &Val
         .map(|c| json!({"containerName": c["name"], "image": c["image"]}))
         .collect();
     let mut kept = Map::new();
-    for member in RENEWING.into_iter().chain(["platformFamily"]) {
+    for member in RENEWING.split_whitespace().chain(["platformFamily"]) {
         // What a revision has not, a roll-back takes away.
         kept.insert(member.to_string(), spec.get(member).cloned().unwrap_or_default());
     }
@@ -129,21 +119,9 @@ pub fn revision(spec: &Value, definition: &Value, number: &str, created_at: &Val
         "serviceRevisionArn": revision_arn(text(spec, "/serviceArn"), number), "serviceArn": spec["serviceArn"],
         "clusterArn": spec["clusterArn"], "createdAt": created_at, "containerImages": images, "guardDutyEnabled": false,
     });
-    for member in [
-        "taskDefinition",
-        "launchType",
-        "capacityProviderStrategy",
-        "platformVersion",
-        "platformFamily",
-        "networkConfiguration",
-        "loadBalancers",
-        "serviceRegistries",
-        "serviceConnectConfiguration",
-    ] {
-        if has(spec, &format!("/{member}")) {
-            set(&mut out, member, spec[member].clone());
-        }
-    }
+    let members = "taskDefinition launchType capacityProviderStrategy platformVersion platformFamily \
+                   networkConfiguration loadBalancers serviceRegistries serviceConnectConfiguration";
+    copy(&mut out, spec, members);
     // As merge patches do, null would be lost in the store: "absent" is what is not in the map.
     kept.retain(|_, v| !v.is_null());
     set(&mut out, KEPT, kept);
@@ -153,7 +131,7 @@ pub fn revision(spec: &Value, definition: &Value, number: &str, created_at: &Val
 /// The merge patch of a service's spec that brings a revision back.
 pub fn restore(revision: &Value) -> Value {
     let mut patch = Map::new();
-    for member in RENEWING.into_iter().chain(["platformFamily"]) {
+    for member in RENEWING.split_whitespace().chain(["platformFamily"]) {
         patch.insert(member.to_string(), revision[KEPT].get(member).cloned().unwrap_or_default());
     }
     Value::Object(patch)

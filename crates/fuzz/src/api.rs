@@ -505,6 +505,7 @@ pub const PATH: Target = Target {
         let _ = scan::string_at(input, &["metadata", "name"]);
         // Put into what is canonical, the revision is there; anything else finds nothing and panics never.
         let spliced = scan::with_revision(input, 7);
+        let _ = scan::without(input, &["metadata", "name"]);
         if let Ok(mut value) = serde_json::from_slice::<Value>(input)
             && serde_json::to_vec(&value).is_ok_and(|canonical| canonical == input)
             && value["metadata"].is_object()

@@ -1,21 +1,25 @@
-//! Settings: one table serves the command line, the config file (`name = value` lines) and `--help`.
+//! Settings: one table (`config/settings.txt`) serves the command line, the config file (`name = value` lines) and
+//! `--help`.
 //!
 //! Later sources win: defaults, then the file named by `--config`, then flags.
 
+mod values;
+
 use anyhow::{Context, Result, bail};
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use values::{
+    address, cpu_list, cpu_policy, file, instance_name, number, profile, scheduler_file, text, truth,
+};
 
-/// Longest instance name: it prefixes network devices, whose names have 15 characters in all.
-const NAME_MAX: usize = 8;
-
-/// One setting: name, default ("" = found out at start), meaning.
-struct Setting {
-    name: &'static str,
-    default: &'static str,
-    help: &'static str,
-    set: fn(&mut Config, &str) -> Result<()>,
+/// The settings, a row each: name, default ("" = found out at start), meaning.
+fn rows() -> impl Iterator<Item = [&'static str; 3]> {
+    stdx::rows(include_str!("config/settings.txt"))
 }
+
+/// Takes a setting's value from text.
+type Setter = fn(&mut Config, &str) -> Result<()>;
 
 /// Upstream's settings of the graceful node shutdown.
 #[derive(Clone, Debug, Default)]
@@ -62,8 +66,11 @@ pub struct Config {
     pub lb_pool: String,
     /// Pods this node takes at most.
     pub max_pods: u32,
-    /// Processes and threads a pod has at most; 0: as many as the kernel allows.
+    /// Processes and threads a pod has at most; 0: as many as the kernel allows. (A fork bomb otherwise takes the whole
+    /// host's process numbers.)
     pub pod_pids_max: i64,
+    /// Do containers that ask for whole CPUs get such alone, and which are never given away?
+    pub cpus: agent::cpus::Settings,
     /// Folder with manifests of static pods; "" for none.
     pub pod_manifests: String,
     /// OCI runtimes for RuntimeClass handlers, `name=path,name=path`.
@@ -146,73 +153,24 @@ pub struct Config {
     pub plugins_off: String,
     /// Must pods fit a PodSecurityPolicy?
     pub pod_security_policy: bool,
+    /// Which of Kubernetes' features are on.
+    pub gates: k8s_schema::Gates,
     /// Are requests without credentials the anonymous user's?
     pub anonymous_auth: bool,
     /// Log filter, as in `info,apiserver=debug`.
     pub log: String,
+    /// All settings as they were given, by name; secrets left out.
+    pub given: BTreeMap<String, String>,
 }
 
 macro_rules! setting {
-    ($name:literal, $default:literal, $help:literal, $($field:ident).+ = $parse:expr) => {
-        Setting {
-            name: $name,
-            default: $default,
-            help: $help,
-            set: |config, text| {
-                let parse: fn(&str) -> Result<_> = $parse;
-                config.$($field).+ = parse(text)?;
-                Ok(())
-            },
-        }
+    ($name:literal, $($field:ident).+ = $parse:expr) => {
+        ($name, |config, text| {
+            let parse: fn(&str) -> Result<_> = $parse;
+            config.$($field).+ = parse(text)?;
+            Ok(())
+        })
     };
-}
-
-fn text(value: &str) -> Result<String> {
-    Ok(value.to_string())
-}
-
-fn number<T: std::str::FromStr<Err = std::num::ParseIntError>>(value: &str) -> Result<T> {
-    value.parse().with_context(|| format!("{value:?} is not a number in range"))
-}
-
-fn file(path: &str) -> Result<String> {
-    if path.is_empty() {
-        return Ok(String::new());
-    }
-    std::fs::read_to_string(path).with_context(|| path.to_string())
-}
-
-fn truth(value: &str) -> Result<bool> {
-    value.parse().with_context(|| format!("{value:?} is neither true nor false"))
-}
-
-fn address(value: &str) -> Result<Option<Ipv4Addr>> {
-    match value {
-        "" => Ok(None),
-        _ => Ok(Some(value.parse().with_context(|| format!("{value:?} is not an IPv4 address"))?)),
-    }
-}
-
-fn instance_name(value: &str) -> Result<String> {
-    let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
-    if value.is_empty() || value.len() > NAME_MAX || !value.chars().all(good) {
-        bail!("an instance name has 1 to {NAME_MAX} characters of a-z and 0-9, not {value:?}");
-    }
-    Ok(value.to_string())
-}
-
-fn profile(value: &str) -> Result<sched::Profiles> {
-    match value {
-        "spread" => Ok(sched::Profiles::default()),
-        "density" => Ok(sched::Profiles::density()),
-        _ => bail!("{value:?} is neither spread nor density"),
-    }
-}
-
-fn scheduler_file(path: &str) -> Result<Option<sched::config::Configuration>> {
-    let text = file(path)?;
-    let read = |text: &str| sched::config::read(text.as_bytes()).map_err(|e| anyhow::anyhow!("{path}: {e}"));
-    Some(text).filter(|t| !t.is_empty()).map(|t| read(&t)).transpose()
 }
 
 /// Settings that all nodes of a cluster share: a node that joins takes them from the cluster.
@@ -222,241 +180,93 @@ const NAME_FILE: &str = "instance-name";
 /// Flags of commands that need no value.
 const SWITCHES: [&str; 4] = ["drain", "follow", "insecure-trust-first", "timestamps"];
 
-const SETTINGS: &[Setting] = &[
-    setting!("name", "gantry", "instance: prefix of every cgroup, device and table", name = instance_name),
-    setting!("data-dir", "/var/lib/gantry", "durable data", data_dir = |v| Ok(std::path::absolute(v)?)),
+/// Where each goes, and how it is read.
+const SETTERS: &[(&str, Setter)] = &[
+    setting!("name", name = instance_name),
+    setting!("data-dir", data_dir = |v| Ok(std::path::absolute(v)?)),
     setting!(
         "kubelet-dir",
-        "",
-        "folder of volume and device drivers, seen by all under its name (default: in data-dir, seen as /var/lib/kubelet)",
         kubelet_dir = |v| if v.is_empty() { Ok(None) } else { Ok(Some(std::path::absolute(v)?)) }
     ),
-    setting!(
-        "store",
-        "",
-        "etcd://host:port[,host:port…] or etcd+tls://…?ca=&cert=&key= (default: in data-dir)",
-        store = text
-    ),
-    setting!(
-        "encryption-provider-config",
-        "",
-        "EncryptionConfiguration file: what is encrypted at rest beside AWS's secrets",
-        encryption_config = text
-    ),
-    setting!("bind", "0.0.0.0", "address the Kubernetes API listens on", bind = address),
-    setting!("port", "6443", "port of the Kubernetes API", port = number),
-    setting!("node-port", "10250", "port of the node agent's API", node_port = number),
-    setting!("node-name", "", "node name (default: the host's name)", node_name = text),
-    setting!("node-ip", "", "node address (default: of the default route)", node_ip = address),
-    setting!("pod-cidr", "10.244.0.0/16", "addresses of pods", pod_cidr = text),
-    setting!("service-cidr", "10.96.0.0/16", "addresses of services", service_cidr = text),
-    setting!("cluster-domain", "cluster.local", "domain of cluster DNS names", cluster_domain = text),
-    setting!(
-        "lb-pool",
-        "",
-        "addresses for LoadBalancer services, first-last (default: the node's own)",
-        lb_pool = text
-    ),
-    setting!("max-pods", "250", "pods this node takes at most", max_pods = number),
-    // A fork bomb otherwise takes the whole host's process numbers.
-    setting!("pod-manifest-path", "", "folder with manifests of static pods", pod_manifests = text),
-    setting!("pod-pids-max", "4096", "processes and threads of a pod, 0 for no limit", pod_pids_max = number),
-    setting!("runtimes", "", "other OCI runtimes by handler: name=path,name=path", runtimes = text),
-    setting!(
-        "registry-port",
-        "5000",
-        "port of the registry on the loopback, 0 for none",
-        registry_port = number
-    ),
-    setting!(
-        "registry-mirrors",
-        "",
-        "asked before a registry: domain=url,domain=url",
-        registry_mirrors = text
-    ),
-    setting!("insecure-registries", "", "registries without TLS: host:port,host", insecure_registries = text),
-    setting!(
-        "registry-auth",
-        "",
-        "Docker config.json with the node's registry credentials",
-        registry_auth = text
-    ),
-    setting!(
-        "registry-users",
-        "",
-        "file of users of the registry on the node's address: name:password[:pull]",
-        registry_users = text
-    ),
-    setting!("aws-port", "4566", "port of the AWS services, 0 for none", aws_port = number),
-    setting!("aws-account", "123456789012", "AWS account of the configured keys", aws_account = text),
-    setting!("aws-region", "us-east-1", "AWS region of those who name none", aws_region = text),
-    setting!(
-        "aws-keys",
-        "testing:testing",
-        "access keys, key:secret[@account],… (secrets under 16 characters: on this machine only)",
-        aws_keys = text
-    ),
-    setting!(
-        "elb-address",
-        "",
-        "the one address that AWS load balancers listen at, 0.0.0.0 for all (default: one each, and the node's)",
-        elb_address = address
-    ),
-    setting!(
-        "elb-pool",
-        "10.97.0.1-10.97.0.254",
-        "addresses of AWS load balancers on this host, first-last; \"\": all share the node's",
-        elb_pool = text
-    ),
-    setting!(
-        "task-retention",
-        "60",
-        "minutes that stopped ECS tasks stay visible (43200, 30 days, at most)",
-        task_retention = number
-    ),
-    setting!(
-        "service-settle",
-        "40",
-        "seconds until a task of an ECS service counts as healthy when nothing checks it (AWS: 40)",
-        service_settle = number
-    ),
-    setting!("efs-root", "", "folder that stands for EFS file systems, one each", efs_root = text),
-    setting!(
-        "eviction-hard",
-        "memory.available<100Mi,nodefs.available<10%,nodefs.inodesFree<5%,imagefs.available<15%,imagefs.inodesFree<5%",
-        "pods go when less is left; none: never",
-        eviction_hard = text
-    ),
-    setting!("eviction-soft", "", "pods go when less is left for a while", eviction_soft = text),
-    setting!(
-        "eviction-soft-grace",
-        "",
-        "how long, by signal: memory.available=90s",
-        eviction_soft_grace = text
-    ),
-    setting!(
-        "eviction-reclaim",
-        "",
-        "least amount to free, by signal: nodefs.available=500Mi",
-        eviction_reclaim = text
-    ),
-    setting!(
-        "eviction-transition",
-        "300",
-        "seconds that a pressure condition stays after its cause",
-        eviction_transition = number
-    ),
-    setting!(
-        "eviction-pod-grace",
-        "0",
-        "longest grace in seconds of a pod that goes for a soft threshold",
-        eviction_pod_grace = number
-    ),
-    setting!(
-        "shutdown-grace-period",
-        "30s",
-        "how long pods have when the node goes down (gantry shutdown)",
-        shutdown_grace.all = text
-    ),
-    setting!(
-        "shutdown-grace-period-critical-pods",
-        "10s",
-        "the part of it that is kept for critical pods",
-        shutdown_grace.critical = text
-    ),
-    setting!(
-        "shutdown-grace-period-by-pod-priority",
-        "",
-        "in place of both: 0=20s,100000=60s,2000000000=10s",
-        shutdown_grace.by_priority = text
-    ),
-    setting!("audit-policy", "", "audit policy file (default: nothing is recorded)", audit_policy = text),
-    setting!("audit-log", "", "audit log, - for the standard output", audit_log = text),
-    setting!("audit-log-size", "100", "MiB at which the audit log is put aside", audit_log_size = number),
-    setting!("audit-log-backups", "10", "old audit logs that stay, 0 for all", audit_log_backups = number),
-    setting!("audit-log-age", "0", "days that old audit logs stay, 0 for ever", audit_log_age = number),
-    setting!("audit-webhook", "", "kubeconfig of a server that takes audit events", audit_webhook = text),
-    setting!(
-        "scheduler-profile",
-        "spread",
-        "spread: pods over all nodes; density: nodes filled one after the other",
-        scheduler_profile = profile
-    ),
-    setting!(
-        "scheduler-config",
-        "",
-        "KubeSchedulerConfiguration file: profiles, plug-ins, weights, arguments",
-        scheduler_file = scheduler_file
-    ),
+    setting!("store", store = text),
+    setting!("encryption-provider-config", encryption_config = text),
+    setting!("bind", bind = address),
+    setting!("port", port = number),
+    setting!("node-port", node_port = number),
+    setting!("node-name", node_name = text),
+    setting!("node-ip", node_ip = address),
+    setting!("pod-cidr", pod_cidr = text),
+    setting!("service-cidr", service_cidr = text),
+    setting!("cluster-domain", cluster_domain = text),
+    setting!("lb-pool", lb_pool = text),
+    setting!("max-pods", max_pods = number),
+    setting!("pod-manifest-path", pod_manifests = text),
+    setting!("pod-pids-max", pod_pids_max = number),
+    setting!("cpu-manager-policy", cpus.exclusive = cpu_policy),
+    setting!("reserved-cpus", cpus.reserved = cpu_list),
+    setting!("runtimes", runtimes = text),
+    setting!("registry-port", registry_port = number),
+    setting!("registry-mirrors", registry_mirrors = text),
+    setting!("insecure-registries", insecure_registries = text),
+    setting!("registry-auth", registry_auth = text),
+    setting!("registry-users", registry_users = text),
+    setting!("aws-port", aws_port = number),
+    setting!("aws-account", aws_account = text),
+    setting!("aws-region", aws_region = text),
+    setting!("aws-keys", aws_keys = text),
+    setting!("elb-address", elb_address = address),
+    setting!("elb-pool", elb_pool = text),
+    setting!("task-retention", task_retention = number),
+    setting!("service-settle", service_settle = number),
+    setting!("efs-root", efs_root = text),
+    setting!("eviction-hard", eviction_hard = text),
+    setting!("eviction-soft", eviction_soft = text),
+    setting!("eviction-soft-grace", eviction_soft_grace = text),
+    setting!("eviction-reclaim", eviction_reclaim = text),
+    setting!("eviction-transition", eviction_transition = number),
+    setting!("eviction-pod-grace", eviction_pod_grace = number),
+    setting!("shutdown-grace-period", shutdown_grace.all = text),
+    setting!("shutdown-grace-period-critical-pods", shutdown_grace.critical = text),
+    setting!("shutdown-grace-period-by-pod-priority", shutdown_grace.by_priority = text),
+    setting!("audit-policy", audit_policy = text),
+    setting!("audit-log", audit_log = text),
+    setting!("audit-log-size", audit_log_size = number),
+    setting!("audit-log-backups", audit_log_backups = number),
+    setting!("audit-log-age", audit_log_age = number),
+    setting!("audit-webhook", audit_webhook = text),
+    setting!("scheduler-profile", scheduler_profile = profile),
+    setting!("scheduler-config", scheduler_file = scheduler_file),
     setting!(
         "service-account-signing-algorithm",
-        "RS256",
-        "RS256, as relying parties expect, or ES256, which takes less",
         token_algorithm = |name| auth::tokens::Algorithm::named(name)
             .with_context(|| format!("{name:?} is neither RS256 nor ES256"))
     ),
     setting!(
         "service-account-issuer",
-        "",
-        "https URL that service-account tokens name (default: the cluster's own)",
         token_issuer = |url| match url {
             "" => text(url),
             url if url.starts_with("https://") => text(url),
             _ => bail!("{url:?} is no https URL"),
         }
     ),
-    setting!(
-        "authentication-config",
-        "",
-        "AuthenticationConfiguration file: OpenID providers, anonymous limits; followed",
-        authentication_config = text
-    ),
-    setting!("oidc-issuer-url", "", "OpenID provider whose tokens are taken", oidc.issuer_url = text),
-    setting!("oidc-client-id", "", "audience of its tokens", oidc.client_id = text),
-    setting!("oidc-username-claim", "sub", "claim with the user's name", oidc.username_claim = text),
-    setting!(
-        "oidc-username-prefix",
-        "",
-        "put before it, - for nothing (default: issuer#, nothing for email)",
-        oidc.username_prefix = text
-    ),
-    setting!("oidc-groups-claim", "", "claim with the user's groups", oidc.groups_claim = text),
-    setting!("oidc-groups-prefix", "", "put before each group", oidc.groups_prefix = text),
-    setting!("oidc-required-claim", "", "claims that must be: key=value,…", oidc.required_claims = text),
-    setting!("oidc-ca-file", "", "PEM authority of the provider's certificate", oidc.ca_pem = file),
-    setting!(
-        "authentication-webhook",
-        "",
-        "kubeconfig of a server that reviews tokens",
-        authentication_webhook = text
-    ),
-    setting!(
-        "authorization-config",
-        "",
-        "AuthorizationConfiguration file: who has a say about access, in order; followed",
-        authorization_config = text
-    ),
-    setting!(
-        "authorization-webhook",
-        "",
-        "kubeconfig of a server that reviews access where roles allow nothing",
-        authorization_webhook = text
-    ),
-    setting!(
-        "enable-admission-plugins",
-        "",
-        "admission plug-ins besides the usual: AlwaysPullImages,PodNodeSelector,…",
-        plugins_on = text
-    ),
-    setting!("disable-admission-plugins", "", "admission plug-ins that do not run", plugins_off = text),
-    setting!(
-        "legacy-pod-security-policy",
-        "false",
-        "PodSecurityPolicy (policy/v1beta1) is served and enforced, as before 1.25",
-        pod_security_policy = truth
-    ),
-    setting!("anonymous-auth", "true", "requests without credentials are taken", anonymous_auth = truth),
-    setting!("log", "warn", "log filter", log = text),
+    setting!("authentication-config", authentication_config = text),
+    setting!("oidc-issuer-url", oidc.issuer_url = text),
+    setting!("oidc-client-id", oidc.client_id = text),
+    setting!("oidc-username-claim", oidc.username_claim = text),
+    setting!("oidc-username-prefix", oidc.username_prefix = text),
+    setting!("oidc-groups-claim", oidc.groups_claim = text),
+    setting!("oidc-groups-prefix", oidc.groups_prefix = text),
+    setting!("oidc-required-claim", oidc.required_claims = text),
+    setting!("oidc-ca-file", oidc.ca_pem = file),
+    setting!("authentication-webhook", authentication_webhook = text),
+    setting!("authorization-config", authorization_config = text),
+    setting!("authorization-webhook", authorization_webhook = text),
+    setting!("enable-admission-plugins", plugins_on = text),
+    setting!("disable-admission-plugins", plugins_off = text),
+    setting!("legacy-pod-security-policy", pod_security_policy = truth),
+    setting!("feature-gates", gates = |v| k8s_schema::Gates::parse(v).map_err(anyhow::Error::msg)),
+    setting!("anonymous-auth", anonymous_auth = truth),
+    setting!("log", log = text),
 ];
 
 impl Config {
@@ -475,8 +285,8 @@ impl Config {
     /// The same where commands have flags of their own: those are returned among the rest, as `--name=value`.
     pub fn with_flags(args: &[String], own: impl Fn(&str) -> bool) -> Result<(Config, Vec<String>)> {
         let mut config = Config::default();
-        for setting in SETTINGS {
-            (setting.set)(&mut config, setting.default)?;
+        for [name, default, _] in rows() {
+            config.set(name, default)?;
         }
         let mut flags = Vec::new();
         let mut rest = Vec::new();
@@ -509,9 +319,11 @@ impl Config {
     }
 
     fn set(&mut self, name: &str, value: &str) -> Result<()> {
-        let setting = SETTINGS.iter().find(|s| s.name == name);
-        let setting = setting.with_context(|| format!("no such setting: {name} (gantry help lists them)"))?;
-        (setting.set)(self, value)
+        let setter = SETTERS.iter().find(|s| s.0 == name);
+        let (_, set) = setter.with_context(|| format!("no such setting: {name} (gantry help lists them)"))?;
+        let shown = if name == "aws-keys" { "***" } else { value };
+        self.given.insert(name.into(), shown.into());
+        set(self, value)
     }
 
     fn read_file(&mut self, path: &Path) -> Result<()> {
@@ -576,79 +388,13 @@ impl Config {
 
 /// The settings, a line each.
 pub fn help() -> String {
-    let line = |s: &Setting| {
-        let default = if s.default.is_empty() { String::new() } else { format!(" [{}]", s.default) };
-        format!("  --{:<16} {}{default}\n", s.name, s.help)
+    let line = |[name, default, help]: [&str; 3]| {
+        let default = if default.is_empty() { String::new() } else { format!(" [{default}]") };
+        format!("  --{name:<16} {help}{default}\n")
     };
     let config = "  --config           a file of `name = value` lines with these names\n";
-    SETTINGS.iter().map(line).collect::<String>() + config
+    rows().map(line).collect::<String>() + config
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parse(args: &[&str]) -> Result<(Config, Vec<String>)> {
-        Config::from_args(&args.iter().map(|a| a.to_string()).collect::<Vec<_>>())
-    }
-
-    #[test]
-    fn flags_win_over_the_file_which_wins_over_defaults() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), "port = 7000 # comment\nnode-name = \"n1\"\n\n").unwrap();
-        let path = file.path().to_str().unwrap();
-        let (config, rest) = parse(&["image", "--port=7001", "--config", path, "load"]).unwrap();
-        assert_eq!((config.port, config.node_name.as_str(), config.node_port), (7001, "n1", 10250));
-        assert_eq!(rest, ["image", "load"]);
-    }
-
-    #[test]
-    fn a_data_folder_knows_its_instance() {
-        let folder = tempfile::tempdir().unwrap();
-        let at = format!("--data-dir={}", folder.path().display());
-        let name = |args: &[&str]| parse(args).unwrap().0.name;
-        assert_eq!(name(&[&at]), "gantry");
-        parse(&[&at, "--name=mine"]).unwrap().0.keep_name().unwrap();
-        assert_eq!(
-            (name(&[&at]), name(&[&at, "--name=other"]), name(&[])),
-            ("mine".into(), "other".into(), "gantry".into())
-        );
-        assert_eq!(name(&[&at, "--name=gantry"]), "gantry");
-    }
-
-    #[test]
-    fn a_joining_node_takes_the_clusters_settings() {
-        let (cluster, _) = parse(&["--pod-cidr=10.1.0.0/16", "--service-cidr=10.2.0.0/16"]).unwrap();
-        let (mut node, _) = parse(&["--max-pods=9"]).unwrap();
-        node.adopt(&cluster.shared()).unwrap();
-        assert_eq!(
-            (node.pod_cidr.as_str(), node.service_cidr.as_str(), node.max_pods),
-            ("10.1.0.0/16", "10.2.0.0/16", 9)
-        );
-        assert!(node.adopt(&serde_json::json!({})).is_err());
-    }
-
-    #[test]
-    fn a_switch_takes_no_value() {
-        let args = ["agent", "--insecure-trust-first", "--port=1"].map(String::from);
-        let (config, rest) = Config::with_flags(&args, |flag| flag == "insecure-trust-first").unwrap();
-        assert_eq!(
-            (config.port, rest.as_slice()),
-            (1, &["agent".to_string(), "--insecure-trust-first=yes".into()][..])
-        );
-    }
-
-    #[test]
-    fn bad_settings_say_what_and_where() {
-        for (args, words) in [
-            (&["--port", "70000"][..], "not a number in range"),
-            (&["--name", "Too_Long_Name"], "1 to 8 characters"),
-            (&["--nope", "1"], "no such setting: nope"),
-            (&["--port"], "--port needs a value"),
-            (&["--node-ip", "x"], "not an IPv4 address"),
-        ] {
-            let error = format!("{:#}", parse(args).unwrap_err());
-            assert!(error.contains(words), "{error}");
-        }
-    }
-}
+mod tests;

@@ -8,8 +8,8 @@ use anyhow::{Result, bail};
 use runtime::Runtime;
 use std::time::{Duration, Instant};
 
-/// How long a running instance may take to end.
-const END_MAX: Duration = Duration::from_secs(30);
+/// How long a running instance may take to end: its last write waits for the disk.
+const END_MAX: Duration = Duration::from_secs(60);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Stops the process if one runs, then pods, network and run folder.

@@ -15,6 +15,11 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 const CLASSES: Gvr = Gvr::new("storage.k8s.io", "v1", "storageclasses");
+const DEVICES: [Gvr; 3] = [
+    Gvr::new("resource.k8s.io", "v1", "resourceclaims"),
+    Gvr::new("resource.k8s.io", "v1", "deviceclasses"),
+    Gvr::new("resource.k8s.io", "v1", "resourceslices"),
+];
 
 /// Prints the table.
 pub fn run(config: Config, words: &[String]) -> Result<()> {
@@ -39,28 +44,36 @@ pub fn run(config: Config, words: &[String]) -> Result<()> {
 
 /// What the API shows.
 struct Seen {
+    namespaces: Vec<Arc<Object>>,
     pods: Vec<Arc<Object>>,
     nodes: Vec<Arc<Object>>,
     claims: Vec<Arc<Object>>,
     volumes: Vec<Arc<Object>>,
     classes: Vec<Arc<Object>>,
+    /// Claims, classes and slices of devices.
+    devices: [Vec<Arc<Object>>; 3],
 }
 
 async fn look(kubeconfig: &str) -> Result<Seen> {
     let client: ApiClient = Arc::new(Remote::from_kubeconfig(kubeconfig).await?);
     let list = async |gvr: &Gvr| anyhow::Ok(client.list(gvr, &ListOptions::default()).await?.items);
     Ok(Seen {
-        pods: list(&gvr::PODS).await.context("is `gantry up` running?")?,
+        namespaces: list(&gvr::NAMESPACES).await.context("is `gantry up` running?")?,
+        pods: list(&gvr::PODS).await?,
         nodes: list(&gvr::NODES).await?,
         claims: list(&gvr::PERSISTENT_VOLUME_CLAIMS).await?,
         volumes: list(&gvr::PERSISTENT_VOLUMES).await?,
         classes: list(&CLASSES).await?,
+        devices: [list(&DEVICES[0]).await?, list(&DEVICES[1]).await?, list(&DEVICES[2]).await?],
     })
 }
 
 fn told(config: &Config, seen: Seen, namespace: &str, name: &str) -> Result<String> {
     let mut snapshot = Snapshot::default();
     snapshot.profiles = config.scheduler().profiles;
+    for namespace in seen.namespaces {
+        snapshot.set_namespace(&namespace.key.name, Some(namespace.meta().labels.clone()));
+    }
     for node in seen.nodes {
         snapshot.set_node(NodeSpec::read(&*node.view::<core::Node>()?));
     }
@@ -74,6 +87,18 @@ fn told(config: &Config, seen: Seen, namespace: &str, name: &str) -> Result<Stri
     }
     for class in seen.classes {
         snapshot.volumes.classes.insert(class.key.name.to_string(), Class::read(&class.value()?));
+    }
+    let [claims, classes, slices] = seen.devices;
+    let inventory = &mut snapshot.volumes.devices;
+    for object in claims {
+        let id = (object.key.namespace.to_string(), object.key.name.to_string());
+        inventory.put_claim(&id, Some(&object.value()?));
+    }
+    for object in classes {
+        inventory.put_class(&object.key.name, Some(&object.value()?));
+    }
+    for object in slices {
+        inventory.put_slice(&object.key.name, Some(&object.value()?));
     }
     let mut wanted = None;
     for object in seen.pods {
@@ -148,11 +173,13 @@ mod tests {
                 "containers": [{"name": "c", "resources": {"requests": {"cpu": cpu}}}]}}))
         };
         let seen = || Seen {
+            namespaces: Vec::new(),
             pods: vec![pod("a", "big", "2"), pod("b", "", "2")],
             nodes: vec![node("big", "3"), node("small", "1")],
             claims: vec![],
             volumes: vec![],
             classes: vec![],
+            devices: Default::default(),
         };
         let text = told(&Config::default(), seen(), "n", "b").unwrap();
         let words =

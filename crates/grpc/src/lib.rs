@@ -38,6 +38,12 @@ pub static DEVICES: LazyLock<Schema> = LazyLock::new(|| Schema::parse(include_st
 pub static POD_RESOURCES: LazyLock<Schema> =
     LazyLock::new(|| Schema::parse(include_str!("../tables/podresources.txt")));
 
+/// `dra.v1`: drivers of devices that claims get.
+pub static DRA: LazyLock<Schema> = LazyLock::new(|| Schema::parse(include_str!("../tables/dra.txt")));
+/// `dra.v1beta1`: the same under its older name.
+pub static DRA_BETA: LazyLock<Schema> =
+    LazyLock::new(|| Schema::parse(include_str!("../tables/dra.txt")).renamed("dra.v1.", "dra.v1beta1."));
+
 /// gRPC's codes that callers tell apart.
 #[expect(missing_docs, reason = "the names are gRPC's")]
 pub mod code {

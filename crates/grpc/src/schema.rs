@@ -85,6 +85,14 @@ impl Schema {
         schema
     }
 
+    /// The same with services of another name. For tables of the program, whose texts stay for ever.
+    pub(crate) fn renamed(mut self, from: &str, to: &str) -> Schema {
+        for method in &mut self.methods {
+            method.service = method.service.replace(from, to).leak();
+        }
+        self
+    }
+
     /// The method of that name; names are unique within a protocol.
     pub fn method(&self, name: &str) -> Option<Method> {
         self.methods.iter().find(|m| m.name == name).copied()

@@ -35,6 +35,12 @@ pub(crate) struct Record {
     /// Those names that a registry was asked for: policy `Always` asks it again.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub(crate) pulled: BTreeSet<String>,
+    /// Whose credentials brought it from a repository, as [`Credentials::mark`] tells them apart; from one without an
+    /// entry anybody may have it.
+    ///
+    /// [`Credentials::mark`]: crate::net::keyring::Credentials::mark
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) marks: BTreeMap<String, BTreeSet<String>>,
     /// Lowest first.
     pub(crate) layers: Vec<LayerRecord>,
 }

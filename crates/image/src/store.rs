@@ -43,8 +43,21 @@ pub struct Image {
     pub config: ImageConfig,
     /// What it runs on.
     pub platform: Platform,
+    /// Marks of the credentials that brought it, by repository ([`Keyring::marks`](crate::Keyring::marks)).
+    pub marks: BTreeMap<String, BTreeSet<String>>,
     /// Unpacked layers, uppermost first, each once: overlayfs' order. Never empty.
     pub layers: Vec<PathBuf>,
+}
+
+impl Image {
+    /// May somebody with these marks run it under this name? What nobody's credentials brought is everybody's.
+    pub fn is_for(&self, name: Option<&Reference>, marks: &[String]) -> bool {
+        let may = |brought: &BTreeSet<String>| marks.iter().any(|mark| brought.contains(mark));
+        match name {
+            Some(name) => self.marks.get(&name.repository()).is_none_or(may),
+            None => self.marks.is_empty(),
+        }
+    }
 }
 
 /// Keeps an image on disk as long as it lives, whatever happens to its names.
@@ -454,6 +467,7 @@ impl Inner {
             size_bytes: record.layers.iter().map(|layer| layer.bytes).sum(),
             platform: document.platform.clone(),
             config: document.into_config(),
+            marks: record.marks.clone(),
             layers,
         })
     }

@@ -39,12 +39,14 @@ impl Images {
         self.list().iter().any(|image| image.layers.contains(&path))
     }
 
-    /// Takes in the image that the document `top` of `source` means, under the name that it was asked for by.
+    /// Takes in the image that the document `top` of `source` means, under the name that it was asked for by; `mark`
+    /// tells whose credentials it took, if it took somebody's.
     pub(crate) fn take_pulled(
         &self,
         source: &Source,
         top: &Digest,
         name: &Reference,
+        mark: Option<String>,
     ) -> Result<(), ImageError> {
         let mut found = find_one(source, top, self.platform(), &self.inner.limits)?;
         let by_tag = name.digest.is_none();
@@ -55,6 +57,11 @@ impl Images {
             if let Some(record) = journal.images.get_mut(found[0].id.as_str()) {
                 record.digests.insert(format!("{}@{top}", name.repository()));
                 record.pulled.extend(by_tag.then(|| name.to_string()));
+                match mark {
+                    Some(mark) => drop(record.marks.entry(name.repository()).or_default().insert(mark)),
+                    // Whoever asks gets it.
+                    None => drop(record.marks.remove(&name.repository())),
+                }
             }
         })
     }

@@ -29,9 +29,14 @@ gvrs! {
     STATEFUL_SETS = "apps" / "v1" / "statefulsets";
     JOBS = "batch" / "v1" / "jobs";
     CUSTOM_RESOURCE_DEFINITIONS = "apiextensions.k8s.io" / "v1" / "customresourcedefinitions";
+    IP_ADDRESSES = "networking.k8s.io" / "v1" / "ipaddresses";
+    LEASE_CANDIDATES = "coordination.k8s.io" / "v1beta1" / "leasecandidates";
     LEASES = "coordination.k8s.io" / "v1" / "leases";
     ENDPOINT_SLICES = "discovery.k8s.io" / "v1" / "endpointslices";
     SERVICE_CIDRS = "networking.k8s.io" / "v1" / "servicecidrs";
+    STORAGE_VERSION_MIGRATIONS = "storagemigration.k8s.io" / "v1beta1" / "storageversionmigrations";
+    POD_GROUPS = "scheduling.k8s.io" / "v1alpha2" / "podgroups";
+    WORKLOADS = "scheduling.k8s.io" / "v1alpha2" / "workloads";
     PRIORITY_CLASSES = "scheduling.k8s.io" / "v1" / "priorityclasses";
     CLUSTER_ROLES = "rbac.authorization.k8s.io" / "v1" / "clusterroles";
     CLUSTER_ROLE_BINDINGS = "rbac.authorization.k8s.io" / "v1" / "clusterrolebindings";

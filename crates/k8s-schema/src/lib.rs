@@ -3,6 +3,7 @@
 //! Invariants: no I/O; built-in rows are data made at build time from the doc-free tables in `specs/`.
 //! Deliberately not here: behaviour (defaults that need code, validation, strategies): `machinery::kinds`.
 
+pub mod gates;
 pub mod gvr;
 mod order;
 pub mod proto;
@@ -10,6 +11,7 @@ mod table;
 mod types;
 mod view;
 
+pub use gates::Gates;
 pub use order::{compare_groups, compare_versions};
 pub use table::{TABLE_HASH, def, def_by_name, defs, groups, resource, resource_for_kind, resources};
 pub use types::{

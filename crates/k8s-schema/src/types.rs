@@ -241,6 +241,8 @@ pub struct ResourceRow {
     pub storage_group: Held<str>,
     /// Accepted from old manifests only; strict conformance hides it.
     pub legacy: bool,
+    /// Served only where this gate of [`crate::gates`] is on; "": always.
+    pub gate: &'static str,
 }
 
 impl ResourceRow {

@@ -37,6 +37,11 @@ impl FieldErrors {
         self.push("FieldValueInvalid", field, with_detail(&head, why));
     }
 
+    /// `Invalid value: why`: no value shows what is wrong.
+    pub fn invalid_as_a_whole(&mut self, field: &str, why: &str) {
+        self.push("FieldValueInvalid", field, with_detail("Invalid value", why));
+    }
+
     /// `Invalid value` for each of several complaints about one value.
     pub fn invalid_all(&mut self, field: &str, value: &str, whys: Vec<String>) {
         for why in whys {

@@ -27,3 +27,4 @@ mod testing;
 pub mod time;
 pub mod usage;
 pub mod walk;
+pub mod yaml;

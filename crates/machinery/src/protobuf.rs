@@ -7,7 +7,7 @@
 //!
 //! Invariants: no input panics; decoded documents nest at most [`crate::body::DEPTH_MAX`] deep. Fields without a
 //! row in the table are skipped, as upstream does. Deliberately not here: custom resources, which have no
-//! protobuf form, Tables and partial metadata.
+//! protobuf form, and Tables, which have none upstream either.
 
 mod decode;
 mod encode;
@@ -29,8 +29,13 @@ const MAGIC: &[u8; 4] = b"k8s\0";
 /// Kinds that every group version has; upstream registers them in each.
 const OPTIONS: [&str; 1] = ["DeleteOptions"];
 
+/// What old clients send under a version that is gone, and the version that says the same.
+const OLDER: [((&str, &str), &str); 1] = [(("policy/v1beta1", "Eviction"), "policy/v1")];
+
 /// The built-in definition of a body's apiVersion and kind.
 fn definition(api_version: &str, kind: &str) -> Option<DefRef> {
+    let older = OLDER.iter().find(|(old, _)| *old == (api_version, kind));
+    let api_version = older.map_or(api_version, |(_, today)| today);
     let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
     if let Some(row) = k8s_schema::resource_for_kind(group, version, kind) {
         return Some(row.def.clone());
@@ -45,11 +50,20 @@ fn definition(api_version: &str, kind: &str) -> Option<DefRef> {
 
 const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.";
 
-/// `JSONSchemaProps`, the one definition that is reached without a reference.
-fn schema_props() -> Option<DefRef> {
-    const NAME: &str = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps";
-    let index = k8s_schema::defs().binary_search_by(|d| (*d.name).cmp(NAME)).ok()?;
+/// The built-in definition of that full name.
+fn named(name: &str) -> Option<DefRef> {
+    let index = k8s_schema::defs().binary_search_by(|d| (*d.name).cmp(name)).ok()?;
     u16::try_from(index).ok().map(DefRef::Builtin)
+}
+
+/// `JSONSchemaProps`, which is reached without a reference.
+fn schema_props() -> Option<DefRef> {
+    named("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps")
+}
+
+/// `ObjectMeta` and its like.
+fn meta(kind: &str) -> Result<DefRef, ApiError> {
+    named(&format!("{META}{kind}")).ok_or_else(|| ApiError::internal(format!("no definition of {kind}")))
 }
 
 /// The parts of `runtime.Unknown` that matter.
@@ -100,10 +114,54 @@ pub fn object(bytes: &[u8]) -> Result<Value, ApiError> {
     Ok(decode::enveloped(bytes, 0)?)
 }
 
-/// Writes a document (of a built-in kind: an object, a list, a Status) in its envelope. Other kinds are 406.
+/// How a document is written.
+enum Form {
+    /// As its definition says.
+    Defined(DefRef),
+    /// `PartialObjectMetadata`, which no definition has: metadata only.
+    Partial,
+    /// A list of those.
+    Partials,
+}
+
+/// The number of `metadata` in every object and list of Kubernetes.
+const METADATA: u16 = 1;
+/// The number of `items` in every list of Kubernetes.
+const ITEMS: u16 = 2;
+
+impl Form {
+    fn encode(&self, value: &Value) -> Result<Vec<u8>, ApiError> {
+        let kind = match self {
+            Form::Defined(def) => return encode(def, value),
+            Form::Partial => "ObjectMeta",
+            Form::Partials => "ListMeta",
+        };
+        let mut message = Writer::default();
+        message.bytes(METADATA, &encode(&meta(kind)?, &value["metadata"])?);
+        for item in value["items"].as_array().into_iter().flatten() {
+            message.bytes(ITEMS, &Form::Partial.encode(item)?);
+        }
+        Ok(message.0)
+    }
+
+    /// How the items of a list are written.
+    fn item(&self) -> Option<Form> {
+        let Form::Defined(def) = self else { return matches!(self, Form::Partials).then_some(Form::Partial) };
+        match &def.get().field("items")?.ty {
+            Type::Array(item) => match &**item {
+                Type::Object(item) => Some(Form::Defined(item.clone())),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+}
+
+/// Writes a document (of a built-in kind: an object, a list, a Status; or metadata only) in its envelope. Other kinds
+/// are 406.
 pub fn sealed(value: &Value) -> Result<Vec<u8>, ApiError> {
-    let (def, type_meta) = head(value)?;
-    Ok(envelope(&type_meta, &encode(&def, value)?))
+    let (form, type_meta) = head(value)?;
+    Ok(envelope(&type_meta, &form.encode(value)?))
 }
 
 /// The same of a list whose items come one after another, so that they are never all held as values. `list` has
@@ -112,34 +170,31 @@ pub fn sealed_list(
     list: &Value,
     items: impl Iterator<Item = Result<Value, ApiError>>,
 ) -> Result<Vec<u8>, ApiError> {
-    /// The number of `items` in every list of Kubernetes.
-    const ITEMS: u16 = 2;
-    let (def, type_meta) = head(list)?;
-    let item = def.get().field("items").and_then(|field| match &field.ty {
-        Type::Array(item) => match &**item {
-            Type::Object(item) => Some(item.clone()),
-            _ => None,
-        },
-        _ => None,
-    });
-    let item = item.ok_or_else(|| ApiError::internal("not a list"))?;
-    let mut message = Writer(encode(&def, list)?);
+    let (form, type_meta) = head(list)?;
+    let item = form.item().ok_or_else(|| ApiError::internal("not a list"))?;
+    let mut message = Writer(form.encode(list)?);
     for value in items {
-        message.bytes(ITEMS, &encode(&item, &value?)?);
+        message.bytes(ITEMS, &item.encode(&value?)?);
     }
     Ok(envelope(&type_meta, &message.0))
 }
 
-/// The definition of a document, and its type as the envelope has it.
-fn head(value: &Value) -> Result<(DefRef, Vec<u8>), ApiError> {
+/// How a document is written, and its type as the envelope has it.
+fn head(value: &Value) -> Result<(Form, Vec<u8>), ApiError> {
     let text = |key: &str| value[key].as_str().unwrap_or_default();
     let (api_version, kind) = (text("apiVersion"), text("kind"));
-    let def = definition(api_version, kind)
-        .ok_or_else(|| ApiError::new(406, "NotAcceptable", unknown_kind(api_version, kind).0))?;
+    let form = match (api_version.starts_with("meta.k8s.io/"), kind) {
+        (true, "PartialObjectMetadata") => Form::Partial,
+        (true, "PartialObjectMetadataList") => Form::Partials,
+        _ => Form::Defined(
+            definition(api_version, kind)
+                .ok_or_else(|| ApiError::new(406, "NotAcceptable", unknown_kind(api_version, kind).0))?,
+        ),
+    };
     let mut type_meta = Writer::default();
     type_meta.bytes(1, api_version.as_bytes());
     type_meta.bytes(2, kind.as_bytes());
-    Ok((def, type_meta.0))
+    Ok((form, type_meta.0))
 }
 
 fn envelope(type_meta: &[u8], message: &[u8]) -> Vec<u8> {

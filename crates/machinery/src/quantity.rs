@@ -134,6 +134,18 @@ impl Quantity {
         Quantity { nanos: (self.nanos + other.nanos).clamp(-NANOS_MAX, NANOS_MAX), format }
     }
 
+    /// The least of `min`, `min + step`, `min + 2 * step`, … that is not less; without a step only `min` counts.
+    #[must_use]
+    pub fn stepped(self, min: Self, step: Option<Self>) -> Self {
+        if self <= min {
+            return min;
+        }
+        let Some(step) = step.filter(|s| s.nanos > 0) else { return self };
+        let steps = (self.nanos - min.nanos + step.nanos - 1) / step.nanos;
+        let nanos = steps.checked_mul(step.nanos).map_or(NANOS_MAX, |n| (n + min.nanos).min(NANOS_MAX));
+        Quantity { nanos, ..self }
+    }
+
     /// Difference; see [`Quantity::add`].
     #[must_use]
     #[expect(clippy::should_implement_trait, reason = "saturating and format-keeping: not what `-` promises")]

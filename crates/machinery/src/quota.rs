@@ -28,6 +28,11 @@ const DEMANDED: [&str; 6] =
 /// How classes are named in claims' resources.
 const OF_CLASS: &str = ".storageclass.storage.k8s.io/";
 
+/// Devices of a class.
+const OF_DEVICE_CLASS: &str = ".deviceclass.resource.k8s.io/devices";
+/// A request for all devices may get so many at most.
+const ALL_DEVICES: i64 = 32;
+
 /// Group and plural of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kind<'a> {
@@ -63,6 +68,7 @@ pub fn counted(resource: &str) -> Option<(&str, &str)> {
         "services.nodeports" | "services.loadbalancers" => own("services"),
         "requests.storage" => own("persistentvolumeclaims"),
         _ if resource.contains(OF_CLASS) => own("persistentvolumeclaims"),
+        _ if resource.ends_with(OF_DEVICE_CLASS) => Some(("resource.k8s.io", "resourceclaims")),
         _ => own("pods"),
     }
 }
@@ -71,6 +77,9 @@ pub fn counted(resource: &str) -> Option<(&str, &str)> {
 pub fn used(kind: Kind<'_>, object: &Value, now: Timestamp) -> Amounts {
     let one = Quantity::from_units(1);
     let mut out = Amounts::from([(kind.count_name(), one)]);
+    if (kind.group, kind.resource) == ("resource.k8s.io", "resourceclaims") {
+        out.extend(devices(object));
+    }
     if !kind.group.is_empty() {
         return out;
     }
@@ -146,6 +155,28 @@ fn claim(object: &Value) -> Amounts {
         out.insert("requests.storage".into(), *size);
         if let Some(class) = class {
             out.insert(format!("{class}{OF_CLASS}requests.storage"), *size);
+        }
+    }
+    out
+}
+
+/// Devices by class; of alternatives the one that needs most.
+fn devices(claim: &Value) -> Amounts {
+    let mut out = Amounts::new();
+    let count = |request: &Value| match text(request, "/allocationMode") {
+        "All" => ALL_DEVICES,
+        _ => request["count"].as_i64().unwrap_or(1),
+    };
+    for request in list(claim, "/spec/devices/requests") {
+        let mut worst: BTreeMap<&str, i64> = BTreeMap::new();
+        let exactly = request.get("exactly").into_iter();
+        for way in exactly.chain(list(request, "/firstAvailable")) {
+            let most = worst.entry(text(way, "/deviceClassName")).or_default();
+            *most = (*most).max(count(way));
+        }
+        for (class, count) in worst {
+            let amount = Amounts::from([(format!("{class}{OF_DEVICE_CLASS}"), Quantity::from_units(count))]);
+            usage::add(&mut out, &amount);
         }
     }
     out
@@ -265,6 +296,15 @@ mod tests {
             json!({"spec": {"storageClassName": "gold", "resources": {"requests": {"storage": "1Gi"}}}});
         let text = shown(&used(claims, &claim, now()));
         assert!(text.contains("gold.storageclass.storage.k8s.io/requests.storage=1Gi"), "{text}");
+        let devices = Kind { group: "resource.k8s.io", resource: "resourceclaims" };
+        let way = |class: &str, count: i64| json!({"deviceClassName": class, "count": count});
+        let claim = json!({"spec": {"devices": {"requests": [{"exactly": way("a", 2)},
+            {"firstAvailable": [way("a", 1), way("b", 4), way("b", 3)]},
+            {"exactly": {"deviceClassName": "c", "allocationMode": "All"}}]}}});
+        let of = |class: &str, n: u32| format!("{class}.deviceclass.resource.k8s.io/devices={n}");
+        let all = [of("a", 3), of("b", 4), of("c", 32), "count/resourceclaims.resource.k8s.io=1".into()];
+        assert_eq!(shown(&used(devices, &claim, now())), all.join(","));
+        assert_eq!(counted("a.deviceclass.resource.k8s.io/devices"), Some((devices.group, devices.resource)));
         let widgets = Kind { group: "example.org", resource: "widgets" };
         assert_eq!(shown(&used(widgets, &json!({}), now())), "count/widgets.example.org=1");
         assert_eq!(counted("count/widgets.example.org"), Some(("example.org", "widgets")));

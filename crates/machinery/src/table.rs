@@ -1,7 +1,7 @@
 //! `meta.k8s.io/v1` Tables: what `kubectl get` shows, rendered from column rows.
 
 use crate::kinds::behaviour_of;
-use crate::kinds::get::{flag, int, text};
+use crate::kinds::get::{flag, int, list, text};
 use crate::time;
 use jiff::Timestamp;
 use k8s_schema::ResourceRow;
@@ -16,6 +16,8 @@ pub enum Cell {
     TextOrNone(&'static str),
     /// The integer at a JSON pointer, 0 when absent.
     Int(&'static str),
+    /// How many items the list at a JSON pointer has.
+    Count(&'static str),
     /// The boolean at a JSON pointer, false when absent.
     Bool(&'static str),
     /// The age of the time at a JSON pointer.
@@ -56,7 +58,7 @@ impl Column {
     /// A string column that is always shown.
     pub const fn new(name: &'static str, cell: Cell) -> Column {
         let ty = match cell {
-            Cell::Int(_) => "integer",
+            Cell::Int(_) | Cell::Count(_) => "integer",
             Cell::Bool(_) => "boolean",
             _ => "string",
         };
@@ -73,6 +75,7 @@ impl Column {
             Cell::Text(at) => text(obj, at).into(),
             Cell::TextOrNone(at) => none_if_empty(text(obj, at)).into(),
             Cell::Int(at) => int(obj, at).unwrap_or(0).into(),
+            Cell::Count(at) => list(obj, at).len().into(),
             Cell::Bool(at) => flag(obj, at).into(),
             Cell::Age(at) => time::age(now, obj.pointer(at).and_then(Value::as_str)).into(),
             Cell::Fn(f) => f(obj),
@@ -110,13 +113,32 @@ impl Include {
     }
 }
 
+/// What a Scale shows, of whichever resource it is.
+const SCALE: &[Column] = &[
+    Column::NAME,
+    Column::new("Desired", Cell::Int("/spec/replicas")),
+    Column::new("Available", Cell::Int("/status/replicas")),
+    Column::AGE,
+];
+
 /// The `columnDefinitions` of a resource.
 pub fn columns(row: &ResourceRow) -> Value {
-    let all = behaviour_of(row).columns.iter();
+    definitions(behaviour_of(row).columns)
+}
+
+fn definitions(columns: &[Column]) -> Value {
+    let all = columns.iter();
     all.map(|c| {
         json!({"name": c.name, "type": c.ty, "format": c.format, "description": "", "priority": c.priority})
     })
     .collect()
+}
+
+/// The Table of one Scale.
+pub fn scale(scale: &Value, metadata: Value, now: Timestamp, include: Include, group_version: &str) -> Value {
+    let cells = SCALE.iter().map(|c| c.render(scale, now)).collect();
+    let row = self::row(cells, scale, include, group_version);
+    table(group_version, metadata, Some(definitions(SCALE)), vec![row])
 }
 
 /// One table row of an object. `group_version` is the Table's own ("meta.k8s.io/v1").

@@ -10,7 +10,7 @@ use crate::status::ApiError;
 use crate::time;
 use base64::Engine;
 use k8s_schema::{Def, Type};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 /// What to do about unknown fields. They are pruned in every mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,8 +34,8 @@ pub struct Outcome {
 
 /// Checks and canonicalises `value` as an object of `def`, in place.
 pub fn check(value: &mut Value, def: &Def, mode: Unknown) -> Outcome {
-    let mut walk = Walk { path: Vec::new(), mode, out: Outcome::default() };
-    walk.object(value, def, "");
+    let mut walk = Walk { mode, out: Outcome::default() };
+    walk.object(value, def, &Path::ROOT);
     walk.out
 }
 
@@ -91,161 +91,165 @@ impl DecodeError {
     }
 }
 
-enum Segment {
-    Key(String),
+/// Where the walk is: a name or an index, and what it is in.
+struct Path<'p> {
+    segment: Segment<'p>,
+    /// The type that the last name is a field of.
+    owner: &'p str,
+    parent: Option<&'p Path<'p>>,
+    depth: usize,
+}
+
+enum Segment<'p> {
+    Key(&'p str),
     Index(usize),
 }
 
+impl<'p> Path<'p> {
+    const ROOT: Path<'static> = Path { segment: Segment::Key(""), owner: "", parent: None, depth: 0 };
+
+    fn below(&'p self, segment: Segment<'p>) -> Path<'p> {
+        Path { segment, owner: self.owner, parent: Some(self), depth: self.depth + 1 }
+    }
+
+    /// `spec.containers[0].name`, or without indices as Go's decoder writes it.
+    fn text(&self, indices: bool) -> String {
+        let Some(parent) = self.parent else { return String::new() };
+        let mut text = parent.text(indices);
+        match self.segment {
+            Segment::Key(key) if text.is_empty() => text += key,
+            Segment::Key(key) => text += &format!(".{key}"),
+            Segment::Index(i) if indices => text += &format!("[{i}]"),
+            Segment::Index(_) => {}
+        }
+        text
+    }
+}
+
 struct Walk {
-    path: Vec<Segment>,
     mode: Unknown,
     out: Outcome,
 }
 
 impl Walk {
-    /// `spec.containers[0].name`, or without indices as Go's decoder writes it.
-    fn path(&self, indices: bool) -> String {
-        let mut text = String::new();
-        for segment in &self.path {
-            match segment {
-                Segment::Key(k) if text.is_empty() => text += k,
-                Segment::Key(k) => text += &format!(".{k}"),
-                Segment::Index(i) if indices => text += &format!("[{i}]"),
-                Segment::Index(_) => {}
-            }
-        }
-        text
-    }
-
-    fn fail(&mut self, words: impl FnOnce(&Self) -> String) {
+    fn fail(&mut self, words: impl FnOnce() -> String) {
         if self.out.error.is_none() {
-            self.out.error = Some(words(self));
+            self.out.error = Some(words());
         }
     }
 
     /// `json: cannot unmarshal string into Go struct field Owner.a.b of type int32`.
-    fn mismatch(&mut self, value: &Value, owner: &str, go_type: &str) {
+    fn mismatch(&mut self, value: &Value, go_type: &str, at: &Path<'_>) {
         let found = go_kind(value);
-        self.fail(|w| {
-            if w.path.is_empty() {
+        self.fail(|| {
+            if at.parent.is_none() {
                 return format!("json: cannot unmarshal {found} into Go value of type {go_type}");
             }
-            let path = w.path(false);
-            format!("json: cannot unmarshal {found} into Go struct field {owner}.{path} of type {go_type}")
+            let path = at.text(false);
+            format!(
+                "json: cannot unmarshal {found} into Go struct field {}.{path} of type {go_type}",
+                at.owner
+            )
         });
     }
 
-    fn object(&mut self, value: &mut Value, def: &Def, owner: &str) {
-        if self.path.len() > DEPTH_MAX {
-            return self.fail(|_| "json: exceeded max depth".into());
+    fn object(&mut self, value: &mut Value, def: &Def, at: &Path<'_>) {
+        if at.depth > DEPTH_MAX {
+            return self.fail(|| "json: exceeded max depth".into());
         }
         let Value::Object(fields) = value else {
-            return self.mismatch(value, owner, &go_struct(def));
+            return self.mismatch(value, &go_struct(def), at);
         };
-        let own = last_segment(&def.name);
-        let mut keep = Map::new();
-        for (key, mut inner) in std::mem::take(fields) {
-            self.path.push(Segment::Key(key));
-            let Some(Segment::Key(key)) = self.path.last() else { return };
-            let known = def.field(key);
-            match known {
-                Some(_) if inner.is_null() => {}
-                Some(field) => {
-                    self.value(&mut inner, &field.ty, own);
-                    if let Some(Segment::Key(key)) = self.path.pop() {
-                        keep.insert(key, inner);
-                    }
-                    continue;
-                }
+        let owner = last_segment(&def.name);
+        fields.retain(|key, inner| {
+            let path = Path { owner, ..at.below(Segment::Key(key)) };
+            match def.field(key) {
+                Some(_) if inner.is_null() => return false,
+                Some(field) => self.value(inner, &field.ty, &path),
                 None if self.mode != Unknown::Drop && self.out.unknown.len() < REPORTS_MAX => {
-                    let path = self.path(true);
-                    self.out.unknown.push(path);
+                    self.out.unknown.push(path.text(true));
+                    return false;
                 }
-                None => {}
+                None => return false,
             }
-            self.path.pop();
-        }
-        *fields = keep;
+            true
+        });
     }
 
-    fn value(&mut self, value: &mut Value, ty: &Type, owner: &str) {
+    fn value(&mut self, value: &mut Value, ty: &Type, at: &Path<'_>) {
         match ty {
             Type::Any => {}
-            Type::Object(def) => self.object(value, def.get(), owner),
-            Type::Map(inner) => self.map(value, inner, owner),
-            Type::Array(inner) => self.array(value, inner, owner),
-            Type::String => self.expect(value.is_string(), value, owner, "string"),
-            Type::Bool => self.expect(value.is_boolean(), value, owner, "bool"),
-            Type::Number => self.expect(value.is_number(), value, owner, "float64"),
-            Type::Int64 => self.expect(value.as_i64().is_some(), value, owner, "int64"),
+            Type::Object(def) => self.object(value, def.get(), at),
+            Type::Map(inner) => self.map(value, inner, at),
+            Type::Array(inner) => self.array(value, inner, at),
+            Type::String => self.expect(value.is_string(), value, "string", at),
+            Type::Bool => self.expect(value.is_boolean(), value, "bool", at),
+            Type::Number => self.expect(value.is_number(), value, "float64", at),
+            Type::Int64 => self.expect(value.as_i64().is_some(), value, "int64", at),
             Type::Int32 => {
                 let fits = value.as_i64().is_some_and(|n| i32::try_from(n).is_ok());
-                self.expect(fits, value, owner, "int32");
+                self.expect(fits, value, "int32", at);
             }
-            Type::Bytes => self.bytes(value, owner),
+            Type::Bytes => self.bytes(value, at),
             Type::IntOrString => {
                 let fits = crate::intstr::IntOrString::from_json(value).is_some();
                 if !fits {
                     let found = go_kind(value);
-                    self.fail(|_| format!("json: cannot unmarshal {found} into Go value of type int32"));
+                    self.fail(|| format!("json: cannot unmarshal {found} into Go value of type int32"));
                 }
             }
             Type::Quantity => match Quantity::from_json(value) {
                 Some(Ok(quantity)) => *value = quantity.to_string().into(),
-                Some(Err(e)) => self.fail(|_| e.to_string()),
-                None => self.fail(|_| crate::quantity::QuantityError::Format.to_string()),
+                Some(Err(e)) => self.fail(|| e.to_string()),
+                None => self.fail(|| crate::quantity::QuantityError::Format.to_string()),
             },
             Type::Time => self.time(value, time::format),
             Type::MicroTime => self.time(value, time::format_micro),
         }
     }
 
-    fn expect(&mut self, fits: bool, value: &Value, owner: &str, go_type: &str) {
+    fn expect(&mut self, fits: bool, value: &Value, go_type: &str, at: &Path<'_>) {
         if !fits {
-            self.mismatch(value, owner, go_type);
+            self.mismatch(value, go_type, at);
         }
     }
 
-    fn map(&mut self, value: &mut Value, inner: &Type, owner: &str) {
-        if self.path.len() > DEPTH_MAX {
-            return self.fail(|_| "json: exceeded max depth".into());
+    fn map(&mut self, value: &mut Value, inner: &Type, at: &Path<'_>) {
+        if at.depth > DEPTH_MAX {
+            return self.fail(|| "json: exceeded max depth".into());
         }
         let Value::Object(fields) = value else {
-            return self.mismatch(value, owner, &format!("map[string]{}", go_type(inner)));
+            return self.mismatch(value, &format!("map[string]{}", go_type(inner)), at);
         };
         for (key, value) in fields {
-            self.path.push(Segment::Key(key.clone()));
-            self.element(value, inner, owner);
-            self.path.pop();
+            self.element(value, inner, &at.below(Segment::Key(key)));
         }
     }
 
-    fn array(&mut self, value: &mut Value, inner: &Type, owner: &str) {
-        if self.path.len() > DEPTH_MAX {
-            return self.fail(|_| "json: exceeded max depth".into());
+    fn array(&mut self, value: &mut Value, inner: &Type, at: &Path<'_>) {
+        if at.depth > DEPTH_MAX {
+            return self.fail(|| "json: exceeded max depth".into());
         }
         let Value::Array(items) = value else {
-            return self.mismatch(value, owner, &format!("[]{}", go_type(inner)));
+            return self.mismatch(value, &format!("[]{}", go_type(inner)), at);
         };
         for (i, value) in items.iter_mut().enumerate() {
-            self.path.push(Segment::Index(i));
-            self.element(value, inner, owner);
-            self.path.pop();
+            self.element(value, inner, &at.below(Segment::Index(i)));
         }
     }
 
     /// A list element or map value: null is the zero value of its type there.
-    fn element(&mut self, value: &mut Value, ty: &Type, owner: &str) {
+    fn element(&mut self, value: &mut Value, ty: &Type, at: &Path<'_>) {
         if value.is_null() {
             *value = zero(ty);
         } else {
-            self.value(value, ty, owner);
+            self.value(value, ty, at);
         }
     }
 
-    fn bytes(&mut self, value: &mut Value, owner: &str) {
+    fn bytes(&mut self, value: &mut Value, at: &Path<'_>) {
         let Value::String(text) = value else {
-            return self.mismatch(value, owner, "[]uint8");
+            return self.mismatch(value, "[]uint8", at);
         };
         if text.contains(['\r', '\n']) {
             text.retain(|c| c != '\r' && c != '\n');
@@ -255,18 +259,18 @@ impl Walk {
                 base64::DecodeError::InvalidByte(at, _) => at,
                 _ => text.len(),
             };
-            self.fail(|_| format!("illegal base64 data at input byte {at}"));
+            self.fail(|| format!("illegal base64 data at input byte {at}"));
         }
     }
 
     fn time(&mut self, value: &mut Value, format: fn(jiff::Timestamp) -> String) {
         let Value::String(text) = &*value else {
             let found = go_kind(value);
-            return self.fail(|_| format!("json: cannot unmarshal {found} into Go value of type string"));
+            return self.fail(|| format!("json: cannot unmarshal {found} into Go value of type string"));
         };
         match time::parse(text) {
             Ok(at) => *value = format(at).into(),
-            Err(words) => self.fail(|_| words),
+            Err(words) => self.fail(|| words),
         }
     }
 }

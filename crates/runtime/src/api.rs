@@ -22,12 +22,15 @@ pub struct RuntimeConfig {
 }
 
 /// A memory file system that lives in the shim's mount namespace, hence exactly as long as the pod.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Tmpfs {
     /// Mount point on the host (an existing folder); other processes of the host do not see the mount.
     pub path: PathBuf,
     /// Size limit in bytes; 0: the kernel's default.
     pub size_bytes: u64,
+    /// Its pages, as the mount option wants them (`2M`); "": ordinary ones.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub page_size: String,
 }
 
 /// The node's ids that a pod's ids from 0 on stand for.
@@ -209,7 +212,7 @@ pub struct ExecSpec {
 }
 
 /// What a pod uses, from its cgroups.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Usage {
     /// CPU time in nanoseconds.
     pub cpu_ns: u64,
@@ -229,6 +232,10 @@ pub struct Usage {
     pub cache_bytes: u64,
     /// Of that, mapped.
     pub mapped_bytes: u64,
+    /// Files' contents in use lately, and those that are not.
+    pub file_bytes: [u64; 2],
+    /// Memory in bytes that the kernel keeps for it.
+    pub kernel_bytes: u64,
     /// Swap in bytes.
     pub swap_bytes: u64,
     /// The most memory in bytes since the cgroup was made; 0 where the kernel does not say.
@@ -241,8 +248,51 @@ pub struct Usage {
     pub faults: [u64; 2],
     /// Bytes and operations read from disks and written to disks.
     pub disk: Disk,
-    /// Processes.
+    /// Processes and threads.
     pub pids: u64,
+    /// How many there may be; 0: no limit.
+    pub pids_max: u64,
+    /// How long its processes waited for CPU, memory and disks; none where the kernel does not count it.
+    pub pressure: [Option<Pressure>; 3],
+}
+
+/// Time in which work waited for a resource (PSI): some of it, or all of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pressure {
+    /// At least one process waited.
+    pub some: Stall,
+    /// Nothing went on.
+    pub full: Stall,
+}
+
+/// One line of the kernel's pressure files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stall {
+    /// Hundredths of a percent of the last 10, 60 and 300 seconds.
+    pub averages: [u32; 3],
+    /// Microseconds in all.
+    pub total_us: u64,
+}
+
+impl Pressure {
+    /// Reads a file of the kernel's: `some avg10=0.00 avg60=0.00 avg300=0.00 total=0`, and the same with `full`.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Pressure> {
+        let stall = |kind: &str| {
+            let words = text.lines().find_map(|l| l.strip_prefix(kind))?;
+            let value = |name: &str| {
+                words
+                    .split(' ')
+                    .find_map(|w| w.strip_prefix(name)?.strip_prefix('='))
+                    .map(|v| v.replace('.', ""))
+            };
+            let average = |name: &str| value(name)?.parse().ok();
+            let averages = [average("avg10")?, average("avg60")?, average("avg300")?];
+            Some(Stall { averages, total_us: value("total")?.parse().ok()? })
+        };
+        // Old kernels count no `full` for CPU.
+        Some(Pressure { some: stall("some")?, full: stall("full").unwrap_or_default() })
+    }
 }
 
 /// Traffic with disks since the cgroup was made.

@@ -11,7 +11,7 @@ mod layout;
 
 pub use layout::Join;
 
-use crate::api::Usage;
+use crate::api::{Pressure, Usage};
 use crate::oci::{DeviceRule, Resources};
 use convert::Write;
 use layout::Layout;
@@ -179,11 +179,13 @@ impl Cgroups {
 
     fn write(&self, relative: &Path, write: &Write) -> Result<(), CgroupError> {
         let Some(tree) = self.layout.tree(write.controller) else {
-            tracing::warn!(
-                controller = write.controller,
-                file = write.file,
-                "no such controller, limit skipped"
-            );
+            if !write.optional {
+                tracing::warn!(
+                    controller = write.controller,
+                    file = write.file,
+                    "no such controller, limit skipped"
+                );
+            }
             return Ok(());
         };
         let folder = tree.join(relative);
@@ -275,10 +277,16 @@ impl Cgroups {
             let folder = self.layout.tree(controller).map(|tree| tree.join(&relative));
             folder.and_then(|f| std::fs::read_to_string(f.join(file)).ok()).unwrap_or_default()
         };
-        Ok(match self.layout {
+        let usage = match self.layout {
             Layout::V1 { .. } => convert::usage_v1(read),
             Layout::V2 { .. } => convert::usage_v2(read),
-        })
+        };
+        // The tree that kills has these too, beside v1.
+        let pressure = |what: &str| {
+            let file = self.layout.unified()?.join(&relative).join(format!("{what}.pressure"));
+            Pressure::parse(&std::fs::read_to_string(file).ok()?)
+        };
+        Ok(Usage { pressure: ["cpu", "memory", "io"].map(pressure), ..usage })
     }
 }
 

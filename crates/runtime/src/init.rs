@@ -130,7 +130,7 @@ const STEPS: &[Step] = &[
     ("make a cgroup namespace", cgroup_namespace),
     ("set the OOM score", |init| identity::oom_score(init.file.spec.config.process.oom_score_adj)),
     ("set sysctls", |init| sysctls(&init.file.spec.config.linux.sysctl)),
-    ("set the AppArmor profile", |init| apparmor(&init.file.spec.config.process.apparmor_profile)),
+    ("set profile and label", |init| confine(&init.file.spec.config.process)),
     ("isolate mounts", rootfs::isolate),
     ("mount the root file system", rootfs::mount_root),
     ("act for the container's root", users::act_for),
@@ -289,7 +289,7 @@ fn enter_running(
     join(&file.join).map_err(step)?;
     let config = file.spec.config;
     identity::oom_score(config.process.oom_score_adj).map_err(step)?;
-    apparmor(&config.process.apparmor_profile).map_err(step)?;
+    confine(&config.process).map_err(step)?;
     let users = users::Users::of(&config.linux, birth.users).map_err(step)?;
     let user = config.process.user.uid;
     users::hand_over(&birth.stdio, users.as_ref().map_or(user, |u| u.host(user)));
@@ -339,6 +339,15 @@ pub(crate) fn sysctls(values: &std::collections::BTreeMap<String, String>) -> Re
         std::fs::write(Path::new("/proc/sys").join(relative), value).map_err(|e| Failure::new(name, e))?;
     }
     Ok(())
+}
+
+/// What the next program runs under: AppArmor's profile, SELinux' label.
+fn confine(process: &oci::Process) -> Result<(), Failure> {
+    let label = &process.selinux_label;
+    if !label.is_empty() {
+        std::fs::write("/proc/self/attr/exec", label).map_err(|e| Failure::new(label, e))?;
+    }
+    apparmor(&process.apparmor_profile)
 }
 
 fn apparmor(profile: &str) -> Result<(), Failure> {

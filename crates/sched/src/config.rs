@@ -4,6 +4,7 @@
 //! Deliberately not here: what belongs to a process of its own (leader election, client connection, addresses,
 //! parallelism): it is read, and named in [`Configuration::ignored`].
 
+use crate::extend::Extender;
 use crate::profile::{AddedAffinity, DEFAULT_NAME, DENSITY_NAME, Profile, Profiles, Strategy, Weighted};
 use crate::score::SCORES;
 use crate::terms::NodeTerm;
@@ -12,20 +13,12 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Plug-ins of upstream that are no row of ours: always there, or nothing here is their business.
-const OTHERS: &[&str] = &[
-    "DefaultBinder",
-    "DefaultPreemption",
-    "DynamicResources",
-    "GangScheduling",
-    "NodeDeclaredFeatures",
-    "NodeVolumeLimits",
-    "PrioritySort",
-    "SchedulingGates",
-    "VolumeZone",
-];
+const OTHERS: &[&str] =
+    &["DefaultBinder", "DefaultPreemption", "GangScheduling", "PrioritySort", "SchedulingGates"];
 /// The largest weight (as upstream).
 const WEIGHT_MAX: i64 = 100;
 /// Fields of the file that say nothing to a scheduler in another's process.
@@ -45,6 +38,8 @@ pub struct Configuration {
     pub profiles: Profiles,
     /// The first and the longest pause of a pod that fits nowhere.
     pub pause: (Duration, Duration),
+    /// Servers outside that have a say.
+    pub extenders: Arc<Vec<Extender>>,
     /// Fields that have no effect here.
     pub ignored: Vec<&'static str>,
 }
@@ -52,7 +47,8 @@ pub struct Configuration {
 impl Default for Configuration {
     fn default() -> Self {
         let pause = (Duration::from_secs(1), Duration::from_secs(10));
-        Configuration { profiles: Profiles::default(), pause, ignored: Vec::new() }
+        let extenders = Arc::default();
+        Configuration { profiles: Profiles::default(), pause, extenders, ignored: Vec::new() }
     }
 }
 
@@ -67,7 +63,7 @@ struct File {
     pod_initial_backoff_seconds: Option<i64>,
     pod_max_backoff_seconds: Option<i64>,
     #[serde(default)]
-    extenders: Vec<Value>,
+    extenders: Vec<Extender>,
 }
 
 #[derive(Default, Deserialize)]
@@ -117,9 +113,6 @@ pub fn read(text: &[u8]) -> Result<Configuration, String> {
     {
         return Err(format!("{}/{} is no KubeSchedulerConfiguration", file.api_version, file.kind));
     }
-    if !file.extenders.is_empty() {
-        return Err("extenders: not supported".into());
-    }
     let seconds = |field: &str, value: Option<i64>, default: u64| match value {
         None => Ok(default),
         Some(n) => u64::try_from(n)
@@ -151,7 +144,13 @@ pub fn read(text: &[u8]) -> Result<Configuration, String> {
         profiles.push(Profile { rated_percent: every, ..Profile::density(DENSITY_NAME) });
     }
     let pause = (Duration::from_secs(first), Duration::from_secs(longest));
-    Ok(Configuration { profiles: Profiles::new(profiles), pause, ignored })
+    let mut extenders = file.extenders;
+    Extender::check(&mut extenders)?;
+    for profile in &mut profiles {
+        profile.ignored.extend(extenders.iter().flat_map(Extender::ignored).cloned());
+    }
+    let (profiles, extenders) = (Profiles::new(profiles), Arc::new(extenders));
+    Ok(Configuration { profiles, pause, extenders, ignored })
 }
 
 fn percent(field: &str, value: Option<i64>) -> Result<usize, String> {

@@ -46,8 +46,9 @@ pub fn explain(snapshot: &Snapshot, pod: &PodInfo) -> Explanation {
             promised.id.iter().for_each(|id| full.put(id.clone(), promised.clone()));
             context.count_pod(pod, spec, promised, 1);
         }
-        let question = Question { pod, profile, spec, node: &full, context: &context, volumes: &volumes };
-        let asked = profile.filters().map(|row| (row.name, (row.filter)(&question)));
+        let question =
+            Question { pod, profile, spec, node: &full, context: &context, volumes: &volumes, rating: None };
+        let asked = profile.filters(0).map(|row| (row.name, (row.filter)(&question)));
         let objections: Vec<_> = asked.filter(|(_, reasons)| !reasons.is_empty()).collect();
         if objections.is_empty() {
             feasible.push((spec, node));
@@ -56,7 +57,15 @@ pub fn explain(snapshot: &Snapshot, pod: &PodInfo) -> Explanation {
     }
     let mut questions = Vec::with_capacity(feasible.len());
     for (spec, node) in feasible {
-        questions.push(Question { pod, profile, spec, node, context: &context, volumes: &volumes });
+        questions.push(Question {
+            pod,
+            profile,
+            spec,
+            node,
+            context: &context,
+            volumes: &volumes,
+            rating: None,
+        });
     }
     for (score, weight) in profile.scores() {
         out.scores.push(score.name);

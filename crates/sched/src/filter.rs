@@ -3,6 +3,7 @@
 use crate::interpod::{MISSING_LABEL, PodContext};
 use crate::model::{HostPort, NodeInfo, NodeSpec, PodInfo, Taint};
 use crate::profile::Profile;
+use crate::ratings::Rating;
 use crate::terms::NodeTerm;
 use crate::volumes::Needs;
 
@@ -20,6 +21,8 @@ pub struct Question<'a> {
     pub context: &'a PodContext,
     /// What the pod's claims need.
     pub volumes: &'a Needs<'a>,
+    /// What the node has said already.
+    pub rating: Option<&'a Rating>,
 }
 
 /// Yields the reasons against the node; none: it passes.
@@ -50,7 +53,11 @@ pub const FILTERS: &[Row] = &[
     row("VolumeRestrictions", true, |q| {
         q.volumes.conflict(q.spec, q.node).into_iter().map(str::to_string).collect()
     }),
+    row("NodeVolumeLimits", true, |q| {
+        q.volumes.excess(q.pod, q.spec, q.node).into_iter().map(str::to_string).collect()
+    }),
     row("VolumeBinding", false, |q| q.volumes.objection(q.spec).into_iter().map(str::to_string).collect()),
+    row("VolumeZone", false, |q| q.volumes.elsewhere(q.spec).into_iter().map(str::to_string).collect()),
     Row {
         name: "PodTopologySpread",
         resolvable: |q| q.context.spread_objection(q.pod, q.spec) != Some(MISSING_LABEL),
@@ -61,14 +68,28 @@ pub const FILTERS: &[Row] = &[
         resolvable: |q| !q.context.lacks_company(q.pod, q.spec),
         filter: interpod,
     },
+    row("NodeDeclaredFeatures", false, |q| {
+        let lacks = q.pod.features.iter().any(|f| !q.spec.features.contains(*f));
+        reason(lacks, "node(s) didn't match Pod's required features")
+    }),
+    row("DynamicResources", false, |q| q.volumes.devices.objection(q.spec).into_iter().collect()),
 ];
 
 /// A filter's row, and its reasons.
 pub type Objection = (&'static Row, Vec<String>);
 
-/// The first filter that objects.
+/// So many of the filters come first and look at the pod and the node alone.
+const LOCAL: usize = 6;
+
+/// Does it lie in the pod and the node alone?
+pub fn is_local(objection: &Objection) -> bool {
+    FILTERS[..LOCAL].iter().any(|row| row.name == objection.0.name)
+}
+
+/// The first filter that objects; those whose word is known are not asked.
 pub fn objection(question: &Question<'_>) -> Option<Objection> {
-    let mut asked = question.profile.filters().map(|row| (row, (row.filter)(question)));
+    let known = if question.rating.is_some_and(|r| r.fits) { LOCAL } else { 0 };
+    let mut asked = question.profile.filters(known).map(|row| (row, (row.filter)(question)));
     asked.find(|(_, reasons)| !reasons.is_empty())
 }
 
@@ -77,12 +98,15 @@ fn reason(object: bool, words: &str) -> Vec<String> {
 }
 
 fn unschedulable(q: &Question<'_>) -> Vec<String> {
+    if !q.spec.unschedulable {
+        return Vec::new();
+    }
     let taint = Taint {
         key: "node.kubernetes.io/unschedulable".into(),
         value: String::new(),
         effect: "NoSchedule".into(),
     };
-    reason(q.spec.unschedulable && !q.pod.tolerates(&taint), "node(s) were unschedulable")
+    reason(!q.pod.tolerates(&taint), "node(s) were unschedulable")
 }
 
 fn node_name(q: &Question<'_>) -> Vec<String> {
@@ -130,6 +154,9 @@ fn resources(q: &Question<'_>) -> Vec<String> {
     check("ephemeral-storage", want.ephemeral_bytes, used.ephemeral_bytes, all.ephemeral_bytes);
     for (name, want) in want.extended.iter().filter(|(name, _)| !q.profile.ignores(name)) {
         let of = |r: &crate::Resources| r.extended.get(name).copied().unwrap_or(0);
+        if q.volumes.devices.backs(name, of(all)) {
+            continue;
+        }
         check(name, *want, of(used), of(all));
     }
     reasons
@@ -150,4 +177,14 @@ fn spread(q: &Question<'_>) -> Vec<String> {
 
 fn interpod(q: &Question<'_>) -> Vec<String> {
     q.context.affinity_objection(q.pod, q.spec).into_iter().map(str::to_string).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_local_filters_come_first() {
+        assert_eq!((FILTERS[0].name, FILTERS[LOCAL - 1].name), ("NodeUnschedulable", "NodeResourcesFit"));
+    }
 }

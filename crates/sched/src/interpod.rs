@@ -5,7 +5,7 @@
 
 use crate::filter::has_untolerated_taint;
 use crate::model::{NodeSpec, PodInfo, Snapshot};
-use crate::terms::{PodTerm, Spread};
+use crate::terms::{Namespaces, PodTerm, Spread};
 use std::collections::BTreeMap;
 
 /// No eviction makes a node have a label.
@@ -39,6 +39,8 @@ fn count_domain(domains: &mut Domains, key: &str, value: &str, by: i64) {
 /// Pods by domain of a spread constraint, and how many domains have so many.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Tally {
+    /// 1 where the pod that waits counts itself.
+    own: i64,
     pods: BTreeMap<String, i64>,
     sizes: Counts<i64>,
 }
@@ -60,7 +62,8 @@ impl Tally {
     }
 
     fn least(&self) -> i64 {
-        self.sizes.first_key_value().map_or(0, |(size, _)| *size)
+        // Without a domain there is no least: nothing is too many.
+        self.sizes.first_key_value().map_or(i64::from(i32::MAX), |(size, _)| *size)
     }
 }
 
@@ -81,6 +84,8 @@ pub struct PodContext {
     hard_weight: i64,
     /// Do preferences of placed pods count?
     theirs: bool,
+    /// Labels of namespaces.
+    namespaces: Namespaces,
 }
 
 impl PodContext {
@@ -90,9 +95,14 @@ impl PodContext {
         let mut context = PodContext {
             hard_weight: profile.hard_affinity_weight,
             theirs: !profile.ignore_theirs || pod.has_terms(),
+            namespaces: snapshot.namespaces.clone(),
             affine: vec![Counts::new(); pod.affinity.len()],
             anti_affine: vec![Counts::new(); pod.anti_affinity.len()],
-            spread: vec![Tally::default(); pod.spread.len()],
+            spread: pod
+                .spread
+                .iter()
+                .map(|c| Tally { own: c.counts(pod).into(), ..Tally::default() })
+                .collect(),
             ..PodContext::default()
         };
         let own_rules = pod.has_terms() || !pod.spread.is_empty();
@@ -121,19 +131,18 @@ impl PodContext {
 
     /// Counts a pod on a node in (`by` 1) or out (-1).
     pub fn count_pod(&mut self, pod: &PodInfo, node: &NodeSpec, placed: &PodInfo, by: i64) {
-        let selects = |t: &PodTerm| t.selects(placed.namespace(), &placed.labels);
-        for (terms, domains) in
-            [(&pod.affinity, &mut self.affine), (&pod.anti_affinity, &mut self.anti_affine)]
-        {
-            for (term, domains) in terms.iter().zip(domains) {
-                if let Some(value) = node.labels.get(&term.topology_key)
-                    && selects(term)
-                {
-                    count(domains, value.clone(), by);
-                }
+        let namespaces = &self.namespaces;
+        let selects = |t: &PodTerm| t.selects(placed, namespaces);
+        // A pod is company only if every term selects it (as upstream); a stranger if one does.
+        let company = pod.affinity.iter().all(selects);
+        let affine = pod.affinity.iter().zip(&mut self.affine).filter(|_| company);
+        let apart = pod.anti_affinity.iter().zip(&mut self.anti_affine).filter(|(t, _)| selects(t));
+        for (term, domains) in affine.chain(apart) {
+            if let Some(value) = node.labels.get(&term.topology_key) {
+                count(domains, value.clone(), by);
             }
         }
-        for term in placed.anti_affinity.iter().filter(|t| t.selects(pod.namespace(), &pod.labels)) {
+        for term in placed.anti_affinity.iter().filter(|t| t.selects(pod, namespaces)) {
             if let Some(value) = node.labels.get(&term.topology_key) {
                 count_domain(&mut self.refused, &term.topology_key, value, by);
             }
@@ -152,7 +161,7 @@ impl PodContext {
         let (preferred, required) = (&placed.preferred_affinity[..], &placed.affinity[..]);
         let theirs = if self.theirs { preferred } else { &[] }.iter().map(|t| (t, t.weight));
         let hard = if self.hard_weight > 0 { required } else { &[] }.iter().map(|t| (t, self.hard_weight));
-        let theirs = theirs.chain(hard).filter(|(t, _)| t.selects(pod.namespace(), &pod.labels));
+        let theirs = theirs.chain(hard).filter(|(t, _)| t.selects(pod, namespaces));
         for (term, weight) in soft.map(|t| (t, t.weight)).chain(theirs) {
             if let Some(value) = node.labels.get(&term.topology_key) {
                 count_domain(&mut self.preference, &term.topology_key, value, by * weight);
@@ -164,7 +173,7 @@ impl PodContext {
     pub fn lacks_company(&self, pod: &PodInfo, node: &NodeSpec) -> bool {
         // The first pod of a group may start it: no pod matches anywhere and the pod matches its own terms.
         let starts = self.affine.iter().all(Counts::is_empty)
-            && pod.affinity.iter().all(|t| t.selects(pod.namespace(), &pod.labels));
+            && pod.affinity.iter().all(|t| t.selects(pod, &self.namespaces));
         let near = |(term, domains): (&PodTerm, &Counts<String>)| match node.labels.get(&term.topology_key) {
             Some(value) => starts || domains.contains_key(value),
             None => false,
@@ -197,13 +206,25 @@ impl PodContext {
             };
             let few = counts.pods.len() < constraint.min_domains;
             let least = if few { 0 } else { counts.least() };
-            let own = i64::from(constraint.counts(pod));
             let here = counts.pods.get(value).copied().unwrap_or(0);
-            if here + own - least > constraint.max_skew {
+            if here + counts.own - least > constraint.max_skew {
                 return Some("node(s) didn't match pod topology spread constraints");
             }
         }
         None
+    }
+
+    /// Is there no rule about other pods that could keep this pod off any node?
+    pub fn is_free(&self, pod: &PodInfo) -> bool {
+        self.refused.is_empty()
+            && pod.affinity.is_empty()
+            && pod.anti_affinity.is_empty()
+            && !pod.spread.iter().any(|c| c.hard)
+    }
+
+    /// Do preferred terms speak for or against any node?
+    pub fn prefers(&self) -> bool {
+        !self.preference.is_empty()
     }
 
     /// Sum of the preferred terms that speak for this node (against it: negative).
@@ -223,6 +244,9 @@ impl PodContext {
 }
 
 fn counts_node(constraint: &Spread, pod: &PodInfo, node: &NodeSpec) -> bool {
-    (!constraint.honor_affinity || pod.selects_node(node))
+    // Nodes that lack the key of another hard constraint count for none of them.
+    let labelled = |c: &Spread| !c.hard || node.labels.contains_key(&c.topology_key);
+    (!constraint.hard || pod.spread.iter().all(labelled))
+        && (!constraint.honor_affinity || pod.selects_node(node))
         && (!constraint.honor_taints || !has_untolerated_taint(pod, node))
 }

@@ -11,23 +11,30 @@
 
 pub mod config;
 mod contexts;
+pub mod dra;
 mod explain;
+pub mod extend;
 mod filter;
+mod groups;
 mod interpod;
 mod model;
 mod nominations;
 mod preempt;
 mod profile;
+mod ratings;
 mod resources;
 mod schedule;
 mod score;
 mod terms;
+#[cfg(test)]
+mod tests;
 mod trial;
 pub mod volumes;
 
 pub use explain::{Explanation, Verdict, explain};
+pub use groups::{Group, Groups, Verdict as GroupVerdict};
 pub use model::{NodeInfo, NodeSpec, PodId, PodInfo, Snapshot, Taint, covers};
 pub use preempt::{Budget, Preemption};
 pub use profile::{DEFAULT_NAME, DENSITY_NAME, Profile, Profiles};
-pub use resources::Resources;
+pub use resources::{Basis, Resources, of_placed, of_pod};
 pub use schedule::{Diagnosis, Plan, Rescue, schedule};

@@ -1,14 +1,18 @@
 //! The scheduler's own picture of pods and nodes: compact, read once from typed views.
 
 use crate::contexts::Contexts;
+use crate::dra::Wanted;
+use crate::extend::{Advice, Extender};
+use crate::groups::Groups;
 use crate::nominations::Nominations;
 use crate::preempt::Budget;
 use crate::profile::{DEFAULT_NAME, Profiles};
+use crate::ratings::Kinds;
 use crate::resources::{self, Resources};
-use crate::terms::{Labels, NodeTerm, PodTerm, Spread};
+use crate::terms::{Labels, Namespaces, NodeTerm, PodTerm, Spread};
 use crate::volumes::{Catalog, PodClaim, claims_of};
 use k8s_openapi::api::core::v1 as core;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Namespace and name of a pod.
@@ -36,11 +40,14 @@ impl Taint {
     }
 }
 
+/// The feature of nodes that restart all containers of a pod because of one.
+const RESTARTS_ALL: &str = "RestartAllContainersOnContainerExits";
+
 /// A host port that a pod wants: protocol, address ("0.0.0.0" is every one), port.
 pub type HostPort = (String, String, i32);
 
 /// What the scheduler knows of a pod.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq)]
 pub struct PodInfo {
     /// Namespace and name.
     pub id: Option<PodId>,
@@ -52,6 +59,8 @@ pub struct PodInfo {
     pub priority: i32,
     /// `preemptionPolicy: Never`.
     pub never_preempts: bool,
+    /// Is it being deleted?
+    pub going: bool,
     /// Did the scheduler ask it to go, and is it going?
     pub preempted: bool,
     /// When it was started, in milliseconds of the Unix epoch; the largest number while it is not.
@@ -75,8 +84,14 @@ pub struct PodInfo {
     pub(crate) spread: Vec<Spread>,
     /// The claims that it uses.
     pub claims: Vec<PodClaim>,
+    /// What it asks of devices.
+    pub devices: Wanted,
+    /// The PodGroup that it is of.
+    pub group: Option<PodId>,
+    /// Features that its node must declare.
+    pub(crate) features: Vec<&'static str>,
     /// The controlling owner's UID: siblings are spread.
-    pub(crate) owner: Option<String>,
+    pub(crate) owner: Option<Arc<str>>,
 }
 
 impl PodInfo {
@@ -100,13 +115,15 @@ impl PodInfo {
                 .iter()
                 .flatten()
                 .find(|o| o.controller == Some(true))
-                .map(|o| o.uid.clone()),
+                .map(|o| o.uid.as_str().into()),
             ..PodInfo::default()
         };
         if let Some(spec) = &pod.spec {
+            info.requests = resources::of_placed(pod);
             info.read_spec(spec, &id.0);
             info.claims = claims_of(&id.1, spec);
         }
+        info.devices = Wanted::read(pod);
         let status = pod.status.as_ref();
         let started = status.and_then(|s| s.start_time.as_ref());
         info.started_ms = started.map_or(i64::MAX, |t| t.0.as_millisecond());
@@ -115,8 +132,9 @@ impl PodInfo {
                 && c.status == "True"
                 && c.reason.as_deref() == Some("PreemptionByScheduler")
         };
-        info.preempted = meta.deletion_timestamp.is_some()
-            && status.and_then(|s| s.conditions.as_ref()).is_some_and(|c| c.iter().any(preempted));
+        info.going = meta.deletion_timestamp.is_some();
+        info.preempted =
+            info.going && status.and_then(|s| s.conditions.as_ref()).is_some_and(|c| c.iter().any(preempted));
         info.id = Some(id);
         info
     }
@@ -133,6 +151,12 @@ impl PodInfo {
             let read = |c| Spread { owner: self.owner.clone(), ..Spread::read(c, &self.labels) };
             self.spread = constraints.iter().map(read).collect();
         }
+        self
+    }
+
+    /// As it stands on its node: whether it was placed here or is seen there.
+    pub fn placed(mut self) -> PodInfo {
+        self.node_name = None;
         self
     }
 
@@ -160,6 +184,30 @@ impl PodInfo {
             && self.tolerations == other.tolerations
     }
 
+    /// Do filters and scores that look at a node alone say the same of both?
+    pub(crate) fn is_rated_as(&self, other: &PodInfo) -> bool {
+        self.owner == other.owner
+            && self.requests == other.requests
+            && self.assumed == other.assumed
+            && self.images == other.images
+            && self.ports == other.ports
+            && self.node_name == other.node_name
+            && self.scheduler == other.scheduler
+            && self.node_selector == other.node_selector
+            && self.required_terms == other.required_terms
+            && self.preferred_terms == other.preferred_terms
+            && self.tolerations == other.tolerations
+    }
+
+    /// Does it ask for nothing but what the local filters and rules about pods look at? What another filter looks at
+    /// must be named here.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.claims.is_empty()
+            && self.devices == Wanted::default()
+            && self.requests.extended.is_empty()
+            && self.features.is_empty()
+    }
+
     /// The only nodes that required affinity admits, where it names them.
     pub(crate) fn named_nodes(&self) -> Option<Vec<&str>> {
         let terms = self.required_terms.as_ref()?;
@@ -172,11 +220,12 @@ impl PodInfo {
         self.scheduler = named.map(Into::into);
         self.priority = spec.priority.unwrap_or(0);
         self.never_preempts = spec.preemption_policy.as_deref() == Some("Never");
-        self.requests = resources::of_pod(spec);
         self.assumed = self.requests.clone().or_assumed(spec.containers.len());
         self.node_name = spec.node_name.clone().filter(|n| !n.is_empty());
         self.node_selector = spec.node_selector.clone().unwrap_or_default();
         self.tolerations = spec.tolerations.clone().unwrap_or_default();
+        let group = spec.scheduling_group.as_ref().and_then(|g| g.pod_group_name.as_deref());
+        self.group = group.map(|name| (namespace.into(), name.into()));
         let containers = || spec.containers.iter().chain(spec.init_containers.iter().flatten());
         for port in containers().flat_map(|c| c.ports.iter().flatten()) {
             if let Some(host_port) = port.host_port.filter(|p| *p > 0) {
@@ -184,6 +233,10 @@ impl PodInfo {
                 self.ports.push((port.protocol.clone().unwrap_or("TCP".into()), address, host_port));
             }
         }
+        let restarts_all = |c: &core::Container| {
+            c.restart_policy_rules.iter().flatten().any(|r| r.action == "RestartAllContainers")
+        };
+        self.features.extend(containers().any(restarts_all).then_some(RESTARTS_ALL));
         self.images = containers().filter_map(|c| c.image.clone()).collect();
         let constraints = spec.topology_spread_constraints.iter().flatten();
         self.spread = constraints.map(|c| Spread::read(c, &self.labels)).collect();
@@ -266,6 +319,8 @@ pub struct NodeSpec {
     pub max_pods: i64,
     /// Image name → bytes.
     pub images: BTreeMap<String, i64>,
+    /// Features that it declares.
+    pub features: BTreeSet<String>,
 }
 
 impl NodeSpec {
@@ -287,6 +342,7 @@ impl NodeSpec {
                 let pods = list.get("pods").and_then(|q| q.0.parse::<machinery::quantity::Quantity>().ok());
                 spec.max_pods = pods.map_or(0, |q| q.units());
             }
+            spec.features = status.declared_features.iter().flatten().cloned().collect();
             for image in status.images.iter().flatten() {
                 for name in image.names.iter().flatten() {
                     spec.images.insert(name.clone(), image.size_bytes.unwrap_or(0));
@@ -297,17 +353,21 @@ impl NodeSpec {
     }
 }
 
-/// A node with what runs on it.
+/// What runs on a node.
 #[derive(Clone, Debug, Default)]
 pub struct NodeInfo {
-    /// What it is; `None` while only its pods are known.
-    pub spec: Option<Arc<NodeSpec>>,
     /// Pods bound or assumed here.
     pub pods: BTreeMap<PodId, Arc<PodInfo>>,
     /// Those of them that have terms about other pods.
     pub(crate) termed: BTreeMap<PodId, Arc<PodInfo>>,
+    /// How many of them have which owner.
+    pub(crate) owners: BTreeMap<Arc<str>, i64>,
     pub(crate) requested: Resources,
     pub(crate) assumed: Resources,
+    /// Where its ratings stand.
+    pub(crate) place: usize,
+    /// Another number at each change of the node or its pods.
+    pub(crate) state: u64,
 }
 
 impl NodeInfo {
@@ -318,22 +378,47 @@ impl NodeInfo {
         if pod.has_terms() {
             self.termed.insert(id.clone(), pod.clone());
         }
+        if let Some(owner) = &pod.owner {
+            *self.owners.entry(owner.clone()).or_default() += 1;
+        }
         self.pods.insert(id, pod);
     }
 
     pub(crate) fn take(&mut self, id: &PodId) {
         if let Some(pod) = self.pods.remove(id) {
             self.termed.remove(id);
+            if let Some(owner) = &pod.owner
+                && let Some(count) = self.owners.get_mut(owner)
+            {
+                *count -= 1;
+                if *count == 0 {
+                    self.owners.remove(owner);
+                }
+            }
             self.requested.sub(&pod.requests);
             self.assumed.sub(&pod.assumed);
         }
     }
 }
 
+/// A node: side by side in memory, because decisions walk over hundreds of them.
+#[derive(Clone, Debug, Default)]
+struct Held {
+    /// What it is; `None` while only its pods are known.
+    spec: Option<NodeSpec>,
+    node: NodeInfo,
+}
+
+impl Held {
+    fn existing(&self) -> Option<(&NodeSpec, &NodeInfo)> {
+        Some((self.spec.as_ref()?, &self.node))
+    }
+}
+
 /// All nodes and placed pods, kept up to date change by change.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
-    nodes: BTreeMap<String, NodeInfo>,
+    nodes: BTreeMap<String, Held>,
     /// How many of them exist.
     existing: usize,
     places: BTreeMap<PodId, String>,
@@ -343,49 +428,88 @@ pub struct Snapshot {
     pub budgets: BTreeMap<PodId, Budget>,
     /// How nodes are filtered and rated, by the pods' scheduler.
     pub profiles: Profiles,
+    /// Labels of namespaces.
+    pub(crate) namespaces: Namespaces,
+    /// Groups of pods that are placed together.
+    pub groups: Groups,
+    /// Servers outside that have a say.
+    pub extenders: Arc<Vec<Extender>>,
+    /// What they said of the pod that is decided for now.
+    pub advice: Option<(PodId, Advice)>,
     pub(crate) nominations: Nominations,
     /// Placed pods that have terms about others: only then must nodes be looked through for a pod without rules.
     pub(crate) termed: usize,
     /// What was counted for pods like these.
     pub(crate) contexts: Contexts,
+    /// What nodes said of pods like these.
+    pub(crate) kinds: Kinds,
+    /// Changes of nodes and their pods so far.
+    states: u64,
     /// Where the next look at the nodes begins, when some of them are enough.
     pub(crate) next: String,
+}
+
+/// A node that is about to change; a new one, where it was not known.
+fn held<'a>(nodes: &'a mut BTreeMap<String, Held>, states: &mut u64, name: &str) -> &'a mut Held {
+    let place = nodes.len();
+    let new = || Held { node: NodeInfo { place, ..NodeInfo::default() }, ..Held::default() };
+    let held = nodes.entry(name.to_string()).or_insert_with(new);
+    *states += 1;
+    held.node.state = *states;
+    held
 }
 
 impl Snapshot {
     /// Adds or replaces a node.
     pub fn set_node(&mut self, spec: NodeSpec) {
-        let node = self.nodes.entry(spec.name.clone()).or_default();
-        let counted = |s: &Arc<NodeSpec>| s.labels == spec.labels && s.taints == spec.taints;
-        if !node.spec.as_ref().is_some_and(counted) {
+        let held = held(&mut self.nodes, &mut self.states, &spec.name);
+        let counted = |s: &NodeSpec| s.labels == spec.labels && s.taints == spec.taints;
+        if !held.spec.as_ref().is_some_and(counted) {
             self.contexts.clear();
         }
-        self.existing += usize::from(node.spec.is_none());
-        node.spec = Some(Arc::new(spec));
+        self.existing += usize::from(held.spec.is_none());
+        held.spec = Some(spec);
     }
 
     /// Removes a node; its pods stay known until they are removed themselves.
     pub fn remove_node(&mut self, name: &str) {
-        if let Some(node) = self.nodes.get_mut(name) {
+        if let Some(held) = self.nodes.get_mut(name) {
             self.contexts.clear();
-            self.existing -= usize::from(node.spec.take().is_some());
-            if node.pods.is_empty() {
+            self.existing -= usize::from(held.spec.take().is_some());
+            if held.node.pods.is_empty() {
                 self.nodes.remove(name);
             }
         }
     }
 
-    /// Places a pod (moving it if it stood elsewhere).
+    /// A namespace has these labels, or (`None`) is gone.
+    pub fn set_namespace(&mut self, name: &str, labels: Option<Labels>) {
+        if self.namespaces.get(name) == labels.as_ref() {
+            return;
+        }
+        self.contexts.clear();
+        let namespaces = Arc::make_mut(&mut self.namespaces);
+        match labels {
+            Some(labels) => drop(namespaces.insert(name.to_string(), labels)),
+            None => drop(namespaces.remove(name)),
+        }
+    }
+
+    /// Places a pod (moving it if it stood elsewhere). Nothing happens where it stands there just so.
     pub fn place(&mut self, node: &str, pod: Arc<PodInfo>) {
         let Some(id) = pod.id.clone() else { return };
-        self.remove_pod(&id);
         self.nominations.remove(&id);
+        if self.nodes.get(node).and_then(|held| held.node.pods.get(&id)) == Some(&pod) {
+            return;
+        }
+        self.remove_pod(&id);
         self.termed += usize::from(pod.has_terms());
-        let info = self.nodes.entry(node.to_string()).or_default();
-        if let Some(spec) = &info.spec {
+        let held = held(&mut self.nodes, &mut self.states, node);
+        if let Some(spec) = &held.spec {
             self.contexts.count(spec, &pod, 1);
         }
-        info.put(id.clone(), pod);
+        self.groups.placed(&pod, true);
+        held.node.put(id.clone(), pod);
         self.places.insert(id, node.to_string());
     }
 
@@ -393,15 +517,18 @@ impl Snapshot {
     pub fn remove_pod(&mut self, id: &PodId) {
         self.nominations.going.remove(id);
         let Some(name) = self.places.remove(id) else { return };
-        let Some(node) = self.nodes.get_mut(&name) else { return };
+        let Some(Held { spec, node }) = self.nodes.get_mut(&name) else { return };
         if let Some(pod) = node.pods.get(id) {
             self.termed -= usize::from(pod.has_terms());
-            if let Some(spec) = &node.spec {
+            self.groups.placed(pod, false);
+            if let Some(spec) = spec {
                 self.contexts.count(spec, pod, -1);
             }
         }
         node.take(id);
-        if node.pods.is_empty() && node.spec.is_none() {
+        self.states += 1;
+        node.state = self.states;
+        if node.pods.is_empty() && spec.is_none() {
             self.nodes.remove(&name);
         }
     }
@@ -431,9 +558,13 @@ impl Snapshot {
         self.nominations.going.remove(id);
     }
 
-    pub(crate) fn node(&self, name: &str) -> Option<(&Arc<NodeSpec>, &NodeInfo)> {
-        let node = self.nodes.get(name)?;
-        Some((node.spec.as_ref()?, node))
+    /// What extenders said of this pod.
+    pub(crate) fn advice_of(&self, pod: &PodInfo) -> Option<&Advice> {
+        self.advice.as_ref().filter(|(id, _)| pod.id.as_ref() == Some(id)).map(|(_, advice)| advice)
+    }
+
+    pub(crate) fn node(&self, name: &str) -> Option<(&NodeSpec, &NodeInfo)> {
+        self.nodes.get(name)?.existing()
     }
 
     /// How many nodes exist.
@@ -445,15 +576,15 @@ impl Snapshot {
     pub(crate) fn nodes_from<'a>(
         &'a self,
         start: &'a str,
-    ) -> impl Iterator<Item = (&'a Arc<NodeSpec>, &'a NodeInfo)> {
+    ) -> impl Iterator<Item = (&'a NodeSpec, &'a NodeInfo)> {
         use std::ops::Bound::{Excluded, Included, Unbounded};
         let after = self.nodes.range::<str, _>((Included(start), Unbounded));
         let before = self.nodes.range::<str, _>((Unbounded, Excluded(start)));
-        after.chain(before).filter_map(|(_, n)| Some((n.spec.as_ref()?, n)))
+        after.chain(before).filter_map(|(_, held)| held.existing())
     }
 
     /// The nodes that exist, by name.
-    pub fn nodes(&self) -> impl Iterator<Item = (&Arc<NodeSpec>, &NodeInfo)> {
-        self.nodes.values().filter_map(|n| Some((n.spec.as_ref()?, n)))
+    pub fn nodes(&self) -> impl Iterator<Item = (&NodeSpec, &NodeInfo)> {
+        self.nodes.values().filter_map(Held::existing)
     }
 }

@@ -5,6 +5,7 @@
 //! fits. Who cannot come back is a victim. Of the nodes, the one that hurts least is taken.
 //! Deliberately not here: deleting victims; a claim that only one pod may use frees nobody's place.
 
+use crate::extend::{Candidates, Extender};
 use crate::model::{NodeInfo, NodeSpec, PodId, PodInfo, Snapshot};
 use crate::schedule::tie;
 use crate::trial::{Subject, Trial};
@@ -58,13 +59,18 @@ pub struct Preemption {
 }
 
 /// Why there is none.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Refused {
     /// The pod may not, or need not yet.
     NotEligible(&'static str),
     /// It was tried; upstream's sentence.
     Hopeless(String),
+    /// Extenders must be asked first.
+    Consult(Candidates),
 }
+
+/// Who must go from a node, and how many budgets break.
+pub type Victims = (Vec<Arc<PodInfo>>, usize);
 
 /// The order in which pods are spared: important ones first, then those that run for longer.
 fn importance(pod: &PodInfo) -> (Reverse<i32>, i64, &Option<PodId>) {
@@ -72,7 +78,7 @@ fn importance(pod: &PodInfo) -> (Reverse<i32>, i64, &Option<PodId>) {
 }
 
 /// What taking a node costs; less is better, upstream's order.
-fn cost(found: &(Vec<Arc<PodInfo>>, usize)) -> (usize, i64, i64, usize, Reverse<i64>) {
+fn cost(found: &Victims) -> (usize, i64, i64, usize, Reverse<i64>) {
     let (victims, violations) = found;
     let highest = victims.iter().map(|p| p.priority).max();
     let sum = victims.iter().map(|p| i64::from(p.priority) - i64::from(i32::MIN)).sum();
@@ -82,7 +88,7 @@ fn cost(found: &(Vec<Arc<PodInfo>>, usize)) -> (usize, i64, i64, usize, Reverse<
 }
 
 /// May the pod push others out at all now?
-fn eligible(snapshot: &Snapshot, pod: &PodInfo, helpable: &[&Arc<NodeSpec>]) -> Result<(), Refused> {
+fn eligible(snapshot: &Snapshot, pod: &PodInfo, helpable: &[&NodeSpec]) -> Result<(), Refused> {
     if pod.never_preempts {
         return Err(Refused::NotEligible("not eligible due to preemptionPolicy=Never."));
     }
@@ -121,7 +127,7 @@ fn victims(
     subject: &mut Subject<'_>,
     spec: &NodeSpec,
     node: &NodeInfo,
-) -> Result<(Vec<Arc<PodInfo>>, usize), Vec<String>> {
+) -> Result<Victims, Vec<String>> {
     let pod = subject.pod;
     let mut lesser: Vec<Arc<PodInfo>> =
         node.pods.values().filter(|p| p.priority < pod.priority).cloned().collect();
@@ -156,37 +162,65 @@ fn victims(
 pub fn preempt(
     snapshot: &Snapshot,
     subject: &mut Subject<'_>,
-    helpable: &[&Arc<NodeSpec>],
+    helpable: &[&NodeSpec],
     all: usize,
 ) -> Result<Preemption, Refused> {
     let pod = subject.pod;
     eligible(snapshot, pod, helpable)?;
+    let found = match snapshot.advice_of(pod).and_then(|advice| advice.victims.clone()) {
+        Some(left) => left,
+        None => {
+            let found = candidates(snapshot, subject, helpable, all)?;
+            let consulted = |e: &Extender| !e.preempt_verb.is_empty() && e.is_interested(pod);
+            if snapshot.extenders.iter().any(consulted) {
+                return Err(Refused::Consult(found));
+            }
+            found
+        }
+    };
+    let best = found.into_iter().min_by_key(|(node, victims)| (cost(victims), node.clone()));
+    let Some((node, (victims, _))) = best else {
+        return Err(Refused::Hopeless("no candidate node for preemption".into()));
+    };
+    let displaced = snapshot.nominations.behind(pod, &node).cloned().collect();
+    Ok(Preemption { node, victims, displaced })
+}
+
+/// The nodes whose pods could go, with those; at least one.
+fn candidates(
+    snapshot: &Snapshot,
+    subject: &mut Subject<'_>,
+    helpable: &[&NodeSpec],
+    all: usize,
+) -> Result<Candidates, Refused> {
+    let pod = subject.pod;
     // More are a matter of luck and cost time on large clusters.
     let part = helpable.len() * subject.profile.candidates_percent / 100;
     let wanted = part.max(subject.profile.candidates_min).max(1);
     // Where to begin differs by pod, so that many at once do not all look at the same nodes.
     let begin = tie(&pod.id, "") as usize % helpable.len().max(1);
     let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
-    let mut found = Vec::new();
+    let (mut found, mut harmless) = (Candidates::new(), false);
     for at in helpable[begin..].iter().chain(&helpable[..begin]) {
         let Some((spec, node)) = snapshot.node(&at.name) else { continue };
         match victims(snapshot, subject, spec, node) {
-            Ok(cost) => found.push((at, cost)),
+            Ok(victims) => {
+                harmless |= victims.1 == 0;
+                found.insert(at.name.clone(), victims);
+            }
             Err(why) => why.into_iter().for_each(|r| *reasons.entry(r).or_default() += 1),
         }
-        if found.len() >= wanted && found.iter().any(|(_, (_, violations))| *violations == 0) {
+        if found.len() >= wanted && harmless {
             break;
         }
     }
-    let best = found.into_iter().min_by_key(|(at, found)| (cost(found), at.name.clone()));
-    let Some((at, (victims, _))) = best else {
+    if found.is_empty() {
         if all > helpable.len() {
             *reasons.entry(NO_HELP.into()).or_default() += all - helpable.len();
         }
         return Err(Refused::Hopeless(crate::schedule::sentence(all, &reasons)));
-    };
-    let displaced = snapshot.nominations.behind(pod, &at.name).cloned().collect();
-    Ok(Preemption { node: at.name.clone(), victims, displaced })
+    }
+    Ok(found)
 }
 
 #[cfg(test)]

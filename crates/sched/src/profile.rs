@@ -123,9 +123,11 @@ impl Profile {
         self.weights.iter().map(|(row, weight)| (&SCORES[*row], *weight))
     }
 
-    /// Its filters.
-    pub(crate) fn filters(&self) -> impl Iterator<Item = &'static crate::filter::Row> {
-        FILTERS.iter().filter(|row| self.filters_off.is_empty() || !self.filters_off.contains(row.name))
+    /// Its filters but for so many that come first.
+    pub(crate) fn filters(&self, but: usize) -> impl Iterator<Item = &'static crate::filter::Row> {
+        FILTERS[but..]
+            .iter()
+            .filter(|row| self.filters_off.is_empty() || !self.filters_off.contains(row.name))
     }
 
     /// How many feasible nodes are enough of so many nodes.

@@ -2,7 +2,6 @@
 //! feasible nodes and weighted as the profile weighs them.
 
 use crate::filter::Question;
-use crate::model::PodInfo;
 use crate::profile::{Profile, Strategy, Weighted};
 
 /// How raw numbers become 0–100.
@@ -25,24 +24,50 @@ pub struct Score {
     /// Unless the profile says otherwise.
     pub weight: i64,
     scale: Scale,
+    /// Where its raw number stands in a rating; `None`: it looks beyond the node.
+    pub rated: Option<usize>,
+    /// Can it tell nodes apart for this pod at all?
+    applies: fn(&Question<'_>) -> bool,
     raw: fn(&Question<'_>) -> i64,
 }
 
 const fn row(name: &'static str, weight: i64, scale: Scale, raw: fn(&Question<'_>) -> i64) -> Score {
-    Score { name, weight, scale, raw }
+    Score { name, weight, scale, rated: None, applies: |_| true, raw }
 }
+
+impl Score {
+    const fn only_if(self, applies: fn(&Question<'_>) -> bool) -> Score {
+        Score { applies, ..self }
+    }
+
+    const fn rated(self, at: usize) -> Score {
+        Score { rated: Some(at), ..self }
+    }
+
+    /// The raw number, asked anew.
+    pub fn raw_of(&self, question: &Question<'_>) -> i64 {
+        (self.raw)(question)
+    }
+}
+
+/// How many scores look at the node alone.
+pub const RATED: usize = 6;
 
 /// The scores, with upstream's weights. `Siblings` is ours: replicas keep apart where nothing else decides, as
 /// upstream's default spread constraints do.
 pub const SCORES: &[Score] = &[
-    row("TaintToleration", 3, Scale::Reversed, taints),
-    row("NodeAffinity", 2, Scale::Largest, affinity),
-    row("PodTopologySpread", 2, Scale::Reversed, |q| q.context.soft_spread(q.pod, q.spec)),
-    row("InterPodAffinity", 2, Scale::Spread, |q| q.context.preference(q.spec)),
-    row("NodeResourcesFit", 1, Scale::Plain, fit),
-    row("NodeResourcesBalancedAllocation", 1, Scale::Plain, balanced),
-    row("ImageLocality", 1, Scale::Plain, images),
-    row("Siblings", 2, Scale::Reversed, siblings),
+    row("TaintToleration", 3, Scale::Reversed, taints).rated(0),
+    row("NodeAffinity", 2, Scale::Largest, affinity)
+        .rated(1)
+        .only_if(|q| !q.pod.preferred_terms.is_empty() || !q.profile.added.preferred.is_empty()),
+    row("PodTopologySpread", 2, Scale::Reversed, |q| q.context.soft_spread(q.pod, q.spec))
+        .only_if(|q| q.pod.spread.iter().any(|c| !c.hard)),
+    row("InterPodAffinity", 2, Scale::Spread, |q| q.context.preference(q.spec))
+        .only_if(|q| q.context.prefers()),
+    row("NodeResourcesFit", 1, Scale::Plain, fit).rated(2),
+    row("NodeResourcesBalancedAllocation", 1, Scale::Plain, balanced).rated(3),
+    row("ImageLocality", 1, Scale::Plain, images).rated(4),
+    row("Siblings", 2, Scale::Reversed, siblings).rated(5).only_if(|q| q.pod.owner.is_some()),
 ];
 
 const BEST: i64 = 100;
@@ -50,7 +75,8 @@ const BEST: i64 = 100;
 impl Score {
     /// Weighted points, in the order of the questions.
     pub fn points(&self, weight: i64, questions: &[Question<'_>]) -> Vec<i64> {
-        let raw: Vec<i64> = questions.iter().map(self.raw).collect();
+        let known = |q: &Question<'_>| Some(q.rating?.raws[self.rated?]);
+        let raw: Vec<i64> = questions.iter().map(|q| known(q).unwrap_or_else(|| (self.raw)(q))).collect();
         let low = raw.iter().copied().min().unwrap_or(0);
         let high = raw.iter().copied().max().unwrap_or(0);
         let scaled = |raw: i64| match self.scale {
@@ -65,10 +91,11 @@ impl Score {
     }
 }
 
-/// Sums of the points, in the order of the questions.
+/// Sums of the points, in the order of the questions; scores that say the same of all nodes are left out.
 pub fn totals(profile: &Profile, questions: &[Question<'_>]) -> Vec<i64> {
     let mut totals = vec![0; questions.len()];
-    for (score, weight) in profile.scores() {
+    let applies = |score: &Score| questions.first().is_some_and(score.applies);
+    for (score, weight) in profile.scores().filter(|(score, _)| applies(score)) {
         let points = score.points(weight, questions);
         totals.iter_mut().zip(points).for_each(|(total, points)| *total += points);
     }
@@ -108,8 +135,17 @@ fn usage(q: &Question<'_>, name: &str) -> Option<(i64, i64)> {
 fn shares<'a>(q: &'a Question<'_>, of: &'a [Weighted]) -> impl Iterator<Item = (i64, i64)> + 'a {
     of.iter().filter_map(|(name, weight)| {
         let (used, all) = usage(q, name)?;
-        Some(((i128::from(used) * 1000 / i128::from(all)).min(1000) as i64, *weight))
+        Some((thousandths(used, all), *weight))
     })
+}
+
+/// At most 1,000. Wide arithmetic is slow, and needed for petabytes only.
+fn thousandths(used: i64, all: i64) -> i64 {
+    let part = match used.checked_mul(1000) {
+        Some(used) => used / all,
+        None => (i128::from(used) * 1000 / i128::from(all)).min(1000) as i64,
+    };
+    part.min(1000)
 }
 
 fn fit(q: &Question<'_>) -> i64 {
@@ -167,11 +203,7 @@ fn images(q: &Question<'_>) -> i64 {
 
 /// Pods of the same owner on the node.
 fn siblings(q: &Question<'_>) -> i64 {
-    let same = |p: &PodInfo| p.owner == q.pod.owner && p.namespace() == q.pod.namespace();
-    match q.pod.owner {
-        None => 0,
-        Some(_) => q.node.pods.values().filter(|p| same(p)).count() as i64,
-    }
+    q.pod.owner.as_ref().and_then(|owner| q.node.owners.get(owner)).copied().unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -5,9 +5,13 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
 use machinery::selector::{LabelSelector, Op, Requirement};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// Labels of a node or pod.
 pub type Labels = BTreeMap<String, String>;
+
+/// Labels of namespaces, by name; shared.
+pub type Namespaces = Arc<BTreeMap<String, Labels>>;
 
 /// One `nodeSelectorTerm`: all must hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -81,7 +85,8 @@ pub fn selector(selector: Option<&meta::LabelSelector>) -> LabelSelector {
 pub struct PodTerm {
     selector: LabelSelector,
     namespaces: BTreeSet<String>,
-    all_namespaces: bool,
+    /// Besides those named: the ones with such labels.
+    of_namespaces: Option<LabelSelector>,
     /// Node label whose value names the domain.
     pub topology_key: String,
     /// Weight of a preferred term; 0 for required ones.
@@ -105,24 +110,25 @@ impl PodTerm {
             }
         }
         let mut namespaces: BTreeSet<String> = term.namespaces.iter().flatten().cloned().collect();
-        // Only the empty selector (all namespaces) can be told without namespace labels.
-        let all_namespaces =
-            term.namespace_selector.as_ref().is_some_and(|s| selector(Some(s)).is_everything());
         if namespaces.is_empty() && term.namespace_selector.is_none() {
             namespaces.insert(namespace.to_string());
         }
         PodTerm {
             selector: chosen,
             namespaces,
-            all_namespaces,
+            of_namespaces: term.namespace_selector.as_ref().map(|s| selector(Some(s))),
             topology_key: term.topology_key.clone(),
             weight,
         }
     }
 
-    /// Does the term select a pod of that namespace with those labels?
-    pub fn selects(&self, namespace: &str, labels: &Labels) -> bool {
-        (self.all_namespaces || self.namespaces.contains(namespace)) && self.selector.matches(labels)
+    /// Does the term select this pod?
+    pub fn selects(&self, pod: &PodInfo, namespaces: &Namespaces) -> bool {
+        let none = Labels::new();
+        let labels = || namespaces.get(pod.namespace()).unwrap_or(&none);
+        let there = self.namespaces.contains(pod.namespace())
+            || self.of_namespaces.as_ref().is_some_and(|s| s.matches(labels()));
+        there && self.selector.matches(&pod.labels)
     }
 }
 
@@ -132,7 +138,7 @@ pub struct Spread {
     /// Which pods count.
     pub selector: LabelSelector,
     /// Of a default constraint: the owner whose pods count instead.
-    pub owner: Option<String>,
+    pub owner: Option<Arc<str>>,
     /// Node label whose value names the domain.
     pub topology_key: String,
     /// Largest allowed difference between domains.
@@ -148,12 +154,13 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// Does a pod of the same namespace count?
+    /// Does a pod of the same namespace count? One that is going does not.
     pub fn counts(&self, pod: &PodInfo) -> bool {
-        match &self.owner {
-            Some(owner) => pod.owner.as_ref() == Some(owner),
-            None => self.selector.matches(&pod.labels),
-        }
+        !pod.going
+            && match &self.owner {
+                Some(owner) => pod.owner.as_ref() == Some(owner),
+                None => self.selector.matches(&pod.labels),
+            }
     }
 
     /// Reads a constraint of a pod with `labels` (for matchLabelKeys).

@@ -4,6 +4,7 @@ use crate::filter::{Objection, Question, objection};
 use crate::interpod::PodContext;
 use crate::model::{NodeInfo, NodeSpec, PodInfo};
 use crate::profile::Profile;
+use crate::ratings::Ratings;
 use crate::volumes::Needs;
 use std::sync::Arc;
 
@@ -17,6 +18,8 @@ pub struct Subject<'a> {
     pub context: PodContext,
     /// What its claims need.
     pub volumes: &'a Needs<'a>,
+    /// What nodes said of pods like it.
+    pub ratings: Ratings,
 }
 
 /// One what-if; dropping it takes every change back.
@@ -61,6 +64,7 @@ impl<'a, 's> Trial<'a, 's> {
             node: &self.node,
             context: &self.subject.context,
             volumes: self.subject.volumes,
+            rating: None,
         };
         objection(&question).map(|found| {
             let resolvable = (found.0.resolvable)(&question);

@@ -1,10 +1,11 @@
 //! Claims, volumes and storage classes as scheduler and binder see them: which volume suits a claim, what a pod's
 //! claims need of a node, what must be written before the pod is bound there.
 //!
-//! Reads the API's JSON. Invariant: a volume is promised to one pod's claim at a time ([`Catalog::assume`]) until the
+//! Reads the API's JSON. Drivers' room and how many of their volumes a node takes count as well. Invariant: a volume is promised to one pod's claim at a time ([`Catalog::assume`]) until the
 //! API shows the binding or [`Catalog::forget`] takes it back.
-//! Deliberately not here: writing anything (`controllers`), limits of attachable volumes.
+//! Deliberately not here: writing anything (`controllers`).
 
+use crate::dra;
 use crate::model::{NodeInfo, NodeSpec, PodId, PodInfo, Snapshot};
 use crate::terms::{Labels, NodeTerm};
 use k8s_openapi::api::core::v1 as core;
@@ -24,10 +25,21 @@ const CLASS_ANNOTATION: &str = "volume.beta.kubernetes.io/storage-class";
 const ONE_POD: &str = "ReadWriteOncePod";
 
 const AFFINITY: &str = "node(s) didn't match PersistentVolume's node affinity";
+const NO_ROOM: &str = "node(s) did not have enough free storage";
+const ZONE: &str = "node(s) had no available volume zone";
+const TOO_MANY: &str = "node(s) exceed max volume count";
 const NO_VOLUME: &str = "node(s) didn't find available persistent volumes to bind";
 const IN_USE: &str =
     "node has pod using PersistentVolumeClaim with the same name and ReadWriteOncePod access mode";
 const UNBOUND: &str = "pod has unbound immediate PersistentVolumeClaims";
+
+/// Labels of volumes and nodes that say where they are, each with its older name; a volume may name several places.
+const PLACES: [[&str; 2]; 2] = [
+    ["topology.kubernetes.io/zone", "failure-domain.beta.kubernetes.io/zone"],
+    ["topology.kubernetes.io/region", "failure-domain.beta.kubernetes.io/region"],
+];
+/// Between the places that a volume names.
+const PLACES_BETWEEN: &str = "__";
 
 /// Namespace and name of a claim.
 pub type ClaimId = (String, String);
@@ -87,6 +99,38 @@ pub struct Volume {
     pub phase: String,
     /// Being deleted?
     pub deleting: bool,
+    /// Its driver, and the driver's name of it.
+    pub source: Option<(String, String)>,
+}
+
+/// What a driver has room for, for a class and on some nodes.
+#[derive(Clone, Debug)]
+pub struct Room {
+    /// The class.
+    pub class: String,
+    /// The largest volume in bytes.
+    pub bytes: i64,
+    /// Which nodes; `None`: none.
+    pub nodes: Option<LabelSelector>,
+}
+
+impl Room {
+    /// Reads a CSIStorageCapacity.
+    pub fn read(object: &Value) -> Room {
+        let amount = |field: &str| machinery::quantity::Quantity::from_json(&object[field])?.ok();
+        let nodes = object.get("nodeTopology").filter(|t| !t.is_null());
+        Room {
+            class: text(object, "/storageClassName"),
+            bytes: amount("maximumVolumeSize").or_else(|| amount("capacity")).map_or(-1, |q| q.units()),
+            nodes: nodes.and_then(|t| LabelSelector::from_json(Some(t)).ok()),
+        }
+    }
+}
+
+/// Reads from a CSINode how many volumes its node takes, by driver.
+pub fn limits(object: &Value) -> BTreeMap<String, i64> {
+    let drivers = object["spec"]["drivers"].as_array().into_iter().flatten();
+    drivers.filter_map(|d| Some((text(d, "/name"), d["allocatable"]["count"].as_i64()?))).collect()
 }
 
 /// A storage class.
@@ -178,7 +222,26 @@ impl Volume {
             claim: of.is_object().then(|| (id, text(of, "/uid"))),
             phase: text(object, "/status/phase"),
             deleting: !object["metadata"]["deletionTimestamp"].is_null(),
+            source: object["spec"]["csi"]["driver"]
+                .as_str()
+                .map(|driver| (driver.into(), text(object, "/spec/csi/volumeHandle"))),
         }
+    }
+
+    /// Does it name a zone or region that is not the node's? A node that tells none may be anywhere.
+    fn is_elsewhere(&self, node: &NodeSpec) -> bool {
+        let of = |labels: &Labels, names: [&str; 2]| names.iter().find_map(|n| labels.get(*n).cloned());
+        PLACES.iter().any(|names| of(&node.labels, *names).is_some())
+            && PLACES.iter().any(|names| {
+                let own = of(&node.labels, *names);
+                let named = of(&self.labels, *names);
+                named.is_some_and(|named| own.is_none_or(|own| named.split(PLACES_BETWEEN).all(|n| n != own)))
+            })
+    }
+
+    /// Can the node use it?
+    pub fn reaches(&self, node: &NodeSpec) -> bool {
+        reachable(&self.nodes, node)
     }
 
     /// Is it kept for this claim?
@@ -239,6 +302,8 @@ pub enum Step {
     Bind(ClaimId, String),
     /// A volume is to be made for the claim on this node.
     Provision(ClaimId, String),
+    /// A claim gets its devices.
+    Devices(dra::Step),
 }
 
 /// All claims, volumes and classes.
@@ -250,6 +315,14 @@ pub struct Catalog {
     pub volumes: BTreeMap<String, Volume>,
     /// Classes by name.
     pub classes: BTreeMap<String, Class>,
+    /// Drivers that tell what they have room for.
+    pub telling: BTreeSet<String>,
+    /// What they told, by namespace and name.
+    pub rooms: BTreeMap<ClaimId, Room>,
+    /// How many volumes a node takes, by node and driver.
+    pub limits: BTreeMap<String, BTreeMap<String, i64>>,
+    /// Claims of devices, and devices.
+    pub devices: dra::Inventory,
     assumed: BTreeMap<PodId, Vec<Step>>,
 }
 
@@ -280,12 +353,15 @@ pub struct Needs<'a> {
     unbound: Vec<&'a Claim>,
     /// Placed pods that use a claim which only one pod at a time may use, and their nodes.
     users: Vec<(String, PodId)>,
+    /// What claims of devices need.
+    pub devices: dra::Needs<'a>,
 }
 
 impl Catalog {
     /// What the pod needs; else why it can run nowhere yet, in upstream's words.
-    pub fn needs<'a>(&'a self, pod: &PodInfo, snapshot: &Snapshot) -> Result<Needs<'a>, String> {
-        let mut needs = Needs { catalog: Some(self), ..Needs::default() };
+    pub fn needs<'a>(&'a self, pod: &'a PodInfo, snapshot: &Snapshot) -> Result<Needs<'a>, String> {
+        let devices = self.devices.needs(pod)?;
+        let mut needs = Needs { catalog: Some(self), devices, ..Needs::default() };
         for wanted in &pod.claims {
             let name = &wanted.name;
             let claim = self.claims.get(&(pod.namespace().to_string(), name.clone()));
@@ -334,6 +410,8 @@ impl Catalog {
 
     /// Promises what was decided for a pod.
     pub fn assume(&mut self, pod: &PodId, steps: Vec<Step>) {
+        let devices = |s: &Step| if let Step::Devices(step) = s { Some(step.clone()) } else { None };
+        self.devices.assume(pod, &steps.iter().filter_map(devices).collect::<Vec<_>>());
         if !steps.is_empty() {
             self.assumed.insert(pod.clone(), steps);
         }
@@ -346,7 +424,32 @@ impl Catalog {
 
     /// Takes the promise back, or knows it kept.
     pub fn forget(&mut self, pod: &PodId) {
+        self.devices.forget(pod);
         self.assumed.remove(pod);
+    }
+
+    /// Can the claim's volume be made on the node, as far as its driver told?
+    fn has_room(&self, claim: &Claim, class: &Class, node: &NodeSpec) -> bool {
+        let fits = |room: &Room| {
+            room.class == claim.shape.class
+                && room.bytes >= claim.shape.bytes
+                && room.nodes.as_ref().is_some_and(|nodes| nodes.matches(&node.labels))
+        };
+        !self.telling.contains(&class.provisioner) || self.rooms.values().any(fits)
+    }
+
+    /// The volume that a claim has or will have: its driver, and a name that no other has.
+    fn source(&self, claim: &Claim) -> Option<(String, String)> {
+        if let Some(volume) = self.volumes.get(&claim.volume) {
+            return volume.source.clone();
+        }
+        let class = self.classes.get(&claim.shape.class)?;
+        Some((class.provisioner.clone(), format!("{}/{}", claim.id.0, claim.id.1)))
+    }
+
+    fn sources(&self, pod: &PodInfo) -> impl Iterator<Item = (String, String)> {
+        let id = |name: &str| (pod.namespace().to_string(), name.to_string());
+        pod.claims.iter().filter_map(move |c| self.source(self.claims.get(&id(&c.name))?))
     }
 
     fn promised(&self, volume: &str) -> bool {
@@ -370,7 +473,30 @@ impl Needs<'_> {
         if self.bound.iter().any(|v| !reachable(&v.nodes, node)) {
             return Some(AFFINITY);
         }
-        self.steps(node).is_none().then_some(NO_VOLUME)
+        self.placed(node).err()
+    }
+
+    /// Why the node cannot reach the pod's volumes by what both are labelled with.
+    pub fn elsewhere(&self, node: &NodeSpec) -> Option<&'static str> {
+        self.bound.iter().any(|v| v.is_elsewhere(node)).then_some(ZONE)
+    }
+
+    /// Why the node takes no more volumes.
+    pub fn excess(&self, pod: &PodInfo, spec: &NodeSpec, node: &NodeInfo) -> Option<&'static str> {
+        let catalog = self.catalog?;
+        let limits = catalog.limits.get(&spec.name).filter(|limits| !limits.is_empty())?;
+        let mut new: BTreeSet<(String, String)> =
+            catalog.sources(pod).filter(|(driver, _)| limits.contains_key(driver)).collect();
+        if new.is_empty() {
+            return None;
+        }
+        let there: BTreeSet<(String, String)> = node.pods.values().flat_map(|p| catalog.sources(p)).collect();
+        new.retain(|volume| !there.contains(volume));
+        let of = |all: &BTreeSet<(String, String)>, driver: &str| {
+            i64::try_from(all.iter().filter(|(d, _)| d == driver).count()).unwrap_or(i64::MAX)
+        };
+        let full = |driver: &str, most: i64| of(&there, driver).saturating_add(of(&new, driver)) > most;
+        new.iter().any(|(driver, _)| full(driver, limits[driver])).then_some(TOO_MANY)
     }
 
     /// Why the pod must wait for another one to end.
@@ -381,8 +507,14 @@ impl Needs<'_> {
 
     /// What is to be written for the pod to run on the node; `None`: it cannot.
     pub fn steps(&self, node: &NodeSpec) -> Option<Vec<Step>> {
+        let mut steps = self.placed(node).ok()?;
+        steps.extend(self.devices.steps(node).ok()?.into_iter().map(Step::Devices));
+        Some(steps)
+    }
+
+    fn placed(&self, node: &NodeSpec) -> Result<Vec<Step>, &'static str> {
         let mut steps: Vec<Step> = Vec::new();
-        let Some(catalog) = self.catalog else { return Some(steps) };
+        let Some(catalog) = self.catalog else { return Ok(steps) };
         for claim in &self.unbound {
             let taken = |v: &&Volume| {
                 catalog.promised(&v.name)
@@ -393,19 +525,22 @@ impl Needs<'_> {
                 Some(_) => None,
                 None => find_match(claim, catalog.volumes.values().filter(|v| !taken(v)), Some(node), true),
             };
-            let class = catalog.classes.get(&claim.shape.class)?;
+            let class = catalog.classes.get(&claim.shape.class).ok_or(NO_VOLUME)?;
             match found {
                 Some(volume) => steps.push(Step::Bind(claim.id.clone(), volume.name.clone())),
                 None if class.provisions()
                     && chosen.is_none_or(|n| *n == node.name)
                     && reachable(&class.nodes, node) =>
                 {
+                    if !catalog.has_room(claim, class, node) {
+                        return Err(NO_ROOM);
+                    }
                     steps.push(Step::Provision(claim.id.clone(), node.name.clone()));
                 }
-                None => return None,
+                None => return Err(NO_VOLUME),
             }
         }
-        Some(steps)
+        Ok(steps)
     }
 }
 

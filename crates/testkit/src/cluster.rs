@@ -16,11 +16,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// How long `gantry up` may take to say that it is ready (debug build, loaded machine).
-const READY_DEADLINE: Duration = Duration::from_secs(60);
+const READY_DEADLINE: Duration = Duration::from_secs(120);
 /// How long [`Cluster::eventually`] waits.
-const EVENTUALLY: Duration = Duration::from_secs(60);
+const EVENTUALLY: Duration = Duration::from_secs(120);
 /// How long one command may take, in seconds.
-const COMMAND_MAX: &str = "90";
+const COMMAND_MAX: &str = "150";
 /// Pause between two looks.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// The node's address in its namespace; the peer of its device has the next one.
@@ -254,7 +254,7 @@ impl Cluster {
         run(command.args(args).args(["--name", &self.name, "--data-dir"]).arg(self.folder.path()))
     }
 
-    /// Looks until `look` yields a value; after a minute fails with its last error and the cluster's state.
+    /// Looks until `look` yields a value; after two minutes fails with its last error and the cluster's state.
     pub fn eventually<T>(&self, what: &str, mut look: impl FnMut() -> Result<T>) -> Result<T> {
         let deadline = Instant::now() + EVENTUALLY;
         loop {

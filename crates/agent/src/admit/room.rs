@@ -174,7 +174,14 @@ mod tests {
             .collect();
         let (all, facts, pressure) =
             (claims.iter().collect::<Vec<_>>(), facts(std::path::Path::new("/")), BTreeSet::new());
-        let place = Place { facts: &facts, node: None, pressure: &pressure, others: &all };
+        let place = Place {
+            facts: &facts,
+            node: None,
+            pressure: &pressure,
+            others: &all,
+            apparmor: false,
+            selinux: false,
+        };
         match rule(new, &Claim::of(new), &place, &occupants) {
             Ruling::MakeRoom(uids) => {
                 let at = |uid: &String| named.iter().position(|p| p.uid() == uid).unwrap();

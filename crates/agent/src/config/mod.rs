@@ -22,7 +22,7 @@ use client::Object;
 use ecs_model::annotation::{ContainerNote, Ulimit};
 use image::ImageConfig;
 use runtime::oci;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -102,6 +102,10 @@ pub struct ContainerInput<'a> {
     pub edits: edits::Edits,
     /// A seccomp profile from the node's disk, where the container names one.
     pub local_seccomp: Option<oci::seccomp::Seccomp>,
+    /// The AppArmor profiles that the kernel has loaded; `None`: it does not confine by them.
+    pub armour: Option<BTreeSet<String>>,
+    /// Does the kernel label by SELinux?
+    pub labels: bool,
 }
 
 /// A container's configuration and who it runs as.

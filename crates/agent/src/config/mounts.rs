@@ -34,7 +34,7 @@ const SUB_PATH_OPTION: &str = "x-gantry.subpath=";
 
 /// The runtime's option for a layer of an image volume, and the type of such a mount.
 const LOWER_OPTION: &str = "x-gantry.lower=";
-const IMAGE_MOUNT: &str = "x-gantry.image";
+pub const IMAGE_MOUNT: &str = "x-gantry.image";
 
 /// Mounts, and the sub paths that must exist before.
 #[derive(Debug, Default, PartialEq)]

@@ -48,6 +48,20 @@ fn quota(milli: i64) -> i64 {
     (milli.saturating_mul(PERIOD_US) / 1000).max(QUOTA_MIN_US)
 }
 
+/// Huge pages among resources; the rest of the name is their size.
+pub const HUGE: &str = "hugepages-";
+/// Sizes that machines have; who asks for none of a size gets none.
+const HUGE_SIZES: [&str; 2] = ["2Mi", "1Gi"];
+
+/// Limits of huge pages by size (`2Mi`), from amounts in bytes.
+fn huge(limit: impl Fn(&str) -> Option<i64>) -> Vec<oci::HugepageLimit> {
+    let one = |size: &&str| oci::HugepageLimit {
+        page_size: size.replace('i', "B"),
+        limit: limit(&format!("{HUGE}{size}")).and_then(|n| u64::try_from(n).ok()).unwrap_or(0),
+    };
+    HUGE_SIZES.iter().map(one).collect()
+}
+
 /// The cgroup settings of one container; where it has no limit of its own, the pod's bounds it.
 pub fn container(pod: &PodView, container: &ContainerView, facts: &NodeFacts) -> oci::Resources {
     let limited =
@@ -65,6 +79,11 @@ pub fn container(pod: &PodView, container: &ContainerView, facts: &NodeFacts) ->
         // Memory and swap together: swap is no way around the limit.
         memory: oci::Memory { limit: memory, swap: memory, ..oci::Memory::default() },
         pids: (facts.pids_max > 0).then_some(oci::Pids { limit: facts.pids_max }),
+        // The pod's limits bound it where it asks for none; crun knows no limit where there is no controller.
+        hugepage_limits: huge(|name| limited(name).map(|q| q.units()))
+            .into_iter()
+            .filter(|h| h.limit > 0)
+            .collect(),
         ..oci::Resources::default()
     }
 }
@@ -110,6 +129,8 @@ pub fn pod(pod: &PodView, facts: &NodeFacts) -> oci::Resources {
             ..oci::Memory::default()
         },
         pids: (facts.pids_max > 0).then_some(oci::Pids { limit: facts.pids_max }),
+        // Requests are limits here; who has none, has none.
+        hugepage_limits: huge(|name| total(pod, Which::Request, name)),
         ..oci::Resources::default()
     }
 }

@@ -1,12 +1,14 @@
 //! The pod's sandbox: what its shim is told.
 
-use super::{files, resources};
+use super::files;
+use super::resources::{self, HUGE};
 use crate::facts::NodeFacts;
 use crate::pod::PodView;
 use crate::volumes::memory_sources;
 use machinery::kinds::pod::SAFE_SYSCTLS;
 use machinery::quantity::Quantity;
 use runtime::api::{PodSpec, Tmpfs};
+use std::collections::BTreeSet;
 
 /// What a pod with a network of its own gets unasked, as containerd gives it: any user may listen at low ports and
 /// send pings, since neither reaches beyond the pod.
@@ -20,15 +22,49 @@ const TASK_SYSCTLS: [&str; 5] = ["net.", "kernel.msg", "kernel.sem", "kernel.shm
 /// of its files takes whole pages.
 const SOURCE_BYTES: u64 = 16 << 20;
 
-/// Memory volumes: names and sizes in bytes (0: the kernel's default).
-pub fn memory_volumes(pod: &PodView) -> Vec<(String, u64)> {
+/// A volume in memory.
+pub struct MemoryVolume {
+    /// Its name.
+    pub name: String,
+    /// Size in bytes; 0: the kernel's default.
+    pub bytes: u64,
+    /// The size of its huge pages (`2Mi`), "" for the one that the pod asks for; `None`: ordinary pages.
+    pages: Option<String>,
+}
+
+/// The pod's volumes in memory.
+pub fn memory_volumes(pod: &PodView) -> Vec<MemoryVolume> {
     let volumes = pod.spec().volumes.iter().flatten();
     let memory = volumes.filter_map(|v| {
-        let dir = v.empty_dir.as_ref().filter(|d| d.medium.as_deref() == Some("Memory"))?;
+        let dir = v.empty_dir.as_ref()?;
+        let pages = match dir.medium.as_deref()? {
+            "Memory" => None,
+            medium => Some(medium.strip_prefix("HugePages")?.trim_start_matches('-').to_string()),
+        };
         let limit = dir.size_limit.as_ref().and_then(|q| q.0.parse::<Quantity>().ok());
-        Some((v.name.clone(), limit.map_or(0, |q| u64::try_from(q.units()).unwrap_or(0))))
+        let bytes = limit.map_or(0, |q| u64::try_from(q.units()).unwrap_or(0));
+        Some(MemoryVolume { name: v.name.clone(), bytes, pages })
     });
     memory.collect()
+}
+
+/// The size of a volume's huge pages: its medium's, or the only one that the pod's containers ask for.
+fn page_size(pod: &PodView, medium: &str) -> Result<String, String> {
+    let asked = pod.containers.iter().filter_map(|c| c.spec.resources.as_ref());
+    let names = asked.flat_map(|r| r.requests.iter().chain(&r.limits).flat_map(|list| list.keys()));
+    let sizes: BTreeSet<&str> = names.filter_map(|name| name.strip_prefix(HUGE)).collect();
+    let size = match (medium, sizes.len()) {
+        ("", 1) => sizes.first().copied().unwrap_or_default(),
+        ("", _) => {
+            return Err(format!(
+                "medium HugePages can only be used by pods with huge pages of one size, this one has {}",
+                sizes.len()
+            ));
+        }
+        (size, _) if sizes.contains(size) => size,
+        (size, _) => return Err(format!("medium HugePages-{size}: no container has such pages")),
+    };
+    Ok(size.trim_end_matches('i').into())
 }
 
 /// Why the pod may not have its sysctls: the first that reaches beyond the pod.
@@ -72,7 +108,9 @@ pub fn pod_spec(pod: &PodView, facts: &NodeFacts, handler: Option<String>) -> Re
     let hostname = files::hostname(pod, facts);
     if hostname.len() > 64 {
         return Err(format!(
-            "Failed to construct FQDN from pod hostname, FQDN {hostname} is too long (64 characters is the max)"
+            "failed to construct FQDN from pod hostname and cluster domain, FQDN {hostname} is too long (64 characters \
+             is the max, {} characters requested)",
+            hostname.len()
         ));
     }
     let resources = resources::pod(pod, facts);
@@ -80,13 +118,21 @@ pub fn pod_spec(pod: &PodView, facts: &NodeFacts, handler: Option<String>) -> Re
     let most = resources.memory.limit.unwrap_or(facts.memory_bytes);
     let most = u64::try_from(most).unwrap_or(0);
     let size = |asked: u64| if asked == 0 { most } else { asked.min(most) };
-    let memory = memory_volumes(pod).into_iter();
-    let mut tmpfs: Vec<Tmpfs> = memory
-        .map(|(name, asked)| Tmpfs { path: facts.volume_dir(pod.uid(), &name), size_bytes: size(asked) })
-        .collect();
+    let mut tmpfs = Vec::new();
+    for volume in memory_volumes(pod) {
+        let path = facts.volume_dir(pod.uid(), &volume.name);
+        tmpfs.push(match &volume.pages {
+            None => Tmpfs { path, size_bytes: size(volume.bytes), ..Tmpfs::default() },
+            Some(medium) => Tmpfs { path, size_bytes: volume.bytes, page_size: page_size(pod, medium)? },
+        });
+    }
     let sources = memory_sources(pod) as u64;
     if sources > 0 {
-        tmpfs.push(Tmpfs { path: facts.memory_dir(pod.uid()), size_bytes: sources * SOURCE_BYTES });
+        tmpfs.push(Tmpfs {
+            path: facts.memory_dir(pod.uid()),
+            size_bytes: sources * SOURCE_BYTES,
+            ..Tmpfs::default()
+        });
     }
     Ok(PodSpec {
         uid: pod.uid().into(),

@@ -33,6 +33,8 @@ struct Case {
     objects: Objects,
     services: Vec<Arc<Object>>,
     edits: edits::Edits,
+    armour: Option<BTreeSet<String>>,
+    labels: bool,
 }
 
 fn case(container: Value) -> Case {
@@ -54,6 +56,8 @@ fn case(container: Value) -> Case {
         objects: objects.into(),
         services: Vec::new(),
         edits: edits::Edits::default(),
+        armour: None,
+        labels: false,
     }
 }
 
@@ -77,6 +81,8 @@ impl Case {
             task_devices: Vec::new(),
             edits: self.edits.clone(),
             local_seccomp: None,
+            armour: self.armour.clone(),
+            labels: self.labels,
         };
         let env = env::environment(&input)?;
         container(input, env)
@@ -216,6 +222,38 @@ fn security_contexts() {
     let local =
         case(json!({"securityContext": {"seccompProfile": {"type": "Localhost", "localhostProfile": "x"}}}));
     assert!(local.error().contains("cannot load seccomp profile"));
+}
+
+#[test]
+fn selinux_labels_where_the_kernel_has_them() {
+    let of = |labels: bool, context: Value| {
+        let spec = Case { labels, ..case(json!({"securityContext": context})) }.build().unwrap().spec;
+        (spec.process.selinux_label, spec.linux.mount_label)
+    };
+    let none = (String::new(), String::new());
+    let asked = json!({"seLinuxOptions": {"type": "web_t", "level": "s0:c1,c2"}});
+    assert_eq!((of(false, asked.clone()), of(true, json!({}))), (none.clone(), none.clone()));
+    let both = ("system_u:system_r:web_t:s0:c1,c2", "system_u:object_r:container_file_t:s0:c1,c2");
+    assert_eq!(of(true, asked), (both.0.into(), both.1.into()));
+    assert_eq!(of(true, json!({"privileged": true, "seLinuxOptions": {"type": "web_t"}})), none);
+}
+
+#[test]
+fn apparmor_profiles_must_be_loaded() {
+    let of = |profile: Option<Value>, loaded: Option<&str>| {
+        let context = profile.map_or(json!({}), |p| json!({"securityContext": {"appArmorProfile": p}}));
+        let armour = loaded.map(|name| BTreeSet::from([name.to_string()]));
+        Case { armour, ..case(context) }.build().map(|c| c.spec.process.apparmor_profile)
+    };
+    let local = || Some(json!({"type": "Localhost", "localhostProfile": "mine"}));
+    let default = || Some(json!({"type": "RuntimeDefault"}));
+    assert_eq!(of(None, None).unwrap(), "", "no AppArmor");
+    assert_eq!(of(local(), Some("mine")).unwrap(), "mine");
+    assert_eq!(of(local(), Some("other")).unwrap_err().to_string(), "apparmor profile not found mine");
+    assert_eq!(of(default(), Some("docker-default")).unwrap(), "docker-default");
+    assert!(of(default(), Some("mine")).is_err());
+    assert_eq!(of(None, Some("docker-default")).unwrap(), "docker-default", "as containerd");
+    assert_eq!(of(Some(json!({"type": "Unconfined"})), Some("docker-default")).unwrap(), "unconfined");
 }
 
 #[test]

@@ -6,6 +6,7 @@
 //! which reaches a driver's controller service through [`Plugins::relay`]), containers' mounts (`config`).
 
 mod grow;
+mod limits;
 mod place;
 mod publish;
 mod register;
@@ -25,12 +26,12 @@ use grpc::{Answer, CSI, Call, Status, code};
 use k8s_schema::Gvr;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 /// Drivers as the API knows them.
 const DRIVERS: Gvr = Gvr::new("storage.k8s.io", "v1", "csidrivers");
@@ -66,6 +67,10 @@ pub struct Plugins {
     drivers: Mutex<BTreeMap<String, Driver>>,
     /// Changes with the drivers.
     registered: watch::Sender<u64>,
+    /// Drivers that have just found no room on the node.
+    full: Mutex<BTreeSet<String>>,
+    /// Said with each of them.
+    filled: Notify,
     /// A lock a volume, by driver and handle.
     locks: Mutex<BTreeMap<(String, String), VolumeLock>>,
     /// What was published since the agent started, by the pod's UID and its name for the volume.
@@ -83,6 +88,8 @@ impl Plugins {
             place: facts.kubelet.clone(),
             drivers: Mutex::default(),
             registered: watch::Sender::default(),
+            full: Mutex::default(),
+            filled: Notify::new(),
             locks: Mutex::default(),
             published: Mutex::default(),
             reporting: tokio::sync::Mutex::default(),
@@ -129,9 +136,9 @@ impl Plugins {
     }
 }
 
-/// Registers drivers and grows volumes, for ever.
+/// Registers drivers, grows volumes and asks anew how many there may be, for ever.
 pub async fn run(node: Arc<Node>) {
-    tokio::join!(register::run(node.clone()), grow::run(node));
+    tokio::join!(register::run(node.clone()), grow::run(node.clone()), limits::run(node));
 }
 
 /// `capabilities[].rpc.type`.

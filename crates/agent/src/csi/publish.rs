@@ -12,6 +12,7 @@ use crate::volumes::{Bound, Claims, DRIVER, TokenNeed, block_device, fs_group};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use client::ObjectKey;
+use grpc::code;
 use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::{CSIPersistentVolumeSource, Volume};
 use k8s_schema::gvr::SECRETS;
@@ -307,6 +308,10 @@ async fn attached(node: &Node, pod: &PodView, record: &Record) -> Result<Value, 
             return Ok(status["attachmentMetadata"].clone());
         }
         if let Some(error) = status["attachError"]["message"].as_str() {
+            if status["attachError"]["errorCode"] == code::RESOURCE_EXHAUSTED {
+                node.csi.full.lock().insert(record.driver_name.clone());
+                node.csi.filled.notify_one();
+            }
             return Err(format!("volume attachment {} failed: {error}", record.attachment_id));
         }
         let here = node.pods.get(pod.key()).filter(|p| p.uid() == pod.uid());

@@ -1,10 +1,12 @@
-//! Registration: sockets in the registry's folder are asked who they are, as the kubelet does, and what they say about
-//! the node goes to its CSINode and its labels.
+//! Registration: sockets in the registry's folder are asked who they are, as the kubelet does. What CSI drivers say about
+//! the node goes to its CSINode and its labels; plug-ins of devices are handed on (`dra`, `devices`).
 //!
 //! The folder is watched; a driver whose socket goes is no longer called. CSINode tells besides, in an annotation, which
 //! drivers offer their controller service here, and in which folder their sockets are.
 
-use super::{CSI_NODES, Driver, Plugins, unpublish};
+use super::{CSI_NODES, Driver, unpublish};
+use crate::devices;
+use crate::dra;
 use crate::nodeapi::FolderWatch;
 use crate::ops::Node;
 use client::ObjectKey;
@@ -17,6 +19,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// For one call while registering.
 const CALL_MAX: Duration = Duration::from_secs(10);
@@ -61,19 +64,11 @@ async fn ask(schema: &Schema, socket: &Path, method: &str, request: &Value) -> R
     call.call(method, request).await.map_err(|e| format!("{method}: {e}"))
 }
 
-/// Asks a plug-in all that is to be known; `None`: no CSI driver.
-async fn interview(plugins: &Plugins, socket: &Path) -> Result<Option<Told>, String> {
-    let info = ask(&REGISTRATION, socket, "GetInfo", &json!({})).await?;
-    if info["type"] != "CSIPlugin" {
-        return Ok(None);
-    }
-    let mut versions = info["supported_versions"].as_array().into_iter().flatten().filter_map(Value::as_str);
-    if !versions.any(|v| v.trim_start_matches('v').split('.').next() == Some("1")) {
+/// Asks a CSI driver all that is to be known.
+async fn interview(versions: &[&str], name: &str, at: PathBuf) -> Result<Told, String> {
+    if !versions.iter().any(|v| v.trim_start_matches('v').split('.').next() == Some("1")) {
         return Err("none of the supported versions is 1.x".into());
     }
-    let name = info["name"].as_str().filter(|n| !n.is_empty()).ok_or("it has no name")?.to_string();
-    let endpoint = info["endpoint"].as_str().filter(|e| !e.is_empty());
-    let at = endpoint.map_or_else(|| socket.into(), |e| plugins.place.real(Path::new(e)));
     let node = ask(&CSI, &at, "NodeGetInfo", &json!({})).await?;
     if node["node_id"].as_str().is_none_or(str::is_empty) {
         return Err("NodeGetInfo told no node_id".into());
@@ -83,11 +78,11 @@ async fn interview(plugins: &Plugins, socket: &Path) -> Result<Option<Told>, Str
     // A driver in its node's role often claims the service, but does not answer for it.
     let controller = abilities.any(|c| c["service"]["type"] == CONTROLLER_SERVICE)
         && ask(&CSI, &at, "ControllerGetCapabilities", &json!({})).await.is_ok();
-    Ok(Some(Told { name, socket: at, info: node, controller }))
+    Ok(Told { name: name.into(), socket: at, info: node, controller })
 }
 
 /// Patches the node's own object of a kind; makes it where there is none.
-async fn write(node: &Node, change: impl Fn(&mut Value) + Send) -> Result<(), ApiError> {
+pub(super) async fn write(node: &Node, change: impl Fn(&mut Value) + Send) -> Result<(), ApiError> {
     let name = node.facts.node_name.as_str();
     let key = ObjectKey::cluster(name);
     match node.client.get(&CSI_NODES, &key).await {
@@ -158,28 +153,72 @@ async fn mark(node: &Node, name: &str, told: Option<&Told>) -> Result<(), ApiErr
     node.client.merge_patch(&NODES, &key, patch).await.map(drop)
 }
 
-async fn register(node: &Node, socket: &Path) -> Result<Option<String>, String> {
-    let Some(told) = interview(&node.csi, socket).await? else { return Ok(None) };
+/// What registered by a socket, by its name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Known {
+    Csi(String),
+    /// Devices by claims; and where it serves.
+    Dra(String, PathBuf),
+    /// Devices by amounts.
+    Devices,
+    /// Nothing that is known here.
+    Other,
+}
+
+/// Hands a plug-in on to who uses it.
+async fn admit(node: &Node, info: &Value, socket: &Path) -> Result<Known, String> {
+    let versions = info["supported_versions"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let versions: Vec<&str> = versions.collect();
+    let endpoint = info["endpoint"].as_str().filter(|e| !e.is_empty());
+    let at = endpoint.map_or_else(|| socket.into(), |e| node.csi.place.real(Path::new(e)));
+    let name = info["name"].as_str().filter(|n| !n.is_empty()).ok_or("it has no name");
+    match info["type"].as_str() {
+        Some("CSIPlugin") => admit_csi(node, interview(&versions, name?, at).await?).await,
+        Some("DRAPlugin") => {
+            node.dra.register(name?, &versions, &at)?;
+            Ok(Known::Dra(name?.into(), at))
+        }
+        Some("DevicePlugin") => {
+            devices::register(&node.devices, name?, &versions, &at).await.map(|()| Known::Devices)
+        }
+        _ => Ok(Known::Other),
+    }
+}
+
+async fn admit_csi(node: &Node, told: Told) -> Result<Known, String> {
     let name = told.name.clone();
     let folder = told.socket.parent().map(|f| node.csi.place.shown(f)).unwrap_or_default();
     let written = async {
         mark(node, &name, Some(&told)).await?;
         write(node, |body| put(body, &name, Some((&told, &folder)))).await
     };
-    let written = written.await.map_err(|e| e.to_string());
-    let status = match &written {
-        Ok(()) => json!({"plugin_registered": true}),
-        Err(error) => json!({"error": error}),
-    };
-    if written.is_ok() {
-        node.csi.drivers.lock().insert(name.clone(), Driver { socket: told.socket });
-        node.csi.registered.send_modify(|n| *n += 1);
-    }
-    ask(&REGISTRATION, socket, "NotifyRegistrationStatus", &status).await?;
-    written.map(|()| Some(name))
+    written.await.map_err(|e| e.to_string())?;
+    node.csi.drivers.lock().insert(name.clone(), Driver { socket: told.socket });
+    node.csi.registered.send_modify(|n| *n += 1);
+    Ok(Known::Csi(name))
 }
 
-async fn deregister(node: &Node, name: &str) {
+async fn register(node: &Node, socket: &Path) -> Result<Known, String> {
+    let info = ask(&REGISTRATION, socket, "GetInfo", &json!({})).await?;
+    let known = admit(node, &info, socket).await;
+    let status = match &known {
+        Ok(Known::Other) => return known,
+        Ok(_) => json!({"plugin_registered": true}),
+        Err(error) => json!({"error": error}),
+    };
+    ask(&REGISTRATION, socket, "NotifyRegistrationStatus", &status).await?;
+    known
+}
+
+async fn deregister(node: &Node, gone: &Known) {
+    let name = match gone {
+        Known::Csi(name) => name,
+        Known::Dra(name, socket) => {
+            tracing::info!(driver = name, "DRA driver is gone");
+            return node.dra.deregister(name, socket);
+        }
+        Known::Devices | Known::Other => return,
+    };
     node.csi.drivers.lock().remove(name);
     let done = async {
         mark(node, name, None).await?;
@@ -200,26 +239,28 @@ pub(super) async fn run(node: Arc<Node>) {
     }
     node.pods.wait_synced().await;
     node.this.wait_synced().await;
-    let mut known: BTreeMap<Socket, Option<String>> = BTreeMap::new();
+    let mut known: BTreeMap<Socket, Known> = BTreeMap::new();
+    // Drivers of devices have a while to come back, also after the agent did.
+    let mut wipe_at = Some(Instant::now() + dra::WIPE_AFTER);
     loop {
         // Before looking: what comes meanwhile is seen next time.
         let mut watch = FolderWatch::new(&folder.join("x"));
         let mut found = Vec::new();
         sockets(&folder, 1, &mut found);
         let gone: Vec<Socket> = known.keys().filter(|s| !found.contains(s)).cloned().collect();
-        let mut left: Vec<String> = gone.iter().filter_map(|s| known.remove(s).flatten()).collect();
+        let mut left: Vec<Known> = gone.iter().filter_map(|s| known.remove(s)).collect();
         let mut failed = false;
         for socket in found {
             if known.contains_key(&socket) {
                 continue;
             }
             match register(&node, &socket.0).await {
-                Ok(name) => {
-                    if let Some(name) = &name {
-                        tracing::info!(driver = name, "CSI driver registered");
-                        left.retain(|l| l != name);
+                Ok(plugin) => {
+                    if plugin != Known::Other {
+                        tracing::info!(?plugin, "plug-in registered");
+                        left.retain(|l| *l != plugin);
                     }
-                    known.insert(socket, name);
+                    known.insert(socket, plugin);
                 }
                 Err(error) => {
                     failed = true;
@@ -227,13 +268,26 @@ pub(super) async fn run(node: Arc<Node>) {
                 }
             }
         }
-        for name in left {
-            deregister(&node, &name).await;
+        for plugin in left {
+            deregister(&node, &plugin).await;
+            if matches!(plugin, Known::Dra(..)) {
+                wipe_at = Some(Instant::now() + dra::WIPE_AFTER);
+            }
         }
         failed |= unpublish::orphans(&node).await;
+        failed |= dra::orphans(&node).await;
+        if wipe_at.is_some_and(|at| at <= Instant::now()) {
+            let wiped = dra::wipe(&node).await;
+            failed |= wiped.is_err();
+            match wiped {
+                Ok(()) => wipe_at = None,
+                Err(error) => tracing::warn!(error, "ResourceSlices of drivers that are gone stay"),
+            }
+        }
         tokio::select! {
             () = watch.changed() => {}
             () = tokio::time::sleep(AGAIN), if failed => {}
+            () = tokio::time::sleep_until(wipe_at.unwrap_or_else(Instant::now)), if wipe_at.is_some() && !failed => {}
         }
     }
 }

@@ -26,7 +26,7 @@ use jiff::{SignedDuration, Timestamp};
 use std::time::Duration;
 use stdx::backoff::Backoff;
 
-pub use restart::{Next, next, restarts};
+pub use restart::{Next, may_restart_all, next, restarts};
 
 /// Delay between attempts to mount volumes or to make a sandbox.
 pub const SETUP_RETRY: Backoff =
@@ -44,6 +44,9 @@ pub const CONFIG_RETRY: SignedDuration = SignedDuration::from_secs(10);
 /// Seconds of grace for a pod whose object vanished: only a forced deletion does that, and its last known grace may
 /// be any number.
 pub const FORCED_GRACE: i64 = 1;
+/// A sidecar that no probe vouches for counts as started when it has run so long: one that fails at once shall not have
+/// let the next one start, and its first words come before the next one's.
+pub const SETTLED: SignedDuration = SignedDuration::from_millis(300);
 /// Longest grace in seconds when the node is emptied: `gantry down` waits for it.
 pub const NODE_DOWN_GRACE_MAX: i64 = 20;
 
@@ -272,8 +275,7 @@ fn begin(setup: &mut Setup, now: Timestamp, plan: &mut Plan) -> bool {
 /// Drives a pod that shall run.
 fn advance(state: &mut PodState, input: &Input, plan: &mut Plan) {
     task::give_up(state, input);
-    if finished(state, input.pod) {
-        state.ending = Some(Ending { why: Why::Finished, at: input.now, grace: input.pod.spec_grace() });
+    if end_if_finished(state, input) {
         return;
     }
     if let Some(at) = state.volumes_refresh_at {
@@ -300,6 +302,9 @@ fn advance(state: &mut PodState, input: &Input, plan: &mut Plan) {
         let Some(record) = state.containers.get_mut(container.name()) else { continue };
         tend(record, container, input, plan);
     }
+    if end_if_finished(state, input) {
+        return;
+    }
     resize::drive(state, input, plan);
     if restart::all(state, input, plan) || !state.volumes.ready {
         return;
@@ -315,11 +320,19 @@ fn advance(state: &mut PodState, input: &Input, plan: &mut Plan) {
             && let Some(record) = state.containers.get_mut(container.name())
         {
             start_if_due(record, container, input, plan);
+            let hooking = match record.phase {
+                Phase::Starting { .. } => has_post_start(container),
+                _ => record.running() && record.post_start != Hook::Done,
+            };
+            if hooking && container.role == Role::Main {
+                // Those after it wait for its postStart hook.
+                break;
+            }
         }
     }
-    if input.pod.task.is_some() && finished(state, input.pod) {
+    if input.pod.task.is_some() {
         // A dependency that cannot be met any more.
-        state.ending = Some(Ending { why: Why::Finished, at: input.now, grace: input.pod.spec_grace() });
+        end_if_finished(state, input);
     }
 }
 
@@ -339,7 +352,15 @@ fn init(state: &mut PodState, input: &Input, plan: &mut Plan) -> bool {
             Role::Sidecar => {
                 start_if_due(record, container, input, plan);
                 let up = record.running() && record.started && record.post_start == Hook::Done;
-                if !(state.initialized || up) {
+                if state.initialized {
+                    continue;
+                }
+                let settled = after(record.since, SETTLED);
+                if up && settled > input.now && container.spec.startup_probe.is_none() {
+                    plan.wake_at(settled);
+                    return false;
+                }
+                if !up {
                     return false;
                 }
             }
@@ -350,13 +371,18 @@ fn init(state: &mut PodState, input: &Input, plan: &mut Plan) -> bool {
     true
 }
 
+/// Has it a postStart hook?
+fn has_post_start(container: &ContainerView) -> bool {
+    container.spec.lifecycle.as_ref().is_some_and(|l| l.post_start.is_some())
+}
+
 /// A running container: its hook, its definition, its probes, a stop under way.
 fn tend(record: &mut ContainerRecord, container: &ContainerView, input: &Input, plan: &mut Plan) {
     if !record.running() {
         return;
     }
     if record.stopping.is_some() {
-        stop::drive(record, container, input.now, plan);
+        stop::drive(record, container, true, input.now, plan);
         return;
     }
     if record.post_start == Hook::Due {
@@ -387,6 +413,13 @@ fn tend(record: &mut ContainerRecord, container: &ContainerView, input: &Input, 
 
 /// Starts (or restarts) a container when it is time.
 fn start_if_due(record: &mut ContainerRecord, container: &ContainerView, input: &Input, plan: &mut Plan) {
+    if !record.tried.is_empty() && record.tried != container.image() {
+        // What failed before was another image: back-offs begin anew.
+        (record.crash, record.pull, record.pull_shown_at) = Default::default();
+        if let Phase::Waiting { retry_at, .. } = &mut record.phase {
+            *retry_at = None;
+        }
+    }
     show_pull_back_off(record, container, input.now, plan);
     match next(record, container, input.pod, input.now) {
         Next::Nothing => {}
@@ -398,6 +431,7 @@ fn start_if_due(record: &mut ContainerRecord, container: &ContainerView, input: 
         }
         Next::Now => {
             restart::begin(record, input.now);
+            record.tried = container.image().into();
             let last = record.last.clone();
             plan.act(Action::Start { container: container.name().into(), attempt: record.attempt, last });
         }
@@ -427,15 +461,27 @@ fn show_pull_back_off(
     plan.note(true, "Failed", container.name(), "Error: ImagePullBackOff".into());
 }
 
+/// Has a pod that is done for ever end; is it?
+fn end_if_finished(state: &mut PodState, input: &Input) -> bool {
+    let done = finished(state, input.pod);
+    if done {
+        state.ending = Some(Ending { why: Why::Finished, at: input.now, grace: input.pod.spec_grace() });
+    }
+    done
+}
+
 /// Are all regular containers (or a decisive init container) done for ever?
-pub fn finished(state: &PodState, pod: &PodView) -> bool {
+fn finished(state: &PodState, pod: &PodView) -> bool {
     if let Some(task) = &pod.task {
         return task::finished(state, pod, task);
     }
     let done = |c: &ContainerView| {
-        let record = state.containers.get(c.name());
-        record.and_then(ContainerRecord::ended).is_some_and(|end| !restarts(pod, c, end))
-            && record.is_some_and(|r| !r.restart_now)
+        let Some(record) = state.containers.get(c.name()) else { return false };
+        // One that is stopped for good takes the pod with it before it has ended.
+        let last = !restart::restarts_on_failure(pod, c) && c.spec.restart_policy_rules.is_none();
+        let ending = last && record.running() && record.stopping.is_some();
+        let ended = record.ended().is_some_and(|end| !restarts(pod, c, end));
+        (ended || ending) && !record.restart_now && !record.again
     };
     let failed_init = |c: &&ContainerView| {
         c.role == Role::Init

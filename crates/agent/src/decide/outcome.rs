@@ -1,7 +1,8 @@
 //! Books what the shell reports into a pod's state; returns the events that the report is worth.
 
 use super::{
-    CONFIG_RETRY, Note, PULL_ERROR_SHOWN, RESTART, SETUP_RETRY, after, delay, probe, restart, stop, task,
+    CONFIG_RETRY, Note, PULL_ERROR_SHOWN, RESTART, SETUP_RETRY, after, delay, has_post_start, probe, restart,
+    stop, task,
 };
 use super::{HookKind, Input, Plan};
 use crate::pod::{PodView, Role};
@@ -37,6 +38,8 @@ pub enum StartStep {
 pub enum Outcome {
     /// Volumes are mounted (to be refreshed after that time), or not.
     Volumes(Result<Option<SignedDuration>, String>),
+    /// Devices of the pod's claims are not ready, because.
+    Claims(String),
     /// The image of a volume (by name) is not to be had.
     VolumeImage(String, StartFailure),
     /// Volumes need the sandbox, which was not made: they come with the next one.
@@ -166,6 +169,11 @@ pub fn apply(state: &mut PodState, input: &Input, outcome: Outcome) -> Vec<Note>
                 Err(message) => plan.note(true, "FailedMount", "", message),
             }
         }
+        Outcome::Claims(why) => {
+            settle(&mut state.volumes, Some(&why), input.now);
+            let text = format!("Failed to prepare dynamic resources: {why}");
+            plan.note(true, "FailedPrepareDynamicResources", "", text);
+        }
         Outcome::VolumesWait => {
             state.volumes.busy = false;
             state.volumes.dirty |= state.volumes.ready;
@@ -237,8 +245,7 @@ fn started(
             if matches!(record.phase, Phase::Starting { .. }) {
                 record.phase = Phase::Running { started_at };
                 record.since = input.now;
-                let has_hook = container.spec.lifecycle.as_ref().is_some_and(|l| l.post_start.is_some());
-                record.post_start = if has_hook { Hook::Due } else { Hook::Done };
+                record.post_start = if has_post_start(container) { Hook::Due } else { Hook::Done };
                 record.started = container.spec.startup_probe.is_none();
             }
             return;
@@ -311,9 +318,6 @@ fn hook(
             }
             if let Some(stopping) = &mut record.stopping {
                 stopping.hook = Hook::Done;
-                // What the hook used up is used up; two seconds are always left, as upstream gives them.
-                let least = after(input.now, SignedDuration::from_secs(2));
-                stopping.kill_at = stopping.kill_at.max(least);
             }
         }
         HookKind::PostStart => {
@@ -354,7 +358,8 @@ fn probed(
         return;
     };
     let Some(spec) = probe::spec(container, kind) else { return };
-    if record.attempt != attempt || !record.running() || record.stopping.is_some() {
+    let late = record.stopping.is_some() && kind != ProbeKind::Readiness;
+    if record.attempt != attempt || !record.running() || late {
         return;
     }
     if let Err(message) = &result {

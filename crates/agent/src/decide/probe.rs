@@ -1,6 +1,6 @@
 //! Probes: when the next one is due and what its results mean.
 
-use super::{Action, Input, Plan, after, stop};
+use super::{Action, Input, Plan, after, restart, stop};
 use crate::pod::ContainerView;
 use crate::state::{ContainerRecord, ProbeKind, ProbeState};
 use jiff::{SignedDuration, Timestamp};
@@ -24,7 +24,6 @@ pub(super) fn drive(record: &mut ContainerRecord, container: &ContainerView, inp
     if !record.running() {
         return;
     }
-    let since = record.since;
     if container.spec.startup_probe.is_none() {
         record.started = true;
     }
@@ -33,27 +32,53 @@ pub(super) fn drive(record: &mut ContainerRecord, container: &ContainerView, inp
         if (kind == ProbeKind::Startup) == record.started {
             continue;
         }
-        let attempt = record.attempt;
-        let state = record.probes.entry(kind).or_default();
-        if state.result == Some(false) && kind != ProbeKind::Readiness {
-            let message =
-                format!("Container {} failed {} probe, will be restarted", container.name(), kind.as_str());
+        let failed = record.probes.get(&kind).is_some_and(|p| p.result == Some(false));
+        if failed && kind != ProbeKind::Readiness {
+            let mut message = format!("Container {} failed {} probe", container.name(), kind.as_str());
+            record.again = restart::restarts_on_failure(input.pod, container);
+            if record.again {
+                message += ", will be restarted";
+            }
             let grace = probe.termination_grace_period_seconds.unwrap_or_else(|| input.pod.spec_grace());
             stop::begin(record, container, stop::Reason { message, grace }, input.now, plan);
             return;
         }
-        if state.busy {
-            continue;
-        }
-        let first = after(since, seconds(probe.initial_delay_seconds, 0));
-        let due = state.next_at.map_or(first, |at| at.max(first));
-        if due > input.now {
-            plan.wake_at(due);
-            continue;
-        }
-        state.busy = true;
-        plan.act(Action::Probe { container: container.name().into(), attempt, kind });
+        ask(record, (container, kind, probe), input.now, plan);
     }
+}
+
+/// Whether it still serves is asked of a container until it is gone.
+pub(super) fn readiness(
+    record: &mut ContainerRecord,
+    container: &ContainerView,
+    now: Timestamp,
+    plan: &mut Plan,
+) {
+    if let Some(probe) = spec(container, ProbeKind::Readiness).filter(|_| record.started) {
+        ask(record, (container, ProbeKind::Readiness, probe), now, plan);
+    }
+}
+
+/// Issues the probe where it is due.
+fn ask(
+    record: &mut ContainerRecord,
+    (container, kind, probe): (&ContainerView, ProbeKind, &Probe),
+    now: Timestamp,
+    plan: &mut Plan,
+) {
+    let (attempt, since) = (record.attempt, record.since);
+    let state = record.probes.entry(kind).or_default();
+    if state.busy {
+        return;
+    }
+    let first = after(since, seconds(probe.initial_delay_seconds, 0));
+    let due = state.next_at.map_or(first, |at| at.max(first));
+    if due > now {
+        plan.wake_at(due);
+        return;
+    }
+    state.busy = true;
+    plan.act(Action::Probe { container: container.name().into(), attempt, kind });
 }
 
 /// Books a failure that does not count.

@@ -11,7 +11,7 @@ use crate::state::{ContainerRecord, PodState, Resize};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ResourceRequirements;
 use machinery::quantity::Quantity;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
 const STARTED: &str = "ResizeStarted";
@@ -76,13 +76,24 @@ fn tell(state: &mut PodState, pod: &PodView, reason: &'static str, error: &str, 
     if state.resize.told.replace((reason, generation)) == Some((reason, generation)) {
         return;
     }
-    let of = |c: &ContainerView| json!({"name": c.name(), "resources": c.spec.resources});
-    let all = pod.containers.iter().filter(|c| matches!(c.role, Role::Main | Role::Sidecar));
-    let mut about = json!({"containers": all.map(of).collect::<Vec<_>>(), "generation": generation});
-    if !error.is_empty() {
-        about["error"] = json!(error);
-    }
-    let what = reason.trim_start_matches("Resize").to_lowercase();
+    let of = |c: &ContainerView| json!({"name": c.name(), "resources": wanted(c)});
+    let list =
+        |is: fn(Role) -> bool| -> Value { pod.containers.iter().filter(|c| is(c.role)).map(of).collect() };
+    let init = list(|r| matches!(r, Role::Init | Role::Sidecar));
+    let parts = [
+        ("initContainers", init),
+        ("containers", list(|r| r == Role::Main)),
+        ("generation", json!(generation)),
+        ("error", json!(error)),
+    ];
+    // In upstream's order, and what is empty is left out.
+    let parts =
+        parts.iter().filter(|(_, v)| *v != json!([]) && *v != "").map(|(k, v)| format!("\"{k}\":{v}"));
+    let about = format!("{{{}}}", parts.collect::<Vec<_>>().join(","));
+    let what = match reason {
+        "ResizeDeferred" | "ResizeInfeasible" => reason.trim_start_matches("Resize").to_string(),
+        _ => reason.trim_start_matches("Resize").to_lowercase(),
+    };
     let warning = !matches!(reason, STARTED | COMPLETED);
     plan.note(warning, reason, "", format!("Pod resize {what}: {about}"));
 }
@@ -261,21 +272,32 @@ mod tests {
         let told = |state: &mut PodState| {
             let input = Input { pod: &pod, present: true, node_down: false, now: now(), wall: now() };
             let notes = step(state, &input).actions.into_iter().filter_map(|a| match a {
-                Action::Note(note) => Some((note.reason, note.warning)),
+                Action::Note(note) => {
+                    let (what, about) = note.message.split_once(": ").unwrap();
+                    assert!(
+                        about.starts_with("{\"containers\":[{\"name\":\"c\",\"resources\":{\""),
+                        "{about}"
+                    );
+                    let ends =
+                        if note.warning { ",\"generation\":2,\"error\":\"" } else { ",\"generation\":2}" };
+                    assert!(about.contains(ends), "{about}");
+                    Some((note.reason, what.to_string()))
+                }
                 _ => None,
             });
             notes.collect::<Vec<_>>()
         };
+        let is = |reason: &'static str, what: &str| vec![(reason, format!("Pod resize {what}"))];
         state.resize.refusal = Some(Refusal { reason: "Deferred", message: "no room".into() });
-        assert_eq!(told(&mut state), [("ResizeDeferred", true)]);
+        assert_eq!(told(&mut state), is("ResizeDeferred", "Deferred"));
         assert_eq!(told(&mut state), [], "once");
         state.resize.refusal = None;
-        assert_eq!(told(&mut state), [("ResizeStarted", false)]);
+        assert_eq!(told(&mut state), is("ResizeStarted", "started"));
         book(&mut state, 2, Err("busy".into()), now());
-        assert_eq!(told(&mut state), [("ResizeError", true)]);
+        assert_eq!(told(&mut state), is("ResizeError", "error"));
         let given = pod.containers[0].spec.resources.clone().unwrap();
         book(&mut state, 2, Ok(vec![("c".into(), 0, given)]), now());
-        assert_eq!(told(&mut state), [("ResizeCompleted", false)]);
+        assert_eq!(told(&mut state), is("ResizeCompleted", "completed"));
         assert_eq!(told(&mut state), []);
     }
 

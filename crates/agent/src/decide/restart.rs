@@ -7,6 +7,9 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ContainerRestartRule;
 use std::collections::BTreeMap;
 
+/// The action that has all containers start anew.
+const RESTART_ALL: &str = "RestartAllContainers";
+
 /// When the next instance starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
@@ -39,6 +42,12 @@ pub fn restarts(pod: &PodView, container: &ContainerView, end: &Terminated) -> b
     }
 }
 
+/// Does the policy alone want another instance after a failure?
+pub(super) fn restarts_on_failure(pod: &PodView, container: &ContainerView) -> bool {
+    let policy = container.spec.restart_policy.as_deref().unwrap_or(pod.restart_policy());
+    pod.task.is_none() && policy != "Never"
+}
+
 /// The action of the first rule that this end matches.
 fn rule<'a>(container: &'a ContainerView, end: &Terminated) -> Option<&'a str> {
     let mut rules = container.spec.restart_policy_rules.iter().flatten();
@@ -50,15 +59,18 @@ fn rule<'a>(container: &'a ContainerView, end: &Terminated) -> Option<&'a str> {
     rules.find(matches).map(|rule| rule.action.as_str())
 }
 
+/// May an end of this container have all start anew?
+pub fn may_restart_all(container: &ContainerView) -> bool {
+    container.spec.restart_policy_rules.iter().flatten().any(|rule| rule.action == RESTART_ALL)
+}
+
 /// Where a container's end asks for it, has all containers start anew, init containers first. True while some of them
 /// still stop.
 pub(super) fn all(state: &mut PodState, input: &Input, plan: &mut Plan) -> bool {
     let containers = || input.pod.containers.iter().filter(|c| c.role != Role::Ephemeral);
     let asks = containers().any(|c| {
         let record = state.containers.get(c.name()).filter(|r| !r.restart_now);
-        record
-            .and_then(ContainerRecord::ended)
-            .is_some_and(|end| rule(c, end) == Some("RestartAllContainers"))
+        record.and_then(ContainerRecord::ended).is_some_and(|end| rule(c, end) == Some(RESTART_ALL))
     });
     if asks {
         state.initialized = false;
@@ -75,7 +87,12 @@ pub(super) fn all(state: &mut PodState, input: &Input, plan: &mut Plan) -> bool 
             if record.restart_now && record.running() && record.stopping.is_none() {
                 let message = format!("Container {} restarts with all others", container.name());
                 let reason = stop::Reason { message, grace: input.pod.spec_grace() };
-                stop::begin(record, container, reason, input.now, plan);
+                stop::begin_quiet(record, container, reason, input.now, plan);
+                if let Some(stopping) = &mut record.stopping {
+                    // As upstream: no preStop hooks.
+                    stopping.hook = Hook::Done;
+                }
+                stop::drive(record, container, true, input.now, plan);
             }
         }
         let up = |r: &ContainerRecord| matches!(r.phase, Phase::Starting { .. } | Phase::Running { .. });
@@ -91,7 +108,7 @@ pub fn next(record: &ContainerRecord, container: &ContainerView, pod: &PodView, 
         Phase::Waiting { .. } => Next::Now,
         Phase::Starting { .. } | Phase::Running { .. } => Next::Nothing,
         Phase::Exited(_) if record.restart_now => Next::Now,
-        Phase::Exited(end) if !restarts(pod, container, end) => Next::Nothing,
+        Phase::Exited(end) if !record.again && !restarts(pod, container, end) => Next::Nothing,
         // A task's container has run for its attempt period: no back-off.
         Phase::Exited(_) if pod.task.is_some() => Next::Now,
         Phase::Exited(_) => match due(&record.crash, record.since) {
@@ -125,6 +142,7 @@ pub(super) fn begin(record: &mut ContainerRecord, now: Timestamp) {
     record.shown = None;
     record.pull_shown_at = None;
     record.restart_now = false;
+    record.again = false;
     record.started = false;
     record.post_start = Hook::Done;
     record.probes = BTreeMap::new();

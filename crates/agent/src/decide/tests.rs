@@ -631,6 +631,7 @@ fn ephemeral_containers_neither_restart_nor_count() {
     assert_eq!(world.status()["phase"], "Running");
 }
 
+mod order;
 mod task;
 
 mod chance {

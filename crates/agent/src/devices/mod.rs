@@ -11,7 +11,7 @@ mod register;
 mod resources;
 mod state;
 
-pub use register::run;
+pub use register::{register, run};
 pub use state::{Amounts, Checkpoint};
 
 use crate::config::edits::Edits;
@@ -20,13 +20,14 @@ use crate::ops::blocking;
 use crate::pod::PodView;
 use parking_lot::Mutex;
 use runtime::oci;
+use serde::Serialize;
 use serde_json::Value;
 use state::State;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use tokio::sync::watch;
+use std::sync::{Arc, OnceLock};
+use tokio::sync::{mpsc, watch};
 
 /// The file of what pods have.
 const CHECKPOINT: &str = "gantry_devices.json";
@@ -41,6 +42,8 @@ pub struct Devices {
     /// Changes with devices and their health.
     changed: watch::Sender<u64>,
     giving: tokio::sync::Mutex<()>,
+    /// Where plug-ins of the other folder are told of.
+    door: OnceLock<mpsc::Sender<Value>>,
 }
 
 impl Devices {
@@ -58,6 +61,7 @@ impl Devices {
             state: Mutex::new(State::restore(kept.unwrap_or_default())),
             changed: watch::Sender::default(),
             giving: tokio::sync::Mutex::default(),
+            door: OnceLock::new(),
         }
     }
 
@@ -106,11 +110,18 @@ impl Devices {
         }
     }
 
-    /// What a container's devices add to it; `stat` finds device nodes. Reads CDI's files where these are named.
+    /// What a container's devices add to it, and those with these CDI names; `stat` finds device nodes. Reads CDI's
+    /// files where these are named.
     ///
     /// # Errors
     /// A device is not there, or not known.
-    pub fn edits(&self, uid: &str, container: &str, stat: cdi::Stat) -> Result<Edits, String> {
+    pub fn edits(
+        &self,
+        uid: &str,
+        container: &str,
+        more: Vec<String>,
+        stat: cdi::Stat,
+    ) -> Result<Edits, String> {
         let answers: Vec<Value> = {
             let state = self.state.lock();
             let own = state.grants.get(uid).and_then(|pod| pod.get(container));
@@ -123,6 +134,7 @@ impl Devices {
             let cdi = answer["cdi_devices"].as_array().into_iter().flatten();
             names.extend(cdi.filter_map(|d| d["name"].as_str()));
         }
+        names.extend(more.iter().map(String::as_str));
         if !names.is_empty() {
             cdi::inject(&cdi::load(&cdi::FOLDERS), &names, stat, &mut edits)?;
         }
@@ -133,19 +145,23 @@ impl Devices {
     async fn save(&self) -> Result<(), String> {
         let kept = self.state.lock().checkpoint();
         let path = self.folder.join(CHECKPOINT);
-        let write = move || -> std::io::Result<()> {
-            let new = path.with_extension("new");
-            let mut file = std::fs::File::create(&new)?;
-            file.write_all(&serde_json::to_vec(&kept)?)?;
-            file.sync_all()?;
-            std::fs::rename(&new, &path)
-        };
-        blocking(write).await?.map_err(|e| format!("writing down devices: {e}"))
+        blocking(move || write_checkpoint(&path, &kept))
+            .await?
+            .map_err(|e| format!("writing down devices: {e}"))
     }
 
     fn has_changed(self: &Arc<Self>) {
         self.changed.send_modify(|n| *n += 1);
     }
+}
+
+/// Writes a file whole, or not at all.
+pub fn write_checkpoint(path: &Path, kept: &impl Serialize) -> std::io::Result<()> {
+    let new = path.with_extension("new");
+    let mut file = std::fs::File::create(&new)?;
+    file.write_all(&serde_json::to_vec(kept)?)?;
+    file.sync_all()?;
+    std::fs::rename(&new, path)
 }
 
 /// What a plug-in answered, but for CDI.

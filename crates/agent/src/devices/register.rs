@@ -54,6 +54,22 @@ impl Handler for Door {
     }
 }
 
+/// A plug-in whose socket is in the folder of all kinds of plug-ins.
+///
+/// # Errors
+/// Why it is refused.
+pub async fn register(devices: &Devices, name: &str, versions: &[&str], socket: &Path) -> Result<(), String> {
+    let version = versions.iter().find(|v| **v == VERSION).copied().unwrap_or_default();
+    let known = devices.amounts();
+    let asked = json!({"version": version, "resource_name": name, "endpoint": "plugin"});
+    objection(&asked, known.len(), |name| known.contains_key(name)).map_or(Ok(()), Err)?;
+    let call = Call { schema: &DEVICES, socket, within: CONNECT_MAX };
+    let options = call.call("GetDevicePluginOptions", &json!({})).await.map_err(|e| e.to_string())?;
+    let request = json!({"resource_name": name, "endpoint": socket, "options": options});
+    let door = devices.door.get().ok_or("device plug-ins are not served")?;
+    door.send(request).await.map_err(|_| "the agent ends".to_string())
+}
+
 /// Why a plug-in is refused.
 fn objection(request: &Value, count: usize, known: impl Fn(&str) -> bool) -> Option<String> {
     let text = |key: &str| request[key].as_str().unwrap_or_default();
@@ -100,6 +116,7 @@ pub async fn run(node: Arc<Node>) {
         (_, Err(error)) => return failed(&devices.told, error),
     };
     let (enter, mut registered) = mpsc::channel(WAITING_MAX);
+    let _ = devices.door.set(enter.clone());
     let mut tasks = JoinSet::new();
     tasks.spawn(serve(registry, &DEVICES, Arc::new(Door { node: node.clone(), enter })));
     tasks.spawn(serve(told, &POD_RESOURCES, Arc::new(resources::Lister(node))));

@@ -1,7 +1,7 @@
 //! The kubelet's `PodResourcesLister`: monitoring asks here which pod has which device.
 
 use crate::ops::Node;
-use crate::pod::{PodView, Role};
+use crate::pod::{ContainerView, PodView, Role};
 use async_trait::async_trait;
 use client::{Object, ObjectKey};
 use grpc::{Answer, Handler, Status, code};
@@ -17,8 +17,11 @@ impl Lister {
         let pod = PodView::new(object).ok().filter(|p| !p.stored_phase_is_terminal())?;
         let state = self.0.devices.state.lock();
         let lasting = pod.containers.iter().filter(|c| matches!(c.role, Role::Main | Role::Sidecar));
-        let one = |name: &str| json!({"name": name, "devices": state.container_devices(pod.uid(), name)});
-        let containers: Vec<Value> = lasting.map(|c| one(c.name())).collect();
+        let one = |c: &ContainerView| {
+            json!({"name": c.name(), "devices": state.container_devices(pod.uid(), c.name()),
+                "dynamic_resources": self.0.dra.told(&pod, c), "cpu_ids": self.0.cpus.told(pod.uid(), c.name())})
+        };
+        let containers: Vec<Value> = lasting.map(one).collect();
         Some(json!({"name": pod.name(), "namespace": pod.namespace(), "containers": containers}))
     }
 }
@@ -40,7 +43,10 @@ impl Handler for Lister {
                 let found = found.ok_or_else(|| Status::new(code::UNKNOWN, missing()))?;
                 Ok(json!({"pod_resources": found}))
             }
-            "GetAllocatableResources" => Ok(json!({"devices": self.0.devices.state.lock().allocatable()})),
+            "GetAllocatableResources" => {
+                let devices = self.0.devices.state.lock().allocatable();
+                Ok(json!({"devices": devices, "cpu_ids": self.0.cpus.allocatable()}))
+            }
             _ => Err(Status::new(code::UNIMPLEMENTED, format!("unknown method {method}"))),
         }
     }

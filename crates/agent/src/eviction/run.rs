@@ -207,6 +207,7 @@ impl Evictor {
             true => self.settings.max_pod_grace.min(pod.spec_grace()).max(HARD_GRACE),
             false => HARD_GRACE,
         };
+        crate::stats::own::evicted(signal.name());
         self.end(&pod, rank::message(threshold, seen, &candidate), grace);
         let deadline = Instant::now() + END_MAX.max(Duration::from_secs(grace.unsigned_abs()));
         while self.node.live(pod.uid()).is_some() && Instant::now() < deadline {

@@ -58,6 +58,8 @@ pub struct Session {
     pub stderr: Option<Output>,
     /// Sets the terminal's size: columns, rows.
     pub resize: Option<Box<dyn Fn(u16, u16) + Send + Sync>>,
+    /// It ends with the client's input: the process keeps waiting for another client's.
+    pub ends_with_input: bool,
     /// The exit code; an error when the process did not run. For attach: 0 when there is no more to copy.
     pub done: Pin<Box<dyn Future<Output = Result<i32, ApiError>> + Send>>,
 }

@@ -18,6 +18,11 @@ use tokio::sync::watch;
 
 /// How long a client may take to open its streams, as in the kubelet.
 const STREAMS_WITHIN: Duration = Duration::from_secs(30);
+/// What a process answers to the last of a client's input, where the session ends with that.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+/// Before 1.34 kubectl reads from a WebSocket before it has made its streams, and drops what comes for them ("Unknown
+/// stream id 1"). Other nodes are slower with a process's first output than kubectl with its streams; this one waits.
+const STREAMS_SETTLE: Duration = Duration::from_millis(30);
 /// Output still open after the process ended (a child keeps it) is given up when silent for so long.
 const ORPHANED_OUTPUT: Duration = Duration::from_secs(2);
 /// Largest unfinished JSON text on the resize channel.
@@ -50,6 +55,8 @@ pub(super) struct Channels {
     resize: Option<Inbound>,
     dialect: Dialect,
     link: Link,
+    /// How long the client gets nothing.
+    settle: Duration,
 }
 
 /// Waits until a SPDY client opened its streams.
@@ -100,6 +107,7 @@ pub(super) async fn spdy_channels(
         resize: resize.map(|(inbound, _)| inbound),
         dialect,
         link: connection.into_link(),
+        settle: Duration::ZERO,
     })
 }
 
@@ -120,6 +128,7 @@ pub(super) async fn ws_channels(
         resize: wanted.tty.then_some(resize),
         dialect,
         link,
+        settle: STREAMS_SETTLE,
     };
     // An empty message tells the client that the connection stands.
     let first = channels.stdout.as_ref().or(channels.stderr.as_ref()).unwrap_or(&channels.error);
@@ -129,17 +138,28 @@ pub(super) async fn ws_channels(
 
 /// Runs a session to its end. `start` is called once the channels stand, as its failure is told through them.
 pub(super) async fn run(channels: Channels, start: impl Future<Output = Result<Session, ApiError>>) {
-    let Channels { stdin, stdout, stderr, error, resize, dialect, link } = channels;
+    let Channels { stdin, stdout, stderr, error, resize, dialect, link, settle } = channels;
     let session = async {
-        let session = match start.await {
+        let session = match tokio::join!(start, tokio::time::sleep(settle)).0 {
             Ok(session) => session,
             Err(error) => return Err(error),
         };
         let (ended, has_ended) = watch::channel(false);
         let resizes = resizes(resize, session.resize);
+        let ends = session.ends_with_input && stdin.is_some();
+        let fed = async {
+            pump_in(stdin, session.stdin).await;
+            match ends {
+                true => tokio::time::sleep(LAST_WORDS).await,
+                false => std::future::pending().await,
+            }
+        };
         let inputs = async {
-            tokio::join!(pump_in(stdin, session.stdin), resizes);
-            std::future::pending::<()>().await;
+            let sized = async {
+                resizes.await;
+                std::future::pending::<()>().await;
+            };
+            tokio::select! { () = fed => {}, () = sized => {} }
         };
         let outputs = async {
             let done = async {
@@ -153,7 +173,7 @@ pub(super) async fn run(channels: Channels, start: impl Future<Output = Result<S
         };
         tokio::select! {
             result = outputs => result,
-            () = inputs => unreachable!("inputs are pending for ever"),
+            () = inputs => Ok(0),
         }
     };
     let closed = link.closed();

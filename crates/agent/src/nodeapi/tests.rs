@@ -63,6 +63,7 @@ impl NodeBackend for Fake {
                 Box::new(move |width, height| sizes.lock().push((width, height)))
                     as Box<dyn Fn(u16, u16) + Send + Sync>
             }),
+            ends_with_input: false,
             done: Box::pin(async move {
                 let _told = told;
                 Ok(child.wait().await.unwrap().code().unwrap())
@@ -72,8 +73,11 @@ impl NodeBackend for Fake {
 
     async fn attach(&self, target: &Target, spec: AttachSpec) -> Result<Session, ApiError> {
         let AttachSpec { stdin, stdout, stderr, tty } = spec;
-        let args = ["sh", "-c", "echo attached; cat"].map(String::from).to_vec();
-        self.exec(target, ExecSpec { args, tty, stdin, stdout, stderr }).await
+        let open = target.container == "open";
+        let script = if open { "echo attached; cat; sleep 600" } else { "echo attached; cat" };
+        let args = ["sh", "-c", script].map(String::from).to_vec();
+        let session = self.exec(target, ExecSpec { args, tty, stdin, stdout, stderr }).await?;
+        Ok(Session { ends_with_input: open, ..session })
     }
 
     async fn logs(&self, _: &Target, previous: bool) -> Result<LogSource, ApiError> {

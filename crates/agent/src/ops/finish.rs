@@ -1,8 +1,10 @@
 //! The end of a pod: status, tear-down, deletion; and sweeping what former agents left.
 
 use super::{Node, blocking};
+use crate::cpus;
 use crate::csi;
 use crate::decide::outcome::Outcome;
+use crate::dra;
 use crate::pod::PodView;
 use crate::statics::manifest;
 use crate::status::RESIZING;
@@ -13,9 +15,12 @@ use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Attempts to write a status over somebody else's writes.
 const CONFLICTS_MAX: u32 = 5;
+/// What others write into a pod's status.
+const FOREIGN: [&str; 2] = ["resourceClaimStatuses", "extendedResourceClaimStatus"];
 
 /// Writes a pod's status; conditions that others set meanwhile are kept.
 pub async fn write_status(node: Arc<Node>, pod: PodView, status: Value) -> Result<Arc<Object>, ApiError> {
@@ -32,7 +37,7 @@ pub async fn write_status(node: Arc<Node>, pod: PodView, status: Value) -> Resul
             return Err(ApiError::not_found(&PODS, &key.name));
         }
         let mut body = current.value().map_err(ApiError::internal)?;
-        body["status"] = with_foreign_conditions(status.clone(), &body["status"]);
+        body["status"] = with_foreign(status.clone(), &body["status"]);
         match node.client.update_status(&PODS, &key, body).await {
             Ok(object) => {
                 node.pods.observe(object.clone());
@@ -45,7 +50,11 @@ pub async fn write_status(node: Arc<Node>, pod: PodView, status: Value) -> Resul
     Err(ApiError::conflict(&PODS, &key.name, ApiError::MODIFIED))
 }
 
-fn with_foreign_conditions(mut status: Value, stored: &Value) -> Value {
+/// With the fields and conditions that are others'.
+fn with_foreign(mut status: Value, stored: &Value) -> Value {
+    for field in FOREIGN.iter().filter(|f| !stored[**f].is_null()) {
+        status[*field] = stored[*field].clone();
+    }
     let own = status["conditions"].as_array().cloned().unwrap_or_default();
     let known = |c: &Value| {
         own.iter().any(|o| o["type"] == c["type"]) || RESIZING.iter().any(|kind| c["type"] == *kind)
@@ -79,6 +88,14 @@ async fn remove(node: &Arc<Node>, uid: &str) -> Result<(), String> {
     node.user_ranges.lock().remove(uid);
     node.leases.lock().remove(uid);
     node.devices.release(uid).await;
+    cpus::release(node, uid).await;
+    match dra::unprepare(node, uid).await {
+        // A node that is emptied does not wait for drivers that are gone already.
+        Err(error) if node.csi.emptying.load(Ordering::Relaxed) => {
+            tracing::warn!(uid, error, "devices stay ready");
+        }
+        done => done?,
+    }
     csi::unpublish(node, uid).await?;
     let folder = node.facts.pod_dir(uid);
     blocking(move || remove_folder(&folder)).await?

@@ -13,6 +13,7 @@ mod tokens;
 mod volumes;
 
 pub use finish::{finalize, leftovers, remove_logs, remove_orphan, sweep, teardown, write_status};
+pub use prepare::{apparmor_enabled, selinux_enabled};
 pub use resize::resize;
 pub use sandbox::{Making, sandbox};
 pub use start::{Instance, Which, hook, probe, signal, start};
@@ -21,9 +22,11 @@ pub(crate) use tokens::token;
 pub use volumes::volumes;
 
 use crate::config::mounts::MountedVolume;
+use crate::cpus::Cpus;
 use crate::csi::Plugins;
 use crate::decide::Note;
 use crate::devices::Devices;
+use crate::dra::Dra;
 use crate::events::Recorder;
 use crate::eviction::Pressure;
 use crate::facts::NodeFacts;
@@ -43,6 +46,7 @@ use runtime::api::PodInfo;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 
 /// Sandboxes and containers made at the same time: more would only queue in the kernel.
@@ -88,6 +92,8 @@ pub struct Node {
     pub tokens: Mutex<BTreeMap<String, BTreeMap<TokenNeed, Token>>>,
     /// Images in use by pod UID and container.
     pub leases: Mutex<BTreeMap<String, BTreeMap<String, Lease>>>,
+    /// How long pods that do not run yet waited for images, by UID.
+    pub pulling: Mutex<BTreeMap<String, Duration>>,
     /// Static pods.
     pub statics: Mutex<Statics>,
     /// First ids of pods with user namespaces, by pod UID, from when they are asked for until their pod is gone.
@@ -102,6 +108,10 @@ pub struct Node {
     pub csi: Plugins,
     /// Devices of plug-ins.
     pub devices: Arc<Devices>,
+    /// Devices of claims.
+    pub dra: Dra,
+    /// CPUs of containers.
+    pub cpus: Cpus,
     /// Log drivers, where there are any.
     pub logging: OnceLock<Weak<Logging>>,
 }

@@ -13,11 +13,12 @@ use crate::volumes::subpath;
 use client::Object;
 use runtime::api::{ContainerSpec, LogSpec, Rootfs};
 use runtime::oci;
+use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 /// Rotation of container logs (the kubelet's figures).
 const LOG_BYTES_MAX: u64 = 10 << 20;
@@ -61,6 +62,7 @@ pub(super) fn prepare(node: &Node, start: Start) -> Result<(ContainerSpec, Facts
     };
     let context = container.spec.security_context.as_ref();
     let privileged = context.and_then(|c| c.privileged).unwrap_or(false);
+    let cdi = node.dra.cdi_names(&pod, &container);
     let input = ContainerInput {
         pod: &pod,
         container: &container,
@@ -78,9 +80,11 @@ pub(super) fn prepare(node: &Node, start: Start) -> Result<(ContainerSpec, Facts
         host_devices: if privileged { host_devices() } else { Vec::new() },
         edits: node
             .devices
-            .edits(pod.uid(), container.name(), &|path| found_device(path, path))
+            .edits(pod.uid(), container.name(), cdi, &|path| found_device(path, path))
             .map_err(|e| config_failure(ConfigError::Create(e)))?,
         local_seccomp: local_profile(facts, &pod, &container),
+        armour: apparmor_enabled().then(loaded_armour),
+        labels: selinux_enabled(),
     };
     let mut env = env::environment(&input).map_err(config_failure)?;
     for (name, value) in &input.edits.weak_env {
@@ -107,9 +111,8 @@ pub(super) fn prepare(node: &Node, start: Start) -> Result<(ContainerSpec, Facts
         resources: Some(Box::new(container.spec.resources.clone().unwrap_or_default())),
     };
     let name = container.name();
-    let on_disk =
-        |e: io::Error| config_failure(ConfigError::Create(format!("preparing container folder: {e}")));
-    make_termination_log(facts, &pod, name, attempt).map_err(on_disk)?;
+    make_termination_log(facts, &pod, name, attempt)
+        .map_err(|e| config_failure(ConfigError::Create(format!("preparing container folder: {e}"))))?;
     let logs = facts.log_folder(pod.namespace(), pod.name(), pod.uid()).join(name);
     drop_old_logs(&logs, attempt);
     let scratch = facts.pod_dir(pod.uid()).join("containers").join(name).join(format!("rw-{attempt}"));
@@ -163,7 +166,7 @@ fn make_sub_paths(
     let memory = config::sandbox::memory_volumes(pod);
     for sub in list {
         let Some(volume) = mounted.get(&sub.volume) else { continue };
-        let in_memory = memory.iter().any(|(name, _)| *name == sub.volume);
+        let in_memory = memory.iter().any(|m| m.name == sub.volume);
         let root = match node.live(pod.uid()) {
             Some(live) if in_memory => in_shim(live.shim_pid, &volume.path),
             _ => volume.path.clone(),
@@ -184,6 +187,26 @@ fn local_profile(
     let name = own.or(pods)?.localhost_profile.as_deref()?;
     let text = subpath::read_text(&facts.data_dir.join("seccomp"), name, PROFILE_MAX)?;
     serde_json::from_str(&text).ok()
+}
+
+/// Does the kernel confine by AppArmor? It is decided when the machine starts.
+pub fn apparmor_enabled() -> bool {
+    static ENABLED: LazyLock<bool> = LazyLock::new(|| {
+        std::fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|t| t.starts_with('Y'))
+    });
+    *ENABLED
+}
+
+/// Does it label by SELinux?
+pub fn selinux_enabled() -> bool {
+    static ENABLED: LazyLock<bool> = LazyLock::new(|| Path::new("/sys/fs/selinux/enforce").exists());
+    *ENABLED
+}
+
+/// The names in lines such as `docker-default (enforce)`.
+fn loaded_armour() -> BTreeSet<String> {
+    let text = std::fs::read_to_string("/sys/kernel/security/apparmor/profiles").unwrap_or_default();
+    text.lines().filter_map(|l| Some(l.rsplit_once(" (")?.0.to_string())).collect()
 }
 
 /// A device node under another path; `None`: it is something else.

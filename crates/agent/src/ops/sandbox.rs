@@ -3,11 +3,12 @@
 use super::{Node, blocking};
 use crate::config::{
     files,
-    sandbox::{memory_volumes, pod_spec},
+    sandbox::{MemoryVolume, memory_volumes, pod_spec},
     users,
 };
 use crate::decide::outcome::Outcome;
 use crate::pod::PodView;
+use crate::stats::own::{self, Made};
 use crate::volumes::{IN_MEMORY, open_to_all};
 use client::ObjectKey;
 use k8s_openapi::api::node::v1::RuntimeClass;
@@ -17,6 +18,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Says, as long as it lives, that a pod's sandbox is being made.
 pub struct Making(Arc<Node>, String);
@@ -43,7 +45,11 @@ impl Drop for Making {
 pub async fn sandbox(making: Making, pod: PodView) -> Outcome {
     let node = making.0.clone();
     let _permit = node.making.acquire().await;
-    Outcome::Sandbox(make(&node, &pod).await)
+    let begun = Instant::now();
+    let result = make(&node, &pod).await;
+    let handler = node.live(pod.uid()).and_then(|live| live.spec.handler).unwrap_or_default();
+    own::done(Made::Pod(&handler), begun, &result);
+    Outcome::Sandbox(result)
 }
 
 async fn make(node: &Arc<Node>, pod: &PodView) -> Result<Vec<IpAddr>, String> {
@@ -98,13 +104,22 @@ fn user_range(node: &Node, uid: &str) -> Result<UserRange, String> {
     if let Some(first) = given.get(uid).filter(|first| !running.contains(first)) {
         return Ok(UserRange { first: *first, size: users::RANGE_SIZE });
     }
-    let taken: BTreeSet<u32> = given.values().copied().chain(running).collect();
-    // Pods that are on their way out still have theirs.
-    let most = node.facts.max_pods.saturating_mul(2);
-    let range =
-        users::free_range(&taken, most).ok_or("could not find an empty slot to allocate a user namespace")?;
+    let own = given.values().copied().chain(running).map(|first| (first, users::RANGE_SIZE));
+    let taken: Vec<(u32, u32)> = own.chain(others_ranges()).collect();
+    let range = users::free_range(&taken, node.runtime.cgroup_root())
+        .ok_or("could not find an empty slot to allocate a user namespace")?;
     given.insert(uid.into(), range.first);
     Ok(range)
+}
+
+/// Ids that somebody on this machine has: processes (of other instances, of other engines) and users by their files.
+fn others_ranges() -> Vec<(u32, u32)> {
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let maps = processes.filter(|p| p.file_name().as_encoded_bytes().first().is_some_and(u8::is_ascii_digit));
+    let files = maps.map(|p| p.path().join("uid_map")).chain(["/etc/subuid".into()]);
+    let all: BTreeSet<(u32, u32)> =
+        files.filter_map(|f| std::fs::read_to_string(f).ok()).flat_map(|text| users::ranges(&text)).collect();
+    all.into_iter().collect()
 }
 
 /// The RuntimeClass's handler; `None`: Gantry's own runtime.
@@ -121,7 +136,7 @@ async fn handler(node: &Node, pod: &PodView) -> Result<Option<String>, String> {
 fn open_memory_volumes(node: &Node, pod: &PodView, shim: i32) -> Result<(), String> {
     let group =
         pod.spec().security_context.as_ref().and_then(|s| s.fs_group).and_then(|g| u32::try_from(g).ok());
-    for (name, _) in memory_volumes(pod) {
+    for MemoryVolume { name, .. } in memory_volumes(pod) {
         let path = in_shim(shim, &node.facts.volume_dir(pod.uid(), &name));
         open_to_all(&path, group, IN_MEMORY).map_err(|e| format!("opening memory volume {name}: {e}"))?;
     }

@@ -3,21 +3,25 @@
 use super::prepare::{Start, config_failure, prepare};
 use super::{Mounted, Node, blocking, instance_id, pod_ip};
 use crate::config::ConfigError;
+use crate::cpus;
 use crate::decide::outcome::{Outcome, StartFailure, StartStep};
 use crate::decide::{HookKind, Signal};
 use crate::images;
 use crate::pod::{ContainerView, PodView};
 use crate::probes::{Check, Subject};
 use crate::state::{Facts, ProbeKind, Terminated};
+use crate::stats::own::{self, Made};
 use crate::volumes::references;
 use jiff::{SignedDuration, Timestamp};
 use runtime::api::ContainerState;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A hook without a deadline of its own ends then.
 const HOOK_MAX: Duration = Duration::from_secs(3600);
+/// A hook that overruns is no longer waited for, but ends with its container, which is killed within this time.
+const HOOK_LEFT: Duration = Duration::from_secs(5);
 
 /// The instance to start.
 pub struct Instance {
@@ -39,7 +43,12 @@ pub struct Instance {
 pub async fn start(node: Arc<Node>, instance: Instance) -> Outcome {
     let (container, attempt) = (instance.container.clone(), instance.attempt);
     let result = match instance.pod.container(&container).cloned() {
-        Some(view) => try_start(&node, instance, view).await,
+        Some(view) => {
+            let (begun, made) = (Instant::now(), Made::Container(view.role));
+            let result = try_start(&node, instance, view).await;
+            own::done(made, begun, &result);
+            result
+        }
         None => Err(config_failure(ConfigError::Config("the pod has no such container".into()))),
     };
     Outcome::Started { container, attempt, result }
@@ -76,8 +85,9 @@ async fn try_start(
     let work = Start { pod: pod.clone(), container, attempt, last, mounted, ips, objects, services, found };
     let shared = node.clone();
     let prepared = blocking(move || prepare(&shared, work)).await;
-    let (spec, facts) = prepared.map_err(|e| config_failure(ConfigError::Create(e)))??;
+    let (mut spec, facts) = prepared.map_err(|e| config_failure(ConfigError::Create(e)))??;
     let (uid, id) = (pod.uid(), spec.id.clone());
+    spec.config.linux.resources.cpu.cpus = node.cpus.of(uid, &name);
     let before: Vec<String> = node.live(uid).map_or_else(Vec::new, |live| {
         let same = live.containers.into_iter().filter(|c| c.spec.name == name);
         same.map(|c| c.spec.id).collect()
@@ -87,6 +97,8 @@ async fn try_start(
         node.runtime.remove_container(uid, &id).await.map_err(|e| create_failure(&e))?;
     }
     node.runtime.create_container(uid, spec).await.map_err(|e| create_failure(&e))?;
+    // Others may have got CPUs meanwhile.
+    cpus::confine(node, uid, (&id, &name)).await;
     node.note(&pod, "Created", &name, "Container created".into());
     if let Err(error) = node.runtime.start_container(uid, &id).await {
         return Err(StartFailure {
@@ -139,7 +151,7 @@ pub async fn hook(node: Arc<Node>, which: Which, kind: HookKind, within: Option<
 }
 
 async fn run_hook(
-    node: &Node,
+    node: &Arc<Node>,
     which: &Which,
     kind: HookKind,
     within: Option<SignedDuration>,
@@ -157,9 +169,16 @@ async fn run_hook(
     };
     let check = Check::of_hook(handler, container, &pod_ip(node, &which.pod, &which.ips))?;
     let id = instance_id(&which.container, which.attempt);
-    let subject = Subject { uid: which.pod.uid(), id: &id };
-    let ran = tokio::time::timeout(within, check.run(&node.runtime, &subject, within)).await;
-    ran.unwrap_or_else(|_| Err("the hook did not end in time".into()))
+    let (node, uid) = (node.clone(), which.pod.uid().to_string());
+    let hook = tokio::spawn(async move {
+        let subject = Subject { uid: &uid, id: &id };
+        check.run(&node.runtime, &subject, within.saturating_add(HOOK_LEFT)).await
+    });
+    match tokio::time::timeout(within, hook).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err("the hook did not end in time".into()),
+    }
 }
 
 /// Runs a probe once.

@@ -1,8 +1,10 @@
-//! Mounting a pod's volumes: gather objects and tokens, then write on a blocking thread.
+//! Mounting a pod's volumes: gather objects and tokens, then write on a blocking thread. Before that the devices of its
+//! claims are made ready.
 
 use super::{Mounted, Node, blocking, claims::claims, tokens::tokens};
 use crate::csi;
 use crate::decide::outcome::{Outcome, StartFailure};
+use crate::dra;
 use crate::images;
 use crate::pod::PodView;
 use crate::volumes::memory_sources;
@@ -63,6 +65,9 @@ async fn image_layers(node: &Node, pod: &PodView) -> Result<ImageLayers, (String
 
 /// Mounts (or refreshes) all volumes.
 pub async fn volumes(node: Arc<Node>, pod: PodView) -> (Outcome, Option<Mounted>) {
+    if let Err(why) = dra::prepare(&node, &pod).await {
+        return (Outcome::Claims(format!("prepare dynamic resources: {why}")), None);
+    }
     if pod.spec().volumes.as_ref().is_none_or(Vec::is_empty) {
         return (Outcome::Volumes(Ok(None)), Some(Mounted::default()));
     }

@@ -32,6 +32,8 @@ const COALESCE: Duration = Duration::from_millis(2);
 const RETRY: Backoff = Backoff { base: Duration::from_millis(100), factor: 2, max: Duration::from_secs(30) };
 /// The label that ties a slice to its Service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// The label of a node's zone.
+const ZONE: &str = "topology.kubernetes.io/zone";
 /// Labels of a Service that somebody else, or nobody, is to make reachable.
 const NOT_OURS: [&str; 2] = ["service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless"];
 
@@ -44,18 +46,23 @@ pub fn start(
 ) -> JoinHandle<()> {
     let all = ListOptions::default;
     let services = Cache::start(client.clone(), gvr::SERVICES, all());
-    let slices = Cache::start(client, gvr::ENDPOINT_SLICES, all());
+    let slices = Cache::start(client.clone(), gvr::ENDPOINT_SLICES, all());
+    let own = ListOptions { field_selector: format!("metadata.name={node}"), ..all() };
+    let own = Cache::start(client, gvr::NODES, own);
     tokio::spawn(async move {
-        for cache in [&services, &slices] {
+        for cache in [&services, &slices, &own] {
             cache.wait_synced().await;
         }
-        let mut changes = [services.changed(), slices.changed()];
+        let mut changes = [services.changed(), slices.changed(), own.changed()];
         let mut applied = None;
         let mut failures = 0;
         loop {
             changes.iter_mut().for_each(|c| drop(c.borrow_and_update()));
+            let zone =
+                own.list().first().and_then(|n| n.meta().labels.get(ZONE).cloned()).unwrap_or_default();
+            let here = Here { node: &node, zone: &zone };
             let wanted = (
-                all_service_ports(&services.list(), &slices.list(), &node),
+                all_service_ports(&services.list(), &slices.list(), here),
                 host_ports.borrow_and_update().clone(),
             );
             if applied.as_ref() != Some(&wanted) {
@@ -75,11 +82,18 @@ pub fn start(
                     Err(_) => return,
                 }
             }
-            let [a, b] = &mut changes;
-            tokio::select! { _ = a.changed() => {}, _ = b.changed() => {}, gone = host_ports.changed() => if gone.is_err() { return } }
+            let [a, b, c] = &mut changes;
+            tokio::select! { _ = a.changed() => {}, _ = b.changed() => {}, _ = c.changed() => {}, gone = host_ports.changed() => if gone.is_err() { return } }
             tokio::time::sleep(COALESCE).await;
         }
     })
+}
+
+/// Where traffic starts.
+#[derive(Clone, Copy)]
+struct Here<'a> {
+    node: &'a str,
+    zone: &'a str,
 }
 
 /// The slices of each Service, by namespace and name.
@@ -93,13 +107,13 @@ fn by_service(slices: &[Arc<Object>]) -> BTreeMap<(Arc<str>, String), Vec<Arc<di
     map
 }
 
-fn all_service_ports(services: &[Arc<Object>], slices: &[Arc<Object>], node: &str) -> Vec<ServicePort> {
+fn all_service_ports(services: &[Arc<Object>], slices: &[Arc<Object>], here: Here) -> Vec<ServicePort> {
     let slices = by_service(slices);
     let mut ports = Vec::new();
     for object in services {
         let Ok(service) = object.view::<core::Service>() else { continue };
         let own = slices.get(&(object.key.namespace.clone(), object.key.name.to_string()));
-        ports.extend(service_ports(&object.key.to_string(), &service, own.map_or(&[], |s| s), node));
+        ports.extend(service_ports(&object.key.to_string(), &service, own.map_or(&[], |s| s), here));
     }
     ports
 }
@@ -122,7 +136,7 @@ fn service_ports(
     name: &str,
     service: &core::Service,
     slices: &[Arc<discovery::EndpointSlice>],
-    node: &str,
+    here: Here,
 ) -> Vec<ServicePort> {
     let ours = !service.metadata.labels.iter().flatten().any(|(label, _)| NOT_OURS.contains(&label.as_str()));
     let wanted = |s: &&core::ServiceSpec| ours && s.type_.as_deref() != Some("ExternalName");
@@ -152,7 +166,7 @@ fn service_ports(
             protocol: protocol(port.protocol.as_deref()),
             port: port_of(port.port)?,
             node_port: port.node_port.and_then(port_of).filter(|p| *p > 0),
-            endpoints: endpoints(port, slices, node),
+            endpoints: endpoints(port, slices, here),
             affinity_secs,
             external_local: spec.external_traffic_policy.as_deref() == Some("Local"),
             internal_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
@@ -161,13 +175,14 @@ fn service_ports(
     spec.ports.iter().flatten().filter_map(make).collect()
 }
 
-/// The endpoints that may receive: the ready ones; where there is none, those that serve while they leave.
+/// The endpoints that may receive: the ready ones; where there is none (here, for policies of `Local`), those that
+/// serve while they leave.
 fn endpoints(
     port: &core::ServicePort,
     slices: &[Arc<discovery::EndpointSlice>],
-    node: &str,
+    here: Here,
 ) -> Vec<Endpoint> {
-    let (mut ready, mut leaving) = (BTreeSet::new(), BTreeSet::new());
+    let (mut ready, mut leaving) = (Vec::new(), BTreeSet::new());
     for slice in slices.iter().filter(|s| s.address_type == "IPv4") {
         let same = |p: &&discovery::EndpointPort| {
             p.name.as_deref().unwrap_or_default() == port.name.as_deref().unwrap_or_default()
@@ -176,21 +191,59 @@ fn endpoints(
         let number = slice.ports.iter().flatten().find(same).and_then(|p| p.port);
         let Some(number) = number.and_then(|n| u16::try_from(n).ok()) else { continue };
         for endpoint in slice.endpoints.iter().flatten() {
-            let local = endpoint.node_name.as_deref() == Some(node);
+            let local = endpoint.node_name.as_deref() == Some(here.node);
             let conditions = endpoint.conditions.as_ref();
             let is_ready = conditions.and_then(|c| c.ready) != Some(false);
             let serves = conditions.is_some_and(|c| c.serving == Some(true) && c.terminating == Some(true));
             for ip in endpoint.addresses.iter().filter_map(|a| a.parse().ok()) {
-                let endpoint = Endpoint { ip, port: number, local };
+                let one = Endpoint { ip, port: number, local, far: false };
                 if is_ready {
-                    ready.insert(endpoint);
+                    ready.push((one, endpoint.hints.as_ref()));
                 } else if serves {
-                    leaving.insert(endpoint);
+                    leaving.insert(one);
                 }
             }
         }
     }
-    if ready.is_empty() { leaving } else { ready }.into_iter().collect()
+    if ready.is_empty() {
+        return leaving.into_iter().collect();
+    }
+    let near = nearness(&ready, here);
+    let last_local = !ready.iter().any(|(endpoint, _)| endpoint.local);
+    let placed = ready.into_iter().map(|(endpoint, hints)| Endpoint { far: !near(hints, here), ..endpoint });
+    let mut all: BTreeSet<Endpoint> = placed.collect();
+    if last_local {
+        // Policies of `Local` keep to the node's own until the last one has left.
+        all.extend(
+            leaving.into_iter().filter(|e| e.local).map(|endpoint| Endpoint { far: true, ..endpoint }),
+        );
+    }
+    all.into_iter().collect()
+}
+
+type Hints<'a> = Option<&'a discovery::EndpointHints>;
+type Near = fn(Hints, Here) -> bool;
+
+fn hinted_at_node(hints: Hints, here: Here) -> bool {
+    hints.iter().flat_map(|h| h.for_nodes.iter().flatten()).any(|n| n.name == here.node)
+}
+
+fn hinted_at_zone(hints: Hints, here: Here) -> bool {
+    hints.iter().flat_map(|h| h.for_zones.iter().flatten()).any(|z| z.name == here.zone)
+}
+
+/// How near endpoints must be: of this node, else of its zone; else all count. A hint that not every endpoint has says
+/// nothing (slices may be older than the wish), nor do hints of which none is for here.
+fn nearness(ready: &[(Endpoint, Hints)], here: Here) -> Near {
+    let all = |has: fn(&discovery::EndpointHints) -> bool| ready.iter().all(|(_, h)| h.is_some_and(has));
+    let any = |near: Near| ready.iter().any(|(_, hints)| near(*hints, here));
+    if all(|h| h.for_nodes.as_ref().is_some_and(|n| !n.is_empty())) && any(hinted_at_node) {
+        return hinted_at_node;
+    }
+    if all(|h| h.for_zones.as_ref().is_some_and(|z| !z.is_empty())) && any(hinted_at_zone) {
+        return hinted_at_zone;
+    }
+    |_, _| true
 }
 
 #[cfg(test)]
@@ -211,7 +264,7 @@ mod tests {
     fn labelled(labels: Value, spec: Value, endpoints: Value) -> Vec<ServicePort> {
         let service = serde_json::from_value(json!({"metadata": {"labels": labels}, "spec": spec,
             "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.1", "ipMode": "VIP"}]}}}));
-        service_ports("n/s", &service.unwrap(), &[slice(endpoints)], "here")
+        service_ports("n/s", &service.unwrap(), &[slice(endpoints)], Here { node: "here", zone: "z" })
     }
 
     #[test]
@@ -243,11 +296,38 @@ mod tests {
     }
 
     #[test]
+    fn hints_hold_when_all_endpoints_have_them_and_one_is_for_here() {
+        let near = |hints: [Value; 3]| -> Vec<u8> {
+            let one = |(number, hints)| json!({"addresses": [format!("10.1.0.{number}")], "conditions": {"ready": true}, "hints": hints});
+            let spec = json!({"clusterIP": "10.0.0.1", "ports": [{"name": "http", "port": 80}]});
+            let all = ports(spec, Value::Array((1..).zip(hints).map(one).collect()));
+            all[0].endpoints.iter().filter(|e| !e.far).map(|e| e.ip.octets()[3]).collect()
+        };
+        let hint =
+            |node: &str, zone: &str| json!({"forNodes": [{"name": node}], "forZones": [{"name": zone}]});
+        let zone = |zone: &str| json!({"forZones": [{"name": zone}]});
+        assert_eq!(near([hint("here", "z"), hint("x", "z"), hint("y", "w")]), [1], "the node's own");
+        assert_eq!(
+            near([hint("v", "z"), hint("x", "z"), hint("y", "w")]),
+            [1, 2],
+            "none is the node's: its zone's"
+        );
+        assert_eq!(near([hint("here", "z"), zone("z"), zone("w")]), [1, 2], "a node hint is missing");
+        assert_eq!(near([zone("z"), zone("w"), Value::Null]), [1, 2, 3], "a zone hint is missing");
+        assert_eq!(near([zone("w"), zone("w"), zone("v")]), [1, 2, 3], "nothing in this zone");
+    }
+
+    #[test]
     fn leaving_endpoints_serve_when_no_other_does() {
         let spec = json!({"clusterIP": "10.0.0.1", "ports": [{"name": "http", "port": 80}]});
         let leaving = json!([{"addresses": ["10.1.0.3"],
             "conditions": {"ready": false, "serving": true, "terminating": true}}]);
-        assert_eq!(ports(spec, leaving)[0].endpoints[0].ip, Ipv4Addr::new(10, 1, 0, 3));
+        assert_eq!(ports(spec.clone(), leaving)[0].endpoints[0].ip, Ipv4Addr::new(10, 1, 0, 3));
+        let own = json!([{"addresses": ["10.1.0.3"], "nodeName": "here",
+                "conditions": {"ready": false, "serving": true, "terminating": true}},
+            {"addresses": ["10.1.0.4"], "nodeName": "there"}]);
+        let all: Vec<_> = ports(spec, own)[0].endpoints.iter().map(|e| (e.local, e.far)).collect();
+        assert_eq!(all, [(true, true), (false, false)], "for policies of Local only");
         assert!(ports(json!({"clusterIP": "None", "ports": []}), json!([])).is_empty());
     }
 }

@@ -22,6 +22,8 @@ use std::time::Duration;
 const LOOK_EVERY: Duration = Duration::from_secs(20);
 /// A mirror that could not be written is tried again then.
 const RETRY: Duration = Duration::from_secs(2);
+/// The mirror of a pod that is on its way out is looked at again then.
+const LEAVING: Duration = Duration::from_millis(500);
 /// A file that is written in several steps is read once.
 const SETTLES: Duration = Duration::from_millis(100);
 /// Larger manifests are not read.
@@ -76,7 +78,11 @@ pub fn start(node: Arc<Node>, inbox: Arc<Inbox>, folder: Option<PathBuf>) -> imp
         node.this.wait_synced().await;
         match folder {
             Some(folder) => run(node, inbox, folder).await,
-            None => drop(reflect(&node).await),
+            None => {
+                while matches!(reflect(&node).await, Ok(true)) {
+                    tokio::time::sleep(LEAVING).await;
+                }
+            }
         }
     }
 }
@@ -86,7 +92,8 @@ async fn run(node: Arc<Node>, inbox: Arc<Inbox>, folder: PathBuf) {
     let mut pods = node.pods.changed();
     loop {
         let again = match reflect(&node).await {
-            Ok(()) => LOOK_EVERY,
+            Ok(true) => LEAVING,
+            Ok(false) => LOOK_EVERY,
             Err(error) => {
                 tracing::debug!(%error, "a mirror pod was not written");
                 RETRY
@@ -102,14 +109,19 @@ async fn run(node: Arc<Node>, inbox: Arc<Inbox>, folder: PathBuf) {
     }
 }
 
-/// Makes the API's mirrors agree with the static pods.
-async fn reflect(node: &Node) -> Result<(), ApiError> {
+/// Makes the API's mirrors agree with the static pods; true when some stay for pods that still end.
+async fn reflect(node: &Node) -> Result<bool, ApiError> {
     let statics = node.statics.lock().clone();
-    let mut outcome = Ok(());
+    let mut outcome = Ok(false);
     for object in node.pods.list() {
         let Some(hash) = manifest::mirrored(&object) else { continue };
         let current = statics.get(&object.key).is_some_and(|s| s.uid() == hash);
         if current && object.meta().deletion_timestamp.is_none() {
+            continue;
+        }
+        if !current && node.live(hash).is_some() {
+            // It is shown as long as it runs.
+            outcome = Ok(true);
             continue;
         }
         let uid = Some(object.uid().to_string());

@@ -3,10 +3,10 @@
 //! A series has the labels `container`, `id`, `image`, `name`, `namespace` and `pod`; those of a pod's own cgroup have
 //! no `container` and `image`, those of all pods and of the machine no pod either, as cAdvisor's.
 
-use super::kernel::Device;
+use super::kernel::{Device, Machine};
 use super::text::{Text, moment, seconds};
 use super::{PodStats, Stats};
-use runtime::api::Usage;
+use runtime::api::{Pressure, Stall, Usage};
 use runtime::oci::Resources;
 
 type Pair = (&'static str, &'static str);
@@ -71,10 +71,17 @@ const ROWS: &[Row] = &[
         &[("failure_type", "pgmajfault"), ("scope", "hierarchy")],
         |u| u.faults[1],
     ),
+    ("memory_kernel_usage", GAUGE, "Size of kernel memory allocated in bytes.", &[], |u| u.kernel_bytes),
     ("memory_mapped_file", GAUGE, "Size of memory mapped files in bytes.", &[], |u| u.mapped_bytes),
     ("memory_max_usage_bytes", GAUGE, "Maximum memory usage recorded in bytes", &[], |u| u.peak_bytes),
     ("memory_rss", GAUGE, "Size of RSS in bytes.", &[], |u| u.rss_bytes),
     ("memory_swap", GAUGE, "Container swap usage in bytes.", &[], |u| u.swap_bytes),
+    ("memory_total_active_file_bytes", GAUGE, "Current total active file in bytes.", &[], |u| {
+        u.file_bytes[0]
+    }),
+    ("memory_total_inactive_file_bytes", GAUGE, "Current total inactive file in bytes.", &[], |u| {
+        u.file_bytes[1]
+    }),
     ("memory_usage_bytes", GAUGE, "Current memory usage in bytes, including all memory", &[], |u| {
         u.memory_bytes
     }),
@@ -83,7 +90,18 @@ const ROWS: &[Row] = &[
         u.oom_kills
     }),
     ("processes", GAUGE, "Number of processes running inside the container.", &[], |u| u.pids),
+    ("threads", GAUGE, "Number of threads running inside the container", &[], |u| u.pids),
+    (
+        "threads_max",
+        GAUGE,
+        "Maximum number of threads allowed inside the container, infinity if value is zero",
+        &[],
+        |u| u.pids_max,
+    ),
 ];
+
+/// Series of what waited: the resource's place in a cgroup's pressure, its name, and how upstream writes it.
+const PRESSURE: [(usize, &str, &str); 3] = [(0, "cpu", "CPU"), (1, "memory", "memory"), (2, "io", "IO")];
 
 /// Limits of a container: name, help, value; without one there is no series, but for memory, where 0 is none.
 type Limit = (&'static str, &'static str, fn(&Resources) -> Option<i64>);
@@ -150,18 +168,7 @@ impl Shown<'_> {
 /// The text. `root` is the instance's cgroup.
 pub fn text(stats: &Stats, root: &str) -> String {
     let machine = &stats.machine;
-    let whole = Usage {
-        cpu_ns: machine.cpu_ns,
-        memory_bytes: machine.used(),
-        working_set_bytes: machine.working_set(),
-        rss_bytes: machine.memory("AnonPages"),
-        cache_bytes: machine.memory("Cached"),
-        mapped_bytes: machine.memory("Mapped"),
-        swap_bytes: machine.swap_used(),
-        faults: machine.faults,
-        pids: machine.tasks[0],
-        ..Usage::default()
-    };
+    let whole = machine.usage();
     let mut shown = vec![
         group("/".into(), machine.at_ms, &whole, &machine.devices),
         group(format!("/{root}"), machine.at_ms, &stats.all, &[]),
@@ -182,8 +189,10 @@ pub fn text(stats: &Stats, root: &str) -> String {
         text.single(name, GAUGE, help, value);
     }
     usages(&mut text, &shown);
+    pressure(&mut text, &shown);
     limits(&mut text, &shown);
     network(&mut text, &shown);
+    file_system(&mut text, &shown[0], machine);
     let error = "1 if there was an error while getting container metrics, 0 otherwise";
     text.single("container_scrape_error", GAUGE, error, 0);
     text.finish()
@@ -243,6 +252,50 @@ fn usages(text: &mut Text, shown: &[Shown]) {
     }
 }
 
+fn pressure(text: &mut Text, shown: &[Shown]) {
+    for (place, resource, word) in PRESSURE {
+        let stalled = format!(
+            "Total time duration no tasks in the container could make progress due to {word} congestion."
+        );
+        let waiting =
+            format!("Total time duration tasks in the container have waited due to {word} congestion.");
+        let full: fn(&Pressure) -> Stall = |p| p.full;
+        for (kind, help, stall) in [("stalled", stalled, full), ("waiting", waiting, |p| p.some)] {
+            let name = format!("container_pressure_{resource}_{kind}_seconds_total");
+            text.family(&name, COUNTER, &help);
+            for one in shown {
+                if let Some(pressure) = &one.usage.pressure[place] {
+                    let value = seconds(stall(pressure).total_us.saturating_mul(1000));
+                    text.sample(&name, &one.labels(&[]), value, Some(one.at_ms));
+                }
+            }
+        }
+    }
+}
+
+/// The disk that pods are on, as the machine's.
+fn file_system(text: &mut Text, machine: &Shown, figures: &Machine) {
+    let Some(disk) = &figures.disk else { return };
+    for (name, help, value) in [
+        ("inodes_free", "Number of available Inodes", disk.inodes[1]),
+        ("inodes_total", "Number of Inodes", disk.inodes[0]),
+        (
+            "limit_bytes",
+            "Number of bytes that can be consumed by the container on this filesystem.",
+            disk.bytes[0],
+        ),
+        (
+            "usage_bytes",
+            "Number of bytes that are consumed by the container on this filesystem.",
+            disk.bytes[0].saturating_sub(disk.bytes[1]),
+        ),
+    ] {
+        let name = format!("container_fs_{name}");
+        text.family(&name, GAUGE, help);
+        text.sample(&name, &machine.labels(&[("device", &disk.device)]), value, Some(machine.at_ms));
+    }
+}
+
 fn limits(text: &mut Text, shown: &[Shown]) {
     for (name, help, value) in LIMITS {
         let name = format!("container_{name}");
@@ -286,6 +339,9 @@ mod tests {
                 "container_cpu_usage_seconds_total{{container=\"c\",cpu=\"total\",{of}}} 1.5 1700000000500"
             ),
             format!("container_memory_working_set_bytes{{container=\"c\",{of}}} 4096 1700000000500"),
+            format!(
+                "container_pressure_cpu_waiting_seconds_total{{container=\"c\",{of}}} 0.000007 1700000000500"
+            ),
             format!("container_spec_cpu_quota{{container=\"c\",{of}}} 50000 1700000000500"),
             format!("container_spec_cpu_period{{container=\"c\",{of}}} 100000 1700000000500"),
             "container_network_receive_bytes_total{container=\"\",id=\"/gantry/burstable/podu\",image=\"\",\

@@ -6,11 +6,14 @@ use crate::pod::PodView;
 use k8s_openapi::api::core::v1::Volume;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// A younger walk is good enough (the kubelet's figure).
 const FRESH: Duration = Duration::from_secs(60);
+
+/// The same for images, which change rarely and have many files.
+const IMAGES_FRESH: Duration = Duration::from_secs(600);
 
 /// Bytes and files.
 pub type Used = (u64, u64);
@@ -28,23 +31,39 @@ pub struct OnDisk {
     pub volumes: BTreeMap<String, (PathBuf, Used)>,
 }
 
-/// What was walked lately, by pod UID.
+/// What was walked lately.
 #[derive(Default)]
-pub struct DiskCache(Mutex<BTreeMap<String, (Instant, OnDisk)>>);
+pub struct DiskCache {
+    pods: Mutex<BTreeMap<String, (Instant, OnDisk)>>,
+    images: Mutex<Option<(Instant, u64)>>,
+}
 
 impl DiskCache {
     /// What a pod has on disk, not older than [`FRESH`].
     pub fn of(&self, facts: &NodeFacts, pod: &PodView) -> OnDisk {
         let known = {
-            let mut known = self.0.lock();
+            let mut known = self.pods.lock();
             known.retain(|_, (at, _)| at.elapsed() < FRESH);
             known.get(pod.uid()).map(|(_, found)| found.clone())
         };
         known.unwrap_or_else(|| {
             let found = look(facts, pod);
-            self.0.lock().insert(pod.uid().into(), (Instant::now(), found.clone()));
+            self.pods.lock().insert(pod.uid().into(), (Instant::now(), found.clone()));
             found
         })
+    }
+
+    /// How many files the images have, not older than [`IMAGES_FRESH`].
+    pub fn files(&self, images: &Path) -> u64 {
+        let known = *self.images.lock();
+        match known.filter(|(at, _)| at.elapsed() < IMAGES_FRESH) {
+            Some((_, files)) => files,
+            None => {
+                let files = walk(images).1;
+                *self.images.lock() = Some((Instant::now(), files));
+                files
+            }
+        }
     }
 }
 

@@ -1,6 +1,8 @@
 //! What the kernel says of the machine and of network devices. The parsers are pure.
 
+use runtime::api::{Pressure, Usage};
 use std::collections::BTreeMap;
+use std::path::Path;
 
 /// Nanoseconds of a clock tick of `/proc/stat`: always 100 a second for programs.
 const TICK_NS: u64 = 10_000_000;
@@ -24,6 +26,23 @@ pub struct Machine {
     pub tasks: [u64; 2],
     /// Network devices.
     pub devices: Vec<Device>,
+    /// The disk that pods are on.
+    pub disk: Option<Disk>,
+    /// How long work waited for CPU, memory and disks.
+    pub pressure: [Option<Pressure>; 3],
+    /// This process: the agent, and all else that is in it.
+    pub own: Usage,
+}
+
+/// A file system.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Disk {
+    /// `/dev/vda`.
+    pub device: String,
+    /// Bytes: all, and those that are free.
+    pub bytes: [u64; 2],
+    /// The same of inodes.
+    pub inodes: [u64; 2],
 }
 
 /// A network device's counters.
@@ -42,8 +61,8 @@ fn read(path: &str) -> String {
 }
 
 impl Machine {
-    /// As it is now.
-    pub fn read() -> Machine {
+    /// As it is now; `data` is where pods are on disk.
+    pub fn read(data: &Path) -> Machine {
         let most = ["/proc/sys/kernel/pid_max", "/proc/sys/kernel/threads-max"];
         let most = most.iter().filter_map(|path| read(path).trim().parse().ok()).min();
         let tasks = read("/proc/loadavg");
@@ -58,6 +77,10 @@ impl Machine {
             faults: ["pgfault", "pgmajfault"].map(|name| field(&vmstat, name)),
             tasks: [tasks.unwrap_or(0), most.unwrap_or(0)],
             devices: devices(None),
+            disk: disk(data, &read("/proc/self/mountinfo")),
+            pressure: ["cpu", "memory", "io"]
+                .map(|what| Pressure::parse(&read(&format!("/proc/pressure/{what}")))),
+            own: own(),
         }
     }
 
@@ -79,6 +102,26 @@ impl Machine {
     /// Swap in use.
     pub fn swap_used(&self) -> u64 {
         self.memory("SwapTotal").saturating_sub(self.memory("SwapFree"))
+    }
+
+    /// As of a cgroup that holds everything.
+    pub fn usage(&self) -> Usage {
+        Usage {
+            cpu_ns: self.cpu_ns,
+            memory_bytes: self.used(),
+            working_set_bytes: self.working_set(),
+            rss_bytes: self.memory("AnonPages"),
+            cache_bytes: self.memory("Cached"),
+            mapped_bytes: self.memory("Mapped"),
+            file_bytes: ["Active(file)", "Inactive(file)"].map(|name| self.memory(name)),
+            kernel_bytes: self.memory("Slab") + self.memory("KernelStack") + self.memory("PageTables"),
+            swap_bytes: self.swap_used(),
+            faults: self.faults,
+            pids: self.tasks[0],
+            pids_max: self.tasks[1],
+            pressure: self.pressure,
+            ..Usage::default()
+        }
     }
 
     /// The device of the way out: the first of the node's own.
@@ -109,6 +152,51 @@ fn parse_devices(text: &str) -> Vec<Device> {
 fn field(text: &str, name: &str) -> u64 {
     let value = text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(' '));
     value.and_then(|v| v.trim().parse().ok()).unwrap_or(0)
+}
+
+fn disk(place: &Path, mounts: &str) -> Option<Disk> {
+    let stat = rustix::fs::statvfs(place).ok()?;
+    let size = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
+    Some(Disk {
+        device: device_of(place, mounts).unwrap_or_default(),
+        bytes: [size(stat.f_blocks), size(stat.f_bfree)],
+        inodes: [stat.f_files, stat.f_ffree],
+    })
+}
+
+/// The source of the mount that a place is in: the deepest, of equals the last.
+fn device_of(place: &Path, mounts: &str) -> Option<String> {
+    let mount = |line: &str| {
+        let (mount, fs) = line.split_once(" - ")?;
+        let point = mount.split(' ').nth(4).filter(|point| place.starts_with(point))?;
+        Some((point.len(), fs.split(' ').nth(1)?.to_string()))
+    };
+    mounts.lines().filter_map(mount).max_by_key(|(depth, _)| *depth).map(|(_, device)| device)
+}
+
+/// This process. Its cgroup may be a whole session's, so it is asked itself.
+fn own() -> Usage {
+    let (status, stat) = (read("/proc/self/status"), read("/proc/self/stat"));
+    let kib = |name: &str| memory(&status).get(name).copied().unwrap_or(0);
+    // The name in brackets may hold spaces; what follows begins with field 3.
+    let fields: Vec<u64> = stat
+        .rsplit(')')
+        .next()
+        .unwrap_or_default()
+        .split(' ')
+        .skip(1)
+        .map(|w| w.parse().unwrap_or(0))
+        .collect();
+    let at = |number: usize| fields.get(number - 3).copied().unwrap_or(0);
+    Usage {
+        cpu_ns: (at(14) + at(15)).saturating_mul(TICK_NS),
+        memory_bytes: kib("VmRSS"),
+        working_set_bytes: kib("VmRSS"),
+        rss_bytes: kib("RssAnon"),
+        swap_bytes: kib("VmSwap"),
+        faults: [at(10) + at(12), at(12)],
+        ..Usage::default()
+    }
 }
 
 /// Time that was not idle: user, nice, system, irq, softirq, steal (a guest's time is in user).
@@ -144,7 +232,15 @@ mod tests {
             ..Machine::default()
         };
         assert_eq!((machine.used(), machine.working_set(), machine.memory.len()), (7 << 10, 5 << 10, 3));
-        let now = Machine::read();
+        let mounts = "1 0 8:1 / / rw - ext4 /dev/a rw\n2 1 8:2 / /var rw - ext4 /dev/b rw\n3 1 8:3 / /v rw - ext4 /dev/c rw\n";
+        assert_eq!(device_of(Path::new("/var/lib"), mounts).as_deref(), Some("/dev/b"));
+        let now = Machine::read(Path::new("/"));
+        assert!(
+            now.disk.as_ref().is_some_and(|d| d.bytes[0] > d.bytes[1] && !d.device.is_empty()),
+            "{:?}",
+            now.disk
+        );
         assert!(now.cpu_ns > 0 && now.booted > 0 && now.memory("MemTotal") > 0 && now.faults[0] > 0);
+        assert!(now.own.rss_bytes > 1 << 16 && now.own.faults[0] > now.own.faults[1], "{:?}", now.own);
     }
 }

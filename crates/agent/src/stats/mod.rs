@@ -91,7 +91,7 @@ pub fn gather(node: &Node) -> Stats {
     pods.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
     Stats {
         node: node.facts.node_name.clone(),
-        machine: Machine::read(),
+        machine: Machine::read(&node.facts.data_dir),
         all: node.runtime.usage_of_all(),
         pods,
     }
@@ -142,6 +142,7 @@ fn pod_stats(node: &Node, pod: &PodInfo) -> PodStats {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use runtime::api::Pressure;
     use runtime::oci::{Cpu, Memory};
 
     /// One pod with one container on a small machine.
@@ -179,7 +180,14 @@ pub(crate) mod tests {
                     cgroup: "burstable/podu/c-0".into(),
                     at_ms: 1_700_000_000_500,
                     started_ns: 1_699_999_990_250_000_000,
-                    usage: usage(1_500_000_000, 4_096, 2),
+                    usage: Usage {
+                        pressure: [
+                            Pressure::parse("some avg10=1.77 avg60=0.00 avg300=0.00 total=7"),
+                            None,
+                            None,
+                        ],
+                        ..usage(1_500_000_000, 4_096, 2)
+                    },
                     limits: Resources {
                         cpu: Cpu { quota: Some(50_000), ..Cpu::default() },
                         memory: Memory { limit: Some(8_192), ..Memory::default() },

@@ -8,7 +8,7 @@ use crate::pod::PodView;
 use client::Object;
 use k8s_openapi::api::core::v1::VolumeMount;
 use machinery::time;
-use runtime::api::Usage;
+use runtime::api::{Pressure, Stall, Usage};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -26,6 +26,8 @@ pub struct Readings {
 const MACHINE: &str = "/";
 /// All pods among cgroups.
 const ALL: &str = "";
+/// This process among cgroups.
+const AGENT: &str = "/agent";
 
 impl Readings {
     /// Of these figures.
@@ -34,6 +36,7 @@ impl Readings {
         let mut cpu = BTreeMap::from([
             (MACHINE.to_string(), (machine.at_ms, machine.cpu_ns)),
             (ALL.to_string(), (machine.at_ms, stats.all.cpu_ns)),
+            (AGENT.to_string(), (machine.at_ms, machine.own.cpu_ns)),
         ]);
         for pod in &stats.pods {
             cpu.insert(pod.cgroup.clone(), (pod.at_ms, pod.usage.cpu_ns));
@@ -99,7 +102,21 @@ fn usage(source: &Source, cgroup: &str, at_ms: i64, usage: &Usage, limit: u64) -
     if limit > 0 {
         memory["availableBytes"] = json!(limit.saturating_sub(usage.working_set_bytes));
     }
-    json!({"cpu": cpu, "memory": memory, "swap": {"time": now, "swapUsageBytes": usage.swap_bytes}})
+    let swap = json!({"time": now, "swapUsageBytes": usage.swap_bytes});
+    let mut all = json!({"cpu": cpu, "memory": memory, "swap": swap});
+    for (part, pressure) in ["cpu", "memory", "io"].into_iter().zip(usage.pressure) {
+        if let Some(Pressure { some, full }) = pressure {
+            all[part]["time"] = json!(now);
+            all[part]["psi"] = json!({"some": stall(&some), "full": stall(&full)});
+        }
+    }
+    all
+}
+
+/// In the kernel's units, as upstream: microseconds and percents.
+fn stall(stall: &Stall) -> Value {
+    let [ten, sixty, long] = stall.averages.map(|hundredths| f64::from(hundredths) / 100.0);
+    json!({"total": stall.total_us, "avg10": ten, "avg60": sixty, "avg300": long})
 }
 
 /// A file system's figures; `used` is what is counted as its own, or all that is taken.
@@ -134,34 +151,25 @@ fn network(devices: &[Device], default: Option<&Device>, at_ms: i64) -> Value {
 /// The document.
 pub fn document(source: &Source) -> Value {
     let (stats, machine) = (source.stats, &source.stats.machine);
-    let whole = Usage {
-        cpu_ns: machine.cpu_ns,
-        memory_bytes: machine.used(),
-        working_set_bytes: machine.working_set(),
-        rss_bytes: machine.memory("AnonPages"),
-        swap_bytes: machine.swap_used(),
-        faults: machine.faults,
-        ..Usage::default()
-    };
+    let whole = machine.usage();
     let capacity = u64::try_from(source.facts.memory_bytes).unwrap_or(0);
     let mut own = usage(source, MACHINE, machine.at_ms, &whole, capacity);
     own["swap"]["swapAvailableBytes"] = json!(machine.memory("SwapFree"));
     let pods = usage(source, ALL, machine.at_ms, &stats.all, capacity);
-    let images = file_system(source.images, machine.at_ms, Some((source.image_bytes, 0)));
+    let agent = usage(source, AGENT, machine.at_ms, &machine.own, 0);
+    let of_images = (source.image_bytes, source.disk.files(source.images));
+    let images = file_system(source.images, machine.at_ms, Some(of_images));
     let started = stamp(machine.booted.saturating_mul(1000));
-    let mut node = join([
+    let node = join([
         own,
         network(&machine.devices, machine.device(), machine.at_ms),
         json!({"nodeName": stats.node, "startTime": started,
-            "systemContainers": [join([json!({"name": "pods", "startTime": started}), pods])],
+            "systemContainers": [join([json!({"name": "kubelet", "startTime": started}), agent]),
+                join([json!({"name": "pods", "startTime": started}), pods])],
             "fs": file_system(&source.facts.data_dir, machine.at_ms, None),
             "runtime": {"imageFs": images, "containerFs": file_system(source.images, machine.at_ms, None)},
             "rlimit": {"time": stamp(machine.at_ms), "maxpid": machine.tasks[1], "curproc": machine.tasks[0]}}),
     ]);
-    // How many files images have is not counted.
-    if let Some(images) = node.pointer_mut("/runtime/imageFs").and_then(Value::as_object_mut) {
-        images.remove("inodesUsed");
-    }
     json!({"node": node, "pods": stats.pods.iter().map(|p| pod(source, p)).collect::<Vec<_>>()})
 }
 
@@ -253,7 +261,13 @@ mod tests {
         assert_eq!(at("/node/memory/availableBytes"), json!((4u64 << 30) - 5120));
         assert_eq!(at("/node/runtime/imageFs/usedBytes"), 77);
         assert_eq!(at("/node/rlimit/curproc"), 12);
-        assert_eq!(at("/node/systemContainers/0/name"), "pods");
+        let system = at("/node/systemContainers");
+        let names: Vec<&Value> = system.as_array().unwrap().iter().map(|c| &c["name"]).collect();
+        assert_eq!(names, ["kubelet", "pods"]);
+        let stalled = json!({"total": 7, "avg10": 1.77, "avg60": 0.0, "avg300": 0.0});
+        assert_eq!(at("/pods/0/containers/0/cpu/psi/some"), stalled);
+        assert_eq!(at("/pods/0/containers/0/io"), Value::Null, "what is not counted is not told");
+        assert!(at("/node/runtime/imageFs/inodesUsed").as_u64().is_some_and(|n| n > 0));
         assert!(at("/node/fs/capacityBytes").as_u64().is_some_and(|n| n > 0));
         assert_eq!(at("/pods/0/podRef"), json!({"name": "p", "namespace": "n", "uid": "u"}));
         assert_eq!(at("/pods/0/network/rxBytes"), 10);

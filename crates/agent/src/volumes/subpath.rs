@@ -10,6 +10,8 @@ use std::path::{Component, Path};
 /// What a new folder takes over of the volume's mode: who may do what, who may remove, and whose group new files get.
 const MODE_TAKEN: u32 = 0o3777;
 const INSIDE: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS);
+/// A link that leads out of the volume is refused, as upstream does, even where it could be read as one inside.
+const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_MAGICLINKS);
 
 /// Opens (`O_PATH`) what is at `below` in `volume`; makes folders where nothing is, if `create`: open to the same users
 /// as the volume.
@@ -18,7 +20,7 @@ pub fn open(volume: &Path, below: &Path, create: bool) -> Result<OwnedFd, String
         |e: Errno| format!("failed to prepare subPath {:?}: {}", below.display(), std::io::Error::from(e));
     let root = openat(CWD, volume, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .map_err(fail)?;
-    match openat2(&root, below, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), INSIDE) {
+    match openat2(&root, below, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), BENEATH) {
         Ok(fd) => return Ok(fd),
         Err(Errno::NOENT) if create => {}
         Err(e) => return Err(fail(e)),
@@ -30,11 +32,11 @@ pub fn open(volume: &Path, below: &Path, create: bool) -> Result<OwnedFd, String
         let Component::Normal(name) = part else { continue };
         let name: &OsStr = name;
         walked.push(name);
-        match openat2(&root, &walked, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), INSIDE) {
+        match openat2(&root, &walked, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), BENEATH) {
             Ok(fd) => parent = fd,
             Err(Errno::NOENT) => {
                 make(&parent, name, mode).map_err(fail)?;
-                parent = openat2(&root, &walked, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), INSIDE)
+                parent = openat2(&root, &walked, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), BENEATH)
                     .map_err(fail)?;
             }
             Err(e) => return Err(fail(e)),

@@ -6,6 +6,7 @@ use crate::decide::seed;
 use crate::ops::{self, Mounted, Node};
 use crate::pod::PodView;
 use crate::state::{ContainerRecord, Phase, PodState, Why};
+use crate::stats::own;
 use crate::volumes::references;
 use client::Object;
 use jiff::Timestamp;
@@ -13,7 +14,7 @@ use runtime::api::PodInfo;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Starts as the wall clock and never jumps: an hour set forward must not end grace periods and deadlines.
 pub(super) struct Clock {
@@ -42,6 +43,8 @@ pub(super) struct Entry {
     /// The status as the API has it, as far as known.
     pub(super) written: Value,
     pub(super) writing: Option<Value>,
+    /// Since when there is something to be told.
+    pub(super) unsaid: Option<Instant>,
     pub(super) write_failures: u32,
     pub(super) write_at: Option<Timestamp>,
     /// Newest revision that this agent wrote.
@@ -75,6 +78,17 @@ pub(super) fn edited(written: &Value, wanted: &Value) -> bool {
 }
 
 impl Entry {
+    /// The server has this status: the figures of it.
+    pub(super) fn told(&mut self, sent: Value, now: Timestamp, node: &Node) {
+        self.unsaid.take().into_iter().for_each(|since| own::told(since.elapsed()));
+        if sent["phase"] == "Running" && self.written["phase"] != "Running" {
+            let seen = Duration::try_from(now.duration_since(self.state.begun)).unwrap_or_default();
+            let pulling = node.pulling.lock().remove(self.view.uid()).unwrap_or_default();
+            own::runs(&self.view, &sent, seen, pulling);
+        }
+        self.written = sent;
+    }
+
     pub(super) fn new(view: PodView, live: Option<&PodInfo>, node: &Node, now: Timestamp) -> Entry {
         let mut state = seed::seed(&view, live, now, Timestamp::now());
         for (name, record) in &mut state.containers {
@@ -95,16 +109,19 @@ impl Entry {
         }
         // What was begun, here or by an agent before, was let in then.
         let admitted = live.is_some() || view.started() || state.ending.is_some();
+        let claim = Claim::had(&view);
+        let granted = claim.requests == Claim::of(&view).requests;
         Entry {
             present: true,
-            claim: Claim::of(&view),
-            claimed: view.object.meta().generation,
+            claim,
+            claimed: if granted { view.object.meta().generation } else { 0 },
             admitted,
             waits_for_devices: false,
             wake: None,
             mounted: Mounted::default(),
             written,
             writing: None,
+            unsaid: None,
             write_failures: 0,
             write_at: None,
             own_revision: 0,

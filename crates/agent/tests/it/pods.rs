@@ -53,7 +53,7 @@ pub async fn runs_with_everything_it_asked_for(bench: &mut Bench) {
     assert!(bench.volume(&uid, "e").join("f").exists());
     let events = bench.events();
     for wanted in [
-        "Pulled Container image \"box:1\" already present on machine",
+        "Pulled Container image \"box:1\" already present on machine and can be accessed by the pod",
         "Created Container created",
         "Started Container started",
     ] {
@@ -144,7 +144,7 @@ pub async fn missing_things_are_waited_for(bench: &mut Bench) {
 }
 
 pub async fn graceful_deletion_leaves_nothing(bench: &mut Bench) {
-    let spec = json!({"terminationGracePeriodSeconds": 20, "containers": [
+    let spec = json!({"terminationGracePeriodSeconds": 90, "containers": [
         {"name": "a", "command": sh("trap 'echo term; exit 0' TERM; echo up; while :; do sleep 1000 & wait; done"),
          "lifecycle": {"preStop": {"exec": {"command": sh("echo hook > /proc/1/fd/1")}}}},
         {"name": "b", "command": sh(SLEEP), "lifecycle": {"postStart": {"exec": {"command": sh("echo post > /tmp/x")}}}}]});
@@ -155,9 +155,9 @@ pub async fn graceful_deletion_leaves_nothing(bench: &mut Bench) {
     bench.delete("del", None).await;
     wait("it is gone", || bench.pod("del").is_null()).await;
     println!("     delete to gone with hook: {} ms", begin.elapsed().as_millis());
-    assert!(begin.elapsed().as_secs() < 10, "nobody waited for the grace period");
+    assert!(begin.elapsed().as_secs() < 60, "nobody waited for the grace period");
     wait("nothing is left", || bench.live().is_empty() && !bench.volume(&uid, "").exists()).await;
-    assert!(bench.events().iter().any(|e| e == "Killing Stopping container a"));
+    wait("it is told", || bench.events().iter().any(|e| e == "Killing Stopping container a")).await;
 }
 
 pub async fn a_new_agent_takes_over(bench: &mut Bench) {
@@ -169,7 +169,7 @@ pub async fn a_new_agent_takes_over(bench: &mut Bench) {
         )
         .await;
     bench.create("goes", json!({"containers": [{"name": "a", "command": sh(SLEEP)}]})).await;
-    bench.create("ends", json!({"restartPolicy": "Never", "containers": [{"name": "a", "command": sh("sleep 1; exit 7")}]})).await;
+    bench.create("ends", json!({"restartPolicy": "Never", "containers": [{"name": "a", "command": sh("sleep 3; exit 7")}]})).await;
     let before = bench.running("stays").await;
     bench.running("goes").await;
     bench.running("ends").await;
@@ -179,9 +179,12 @@ pub async fn a_new_agent_takes_over(bench: &mut Bench) {
         format!("{:?}", pod.containers[0].state)
     };
     let old = pid(bench);
+    let short = bench.live().into_iter().find(|p| p.spec.name == "ends").unwrap().containers[0].state.clone();
     bench.stop().await;
     bench.delete("goes", Some(0)).await;
-    tokio::time::sleep(std::time::Duration::from_millis(1200)).await;
+    if let ContainerState::Running { pid, .. } = short {
+        wait("one ends alone", || !std::path::Path::new(&format!("/proc/{pid}")).exists()).await;
+    }
     bench.start().await;
     assert_eq!(pid(bench), old, "the same process runs on");
     let pod = bench
@@ -249,7 +252,7 @@ pub async fn a_node_goes_down_in_order(bench: &mut Bench) {
     }
     let begin = Instant::now();
     assert!(bench.agent().shut_down().await);
-    assert!(begin.elapsed() < Duration::from_secs(6), "nobody used up all of the time");
+    assert!(begin.elapsed() < Duration::from_secs(30), "nobody used up all of the time");
     assert!(bench.live().is_empty());
     let [low, deaf, top] = ["low", "deaf", "top"].map(|name| {
         let status = bench.pod(name)["status"].take();
@@ -267,7 +270,8 @@ pub async fn a_node_goes_down_in_order(bench: &mut Bench) {
     let late = bench.pod_is("late", "it is refused", refused).await;
     let words = "Pod was rejected: Pod was rejected as the node is shutting down.";
     assert_eq!(late["status"]["message"], words);
-    assert!(bench.events().iter().any(|e| e == "NodeShutdown Shutdown manager detected shutdown event"));
+    let event = "NodeShutdown Shutdown manager detected shutdown event";
+    wait("it is told", || bench.events().iter().any(|e| e == event)).await;
 }
 
 pub async fn same_name_again_and_force(bench: &mut Bench) {

@@ -8,6 +8,7 @@ use auth::{Identity, SYSTEM_MASTERS};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use machinery::field_errors::FieldErrors;
+use machinery::kinds::spot::Spot;
 use machinery::status::ApiError;
 use serde_json::{Value, json};
 
@@ -38,7 +39,7 @@ pub(super) fn admit(attempt: &Attempt<'_>, csr: &mut Value) -> Result<(), ApiErr
 
 fn create(attempt: &Attempt<'_>, csr: &mut Value) -> Result<(), ApiError> {
     let mut errors = FieldErrors::new();
-    machinery::kinds::certificates::request(csr, &mut errors);
+    machinery::kinds::certificates::request(&Spot::new(csr, "", &mut errors));
     let Some(spec) = csr["spec"].as_object_mut() else { return Ok(()) };
     ASKER.iter().for_each(|field| drop(spec.remove(*field)));
     spec.extend(asker(&attempt.call.identity));

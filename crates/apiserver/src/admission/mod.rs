@@ -5,14 +5,17 @@
 //! wait. Programs outside ([`crate::webhooks`]) have their say after the first and after the second. [`allocate`] runs
 //! last, after validation, because it takes things.
 
+mod admin_access;
 mod aws_objects;
 mod certificates;
+mod device_taints;
 mod escalation;
 mod limit_ranger;
 mod namespace_lifecycle;
 pub mod node_restriction;
 mod optional;
 mod owner_references;
+mod pod_groups;
 mod pod_security;
 pub mod pod_security_policy;
 pub mod policy;
@@ -117,7 +120,7 @@ impl<'a> Attempt<'a> {
 type Plugin = fn(&Attempt<'_>, &mut Value) -> Result<(), ApiError>;
 
 /// The plug-ins, in order, by the names that upstream tells their times under.
-const PLUGINS: [(&str, Plugin); 18] = [
+const PLUGINS: [(&str, Plugin); 20] = [
     ("AwsObjects", aws_objects::admit),
     ("TaskNotes", task_notes::admit),
     ("NamespaceLifecycle", namespace_lifecycle::admit),
@@ -133,6 +136,8 @@ const PLUGINS: [(&str, Plugin); 18] = [
     ("PodTolerationRestriction", optional::tolerate),
     ("ExtendedResourceToleration", optional::tolerate_devices),
     ("DefaultStorageClass", storage::admit),
+    ("PodGroupProtection", pod_groups::admit),
+    ("DeviceTaints", device_taints::admit),
     ("Services", services::carry_allocated),
     ("RBACEscalation", escalation::admit),
     ("CertificateSubjectRestriction", certificates::admit),
@@ -141,7 +146,8 @@ const PLUGINS: [(&str, Plugin); 18] = [
 type Judge = fn(&Attempt<'_>, &Value, &mut Vec<String>) -> Result<(), ApiError>;
 
 /// The plug-ins that judge, in order.
-const JUDGES: [(&str, Judge); 10] = [
+const JUDGES: [(&str, Judge); 12] = [
+    ("DRAAdminAccess", admin_access::judge),
     ("LimitRanger", limit_ranger::judge),
     ("OwnerReferencesPermissionEnforcement", owner_references::judge),
     ("PodSecurity", pod_security::judge),
@@ -151,6 +157,7 @@ const JUDGES: [(&str, Judge); 10] = [
     ("LimitPodHardAntiAffinityTopology", optional::limit_anti_affinity),
     ("PodSecurityPolicy", pod_security_policy::judge),
     ("PersistentVolumeClaimResize", storage::judge),
+    ("PodGroupWorkloadExists", pod_groups::judge),
     ("PolicyCheck", policy::check::judge),
 ];
 

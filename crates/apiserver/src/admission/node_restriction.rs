@@ -60,6 +60,14 @@ pub(super) fn admit(attempt: &Attempt<'_>, object: &mut Value) -> Result<(), Api
         ("", "nodes") => own_node(attempt, node, object),
         ("", "persistentvolumeclaims") => claim(attempt, node, object),
         ("certificates.k8s.io", "certificatesigningrequests") => certificate(attempt, node, object),
+        ("resource.k8s.io", "resourceslices")
+            if [Some(&*object), attempt.old]
+                .into_iter()
+                .flatten()
+                .any(|s| s["spec"]["nodeName"] != *node) =>
+        {
+            Err(format!("node {node:?} can only access ResourceSlices with spec.nodeName set to itself"))
+        }
         ("storage.k8s.io", "csinodes") if *attempt.key.name != *node => {
             Err("can only access CSINode with the same name as the requesting node".to_string())
         }

@@ -119,14 +119,16 @@ fn allocate_ip(
         ip => ip.to_string(),
     };
     let pools = &attempt.api.services;
+    pools.ips.lock().set_spans(attempt.api.service_spans());
     let held = attempt.old.is_some_and(|old| !asked.is_empty() && spec_text(old, "clusterIP") == asked);
     let refused =
         |errors: &mut FieldErrors, why: String| errors.invalid("spec.clusterIPs", json!([asked]), &why);
     let ip = match asked.as_str() {
         "None" => None,
         "" => {
-            let never = Some(u32::from(attempt.api.config.cluster_dns_ip));
-            match pools.ips.lock().take_any(attempt.key, (attempt.api.config.random)(), never) {
+            let never = u32::from(attempt.api.config.cluster_dns_ip);
+            let free = |n: u32| n != never && !attempt.api.is_address_held(Ipv4Addr::from(n));
+            match pools.ips.lock().take_any(attempt.key, (attempt.api.config.random)(), free) {
                 Ok(number) => {
                     reservation.took_ip(number);
                     Some(Ipv4Addr::from(number))
@@ -150,13 +152,8 @@ fn allocate_ip(
                     Some(ip)
                 }
                 Err(Refused::OutOfRange) => {
-                    let range = &pools.ip_range;
-                    return refused(
-                        errors,
-                        format!(
-                            "failed to allocate IP {ip}: the provided IP ({ip}) is not in the valid range. The range of valid IPs is {range}"
-                        ),
-                    );
+                    let why = "the provided network does not match the current range";
+                    return refused(errors, format!("failed to allocate IP {ip}: {why}"));
                 }
                 Err(_) => {
                     return refused(
@@ -221,7 +218,7 @@ fn allocate_ports(
         let shared = by_port.iter().find(|(p, _)| *p == port["port"]).map(|(_, n)| *n);
         let number = match shared {
             Some(number) => number,
-            None => match pool.take_any(attempt.key, (attempt.api.config.random)(), None) {
+            None => match pool.take_any(attempt.key, (attempt.api.config.random)(), |_| true) {
                 Ok(number) => {
                     reservation.took_port(number);
                     number

@@ -82,7 +82,8 @@ fn grows(old: &Value, new: &Value) -> bool {
     size(new) > size(old)
 }
 
-fn protect(object: &mut Value, finalizer: &str) {
+/// Adds a finalizer.
+pub(super) fn protect(object: &mut Value, finalizer: &str) {
     let Some(metadata) = object["metadata"].as_object_mut() else { return };
     let list = metadata.entry("finalizers").or_insert_with(|| json!([]));
     if list.is_null() {

@@ -29,6 +29,9 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// What changes within such a time is looked at together.
 const GATHER_PAUSE: Duration = Duration::from_millis(20);
+/// With thousands of definitions a look takes long: the pause is so many times that, up to [`GATHER_MAX`].
+const GATHER_TIMES: u32 = 10;
+const GATHER_MAX: Duration = Duration::from_millis(500);
 /// Pause after the watch was cut.
 const RELIST_PAUSE: Duration = Duration::from_millis(50);
 
@@ -58,7 +61,9 @@ pub async fn run(api: Weak<Api>, client: ApiClient) {
         drop(now);
         loop {
             let Some(now) = api.upgrade() else { return };
+            let began = Instant::now();
             round(&now, &client, &mut asked).await;
+            let pause = (began.elapsed() * GATHER_TIMES).clamp(GATHER_PAUSE, GATHER_MAX);
             let next = next_look(&asked);
             drop(now);
             let sleep = async {
@@ -77,7 +82,7 @@ pub async fn run(api: Weak<Api>, client: ApiClient) {
                 break;
             }
             // Definitions come in crowds: one look for all of a moment.
-            tokio::time::sleep(GATHER_PAUSE).await;
+            tokio::time::sleep(pause).await;
             while services.changes.try_recv().is_ok() {}
         }
         tokio::time::sleep(RELIST_PAUSE).await;

@@ -3,7 +3,7 @@
 use super::GroupVersion;
 use crate::resources::Registry;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Says that an object is kept by us: `onstart` for built-in groups, `true` for custom ones.
 pub const AUTOMANAGED: &str = "kube-aggregator.kubernetes.io/automanaged";
@@ -65,21 +65,24 @@ fn version_priority(group: &str, version: &str) -> i64 {
 /// aggregator itself, upstream too.)
 pub fn local_services(registry: &Registry) -> BTreeMap<String, Value> {
     let mut wanted = BTreeMap::new();
+    let mut seen = BTreeSet::new();
     for resource in registry.all() {
         let (group, version) = (&*resource.row.gvr.group, &*resource.row.gvr.version);
         if group == "apiregistration.k8s.io" || group == YIELDED || resource.row.legacy {
+            continue;
+        }
+        if !seen.insert((group, version)) {
             continue;
         }
         let name = format!("{version}.{group}");
         let custom = resource.custom.is_some();
         let (minimum, managed) = (group_priority(group, custom), if custom { "true" } else { "onstart" });
         let priority = if custom { CUSTOM_VERSION } else { version_priority(group, version) };
-        wanted.entry(name.clone()).or_insert_with(|| {
-            json!({"apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService",
-                "metadata": {"name": name, "labels": {AUTOMANAGED: managed}},
-                "spec": {"group": group, "version": version,
-                    "groupPriorityMinimum": minimum, "versionPriority": priority}})
-        });
+        let service = json!({"apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService",
+            "metadata": {"name": name, "labels": {AUTOMANAGED: managed}},
+            "spec": {"group": group, "version": version,
+                "groupPriorityMinimum": minimum, "versionPriority": priority}});
+        wanted.insert(name, service);
     }
     wanted
 }
@@ -203,7 +206,7 @@ mod tests {
 
     #[test]
     fn own_group_versions_have_objects_and_others_are_left_alone() {
-        let wanted = local_services(&Registry::builtin("main", true));
+        let wanted = local_services(&Registry::builtin("main", true, &Default::default()));
         assert!(wanted.contains_key("v1.") && wanted.contains_key("v1.apps"));
         assert!(!wanted.contains_key("v1.apiregistration.k8s.io") && !wanted.contains_key("v1beta1.apps"));
         assert!(!wanted.contains_key("v1beta1.metrics.k8s.io"));

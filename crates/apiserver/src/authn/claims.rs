@@ -1,6 +1,7 @@
 //! Whom a provider's signed claims speak for, by the operator's rules. Pure.
 //!
-//! Invariant: a rule that cannot be evaluated counts as one that does not hold. Not here: distributed claims.
+//! Invariant: a rule that cannot be evaluated counts as one that does not hold. Not here: asking those who know claims
+//! that a token only points at (`oidc`).
 
 use super::provider::Issuer;
 use auth::Identity;
@@ -124,6 +125,24 @@ fn texts(value: &Value) -> Option<Vec<String>> {
     }
 }
 
+/// Who knows a claim that the token lacks: its URL, and the token that it wants (OpenID Connect Core, 5.6.2).
+pub fn elsewhere(claims: &Value, name: &str) -> Result<Option<(String, String)>, String> {
+    let names = &claims["_claim_names"];
+    if !claims[name].is_null() || names.is_null() {
+        return Ok(None);
+    }
+    let Some(names) = names.as_object() else {
+        return Err("oidc: error parsing distributed claim names".into());
+    };
+    let sources = claims["_claim_sources"].as_object().ok_or("oidc: no claim sources")?;
+    let Some(source) = names.get(name) else { return Ok(None) };
+    let missing = || format!("id token _claim_names contained a source {source} missing in _claims_sources");
+    let source = source.as_str().and_then(|source| sources.get(source)).ok_or_else(missing)?;
+    let text = |field: &str| source[field].as_str().unwrap_or_default().to_string();
+    // One without an endpoint is an aggregated claim, which upstream does not read either.
+    Ok(Some((text("endpoint"), text("access_token"))).filter(|(url, _)| !url.is_empty()))
+}
+
 impl Provider {
     /// Whom signed claims speak for now, or why for nobody.
     pub fn identity(&self, claims: &Value, now: i64) -> Result<Identity, String> {
@@ -168,7 +187,8 @@ impl Provider {
         Ok(Identity { user, uid, groups, extra })
     }
 
-    fn verify(&self, claims: &Value, now: i64) -> Result<(), String> {
+    /// Is a token with these claims for this server, and is it good now?
+    pub fn verify(&self, claims: &Value, now: i64) -> Result<(), String> {
         let number = |name: &str| claims[name].as_f64().map(|n| n as i64);
         let expires = number("exp").ok_or("oidc: verify token: the token has no exp claim")?;
         if expires <= now {
@@ -289,6 +309,31 @@ mod tests {
         let mut one = claims();
         one["groups"] = json!("solo");
         assert_eq!(provider.identity(&one, 50).unwrap().groups[0], "oidc:solo");
+    }
+
+    #[test]
+    fn a_token_may_say_who_knows_a_claim() {
+        let with = |names: Value, sources: Value| json!({"_claim_names": names, "_claim_sources": sources});
+        let source = json!({"s": {"endpoint": "https://g", "access_token": "t"}});
+        let found = elsewhere(&with(json!({"groups": "s"}), source.clone()), "groups");
+        assert_eq!(found, Ok(Some(("https://g".into(), "t".into()))));
+        let mut given = with(json!({"groups": "s"}), source.clone());
+        given["groups"] = json!(["a"]);
+        for nothing in [
+            given,
+            json!({}),
+            with(json!({"x": "s"}), source),
+            with(json!({"groups": "s"}), json!({"s": {"JWT": "x"}})),
+        ] {
+            assert_eq!(elsewhere(&nothing, "groups"), Ok(None), "{nothing}");
+        }
+        for wrong in [
+            with(json!({"groups": "s"}), Value::Null),
+            with(json!("x"), json!({})),
+            with(json!({"groups": "s"}), json!({})),
+        ] {
+            assert!(elsewhere(&wrong, "groups").is_err(), "{wrong}");
+        }
     }
 
     #[test]

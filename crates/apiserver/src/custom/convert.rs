@@ -234,6 +234,16 @@ impl Api {
         }
     }
 
+    /// Is what is stored of an object in a version that is not stored any more? (Without a webhook, the object as it was
+    /// read tells already.)
+    pub(crate) async fn is_stored_old(&self, resource: &Resource, key: &ObjectKey) -> Result<bool, ApiError> {
+        let Some(webhook) = resource.webhook() else { return Ok(false) };
+        let stored = self.storage.get(resource, key).await?;
+        Ok(stored.is_some_and(|object| {
+            crate::scan::string_at(&object.raw, &["apiVersion"]).is_some_and(|own| *own != *webhook.stored)
+        }))
+    }
+
     /// Writes an object of the request's version: a new one, or in the place of `current`. What is written comes back
     /// in that version.
     pub(crate) async fn save(

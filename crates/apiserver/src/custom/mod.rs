@@ -178,6 +178,7 @@ fn row(definition: &Value, version: &Value, storage: &Value, own: Arc<Version>) 
         storage_version: text(storage).into(),
         storage_group: group.into(),
         legacy: false,
+        gate: "",
     }
 }
 

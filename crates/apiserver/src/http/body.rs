@@ -45,13 +45,32 @@ pub async fn read_up_to(max: usize, request: Request<Incoming>) -> Result<Bytes,
     }
 }
 
-/// Reads and parses an object.
-pub async fn object(request: Request<Incoming>) -> Result<Body, ApiError> {
+/// Reads and parses an object, which should be of this kind.
+pub async fn object(request: Request<Incoming>, kind: &str) -> Result<Body, ApiError> {
     let content_type = super::header_text(request.headers(), header::CONTENT_TYPE).to_string();
     let format = negotiate::format(&content_type)?;
-    let body = parse(format, &read(request).await?)?;
+    let bytes = read(request).await?;
+    let body = parse(format, &bytes).map_err(|error| unrecognized(&error, kind, &bytes))?;
     crate::audit::request_object(&body.value);
     Ok(body)
+}
+
+/// How much of a body that nobody understands is told.
+const SUMMARY_MAX: usize = 30;
+
+/// Of a body that is no document at all its beginning is told: JSON as it is, else as bytes.
+fn unrecognized(error: &ApiError, kind: &str, bytes: &[u8]) -> ApiError {
+    let begin = &bytes[..bytes.len().min(SUMMARY_MAX)];
+    let more = if begin.len() < bytes.len() { " ..." } else { "" };
+    let begin = match bytes.first() {
+        None => "<empty>".into(),
+        Some(b'{') => String::from_utf8_lossy(begin).into_owned(),
+        Some(_) => begin.iter().map(|b| format!("{b:02x}")).collect(),
+    };
+    let words = &error.message;
+    ApiError::bad_request(format!(
+        "the object provided is unrecognized (must be of type {kind}): {words} ({begin}{more})"
+    ))
 }
 
 /// Reads and parses an optional object; an empty body is null.

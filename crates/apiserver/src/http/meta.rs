@@ -1,7 +1,7 @@
 //! Paths that are about no resource: health, version, metrics, discovery, OpenAPI, the index.
 
 use super::respond::{self, Body, Wishes};
-use super::{Inbound, body};
+use super::{Inbound, body, zpages};
 use crate::Api;
 use crate::aggregation;
 use crate::discovery::{self, Form, Root};
@@ -9,18 +9,51 @@ use crate::openapi::Document;
 use crate::resources::Registry;
 use crate::verbs::{no_such_resource, not_allowed};
 use ::http::{HeaderValue, Method, Response, header};
-use k8s_schema::ResourceRow;
+use k8s_schema::{ResourceRow, gates, gvr};
 use machinery::status::ApiError;
 use serde_json::{Value, json};
 use std::sync::Arc;
 
 /// The health checks by name; each is a look at something that can really fail.
 type Check = (&'static str, fn(&Api) -> bool);
-const CHECKS: [Check; 3] = [
+const CHECKS: [Check; 5] = [
     ("ping", |_| true),
-    ("etcd", |api| api.storage.cache.revision() > 0),
+    ("log", |_| true),
+    ("etcd", filled),
+    ("informer-sync", filled),
     ("shutdown", |api| !*api.closing().borrow()),
 ];
+
+/// What upstream starts by hooks: ours is there as soon as the cache is filled.
+const HOOKS: [&str; 18] = [
+    "poststarthook/start-apiserver-admission-initializer",
+    "poststarthook/generic-apiserver-start-informers",
+    "poststarthook/storage-readiness",
+    "poststarthook/start-apiextensions-informers",
+    "poststarthook/start-apiextensions-controllers",
+    "poststarthook/crd-informer-synced",
+    "poststarthook/bootstrap-controller",
+    "poststarthook/start-system-namespaces-controller",
+    "poststarthook/start-service-ip-repair-controllers",
+    "poststarthook/scheduling/bootstrap-system-priority-classes",
+    "poststarthook/start-cluster-authentication-info-controller",
+    "poststarthook/start-kube-aggregator-informers",
+    "poststarthook/apiservice-registration-controller",
+    "poststarthook/apiservice-status-local-available-controller",
+    "poststarthook/apiservice-status-remote-available-controller",
+    "poststarthook/kube-apiserver-autoregistration",
+    "autoregister-completion",
+    "poststarthook/apiservice-openapi-controller",
+];
+
+fn filled(api: &Api) -> bool {
+    api.storage.cache.revision() > 0
+}
+
+fn checks() -> impl Iterator<Item = Check> {
+    let hooks = HOOKS.into_iter().map(|name| (name, filled as fn(&Api) -> bool));
+    CHECKS.into_iter().chain(hooks)
+}
 
 /// A batch of log lines (512 KiB of text at most) as JSON, where every character may take six.
 const DOOR_BODY_MAX: usize = 8 << 20;
@@ -54,13 +87,22 @@ pub async fn answer(api: &Arc<Api>, inbound: &Inbound, path: &str) -> Result<Res
             let text = api.metrics.text(&api.storage.cache)
                 + &api.audit.as_ref().map(|a| a.metrics()).unwrap_or_default()
                 + &api.fairness.metrics()
+                + &crate::metrics::features(&api.config.gates)
                 + &(api.config.more_metrics)();
+            Ok(respond::raw(200, "text/plain; version=0.0.4; charset=utf-8", respond::full(text)))
+        }
+        ["metrics", "resources"] => {
+            let text = crate::metrics::resources::text(&api.cached_all(&gvr::PODS));
             Ok(respond::raw(200, "text/plain; version=0.0.4; charset=utf-8", respond::full(text)))
         }
         ["metrics", "slis"] => {
             let text = respond::full(api.metrics.slis());
             Ok(respond::raw(200, "text/plain; version=0.0.4; charset=utf-8", text))
         }
+        ["statusz"] if api.config.gates.on(gates::COMPONENT_STATUSZ) => {
+            zpages::status(api, inbound, &index(api))
+        }
+        ["flagz"] if api.config.gates.on(gates::COMPONENT_FLAGZ) => zpages::flags(api, inbound),
         ["api"] => root(api, inbound, Root::Core).await,
         ["apis"] => root(api, inbound, Root::Groups).await,
         ["apis", group] => {
@@ -104,10 +146,16 @@ fn index(api: &Api) -> Vec<String> {
     if api.config.service_tokens.is_some() {
         paths.extend(["/.well-known/openid-configuration".into(), auth::tokens::JWKS_PATH.into()]);
     }
+    for (gate, path) in [(gates::COMPONENT_FLAGZ, "/flagz"), (gates::COMPONENT_STATUSZ, "/statusz")] {
+        if api.config.gates.on(gate) {
+            paths.push(path.into());
+        }
+    }
     for fixed in [
         "/healthz",
         "/livez",
         "/metrics",
+        "/metrics/resources",
         "/metrics/slis",
         "/openapi/v2",
         "/openapi/v3",
@@ -189,8 +237,9 @@ fn joined(api: &Api, path: &str, document: Document) -> Document {
 fn health(api: &Api, inbound: &Inbound, probe: &str, rest: &[&str]) -> Result<Response<Body>, ApiError> {
     let text =
         |code: u16, text: String| Ok(respond::raw(code, "text/plain; charset=utf-8", respond::full(text)));
-    if let [name, ..] = rest {
-        let check = CHECKS.iter().find(|(n, _)| n == name).ok_or_else(no_such_resource)?;
+    if !rest.is_empty() {
+        let wanted = rest.join("/");
+        let check = checks().find(|(name, _)| *name == wanted).ok_or_else(no_such_resource)?;
         let good = (check.1)(api);
         api.metrics.checked_health(check.0, probe, good);
         let failed = || format!("internal server error: {} failed: reason withheld\n", check.0);
@@ -199,7 +248,7 @@ fn health(api: &Api, inbound: &Inbound, probe: &str, rest: &[&str]) -> Result<Re
     let excluded: Vec<&str> = inbound.query.all("exclude").collect();
     let mut report = String::new();
     let mut failed = false;
-    for (name, check) in CHECKS {
+    for (name, check) in checks() {
         let excluded = excluded.contains(&name);
         let good = excluded || check(api);
         if !excluded {
@@ -217,7 +266,7 @@ fn health(api: &Api, inbound: &Inbound, probe: &str, rest: &[&str]) -> Result<Re
     }
     let unknown: Vec<String> = excluded
         .iter()
-        .filter(|name| !CHECKS.iter().any(|(n, _)| n == *name))
+        .filter(|name| !checks().any(|(n, _)| n == **name))
         .map(|name| format!("{name:?}"))
         .collect();
     if !unknown.is_empty() {
@@ -230,6 +279,9 @@ fn health(api: &Api, inbound: &Inbound, probe: &str, rest: &[&str]) -> Result<Re
         (false, false) => text(200, "ok".into()),
     }
 }
+
+/// What clients take for the version of Go.
+pub(super) const COMPILER: &str = "go1.26";
 
 /// An architecture as Go names it.
 fn go_arch(rust: &str) -> &str {
@@ -247,7 +299,7 @@ fn version() -> Value {
         "minCompatibilityMajor": "1", "minCompatibilityMinor": "35",
         "gitVersion": concat!("v1.36.0+gantry", env!("CARGO_PKG_VERSION")),
         "gitCommit": option_env!("GANTRY_COMMIT").unwrap_or_default(), "gitTreeState": "clean", "buildDate": "1970-01-01T00:00:00Z",
-        "goVersion": "go1.26", "compiler": "rustc",
+        "goVersion": COMPILER, "compiler": "rustc",
         "platform": format!("linux/{}", go_arch(std::env::consts::ARCH)),
     })
 }

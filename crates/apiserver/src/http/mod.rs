@@ -13,6 +13,7 @@ pub(crate) mod respond;
 mod rewrite;
 mod serve;
 mod watch;
+mod zpages;
 
 use crate::Api;
 use crate::aggregation;
@@ -83,7 +84,7 @@ pub(crate) enum Peer {
 }
 
 /// Answers one request. `peer` is who the TLS certificate says is calling.
-pub(crate) async fn handle(api: Arc<Api>, peer: Peer, request: Request<Incoming>) -> Response<Body> {
+pub(crate) async fn handle(api: Arc<Api>, peer: Peer, mut request: Request<Incoming>) -> Response<Body> {
     let started = Instant::now();
     let path = path::parse(request.uri().path());
     let query = Query::parse(request.uri().query().unwrap_or_default());
@@ -91,23 +92,32 @@ pub(crate) async fn handle(api: Arc<Api>, peer: Peer, request: Request<Incoming>
     let kind = request_kind(&api, &path, &verb, (&request, &query));
     let attributes = attributes(&path, &verb, request.method().as_str());
     let attributes = match verb.as_str() {
-        "list" | "watch" | "deletecollection" => attributes.selecting(query.get("fieldSelector")),
+        "list" | "watch" | "deletecollection" => {
+            attributes.selecting(query.get("fieldSelector"), query.get("labelSelector"))
+        }
         _ => attributes,
     };
     let record = api.audit.as_ref().map(|audit| audit.begin(&request));
     let long = is_long(&path, &verb, &query);
+    let yaml =
+        !long && is_own(&api, &path) && negotiate::wants_yaml(header_text(request.headers(), header::ACCEPT));
+    if yaml {
+        // The answer is read once more.
+        request.headers_mut().remove(header::ACCEPT_ENCODING);
+    }
     let _running = api.metrics.running(!matches!(verb.as_str(), "get" | "list" | "watch"), long);
     // A watch's answer outlives this function, and counts itself.
     let _lasting = (long && verb != "watch").then(|| api.metrics.lasting(&kind));
     let mut class = Class::default();
-    let work = AssertUnwindSafe(answer(
+    // On the heap: the wrappers around it would each move its many kilobytes.
+    let work = Box::pin(answer(
         &api,
         peer,
         Inbound { identity: Arc::default(), query, request },
         (path, attributes),
         &mut class,
-    ))
-    .catch_unwind();
+    ));
+    let work = AssertUnwindSafe(work).catch_unwind();
     let (mut response, error) = match audit::scope(record.clone(), work).await {
         Ok(Ok(response)) => (response, None),
         Ok(Err(error)) => (respond::error(&error), Some(error)),
@@ -128,10 +138,19 @@ pub(crate) async fn handle(api: Arc<Api>, peer: Peer, request: Request<Incoming>
         response.extensions().get::<respond::Size>().map(|s| s.0).or(response.body().size_hint().exact());
     let done = Finished { code: response.status().as_u16(), took: started.elapsed(), size };
     api.metrics.finished(kind, long, &done);
-    match record {
-        Some(record) => record.answered(response, error.as_ref(), long).await,
-        None => response,
+    if let Some(record) = record {
+        response = record.answered(response, error.as_ref(), long).await;
     }
+    if yaml { respond::as_yaml(response).await } else { response }
+}
+
+/// Is the answer an object of this server?
+fn is_own(api: &Api, path: &Path) -> bool {
+    let object = match path {
+        Path::Resource(_) => true,
+        Path::Other(path) => path.starts_with("/api"),
+    };
+    object && api.aggregator.route(path).is_none()
 }
 
 /// Does the answer last as long as its reader likes?
@@ -152,6 +171,8 @@ async fn answer(
     class: &mut Class,
 ) -> Result<Response<Body>, ApiError> {
     let record = audit::current();
+    let long = is_long(&path, &attributes.verb, &inbound.query);
+    check_timeout(inbound.query.get("timeout"), long)?;
     let caller = match authn::authenticate(api, peer, &inbound).await {
         Ok(caller) => {
             api.metrics.authenticated(true);
@@ -174,7 +195,7 @@ async fn answer(
     let acting = impersonate::apply(api, &caller, inbound.request.headers(), &attributes).await?;
     inbound.identity = acting.as_ref().map_or_else(|| caller.clone(), |acting| acting.identity.clone());
     let identity = inbound.identity.clone();
-    let limited = attributes.verb == "watch" || !is_long(&path, &attributes.verb, &inbound.query);
+    let limited = attributes.verb == "watch" || !long;
     let _seat = match limited {
         true => {
             let (seen, seat) =
@@ -208,6 +229,16 @@ async fn answer(
         Path::Resource(path) => requests::answer(api, inbound, path, &attributes.verb).await,
         Path::Other(path) => meta::answer(api, &inbound, &path).await,
     }
+}
+
+/// How long a client will wait: a duration in Go's notation. What lasts as long as its reader likes ignores it.
+fn check_timeout(text: &str, long: bool) -> Result<(), ApiError> {
+    if long || text.is_empty() || machinery::cel::duration(text).is_some() {
+        return Ok(());
+    }
+    let unit = if text.bytes().all(|b| b.is_ascii_digit()) { "missing unit in" } else { "invalid" };
+    let why = format!("invalid timeout specified in the request URL - time: {unit} duration {text:?}");
+    Err(ApiError::bad_request(why))
 }
 
 /// What a request weighs: a list by its objects.

@@ -13,6 +13,8 @@ pub enum Form {
     Partial(&'static str),
     /// The object itself in protobuf: only for those who take nothing else, because JSON is what is stored.
     Protobuf,
+    /// Metadata only in protobuf, in this version: likewise.
+    PartialProtobuf(&'static str),
 }
 
 impl Form {
@@ -20,7 +22,7 @@ impl Form {
     pub fn content_type(self, list: bool) -> String {
         match self {
             Form::Object => "application/json".into(),
-            Form::Protobuf => PROTOBUF.into(),
+            Form::Protobuf | Form::PartialProtobuf(_) => PROTOBUF.into(),
             Form::Table(v) => format!("application/json;as=Table;v={v};g=meta.k8s.io"),
             Form::Partial(v) => {
                 let kind = if list { "PartialObjectMetadataList" } else { "PartialObjectMetadata" };
@@ -31,7 +33,12 @@ impl Form {
 
     /// Content type of a watch in this form.
     pub fn watch_content_type(self) -> &'static str {
-        if self == Form::Protobuf { WATCH_PROTOBUF } else { "application/json" }
+        if self.is_protobuf() { WATCH_PROTOBUF } else { "application/json" }
+    }
+
+    /// Is it no JSON?
+    pub fn is_protobuf(self) -> bool {
+        matches!(self, Form::Protobuf | Form::PartialProtobuf(_))
     }
 }
 
@@ -46,14 +53,20 @@ pub enum Format {
     Protobuf,
 }
 
+/// Does the client want protobuf before anything else?
+pub fn prefers_protobuf(accept: &str) -> bool {
+    ranges(accept).first().is_some_and(|(media, _)| *media == PROTOBUF)
+}
+
 /// What Go clients send built-in kinds as.
 pub const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
 const WATCH_PROTOBUF: &str = "application/vnd.kubernetes.protobuf;stream=watch";
 
-type Parameters<'a> = Vec<(&'a str, &'a str)>;
+/// Names and values.
+pub type Parameters<'a> = Vec<(&'a str, &'a str)>;
 
 /// Media ranges of an Accept header: type, parameters; most wanted first.
-fn ranges(accept: &str) -> Vec<(&str, Parameters<'_>)> {
+pub fn ranges(accept: &str) -> Vec<(&str, Parameters<'_>)> {
     let mut all: Vec<(u32, &str, Parameters<'_>)> = accept
         .split(',')
         .map(|range| {
@@ -86,18 +99,37 @@ pub fn not_acceptable() -> ApiError {
     )
 }
 
-/// The form of the answer. `tables`: does the resource have a table form?
-pub fn form(accept: &str, tables: bool) -> Result<Form, ApiError> {
+/// Is YAML what the client likes best? The answer is then made as JSON, and rewritten as the last step.
+pub fn wants_yaml(accept: &str) -> bool {
+    let known =
+        |media: &str| matches!(media, "application/yaml" | "application/json" | "application/*" | "*/*");
+    ranges(accept).iter().map(|(media, _)| *media).find(|media| known(media)) == Some("application/yaml")
+}
+
+/// The form of the answer. `tables`: does the resource have a table form? A stream comes in JSON or protobuf only.
+pub fn form(accept: &str, tables: bool, stream: bool) -> Result<Form, ApiError> {
     if accept.trim().is_empty() {
         return Ok(Form::Object);
     }
-    let mut protobuf = false;
+    let mut protobuf = None;
     for (media, parameters) in ranges(accept) {
-        protobuf |= media == PROTOBUF && !parameters.iter().any(|(key, _)| *key == "as");
-        if !matches!(media, "application/json" | "application/*" | "*/*") {
+        let get = |key: &str| parameters.iter().find(|(k, _)| *k == key).map(|(_, v)| *v);
+        if media == PROTOBUF {
+            let form = match get("as") {
+                None => Some(Form::Protobuf),
+                Some("PartialObjectMetadata" | "PartialObjectMetadataList")
+                    if tables && get("g").is_none_or(|g| g == "meta.k8s.io") =>
+                {
+                    meta_version(get("v")).map(Form::PartialProtobuf)
+                }
+                Some(_) => None,
+            };
+            protobuf = protobuf.or(form);
+        }
+        let yaml = media == "application/yaml" && !stream;
+        if !yaml && !matches!(media, "application/json" | "application/*" | "*/*") {
             continue;
         }
-        let get = |key: &str| parameters.iter().find(|(k, _)| *k == key).map(|(_, v)| *v);
         let meta = get("g").is_none_or(|g| g == "meta.k8s.io");
         match get("as") {
             None => return Ok(Form::Object),
@@ -114,7 +146,7 @@ pub fn form(accept: &str, tables: bool) -> Result<Form, ApiError> {
             Some(_) => {}
         }
     }
-    if protobuf { Ok(Form::Protobuf) } else { Err(not_acceptable()) }
+    protobuf.ok_or_else(not_acceptable)
 }
 
 /// 415 in Kubernetes' words.
@@ -162,13 +194,22 @@ mod tests {
             ("application/vnd.kubernetes.protobuf", Some(Form::Protobuf)),
             ("application/vnd.kubernetes.protobuf;stream=watch", Some(Form::Protobuf)),
             ("application/vnd.kubernetes.protobuf;as=Table;v=v1;g=meta.k8s.io", None),
+            (
+                "application/vnd.kubernetes.protobuf;as=PartialObjectMetadata;v=v1;g=meta.k8s.io",
+                Some(Form::PartialProtobuf("v1")),
+            ),
             ("application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1", Some(Form::Partial("v1"))),
             ("text/html;q=0.9, application/json;q=0.1", Some(Form::Object)),
             ("application/json;q=0", None),
+            ("application/yaml;as=Table;g=meta.k8s.io;v=v1", Some(Form::Table("v1"))),
         ] {
-            assert_eq!(form(accept, true).ok(), want, "{accept}");
+            assert_eq!(form(accept, true, false).ok(), want, "{accept}");
         }
-        assert_eq!(form("application/json;as=Table;v=v1;g=meta.k8s.io", false).unwrap_err().code, 406);
+        assert_eq!(form("application/json;as=Table;v=v1;g=meta.k8s.io", false, false).unwrap_err().code, 406);
+        assert_eq!(form("application/yaml", true, false), Ok(Form::Object));
+        assert_eq!(form("application/yaml", true, true).unwrap_err().code, 406);
+        assert!(wants_yaml("text/html, application/yaml, */*") && wants_yaml("application/yaml;as=Table"));
+        assert!(!wants_yaml("*/*, application/yaml;q=0.5") && !wants_yaml(""));
     }
 
     #[test]

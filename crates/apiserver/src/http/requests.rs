@@ -29,6 +29,8 @@ use std::sync::Arc;
 /// What every answer needs to know of the request.
 struct Shape {
     form: Form,
+    /// JSON stands in for protobuf.
+    instead: bool,
     wishes: Wishes,
     include: String,
 }
@@ -66,7 +68,8 @@ pub async fn answer(
     }
     let reviews = !call.resource.offers("get");
     let shape = Shape {
-        form: negotiate::form(inbound.header(header::ACCEPT), !reviews)?,
+        form: negotiate::form(inbound.header(header::ACCEPT), !reviews, verb == "watch")?,
+        instead: negotiate::prefers_protobuf(inbound.header(header::ACCEPT)),
         wishes: inbound.wishes(),
         include: inbound.query.get("includeObject").to_string(),
     };
@@ -78,14 +81,15 @@ pub async fn answer(
             if !path.name.is_empty() {
                 selection = selection.named(&path.name);
             }
-            watch::respond(api, selection, shape.form, &inbound.query).await
+            let place = api.places.take(&call.identity)?;
+            watch::respond(api, selection, shape.form, (&inbound.query, place)).await
         }
         "deletecollection" => delete_collection(api, inbound, call, &shape).await,
         "create" | "update" | "patch" | "delete" => {
             // A body of unknown length may be anything; YAML grows by its aliases.
             let yaml = inbound.header(header::CONTENT_TYPE).contains("application/yaml");
             let heavy = yaml || inbound.request.body().size_hint().upper().is_none_or(|n| n >= heavy::BYTES);
-            heavy::run(heavy, write(api, inbound, call, verb, &shape)).await
+            heavy::run(heavy, Box::pin(write(api, inbound, call, verb, &shape))).await
         }
         _ => Err(not_allowed()),
     }
@@ -156,14 +160,21 @@ fn one(
         }
         Form::Table(version) => {
             let metadata = json!({"resourceVersion": object.revision.to_string()});
-            rules::table(&call.resource, std::slice::from_ref(object), metadata, style(api, version, shape))?
+            let style = style(api, version, shape);
+            if call.subresource == "scale" {
+                let value = object.value().map_err(ApiError::internal)?;
+                let (include, own) = (rules::table_include(style.include)?, format!("meta.k8s.io/{version}"));
+                machinery::table::scale(&value, metadata, style.now, include, &own)
+            } else {
+                rules::table(&call.resource, std::slice::from_ref(object), metadata, style)?
+            }
         }
-        Form::Partial(version) => rules::partial(object, version),
-        Form::Protobuf => {
-            let value = object.value().map_err(ApiError::internal)?;
-            return respond::value(code, shape.form, &value, shape.wishes);
-        }
+        Form::Partial(version) | Form::PartialProtobuf(version) => rules::partial(object, version),
+        Form::Protobuf => object.value().map_err(ApiError::internal)?,
     };
+    if shape.form.is_protobuf() {
+        return respond::value(code, shape.form, &value, shape.wishes);
+    }
     Ok(respond::json_value(code, &content_type, &value, shape.wishes))
 }
 
@@ -180,12 +191,12 @@ async fn list(
     let selection = selection(call, &inbound.query)?;
     let paging = parse_paging(&call.resource, &inbound.query)?;
     let page = api.list(&selection, &paging).await?;
-    let heavy = shape.form == Form::Protobuf && page.items.len() >= heavy::OBJECTS;
+    let heavy = shape.form.is_protobuf() && page.items.len() >= heavy::OBJECTS;
     heavy::run(heavy, async { many(api, call, page, shape) }).await
 }
 
 /// A page in the wished form. Long ones are made as they are sent.
-fn many(api: &Api, call: &Call, page: Page, shape: &Shape) -> Result<Response<Body>, ApiError> {
+fn many(api: &Api, call: &Call, mut page: Page, shape: &Shape) -> Result<Response<Body>, ApiError> {
     let row = &*call.resource.row;
     let mut frame = ListFrame {
         kind: format!("{}List", row.kind),
@@ -198,6 +209,10 @@ fn many(api: &Api, call: &Call, page: Page, shape: &Shape) -> Result<Response<Bo
     };
     let resource = call.resource.clone();
     let encode: respond::Encode = match shape.form {
+        // As upstream, where built-in kinds lose their name within a list.
+        Form::Object if resource.custom.is_none() => {
+            Box::new(move |object| Ok(respond::untyped(&rules::serve(&resource, object)?.raw)))
+        }
         Form::Object => Box::new(move |object| Ok(rules::serve(&resource, object)?.raw.clone())),
         Form::Table(version) => {
             frame = ListFrame {
@@ -207,6 +222,11 @@ fn many(api: &Api, call: &Call, page: Page, shape: &Shape) -> Result<Response<Bo
                 columns: Some(rules::table_columns(&resource)),
                 ..frame
             };
+            if resource.is("flowcontrol.apiserver.k8s.io", "flowschemas") {
+                // They are read in the order in which they count.
+                let precedence = |o: &Arc<Object>| o.value().ok()?["spec"]["matchingPrecedence"].as_i64();
+                page.items.sort_by_cached_key(precedence);
+            }
             let now = (api.config.clock)();
             let include = rules::table_include(&shape.include)?;
             let row = move |object: &Arc<Object>| {
@@ -221,16 +241,28 @@ fn many(api: &Api, call: &Call, page: Page, shape: &Shape) -> Result<Response<Bo
                 api_version: format!("meta.k8s.io/{version}"),
                 ..frame
             };
+            let instead = shape.instead;
             Box::new(move |object| {
                 let object = rules::serve(&resource, object)?;
-                Ok(rules::partial(&object, version).to_string().into())
+                let raw = rules::partial(&object, version).to_string().into();
+                Ok(if instead { respond::untyped(&raw) } else { raw })
             })
         }
-        Form::Protobuf => {
+        Form::Protobuf | Form::PartialProtobuf(_) => {
+            let partial = if let Form::PartialProtobuf(version) = shape.form { Some(version) } else { None };
+            if let Some(version) = partial {
+                frame.kind = "PartialObjectMetadataList".into();
+                frame.api_version = format!("meta.k8s.io/{version}");
+            }
             let head =
                 json!({"kind": frame.kind, "apiVersion": frame.api_version, "metadata": frame.metadata()});
-            let items =
-                page.items.iter().map(|o| rules::serve(&resource, o)?.value().map_err(ApiError::internal));
+            let items = page.items.iter().map(|o| {
+                let object = rules::serve(&resource, o)?;
+                match partial {
+                    Some(version) => Ok(rules::partial(&object, version)),
+                    None => object.value().map_err(ApiError::internal),
+                }
+            });
             let list = machinery::protobuf::sealed_list(&head, items)?;
             return Ok(respond::raw(200, negotiate::PROTOBUF, respond::full(list)));
         }
@@ -300,7 +332,7 @@ async fn write(
     call.options = write_options(&inbound, verb)?;
     let verb = match verb {
         "create" | "update" => {
-            let body = body::object(inbound.request).await?;
+            let body = body::object(inbound.request, &call.resource.row.kind).await?;
             call.options.duplicates = body.duplicates;
             if verb == "create" { Verb::Create(body.value) } else { Verb::Update(body.value) }
         }

@@ -1,6 +1,7 @@
 //! Responses: JSON bodies, lists streamed from stored bytes, compression, Status errors.
 
 use super::negotiate::{Form, PROTOBUF};
+use crate::heavy;
 use bytes::Bytes;
 use client::Object;
 use flate2::Compression;
@@ -11,7 +12,9 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::Frame;
 use machinery::status::ApiError;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io::Write;
 use std::sync::Arc;
@@ -116,7 +119,7 @@ pub fn json_value(code: u16, content_type: &str, value: &Value, wishes: Wishes) 
 
 /// A value in the object form that was asked for.
 pub fn value(code: u16, form: Form, value: &Value, wishes: Wishes) -> Result<Response<Body>, ApiError> {
-    if form == Form::Protobuf {
+    if form.is_protobuf() {
         return Ok(raw(code, PROTOBUF, full(machinery::protobuf::sealed(value)?)));
     }
     Ok(json_value(code, "application/json", value, wishes))
@@ -125,6 +128,28 @@ pub fn value(code: u16, form: Form, value: &Value, wishes: Wishes) -> Result<Res
 fn pretty(bytes: Bytes) -> Bytes {
     let indented = serde_json::from_slice::<Value>(&bytes).and_then(|v| serde_json::to_vec_pretty(&v));
     indented.map_or(bytes, Bytes::from)
+}
+
+/// The same answer in YAML, if it is JSON.
+pub async fn as_yaml(response: Response<Body>) -> Response<Body> {
+    let (mut parts, body) = response.into_parts();
+    let form = parts
+        .headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|v| v.to_str().ok()?.strip_prefix("application/json"));
+    let Some(content_type) = form.and_then(|f| HeaderValue::from_str(&format!("application/yaml{f}")).ok())
+    else {
+        return Response::from_parts(parts, body);
+    };
+    let Ok(json) = body.collect().await.map(|all| all.to_bytes()) else {
+        return error(&ApiError::internal("the answer could not be made"));
+    };
+    // JSON is YAML too, should this not be read.
+    let write = || serde_json::from_slice(&json).map(|value| machinery::yaml::text(&value));
+    let text = heavy::run(json.len() as u64 >= heavy::BYTES, async { write() }).await;
+    parts.headers.insert(header::CONTENT_TYPE, content_type);
+    parts.headers.remove(header::CONTENT_LENGTH);
+    Response::from_parts(parts, full(text.map_or(json, Bytes::from)))
 }
 
 /// A failure as a Status.
@@ -194,6 +219,25 @@ impl ListFrame {
         head += &format!(",\"{}\":[", self.items);
         (head, "]}\n".into())
     }
+}
+
+/// Canonical JSON without `apiVersion` and `kind`.
+pub fn untyped(raw: &Bytes) -> Bytes {
+    let rest = raw.strip_prefix(b"{\"apiVersion\":\"").and_then(after_text);
+    let rest = rest.and_then(|rest| rest.strip_prefix(b",\"kind\":\"")).and_then(after_text);
+    if let Some([b',', rest @ ..]) = rest {
+        return [b"{", rest].concat().into();
+    }
+    // Something stands between them.
+    let Ok(mut map) = serde_json::from_slice::<BTreeMap<&str, &RawValue>>(raw) else { return raw.clone() };
+    map.retain(|key, _| !matches!(*key, "apiVersion" | "kind"));
+    serde_json::to_vec(&map).map_or_else(|_| raw.clone(), Bytes::from)
+}
+
+/// What follows a text without escapes that has begun.
+fn after_text(rest: &[u8]) -> Option<&[u8]> {
+    let end = rest.iter().position(|b| *b == b'"')?;
+    rest.get(end + 1..)
 }
 
 /// A list whose items are made as they are sent: of stored bytes, mostly, and no item is parsed. What cannot be made is
@@ -316,6 +360,18 @@ mod tests {
     fn pieces(n: usize, gzip: bool) -> Vec<u8> {
         let encode: Encode = Box::new(|object| Ok(object.raw.clone()));
         Pieces::new(&frame(), (objects(n), encode), gzip).flat_map(Result::unwrap).collect()
+    }
+
+    #[test]
+    fn items_of_built_in_lists_do_not_say_what_they_are() {
+        for (raw, want) in [
+            (r#"{"apiVersion":"v1","kind":"Pod","metadata":{"kind":"x"}}"#, r#"{"metadata":{"kind":"x"}}"#),
+            (r#"{"apiVersion":"v1","data":{"kind":"y"},"kind":"Secret"}"#, r#"{"data":{"kind":"y"}}"#),
+            (r#"{"action":"a","apiVersion":"v1","kind":"Event","type":""}"#, r#"{"action":"a","type":""}"#),
+            (r#"{"apiVersion":"v1","kind":"Pod"}"#, "{}"),
+        ] {
+            assert_eq!(untyped(&Bytes::from_static(raw.as_bytes())), want);
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use crate::resources::Resource;
 use crate::rules::{self, TableStyle};
 use crate::select::Selection;
 use crate::verbs::list::{number, parse_revision};
-use crate::watch::{Seen, Start, Watcher};
+use crate::watch::{Place, Seen, Start, Watcher};
 use bytes::Bytes;
 use client::{EventKind, Object};
 use futures_util::stream;
@@ -84,14 +84,16 @@ pub async fn respond(
     api: &Arc<Api>,
     selection: Selection,
     form: Form,
-    query: &Query,
+    (query, place): (&Query, Place),
 ) -> Result<Response<Body>, ApiError> {
     let resource = selection.resource.clone();
     let options = parse_options(api, &resource, query)?;
     if options.not_before == 0 {
         api.storage.cache.wait_fresh().await?;
     }
-    let started = match api.storage.cache.wait_for(options.not_before).await {
+    // One that begins in the future just waits, as upstream's.
+    let needed = if options.start == Start::Current { options.not_before } else { 0 };
+    let started = match api.storage.cache.wait_for(needed).await {
         Ok(()) => start(api, selection, options.start).await,
         Err(error) => Err(error),
     };
@@ -123,6 +125,7 @@ pub async fn respond(
         last_mark: false,
         closing: api.closing(),
         done: false,
+        _place: place,
     };
     let sent = api.metrics.watched(feed.encoder.resource.gvr());
     let frames = stream::unfold((feed, sent), |(mut feed, sent)| async move {
@@ -154,6 +157,7 @@ struct Feed {
     last_mark: bool,
     closing: tokio::sync::watch::Receiver<bool>,
     done: bool,
+    _place: Place,
 }
 
 impl Feed {
@@ -248,7 +252,7 @@ impl Encoder {
                     Err(error) => error_frame(self.form, &error),
                 }
             }
-            Form::Partial(version) => {
+            Form::Partial(version) | Form::PartialProtobuf(version) => {
                 value_frame(self.form, type_of(seen.kind), &rules::partial(&object, version))
             }
             Form::Protobuf => match object.value() {
@@ -272,7 +276,7 @@ impl Encoder {
                 "metadata": {"resourceVersion": revision.to_string()}, "columnDefinitions": null,
                 "rows": [{"cells": [], "object": {"kind": "PartialObjectMetadata", "apiVersion": format!("meta.k8s.io/{version}"), "metadata": metadata}}],
             }),
-            Form::Partial(version) => {
+            Form::Partial(version) | Form::PartialProtobuf(version) => {
                 json!({"kind": "PartialObjectMetadata", "apiVersion": format!("meta.k8s.io/{version}"), "metadata": metadata})
             }
         };
@@ -294,7 +298,7 @@ fn object_frame(kind: EventKind, object: &Object) -> Bytes {
 }
 
 fn value_frame(form: Form, kind: &str, value: &Value) -> Bytes {
-    if form == Form::Protobuf {
+    if form.is_protobuf() {
         return match machinery::protobuf::watch_frame(kind, value) {
             Ok(frame) => frame.into(),
             // A Status can always be written.

@@ -3,19 +3,21 @@
 //! A request is looked up once by what it is; the rest are atomic additions. Deliberately not here: what other crates
 //! count (`client::metrics` has what belongs to the process).
 
+pub mod expressions;
 mod process;
+pub mod resources;
 
 use crate::cache::Cache;
 use client::metrics::{Family, Figure, Figures, Raised, labels, shared_text};
 use parking_lot::Mutex;
 use process::process;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// Upper bounds in seconds, as upstream's.
-const SECONDS: [f64; 23] = [
+pub const SECONDS: [f64; 23] = [
     0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0,
     20.0, 30.0, 45.0, 60.0,
 ];
@@ -60,7 +62,7 @@ const REMOVED: [(&str, &str, &str); 6] = [
 const ROWS_MAX: usize = 2_000;
 
 /// What requests are counted by.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RequestKind {
     /// `GET`, `LIST`, `WATCH`, …
     pub verb: String,
@@ -184,7 +186,7 @@ impl Sent {
 pub struct Metrics {
     figures: Figures,
     health: Figures,
-    requests: Mutex<BTreeMap<RequestKind, Arc<Row>>>,
+    requests: Mutex<HashMap<RequestKind, Arc<Row>>>,
     steps: Steps,
     inflight: [OnceLock<Arc<Figure>>; 2],
     attempts: [OnceLock<Arc<Figure>>; 4],
@@ -357,6 +359,16 @@ impl Metrics {
         }
         out + &process()
     }
+}
+
+/// Which features are on.
+pub fn features(gates: &k8s_schema::Gates) -> String {
+    let mut out = "# TYPE kubernetes_feature_enabled gauge\n".to_string();
+    for (gate, on) in gates.each() {
+        let labels = labels(&[("name", gate.name), ("stage", gate.stage.name())]);
+        let _ = writeln!(out, "kubernetes_feature_enabled{{{labels}}} {}", u8::from(on));
+    }
+    out
 }
 
 /// `deployments.apps` of `/main/apps/deployments/`.

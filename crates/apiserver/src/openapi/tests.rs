@@ -90,7 +90,8 @@ fn legacy_bodies_require_less_and_keep_their_old_fields() {
 
 #[test]
 fn v3_documents_are_indexed_and_closed() {
-    let documents = Documents::new(builtin(), Vec::new());
+    let usual = builtin().into_iter().filter(|r| r.row.gate.is_empty()).collect();
+    let documents = Documents::new(usual, Vec::new());
     let index = parse(&documents.get("/openapi/v3", "").unwrap().unwrap());
     let paths = index["paths"].as_object().unwrap();
     let upstream = paths.keys().filter(|p| !p.contains(".gantry.dev")).count();
@@ -167,6 +168,7 @@ fn crontab(field_name: &str) -> ResourceRow {
         storage_version: Held::Static("v1"),
         storage_group: Held::Static("stable.example.com"),
         legacy: false,
+        gate: "",
     }
 }
 

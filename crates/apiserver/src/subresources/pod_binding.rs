@@ -1,17 +1,23 @@
 //! `pods/binding`: gives a pod its node, once.
+//!
+//! Each pod is written so, and it is what the rate of scheduling hangs on: the stored text is changed in place and
+//! neither parsed nor checked like a body, because nothing of it is a caller's but what is checked here. Admission sees
+//! the Binding, as it does in upstream.
 
 use super::create_body;
 use crate::Api;
-use crate::admission;
+use crate::admission::{self, Attempt, Operation};
 use crate::rules;
-use crate::verbs::modify::{Change, Owners, Part};
-use crate::verbs::{Call, WriteOptions, Written};
+use crate::scan;
+use crate::storage::{Swap, revised};
+use crate::verbs::modify::SWAP_TRIES_MAX;
+use crate::verbs::{Call, Effect, Written};
 use client::Verb;
 use k8s_schema::gvr;
-use machinery::body::Repeats;
 use machinery::field_errors::FieldErrors;
 use machinery::status::ApiError;
-use serde_json::{Value, json};
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value, json};
 
 impl Api {
     /// Binds the pod to the node that the Binding names.
@@ -21,18 +27,28 @@ impl Api {
         let node = check(call, &body)?;
         self.place(&mut body, &node);
         let now = self.now_text();
-        let inner = Call {
-            options: WriteOptions { duplicates: Repeats::default(), ..call.options.clone() },
-            ..call.clone()
-        };
-        let edit = |mut pod| {
-            bind(call, &mut pod, &body, &node, &now)?;
-            Ok(pod)
-        };
-        let change = Change { part: Part::Binding, owners: Owners::Kept, edit: &edit };
-        let mut written = self.modify(&inner, change).await?;
-        written.warnings.append(&mut warnings);
-        Ok(written)
+        let mut current = self.load(&call.resource, &call.key).await?.ok_or_else(|| call.not_found())?;
+        for _ in 0..SWAP_TRIES_MAX {
+            let pod = bind(call, &current.raw, &body, &node, &now)?;
+            let annotations: Value = parsed(&current.raw, &["metadata", "annotations"]);
+            let old = json!({"metadata": {"annotations": annotations}});
+            let mut attempt = Attempt::new(self, call, Operation::UpdatePart, &call.key, Some(&old));
+            admission::mutate(&mut attempt, &mut body)?;
+            warnings.append(&mut attempt.warnings);
+            let swap = match call.options.dry_run {
+                true => Swap::Done(revised(&call.key, current.revision, &pod)),
+                false => self.storage.replace_text(&call.resource, &current, pod).await?,
+            };
+            match swap {
+                Swap::Done(object) => {
+                    let object = rules::serve(&call.resource, &object)?;
+                    return Ok(Written { object, effect: Effect::Updated, warnings });
+                }
+                Swap::Lost(Some(now)) => current = self.one_in_served(&call.resource, now).await?,
+                Swap::Lost(None) => return Err(call.not_found()),
+            }
+        }
+        Err(ApiError::conflict(call.resource.gvr(), &call.key.name, ApiError::MODIFIED))
     }
 }
 
@@ -66,7 +82,13 @@ fn check(call: &Call, body: &Value) -> Result<String, ApiError> {
     Ok(node.to_string())
 }
 
-fn bind(call: &Call, pod: &mut Value, binding: &Value, node: &str, now: &str) -> Result<(), ApiError> {
+/// What is at a path of the pod; its default where nothing of the kind is.
+fn parsed<T: DeserializeOwned + Default>(pod: &[u8], path: &[&str]) -> T {
+    scan::value_at(pod, path).and_then(|text| serde_json::from_slice(text).ok()).unwrap_or_default()
+}
+
+/// The stored text of the pod when it is bound.
+fn bind(call: &Call, pod: &[u8], binding: &Value, node: &str, now: &str) -> Result<Vec<u8>, ApiError> {
     let name = &*call.key.name;
     let conflict = |why: String| {
         let mut error = ApiError::conflict(call.resource.gvr(), name, &why);
@@ -75,38 +97,43 @@ fn bind(call: &Call, pod: &mut Value, binding: &Value, node: &str, now: &str) ->
         Err(error)
     };
     let uid = binding["metadata"]["uid"].as_str().unwrap_or_default();
-    let present = pod["metadata"]["uid"].as_str().unwrap_or_default();
+    let present = scan::string_at(pod, &["metadata", "uid"]).unwrap_or_default();
     if !uid.is_empty() && uid != present {
         return conflict(format!(
             "Precondition failed: UID in precondition: {uid}, UID in object meta: {present}"
         ));
     }
-    if pod["metadata"]["deletionTimestamp"].is_string() {
+    if scan::string_at(pod, &["metadata", "deletionTimestamp"]).is_some() {
         return conflict(format!("pod {name} is being deleted, cannot be assigned to a host"));
     }
-    if let Some(bound) = pod["spec"]["nodeName"].as_str().filter(|n| !n.is_empty()) {
+    if let Some(bound) = scan::string_at(pod, &["spec", "nodeName"]).filter(|n| !n.is_empty()) {
         return conflict(format!("pod {name} is already assigned to node \"{bound}\""));
     }
-    if pod["spec"]["schedulingGates"].as_array().is_some_and(|g| !g.is_empty()) {
+    if !parsed::<Vec<Value>>(pod, &["spec", "schedulingGates"]).is_empty() {
         return conflict(format!("pod {name} has non-empty .spec.schedulingGates"));
     }
-    pod["spec"]["nodeName"] = json!(node);
+    let mut pod = scan::set(pod, &["spec", "nodeName"], &json!(node).to_string());
     for map in ["annotations", "labels"] {
-        for (key, value) in binding["metadata"][map].as_object().into_iter().flatten() {
-            pod["metadata"][map][key] = value.clone();
+        let more = binding["metadata"][map].as_object().filter(|more| !more.is_empty());
+        let Some(more) = more else { continue };
+        if !more.values().all(Value::is_string) {
+            return Err(ApiError::bad_request(format!(
+                "json: cannot unmarshal into Go struct field ObjectMeta.metadata.{map} of type string"
+            )));
         }
+        let mut all: Map<String, Value> = parsed(&pod, &["metadata", map]);
+        all.extend(more.clone());
+        pod = scan::set(&pod, &["metadata", map], &Value::Object(all).to_string());
     }
     let condition =
         json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now});
-    let mut conditions = pod["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    let mut conditions: Vec<Value> = parsed(&pod, &["status", "conditions"]);
     match conditions.iter_mut().find(|c| c["type"] == "PodScheduled") {
         Some(present) => *present = condition,
         None => conditions.push(condition),
     }
-    pod["status"]["conditions"] = Value::Array(conditions);
-    // What it was promised is of no use any more.
-    if let Some(status) = pod["status"].as_object_mut() {
-        status.remove("nominatedNodeName");
-    }
-    Ok(())
+    pod = scan::set(&pod, &["status", "conditions"], &Value::Array(conditions).to_string());
+    // What it was promised is of no use any more; the revision is not stored.
+    pod = scan::without(&pod, &["status", "nominatedNodeName"]);
+    Ok(scan::without(&pod, &["metadata", "resourceVersion"]))
 }

@@ -8,6 +8,7 @@ use crate::rules;
 use crate::storage::{Swap, unstored};
 use crate::verbs::modify::{Owners, Part};
 use client::ObjectKey;
+use machinery::kinds::strategy;
 use machinery::status::ApiError;
 use serde_json::{Value, json};
 
@@ -41,19 +42,26 @@ impl Api {
             owners::put(&mut value, managers, None);
         }
         self.stamp(&mut value);
-        for draw in 1.. {
-            let mut attempt_value = value.clone();
-            if let Some(base) = &base {
-                attempt_value["metadata"]["name"] = json!(generated_name(base, (self.config.random)()));
-            }
-            let name = text(&attempt_value, "name").to_string();
-            let key = ObjectKey::new(call.key.namespace.clone(), name);
-            match self.create_once(call, &key, attempt_value, &mut warnings).await {
-                Err(e) if e.is_already_exists() && base.is_some() && draw < GENERATE_TRIES => {}
-                done => return done,
+        // Admission reads namespaces, classes and the like: it must see every acknowledged write.
+        self.storage.cache.wait_fresh().await?;
+        if let Some(base) = base {
+            value["metadata"]["name"] = json!(self.free_name(call, &base));
+        }
+        let key = ObjectKey::new(call.key.namespace.clone(), text(&value, "name"));
+        self.create_once(call, &key, value, &mut warnings).await
+    }
+
+    /// A generated name that nothing has yet; after so many draws, any.
+    fn free_name(&self, call: &Call, base: &str) -> String {
+        let mut tries = GENERATE_TRIES;
+        loop {
+            let name = generated_name(base, (self.config.random)());
+            tries -= 1;
+            let suffix = call.resource.suffix(&call.key.namespace, &name);
+            if tries == 0 || self.storage.cache.get(&call.resource.prefix, &suffix).is_none() {
+                return name;
             }
         }
-        Err(ApiError::internal("no name could be generated"))
     }
 
     async fn create_once(
@@ -63,15 +71,19 @@ impl Api {
         mut value: Value,
         warnings: &mut Vec<String>,
     ) -> Result<Written, ApiError> {
-        // Admission reads namespaces, classes and the like: it must see every acknowledged write.
-        self.storage.cache.wait_fresh().await?;
         admission::service_account::settle(self, call, &value).await;
+        let revised = !matches!(text(&value, "resourceVersion"), "" | "0");
         let mut attempt = Attempt::new(self, call, Operation::Create, key, None);
         admission::mutate(&mut attempt, &mut value)?;
         admission::mutate_outside(&mut attempt, &mut value).await?;
         rules::prepare_create(&call.resource, &mut value);
+        strategy::drop_gated(&call.resource.stored, &self.config.gates, &mut value, None);
         rules::validate(&call.resource, Part::Whole, &value, None)?;
         admission::validate(&mut attempt, &value).await?;
+        // Who may not create it at all learns that first, as upstream, where the store says this.
+        if revised {
+            return Err(ApiError::new(500, "", "resourceVersion should not be set on objects to be created"));
+        }
         admission::allocate(&mut attempt, &mut value)?;
         let charge = admission::quota::charge(&attempt, &value).await?;
         warnings.append(&mut attempt.warnings);
@@ -83,6 +95,9 @@ impl Api {
             }
             let object = rules::serve(&call.resource, &unstored(key, 0, value))?;
             return Ok(Written { object, effect: Effect::Created, warnings: std::mem::take(warnings) });
+        }
+        for ip in reserved.addresses() {
+            self.hold_address(key, ip).await?;
         }
         match self.save(&call.resource, key, None, value).await? {
             Swap::Done(object) => {
@@ -106,15 +121,12 @@ impl Api {
     }
 }
 
-/// Checks namespace, name and revision against the request; the base when the name is to be generated.
+/// Checks namespace and name against the request; the base when the name is to be generated.
 fn settle_names(call: &Call, value: &mut Value) -> Result<Option<String>, ApiError> {
     if !value["metadata"].is_object() {
         value["metadata"] = json!({});
     }
     rules::settle_namespace(call, value)?;
-    if !matches!(text(value, "resourceVersion"), "" | "0") {
-        return Err(ApiError::new(500, "", "resourceVersion should not be set on objects to be created"));
-    }
     let generate = text(value, "generateName").to_string();
     let wanted = text(value, "name").is_empty() && !generate.is_empty();
     Ok(wanted.then_some(generate))

@@ -167,7 +167,7 @@ impl Api {
             match swap {
                 Swap::Done(object) => {
                     if effect == Effect::Removed && !call.options.dry_run {
-                        self.released(&call.resource, &call.key);
+                        self.released(&call.resource, &call.key).await;
                     }
                     let object = rules::serve(&call.resource, &object)?;
                     return Ok(Written { object, effect, warnings });
@@ -272,7 +272,7 @@ mod tests {
     use crate::resources::Registry;
 
     fn plan(resource: &str, object: &Value, options: &DeleteOptions) -> Plan {
-        let registry = Registry::builtin("main", false);
+        let registry = Registry::builtin("main", false, &Default::default());
         let resource = registry
             .find(&k8s_schema::Gvr { resource: resource.to_string().into(), ..k8s_schema::gvr::PODS })
             .unwrap();
@@ -328,7 +328,7 @@ mod tests {
     fn pods_of_two_kinds_stay_by_default() {
         for kind in ["jobs", "replicationcontrollers"] {
             let group = if kind == "jobs" { "batch" } else { "" };
-            let registry = Registry::builtin("main", false);
+            let registry = Registry::builtin("main", false, &Default::default());
             let gvr = k8s_schema::Gvr::new(group, "v1", kind);
             let resource = registry.find(&gvr).unwrap();
             let now = "2026-01-01T00:00:00Z".parse().unwrap();
@@ -348,7 +348,7 @@ mod tests {
         let Plan::Mark(marked) = plan("namespaces", &object, &DeleteOptions::default()) else { panic!() };
         assert_eq!(marked["status"]["phase"], "Terminating");
         assert_eq!(plan("namespaces", &marked, &DeleteOptions::default()), Plan::Pending);
-        let registry = Registry::builtin("main", false);
+        let registry = Registry::builtin("main", false, &Default::default());
         let namespaces = registry.find(&k8s_schema::gvr::NAMESPACES).unwrap();
         assert!(!is_finished(namespaces, &marked));
         let mut emptied = marked.clone();

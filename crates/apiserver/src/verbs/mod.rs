@@ -97,6 +97,7 @@ impl Call {
             name: self.key.name.to_string(),
             path: String::new(),
             field_selector: String::new(),
+            label_selector: String::new(),
         }
     }
 

@@ -8,13 +8,13 @@ use crate::resources::Resource;
 use crate::rules;
 use crate::storage::{Swap, unstored};
 use client::{Object, PatchKind};
-use machinery::kinds::behaviour_of;
+use machinery::kinds::{behaviour_of, strategy};
 use machinery::status::ApiError;
 use serde_json::{Value, json};
 use std::sync::Arc;
 
 /// Lost races before a write without a resourceVersion gives up: far above what real contention shows.
-const SWAP_TRIES_MAX: usize = 200;
+pub const SWAP_TRIES_MAX: usize = 200;
 
 /// Which part of an object a write is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,8 +31,6 @@ pub enum Part {
     EphemeralContainers,
     /// The resources of a pod's containers.
     Resize,
-    /// A pod's node, with the condition that says so.
-    Binding,
 }
 
 impl Part {
@@ -167,21 +165,18 @@ impl Api {
             Owners::Kept => old["metadata"].get("managedFields").cloned(),
         };
         rules::prepare_update(&call.resource, part, &mut new, &old);
+        strategy::drop_gated(&call.resource.stored, &self.config.gates, &mut new, Some(&old));
         let operation = if part == Part::Whole { Operation::Update } else { Operation::UpdatePart };
         let mut attempt = Attempt::new(self, call, operation, &call.key, Some(&old));
         admission::mutate(&mut attempt, &mut new)?;
-        // Of a binding, programs outside are asked about the Binding.
-        let outside = part != Part::Binding;
-        if outside && admission::mutate_outside(&mut attempt, &mut new).await? {
+        if admission::mutate_outside(&mut attempt, &mut new).await? {
             rules::prepare_update(&call.resource, part, &mut new, &old);
         }
         owners::put(&mut new, managers, Some(&old));
         if new != old {
             rules::validate(&call.resource, part, &new, Some(&old))?;
         }
-        if outside {
-            admission::validate(&mut attempt, &new).await?;
-        }
+        admission::validate(&mut attempt, &new).await?;
         admission::allocate(&mut attempt, &mut new)?;
         let charge = admission::quota::charge(&attempt, &new).await?;
         warnings.append(&mut attempt.warnings);
@@ -191,25 +186,31 @@ impl Api {
             Ok(Tried::Written(Written { object, effect, warnings: warnings.clone() }))
         };
         let finished = delete::is_finished(&call.resource, &new);
-        if new == old && !finished {
+        if new == old && !finished && !self.is_stored_old(&call.resource, &call.key).await? {
             return written(current.clone(), Effect::Updated);
         }
         if call.options.dry_run {
             return written(unstored(&call.key, current.revision, new), Effect::Updated);
         }
+        for ip in reserved.addresses() {
+            self.hold_address(&call.key, ip).await?;
+        }
         let swap = if finished {
             self.storage.remove(&call.resource, current).await?
         } else {
-            self.save(&call.resource, &call.key, Some(current), new.clone()).await?
+            self.save(&call.resource, &call.key, Some(current), std::mem::take(&mut new)).await?
         };
         match swap {
             Swap::Done(object) if finished => {
-                self.released(&call.resource, &call.key);
+                self.released(&call.resource, &call.key).await;
                 // The answer is the object as this update left it, as upstream gives it.
                 let last = unstored(&call.key, object.revision, new);
                 written(last, Effect::Removed)
             }
             Swap::Done(object) => {
+                for ip in &reserved.freed_ips {
+                    self.let_go(&call.key, (*ip).into()).await;
+                }
                 reserved.commit();
                 written(object, Effect::Updated)
             }

@@ -2,11 +2,11 @@
 
 use super::{Request, review};
 use crate::authz::{Attributes, Authorizer, Decision};
+use crate::metrics::expressions::{compile, evaluated};
 use crate::resources::Resource;
 use auth::Identity;
 use machinery::cel::{
-    Authority, Budget, Env, EvalError, Inquiry, Program, Scope, Type, Value, authorizer, compile,
-    request_resource,
+    Authority, Budget, Env, EvalError, Inquiry, Program, Scope, Type, Value, authorizer, request_resource,
 };
 use serde_json::Value as Json;
 use std::cell::RefCell;
@@ -79,7 +79,7 @@ impl Facts {
         // Named expressions take from the budget while this one runs.
         let mut own = self.budget.borrow().clone();
         let before = own.left();
-        let outcome = program.eval(self, &mut own);
+        let outcome = evaluated(|| program.eval(self, &mut own));
         let spent = before.saturating_sub(own.left());
         let mut budget = self.budget.borrow_mut();
         *budget = Budget::new(budget.left().saturating_sub(spent));
@@ -122,6 +122,7 @@ impl Authority for Asker {
             name: inquiry.name.clone(),
             path: inquiry.path.clone(),
             field_selector: inquiry.field_selector.clone(),
+            label_selector: inquiry.label_selector.clone(),
         };
         Ok(match self.authorizer.authorize(account.as_ref().unwrap_or(&self.identity), &attributes) {
             Decision::Allow => (true, String::new()),

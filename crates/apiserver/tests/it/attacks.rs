@@ -6,6 +6,7 @@ use auth::Identity;
 use serde_json::{Value, json};
 
 const LEASES: &str = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases";
+const SLICES: &str = "/apis/resource.k8s.io/v1/resourceslices";
 /// What a node makes: what it reports, asks and reviews. (Of nodes, pods and leases its own, which is tried apart.)
 const MAKES: [(&str, &str); 9] = [
     ("", "events"),
@@ -19,7 +20,8 @@ const MAKES: [(&str, &str); 9] = [
     ("authorization.k8s.io", "selfsubjectrulesreviews"),
 ];
 /// What it may try on objects that are not there: who they belong to is told by themselves.
-const LOOKS: [(&str, &str); 3] = [("", "nodes"), ("", "pods"), ("storage.k8s.io", "csinodes")];
+const LOOKS: [(&str, &str); 4] =
+    [("", "nodes"), ("", "pods"), ("storage.k8s.io", "csinodes"), ("resource.k8s.io", "resourceslices")];
 
 fn node() -> Identity {
     Identity::new("system:node:n1", ["system:nodes", "system:authenticated"])
@@ -88,7 +90,7 @@ async fn a_node_changes_no_other_node_and_not_what_it_is_trusted_by() {
     let claims = json!({"status": {"resourceClaimStatuses": [{"name": "a", "resourceClaimName": "b"}]}});
     let (mine, theirs) = (format!("{PODS}/mine"), format!("{PODS}/theirs"));
     let merge = "merge-patch";
-    let patches: [(String, &str, &Value); 13] = [
+    let patches: [(String, &str, &Value); 14] = [
         (format!("{theirs}/status"), merge, &running),
         (format!("{mine}/status"), merge, &labelled),
         (format!("{mine}/status"), merge, &claims),
@@ -102,7 +104,13 @@ async fn a_node_changes_no_other_node_and_not_what_it_is_trusted_by() {
         ("/api/v1/nodes/n1".into(), merge, &owned),
         (format!("{LEASES}/n2"), merge, &label),
         ("/apis/storage.k8s.io/v1/csinodes/n2".into(), merge, &label),
+        (format!("{SLICES}/n2"), merge, &label),
     ];
+    let slice = json!({"metadata": {"name": "n2"},
+        "spec": {"driver": "d.example.com", "nodeName": "n2", "pool": {"name": "n2", "resourceSliceCount": 1}}});
+    s.post(SLICES, &slice).await.expect(201);
+    let planted = json!({"metadata": {"name": "n1"}, "spec": slice["spec"]});
+    assert_eq!(node.post(SLICES, &planted).await.code, 403, "a slice in another's name");
     let csinode = json!({"metadata": {"name": "n2"}, "spec": {"drivers": []}});
     s.post("/apis/storage.k8s.io/v1/csinodes", &csinode).await.expect(201);
     for (path, kind, body) in patches {
@@ -113,9 +121,14 @@ async fn a_node_changes_no_other_node_and_not_what_it_is_trusted_by() {
     let forced = format!("{mine}/status?fieldManager=evil&force=true");
     let kind = [("content-type", "application/apply-patch+yaml")];
     assert_eq!(node.call("PATCH", &forced, &kind, labelled.to_string()).await.code, 403);
-    for path in
-        [theirs.as_str(), "/api/v1/nodes/n1", "/api/v1/nodes/n2", "/apis/storage.k8s.io/v1/csinodes/n2"]
-    {
+    let slice = format!("{SLICES}/n2");
+    for path in [
+        theirs.as_str(),
+        "/api/v1/nodes/n1",
+        "/api/v1/nodes/n2",
+        "/apis/storage.k8s.io/v1/csinodes/n2",
+        &slice,
+    ] {
         assert_eq!(node.delete(path).await.code, 403, "DELETE {path}");
     }
     let mirror = |spec: Value| {

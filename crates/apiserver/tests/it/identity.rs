@@ -412,3 +412,23 @@ async fn the_first_roles_are_there_and_mended() {
     assert_eq!(again.client(admin()).get(gvr, &untouched).await.unwrap().revision, kept.revision);
     again.close();
 }
+
+/// The token of a Secret says when it was last used; one that is marked is nobody's any more.
+#[tokio::test]
+async fn old_tokens_are_tracked_and_can_be_ended() {
+    const SECRET: &str = "/api/v1/namespaces/default/secrets/old";
+    let (s, _) = issuing().await;
+    let secret = json!({"metadata": {"name": "old", "annotations": {"kubernetes.io/service-account.name": "default"}},
+        "type": "kubernetes.io/service-account-token"});
+    let made = s.post("/api/v1/namespaces/default/secrets", &secret).await.expect(201);
+    let bound = json!({"kind": "Secret", "apiVersion": "v1", "name": "old", "uid": made["metadata"]["uid"]});
+    let token = token(&s, json!({"boundObjectRef": bound})).await;
+    assert_eq!(with_token(&s, &token, "/version").await.code, 200);
+    let used = &s.get(SECRET).await.expect(200)["metadata"]["labels"]["kubernetes.io/legacy-token-last-used"];
+    assert_eq!(used, "2027-01-15");
+    let mark = json!({"metadata": {"labels": {"kubernetes.io/legacy-token-invalid-since": "2026-01-01"}}});
+    s.patch(SECRET, "merge-patch", &mark).await.expect(200);
+    with_token(&s, &token, "/version").await.fails(401, "Unauthorized");
+    let said = review(&s, json!({"token": token})).await;
+    assert!(said["error"].as_str().unwrap().contains("has been marked invalid"), "{said}");
+}

@@ -27,17 +27,22 @@ async fn tables_and_metadata() {
     let list = s.call("GET", MAPS, &[partial], "").await.expect(200);
     assert_eq!(list["kind"], "PartialObjectMetadataList");
     assert_eq!(list["items"][0]["metadata"]["name"], "a");
+    assert_eq!(list["items"][0]["kind"], "PartialObjectMetadata");
     assert!(list["items"][0]["data"].is_null());
     let protobuf = ("accept", "application/vnd.kubernetes.protobuf");
     let list = s.call("GET", MAPS, &[protobuf], "").await;
     assert_eq!(list.headers["content-type"], "application/vnd.kubernetes.protobuf");
     let list = machinery::protobuf::object(&list.body).unwrap();
     assert_eq!((&list["kind"], &list["items"][0]["data"]["a"]), (&json!("ConfigMapList"), &json!("1")));
-    let metadata =
-        ("accept", "application/vnd.kubernetes.protobuf;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io");
-    s.call("GET", MAPS, &[metadata], "").await.fails(406, "NotAcceptable");
     let both = ("accept", "application/vnd.kubernetes.protobuf,application/json");
-    s.call("GET", MAPS, &[both], "").await.expect(200);
+    let list = s.call("GET", MAPS, &[both], "").await.expect(200);
+    assert!(list["items"][0]["kind"].is_null() && list["items"][0]["data"]["a"] == "1", "{list}");
+    let instead = format!(
+        "application/vnd.kubernetes.protobuf;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io,{}",
+        partial.1
+    );
+    let list = s.call("GET", MAPS, &[("accept", &instead)], "").await.expect(200);
+    assert!(list["items"][0]["kind"].is_null() && list["items"][0]["metadata"]["name"] == "a", "{list}");
     let review = json!({"spec": {"nonResourceAttributes": {"path": "/", "verb": "get"}}}).to_string();
     let strict = ("accept", "application/json;as=Table;v=v1;g=meta.k8s.io");
     let path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
@@ -70,12 +75,24 @@ async fn big_answers_are_compressed_where_wished() {
 #[tokio::test]
 async fn paths_beside_resources() {
     let s = server().await;
-    for path in ["/healthz", "/livez", "/readyz", "/readyz/ping", "/livez/etcd"] {
+    for path in [
+        "/healthz",
+        "/livez",
+        "/readyz",
+        "/readyz/ping",
+        "/livez/etcd",
+        "/healthz/poststarthook/crd-informer-synced",
+    ] {
         let reply = s.get(path).await;
         assert_eq!((reply.code, &*reply.body), (200, &b"ok"[..]), "{path}");
     }
     let verbose = s.get("/readyz?verbose").await;
     assert!(String::from_utf8_lossy(&verbose.body).ends_with("readyz check passed\n"));
+    for (timeout, code) in [("30", 400), ("invalid", 400), ("3m", 200), ("0s", 200)] {
+        assert_eq!(s.get(&format!("/version?timeout={timeout}")).await.code, code, "{timeout}");
+    }
+    let message = s.get(&format!("{MAPS}?timeout=invalid")).await.fails(400, "BadRequest");
+    assert_eq!(message, "invalid timeout specified in the request URL - time: invalid duration \"invalid\"");
     s.get("/livez/none").await.fails(404, "NotFound");
     let version = s.get("/version").await.expect(200);
     assert_eq!((&version["major"], &version["minor"]), (&json!("1"), &json!("36")));
@@ -116,4 +133,31 @@ async fn discovery_and_openapi() {
     let document = s.call("GET", "/openapi/v2", &[("accept", proto)], "").await;
     assert_eq!(document.code, 200);
     s.get("/openapi/v9").await.fails(404, "NotFound");
+}
+
+#[tokio::test]
+async fn yaml_where_it_is_liked_best() {
+    let s = server().await;
+    s.post(MAPS, &config_map("a")).await.expect(201);
+    let yaml = ("accept", "application/yaml");
+    for (path, kind) in
+        [(format!("{MAPS}/a"), "ConfigMap"), (MAPS.into(), "ConfigMapList"), ("/apis".into(), "APIGroupList")]
+    {
+        let reply = s.call("GET", &path, &[yaml, ("accept-encoding", "gzip")], "").await;
+        assert_eq!(
+            (reply.code, &reply.headers["content-type"]),
+            (200, &"application/yaml".parse().unwrap()),
+            "{path}"
+        );
+        assert_eq!(machinery::body::yaml(&reply.body).unwrap().value["kind"], kind);
+    }
+    let text = s.call("GET", &format!("{MAPS}/a"), &[yaml], "").await.body;
+    assert!(text.starts_with(b"apiVersion: v1\n"), "{text:?}");
+    let missing = s.call("GET", &format!("{MAPS}/none"), &[yaml], "").await;
+    assert!(missing.code == 404 && missing.body.starts_with(b"apiVersion: v1\n"));
+    let table = ("accept", "application/yaml;as=Table;v=v1;g=meta.k8s.io");
+    let table = s.call("GET", MAPS, &[table], "").await;
+    assert_eq!(machinery::body::yaml(&table.body).unwrap().value["rows"][0]["cells"][0], "a");
+    s.call("GET", &format!("{MAPS}?watch=1"), &[yaml], "").await.fails(406, "NotAcceptable");
+    s.call("GET", MAPS, &[("accept", "application/json, application/yaml")], "").await.expect(200);
 }

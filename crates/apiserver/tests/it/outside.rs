@@ -21,7 +21,8 @@ use tokio::net::TcpListener;
 
 pub type Answer = Arc<dyn Fn(&str, Value) -> Value + Send + Sync>;
 
-/// An HTTPS server on the loopback: its port, its authority, how often it was asked.
+/// An HTTPS server on the loopback: its port, its authority, how often it was asked. A string is sent as bare text, null
+/// as an internal error.
 pub async fn outside(answer: Answer) -> (u16, String, Arc<AtomicUsize>) {
     let folder = tempfile::tempdir().unwrap();
     let ca = Ca::load_or_create(folder.path(), SystemTime::now()).unwrap();
@@ -44,8 +45,13 @@ pub async fn outside(answer: Answer) -> (u16, String, Arc<AtomicUsize>) {
                         let path = request.uri().path().to_string();
                         let body = request.into_body().collect().await.unwrap().to_bytes();
                         let body = serde_json::from_slice(&body).unwrap_or_default();
-                        let text = answer(&path, body).to_string();
-                        Ok::<_, Infallible>(Response::new(Full::<Bytes>::from(text)))
+                        let (code, text) = match answer(&path, body) {
+                            Value::Null => (500, String::new()),
+                            Value::String(text) => (200, text),
+                            document => (200, document.to_string()),
+                        };
+                        let body = Full::<Bytes>::from(text);
+                        Ok::<_, Infallible>(Response::builder().status(code).body(body).unwrap())
                     }
                 });
                 let _ = hyper::server::conn::http1::Builder::new()
@@ -119,6 +125,72 @@ async fn a_providers_tokens_are_checked_by_its_published_keys() {
     assert_eq!(asked.load(Ordering::Relaxed), 2, "document and keys, once");
     providers.replace(Vec::new());
     assert_eq!(who(&server, &token("me", now + 60)).await.0, 401, "a provider that was taken away");
+}
+
+/// A token whose groups another service knows: it is asked with the token's own key to it, and its word is signed.
+#[tokio::test]
+async fn groups_may_be_known_elsewhere() {
+    let folder = tempfile::tempdir().unwrap();
+    let (slot, filled) = (Arc::new(std::sync::OnceLock::new()), Arc::new(std::sync::OnceLock::new()));
+    let (url, made) = (slot.clone(), filled.clone());
+    let (port, ca_pem, _) = outside(Arc::new(move |path, _| {
+        let (jwks, groups, stale): &(Value, String, String) = made.get().unwrap();
+        match path {
+            "/.well-known/openid-configuration" => {
+                let issuer: &String = url.get().unwrap();
+                json!({"issuer": issuer, "jwks_uri": format!("{issuer}/keys")})
+            }
+            "/groups" => json!(groups),
+            "/stale" => json!(stale),
+            "/nonsense" => json!("who knows"),
+            _ => jwks.clone(),
+        }
+    }))
+    .await;
+    let issuer = format!("https://localhost:{port}");
+    slot.set(issuer.clone()).unwrap();
+    let signer = ServiceTokens::load_or_create(folder.path(), issuer.clone()).unwrap();
+    let now = jiff::Timestamp::now().as_second();
+    let signed = |rest: Value| {
+        let mut claims = json!({"iss": issuer, "aud": "me", "sub": "eve", "exp": now + 600});
+        rest.as_object().unwrap().iter().for_each(|(k, v)| claims[k] = v.clone());
+        signer.sign(&claims).unwrap()
+    };
+    let groups = signed(json!({"groups": ["a", "b"]}));
+    filled.set((signer.jwks(), groups, signed(json!({"groups": ["root"], "exp": now - 1})))).unwrap();
+    let file = json!({"apiVersion": "apiserver.config.k8s.io/v1", "kind": "AuthenticationConfiguration",
+        "jwt": [{"issuer": {"url": issuer, "audiences": ["me"], "certificateAuthority": ca_pem},
+            "claimMappings": {"username": {"claim": "sub", "prefix": ""}, "groups": {"claim": "groups", "prefix": "g:"}}}]});
+    let file = AuthenticationFile::read(file.to_string().as_bytes(), &[]).unwrap();
+    let providers = Arc::new(Providers::new(file.providers, &None));
+    let server = server_with(|c| c.authenticator = Some(outside_tokens(providers, None))).await;
+    let token = |path: &str| {
+        let source = json!({"endpoint": format!("{issuer}{path}"), "access_token": "key"});
+        signed(json!({"_claim_names": {"groups": "src"}, "_claim_sources": {"src": source}}))
+    };
+    let (code, user) = who(&server, &token("/groups")).await;
+    assert_eq!((code, &user["groups"]), (201, &json!(["g:a", "g:b", "system:authenticated"])));
+    for path in ["/stale", "/nonsense"] {
+        assert_eq!(who(&server, &token(path)).await.0, 401, "{path}");
+    }
+}
+
+/// A judge in trouble is asked again, with growing pauses, and what it says then counts.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_judge_in_trouble_is_asked_again() {
+    let before = AtomicUsize::new(0);
+    let (port, ca_pem, asked) = outside(Arc::new(move |_, _| match before.fetch_add(1, Ordering::Relaxed) {
+        0 => Value::Null,
+        _ => json!({"status": {"authenticated": true, "user": {"username": "carol"}}}),
+    }))
+    .await;
+    let endpoint = Endpoint::of_url(&format!("https://localhost:{port}/review"), &ca_pem, None).unwrap();
+    let providers = Arc::new(Providers::new(Vec::new(), &None));
+    let hook = TokenWebhook::new(endpoint, Vec::new());
+    let server = server_with(|c| c.authenticator = Some(outside_tokens(providers, Some(hook)))).await;
+    let (code, user) = who(&server, "good").await;
+    assert_eq!((code, user["username"].as_str()), (201, Some("carol")));
+    assert_eq!(asked.load(Ordering::Relaxed), 2);
 }
 
 #[tokio::test]

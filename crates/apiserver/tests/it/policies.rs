@@ -48,6 +48,10 @@ async fn policies_deny_and_warn() {
     assert_eq!(why, format!("{start}an owner must be named"));
     let why = s.post(MAPS, &map("c", json!({"size": "huge", "owner": "x"}))).await.fails(403, "Forbidden");
     assert_eq!(why, format!("{start}too huge for admin"));
+    // Before it is told that a revision may not be set.
+    let mut read = map("c", json!({"size": "huge", "owner": "x"}));
+    read["metadata"]["resourceVersion"] = json!("5");
+    s.post(MAPS, &read).await.fails(403, "Forbidden");
     // What an expression cannot say of an object counts as the policy says.
     let why = s.post(MAPS, &map("c", json!({"owner": "x"}))).await.fails(422, "Invalid");
     assert!(why.contains("resulted in error: no such key: size"), "{why}");

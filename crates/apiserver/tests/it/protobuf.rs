@@ -146,3 +146,27 @@ async fn bad_bodies_are_refused() {
     let patch = s.call("PATCH", &format!("{MAPS}/a"), &[SENT], "k8s\0").await;
     patch.fails(415, "UnsupportedMediaType");
 }
+
+/// Answers without the times and names that differ are the same document in both forms.
+#[tokio::test]
+async fn metadata_only() {
+    let s = server().await;
+    let made = s.post(MAPS, &config_map("a")).await.expect(201);
+    let revision = made["metadata"]["resourceVersion"].as_str().unwrap();
+    let then = format!("{MAPS}?resourceVersionMatch=Exact&resourceVersion={revision}");
+    let accept = |media: &str| format!("{media};as=PartialObjectMetadata;g=meta.k8s.io;v=v1");
+    for path in [format!("{MAPS}/a"), then] {
+        let json = s.call("GET", &path, &[("accept", &accept("application/json"))], "").await.expect(200);
+        let reply = s.call("GET", &path, &[("accept", &accept(TYPE))], "").await;
+        assert_eq!((reply.code, &reply.headers["content-type"]), (200, &TYPE.parse().unwrap()));
+        assert_eq!(reply.body, sealed(&json).unwrap(), "{json}");
+    }
+    let list = json!({"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": {"resourceVersion": "7"},
+        "items": [{"metadata": {"name": "a"}}]});
+    let sealed = sealed(&list).unwrap();
+    let end = [b"\x0a\x03\x12\x017\x12\x05\x0a\x03\x0a\x01a".as_slice(), b"\x1a\x00\x22\x00"].concat();
+    assert!(sealed.ends_with(&end), "{sealed:?}");
+    s.call("GET", MAPS, &[("accept", &format!("{TYPE};as=Table;g=meta.k8s.io;v=v1"))], "")
+        .await
+        .fails(406, "NotAcceptable");
+}

@@ -298,3 +298,92 @@ async fn optional_plugins_run_where_they_are_asked_for() {
     let message = s.post("/api/v1/namespaces/n/services", &service).await.fails(403, "Forbidden");
     assert!(message.ends_with("Use of external IPs is denied by admission control"), "{message}");
 }
+
+const ADDRESSES: &str = "/apis/networking.k8s.io/v1/ipaddresses";
+const RANGES: &str = "/apis/networking.k8s.io/v1/servicecidrs";
+
+/// An address is its service's as long as there is an IPAddress that says so; ranges come and go.
+#[tokio::test]
+async fn addresses_of_services_are_objects() {
+    let s = server().await;
+    let service = |name: &str, ip: &str| json!({"metadata": {"name": name}, "spec": {"clusterIP": ip, "ports": [{"port": 80}]}});
+    let given = s.post(SERVICES, &service("a", "")).await.expect(201);
+    let ip = given["spec"]["clusterIP"].as_str().unwrap();
+    let held = s.get(&format!("{ADDRESSES}/{ip}")).await.expect(200);
+    assert_eq!(
+        held["spec"]["parentRef"],
+        json!({"group": "", "resource": "services", "namespace": "default", "name": "a"})
+    );
+    assert_eq!(held["metadata"]["labels"]["ipaddress.kubernetes.io/managed-by"], "ipallocator.k8s.io");
+    s.post(SERVICES, &service("b", ip)).await.fails(422, "Invalid");
+    let taken = json!({"metadata": {"name": "10.96.7.7"}, "spec": {"parentRef": {"group": "x.io", "resource": "gateways", "name": "g"}}});
+    s.post(ADDRESSES, &taken).await.expect(201);
+    let why = s.post(SERVICES, &service("b", "10.96.7.7")).await.fails(422, "Invalid");
+    assert!(why.contains("failed to allocate IP 10.96.7.7: provided IP is already allocated"), "{why}");
+    let why = s.post(SERVICES, &service("b", "10.200.0.5")).await.fails(422, "Invalid");
+    assert!(why.contains("the provided network does not match the current range"), "{why}");
+    s.post(RANGES, &json!({"metadata": {"name": "more"}, "spec": {"cidrs": ["10.200.0.0/28"]}}))
+        .await
+        .expect(201);
+    s.post(SERVICES, &service("b", "10.200.0.5")).await.expect(201);
+    s.delete(&format!("{SERVICES}/b")).await.expect(200);
+    s.get(&format!("{ADDRESSES}/10.200.0.5")).await.fails(404, "NotFound");
+    s.post(SERVICES, &service("c", "10.200.0.5")).await.expect(201);
+    let plain = json!({"metadata": {"name": "c"}, "spec": {"type": "ExternalName", "externalName": "x.y"}});
+    s.put(&format!("{SERVICES}/c"), &plain).await.expect(200);
+    s.get(&format!("{ADDRESSES}/10.200.0.5")).await.fails(404, "NotFound");
+}
+
+/// What a gate brings is not there while it is off.
+#[tokio::test]
+async fn features_are_served_where_their_gate_is_on() {
+    const LEASES: &str = "/apis/coordination.k8s.io/v1/namespaces/default/leases";
+    let lease = json!({"metadata": {"name": "l"}, "spec": {"holderIdentity": "a", "strategy": "OldestEmulationVersion", "preferredHolder": "b"}});
+    let s = server().await;
+    s.get("/apis/coordination.k8s.io/v1beta1/leasecandidates").await.fails(404, "NotFound");
+    let made = s.post(LEASES, &lease).await.expect(201);
+    assert_eq!(made["spec"], json!({"holderIdentity": "a"}));
+    let text = String::from_utf8(s.get("/metrics").await.body.to_vec()).unwrap();
+    assert!(
+        text.contains("kubernetes_feature_enabled{name=\"CoordinatedLeaderElection\",stage=\"BETA\"} 0\n")
+    );
+    let on =
+        server_with(|c| c.gates = k8s_schema::Gates::parse("CoordinatedLeaderElection=true").unwrap()).await;
+    on.get("/apis/coordination.k8s.io/v1beta1/leasecandidates").await.expect(200);
+    assert_eq!(on.post(LEASES, &lease).await.expect(201)["spec"]["preferredHolder"], "b");
+    let status = ("accept", "application/json;v=v1beta1;g=config.k8s.io;as=Statusz");
+    let status = on.call("GET", "/statusz", &[status], "").await.expect(200);
+    assert_eq!(
+        (&status["kind"], &status["apiVersion"]),
+        (&json!("Statusz"), &json!("config.k8s.io/v1beta1"))
+    );
+    on.call("GET", "/flagz", &[("accept", "application/json")], "").await.fails(406, "NotAcceptable");
+}
+
+/// Where the writer does not say since when a device is tainted, it is since now; of a rule also when it does more.
+#[tokio::test]
+async fn taints_of_devices_have_a_time() {
+    const RULES: &str = "/apis/resource.k8s.io/v1beta2/devicetaintrules";
+    let s = server_with(|c| c.gates = k8s_schema::Gates::parse("DRADeviceTaintRules=true").unwrap()).await;
+    let taints = json!([{"key": "a", "effect": "NoSchedule"},
+        {"key": "b", "effect": "NoExecute", "timeAdded": "2001-01-01T00:00:00Z"}]);
+    let slice = json!({"metadata": {"name": "s"}, "spec": {"driver": "x.io", "allNodes": true, "devices":
+        [{"name": "d", "taints": taints}], "pool": {"name": "p", "generation": 1, "resourceSliceCount": 1}}});
+    let made = s.post("/apis/resource.k8s.io/v1/resourceslices", &slice).await.expect(201);
+    let taints = &made["spec"]["devices"][0]["taints"];
+    assert!(taints[0]["timeAdded"].is_string(), "{made}");
+    assert_eq!(taints[1]["timeAdded"], "2001-01-01T00:00:00Z");
+    let rule = |effect: &str, at: &str| {
+        json!({"metadata": {"name": "r"}, "spec": {"deviceSelector": {"driver": "x.io"},
+            "taint": {"key": "k", "effect": effect, "timeAdded": at}}})
+    };
+    let (old, at) = ("2001-01-01T00:00:00Z", "/spec/taint/timeAdded");
+    let made = s.post(RULES, &rule("None", old)).await.expect(201);
+    assert_eq!(made.pointer(at).unwrap(), old);
+    let one = format!("{RULES}/r");
+    let changed = s.put(&one, &rule("NoExecute", old)).await.expect(200);
+    assert_ne!(changed.pointer(at).unwrap(), old);
+    assert_eq!(s.put(&one, &rule("NoSchedule", old)).await.expect(200).pointer(at).unwrap(), old, "as told");
+    let bad = json!({"metadata": {"name": "bad"}, "spec": {"taint": {"key": "k", "effect": "Maybe"}}});
+    s.post(RULES, &bad).await.fails(422, "Invalid");
+}

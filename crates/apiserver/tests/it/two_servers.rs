@@ -107,5 +107,5 @@ async fn a_lost_etcd_fails_reads_in_time() {
     for error in futures_util::future::join_all(reads).await {
         assert_eq!((error.code, error.reason), (503, "ServiceUnavailable"), "{error}");
     }
-    assert!(start.elapsed() < Duration::from_secs(15), "they waited for one another: {:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(40), "they waited for one another: {:?}", start.elapsed());
 }

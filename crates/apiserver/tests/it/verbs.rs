@@ -213,7 +213,7 @@ async fn legacy_deployments_are_todays() {
     assert_eq!(made["apiVersion"], "extensions/v1beta1");
     let mut watched = s.watch(&format!("{old}?watch=1")).await;
     assert_eq!(watched.next().await.unwrap()["object"]["apiVersion"], "extensions/v1beta1");
-    assert_eq!(s.get(old).await.expect(200)["items"][0]["apiVersion"], "extensions/v1beta1");
+    assert_eq!(s.get(old).await.expect(200)["apiVersion"], "extensions/v1beta1");
     let today = s.get("/apis/apps/v1/namespaces/default/deployments/old").await.expect(200);
     assert_eq!(today["apiVersion"], "apps/v1");
     assert_eq!(today["metadata"]["uid"], made["metadata"]["uid"]);

@@ -200,3 +200,28 @@ async fn tables_are_watched_as_tables() {
     assert_eq!(event["object"]["rows"][0]["cells"][0], "a");
     assert!(!event["object"]["columnDefinitions"].as_array().unwrap().is_empty());
 }
+
+/// One from a revision that is still to come waits for it, as upstream's, and shows nothing from before.
+#[tokio::test]
+async fn a_watch_may_begin_in_the_future() {
+    let s = server().await;
+    let made = s.post(MAPS, &config_map("a")).await.expect(201);
+    let now: u64 = made["metadata"]["resourceVersion"].as_str().unwrap().parse().unwrap();
+    let mut lines = s.watch(&format!("{MAPS}?watch=1&resourceVersion={}", now + 40)).await;
+    let mut last = now;
+    for i in 0.. {
+        let written = s
+            .patch(&format!("{MAPS}/a"), "merge-patch", &json!({"data": {"n": i.to_string()}}))
+            .await
+            .expect(200);
+        last = written["metadata"]["resourceVersion"].as_str().unwrap().parse().unwrap();
+        if last > now + 40 {
+            break;
+        }
+    }
+    let event = lines.next().await.unwrap();
+    assert_eq!(
+        (&event["type"], &event["object"]["metadata"]["resourceVersion"]),
+        (&json!("MODIFIED"), &json!(last.to_string()))
+    );
+}

@@ -9,50 +9,15 @@ use crate::protocol::Wire;
 use crate::service::{AwsError, Call};
 use aws_schema::Protocol;
 use serde_json::Value;
+use std::sync::LazyLock;
 
 /// Operations that no policy is needed for.
 const FREE: [&str; 2] = ["sts:GetCallerIdentity", "sts:GetSessionToken"];
 
 /// Service in actions; operations it is for (a part of the name; "" all); member; the ARN's resource, where `{}` is the
 /// member's value and `{cluster}` the cluster's name. The first row whose member is there counts.
-const RESOURCES: [(&str, &str, &str, &str); 36] = [
-    ("ecs", "RunTask", "taskDefinition", "task-definition/{}"),
-    ("ecs", "StartTask", "taskDefinition", "task-definition/{}"),
-    ("ecs", "RegisterTaskDefinition", "family", "task-definition/{}:*"),
-    ("ecs", "TaskDefinition", "taskDefinition", "task-definition/{}"),
-    ("ecs", "CreateService", "serviceName", "service/{cluster}/{}"),
-    ("ecs", "", "task", "task/{cluster}/{}"),
-    ("ecs", "DescribeTasks", "tasks", "task/{cluster}/{}"),
-    ("ecs", "TaskProtection", "tasks", "task/{cluster}/{}"),
-    ("ecs", "", "service", "service/{cluster}/{}"),
-    ("ecs", "", "services", "service/{cluster}/{}"),
-    ("ecs", "", "containerInstance", "container-instance/{cluster}/{}"),
-    ("ecs", "", "containerInstances", "container-instance/{cluster}/{}"),
-    ("ecs", "", "resourceArn", "{}"),
-    ("ecs", "", "clusterName", "cluster/{}"),
-    ("ecs", "", "clusters", "cluster/{}"),
-    ("ecs", "", "cluster", "cluster/{}"),
-    ("ecr", "", "repositoryName", "repository/{}"),
-    ("ecr", "", "repositoryNames", "repository/{}"),
-    ("logs", "", "logGroupName", "log-group:{}"),
-    ("logs", "", "logGroupIdentifier", "log-group:{}"),
-    ("ssm", "", "Name", "parameter/{}"),
-    ("ssm", "", "Names", "parameter/{}"),
-    ("ssm", "", "Path", "parameter/{}"),
-    ("secretsmanager", "", "SecretId", "secret:{}"),
-    ("secretsmanager", "CreateSecret", "Name", "secret:{}"),
-    ("iam", "", "RoleName", "role/{}"),
-    ("iam", "", "UserName", "user/{}"),
-    ("iam", "", "PolicyArn", "{}"),
-    ("iam", "CreatePolicy", "PolicyName", "policy/{}"),
-    ("iam", "", "InstanceProfileName", "instance-profile/{}"),
-    ("sts", "", "RoleArn", "{}"),
-    ("events", "Targets", "Rule", "rule/{}"),
-    ("events", "Rule", "Name", "rule/{}"),
-    ("elasticloadbalancing", "", "LoadBalancerArn", "{}"),
-    ("elasticloadbalancing", "", "TargetGroupArn", "{}"),
-    ("elasticloadbalancing", "", "ListenerArn", "{}"),
-];
+static RESOURCES: LazyLock<Vec<[&str; 4]>> =
+    LazyLock::new(|| stdx::rows(include_str!("permit.txt")).collect());
 /// Members of any depth that give a role away, which takes `iam:PassRole` too.
 const PASSED: [&str; 4] = ["taskRoleArn", "executionRoleArn", "roleArn", "RoleArn"];
 /// Operations whose role is what they are about, not what they give away.
@@ -100,11 +65,11 @@ fn names(service: &str, call: &Call, template: &str, value: &str) -> Vec<String>
 
 /// What the call is about: a list of names for each thing.
 fn resources(service: &str, call: &Call) -> Vec<Vec<String>> {
-    let fits = |(of, operation, member, _): &&(&str, &str, &str, &str)| {
+    let fits = |[of, operation, member, _]: &&[&str; 4]| {
         *of == service && call.operation.contains(operation) && !values(&call.input[*member]).is_empty()
     };
     match RESOURCES.iter().find(fits) {
-        Some((_, _, member, template)) => {
+        Some([_, _, member, template]) => {
             values(&call.input[*member]).into_iter().map(|v| names(service, call, template, v)).collect()
         }
         None => vec![vec![format!("arn:aws:{service}:{}:{}:*", call.region, call.caller.account)]],

@@ -3,6 +3,7 @@
 
 use crate::service::{AwsError, Call, Shared};
 use client::{ApiClient, DeleteOptions, ListOptions, ObjectKey};
+pub(crate) use ecs_model::doc::copy;
 use ecs_model::names::{AWS_NAMESPACE, Place, object_name};
 use k8s_schema::Gvr;
 use machinery::status::ApiError;

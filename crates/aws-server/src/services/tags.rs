@@ -1,7 +1,8 @@
 //! Lists of `{"Key", "Value"}` tags. Pure.
 
 use super::kept::{items, text};
-use serde_json::Value;
+use crate::service::{Call, Outcome};
+use serde_json::{Value, json};
 
 /// Old tags with new ones: a key has one value.
 pub(crate) fn merged(old: &Value, new: &Value) -> Value {
@@ -16,10 +17,21 @@ pub(crate) fn without(tags: &Value, keys: &Value) -> Value {
     Value::Array(items(tags).iter().filter(|tag| !keys.contains(&tag["Key"])).cloned().collect())
 }
 
+/// What a call that tags or untags makes of a resource's tags. `members`: of tags, and of the keys that go.
+pub(crate) fn change(spec: &mut Value, call: &Call, (tags, keys): (&str, &str)) -> Outcome {
+    spec[tags] = match &call.input[keys] {
+        Value::Null => merged(&spec[tags], &call.input[tags]),
+        gone => without(&spec[tags], gone),
+    };
+    Ok(json!({}))
+}
+
+/// Their names in most services.
+pub(crate) const MEMBERS: (&str, &str) = ("Tags", "TagKeys");
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn tags_are_a_map_in_a_list() {

@@ -97,7 +97,6 @@ struct Asked {
     replicas: i64,
     /// The metric that asked for the most.
     by: String,
-    statuses: Vec<Value>,
     /// Some metrics could not be read; the others count.
     trouble: Option<String>,
 }
@@ -238,13 +237,14 @@ impl Autoscaler {
         let readings = Readings { client: &self.context.client, namespace, pods: &selector, now: draft.now };
         let tolerance = Tolerance::of(&spec["behavior"]);
         let scene = Scene { pods: &pods, replicas: target.current, tolerance, now: draft.now };
-        let mut asked = Asked { replicas: 0, by: String::new(), statuses: Vec::new(), trouble: None };
+        let mut asked = Asked { replicas: 0, by: String::new(), trouble: None };
         let metrics = list(spec, "/metrics");
         let mut failed: Vec<Trouble> = Vec::new();
+        let mut statuses = Vec::new();
         for m in metrics {
             match self.metric(m, &readings, &scene, target.there).await {
                 Ok((replicas, by, status)) => {
-                    asked.statuses.push(status);
+                    statuses.push(status);
                     if asked.by.is_empty() || replicas > asked.replicas {
                         (asked.replicas, asked.by) = (replicas, by);
                     }
@@ -252,9 +252,12 @@ impl Autoscaler {
                 Err((reason, words)) => {
                     self.tell(autoscaler, EventType::Warning, reason, &words);
                     failed.push((reason, words));
+                    // Readers look for a status at its metric's place.
+                    statuses.push(json!({"type": ""}));
                 }
             }
         }
+        draft.status["currentMetrics"] = json!(statuses);
         if let Some((reason, first)) = failed.first() {
             let (count, all) = (failed.len(), metrics.len());
             let words = format!("invalid metrics ({count} invalid out of {all}), first error is: {first}");
@@ -293,7 +296,6 @@ impl Autoscaler {
             return Ok(Some((min, "Current number of replicas below Spec.MinReplicas".to_string())));
         }
         let asked = self.ask(autoscaler, &value["spec"], target, draft).await?;
-        draft.status["currentMetrics"] = json!(asked.statuses);
         let reason = match asked.replicas > current {
             true => format!("{} above target", asked.by),
             false => "All metrics below target".to_string(),

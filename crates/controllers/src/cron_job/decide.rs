@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Missed times that are worth a warning, as upstream.
-const MISSED_MAX: usize = 100;
+/// So many missed times are worth a warning: more than 100, as upstream.
+const MISSED_MANY: usize = 101;
 /// Waking up a little late is better than a little early.
 const SLACK: Duration = Duration::from_millis(100);
 
@@ -141,14 +141,13 @@ pub fn decide(
     note_ends(cron, runs, &mut plan);
     let active: Vec<usize> = (0..runs.len()).filter(|i| runs[*i].end.is_none()).collect();
     if let Some((schedule, zone)) = schedule.filter(|_| !cron.suspended) {
-        let due = schedule.last_due(cron.earliest(now), now, zone, MISSED_MAX);
+        let due = schedule.last_due(cron.earliest(now), now, zone, MISSED_MANY);
         if let Some((at, missed)) = due {
             begin(cron, &active, at, &mut plan);
-            if missed >= MISSED_MAX {
-                let message = format!(
-                    "too many missed start times: {missed}. Set or decrease .spec.startingDeadlineSeconds or check clock skew"
-                );
-                plan.events.push((EventType::Warning, "TooManyMissedTimes", message));
+            if missed >= MISSED_MANY {
+                let message = "too many missed start times. Set or decrease .spec.startingDeadlineSeconds or \
+                    check clock skew";
+                plan.events.push((EventType::Warning, "TooManyMissedTimes", message.into()));
             }
         }
         let next = schedule.next(now, zone).map(|at| machinery::time::since(at, now) + SLACK);

@@ -1,7 +1,7 @@
 //! CronJobs: a Job at each time that the schedule names.
 //!
 //! [`decide`] says which Jobs come and go. A Job's name holds the minute it was due, so that a run is never begun
-//! twice, whatever is lost on the way. Time zones are read from the host's `zoneinfo`.
+//! twice, whatever is lost on the way. Time zones are those that are built in: hosts may have none.
 
 mod decide;
 mod schedule;
@@ -19,22 +19,16 @@ use client::{DeleteOptions, Object, ObjectKey, Propagation};
 use decide::{CronJob, Run, decide};
 use jiff::Timestamp;
 use jiff::fmt::strtime;
-use jiff::tz::TimeZone;
+use jiff::tz::{TimeZone, TimeZoneDatabase};
 use k8s_schema::{Gvr, gvr};
 use machinery::status::ApiError;
 use schedule::Schedule;
 use serde_json::{Value, json};
-use std::path::{Component, Path};
 use std::sync::Arc;
 use tokio::task::JoinHandle;
 
 const CRON_JOBS: Gvr = Gvr::new("batch", "v1", "cronjobs");
 const SCHEDULED: &str = "batch.kubernetes.io/cronjob-scheduled-timestamp";
-/// Where the host keeps time zones.
-const ZONES: &str = "/usr/share/zoneinfo";
-/// Largest time zone file that is read; real ones have some 3 kB.
-const ZONE_BYTES_MAX: u64 = 1 << 18;
-
 static CRON_JOB: Kind = Kind { gvr: CRON_JOBS, api_version: "batch/v1", kind: "CronJob" };
 
 struct Controller {
@@ -61,17 +55,9 @@ pub fn start(context: &Context) -> Vec<JoinHandle<()>> {
     )
 }
 
-/// The zone of that name, from the host's files.
+/// The zone of that name.
 fn zone(name: Option<&str>) -> Option<TimeZone> {
-    let name = match name {
-        None | Some("UTC" | "Etc/UTC" | "GMT") => return Some(TimeZone::UTC),
-        Some(name) => name,
-    };
-    let plain = Path::new(name).components().all(|c| matches!(c, Component::Normal(_)));
-    let path = Path::new(ZONES).join(name);
-    let fits = plain && std::fs::metadata(&path).is_ok_and(|m| m.is_file() && m.len() <= ZONE_BYTES_MAX);
-    let bytes = fits.then(|| std::fs::read(&path).ok()).flatten()?;
-    TimeZone::tzif(name, &bytes).ok()
+    name.map_or(Some(TimeZone::UTC), |name| TimeZoneDatabase::bundled().get(name).ok())
 }
 
 /// RFC 3339 in a zone, as Go writes it.
@@ -180,16 +166,14 @@ impl Reconcile for Controller {
         }
         if let (Some(at), Some((_, zone))) = (plan.create, &schedule) {
             let job = self.create(&object, job_body(&cron, &object, at, zone)).await?;
+            crate::figures::job_created_after(machinery::time::since(self.context.now(), at));
             let mut active = plan.status["active"].as_array().cloned().unwrap_or_default();
             active.extend(job.map(|job| Run::read(&job)).filter(|r| r.end.is_none()).map(|r| r.reference()));
             plan.status["active"] = workload::list_or_null(active);
         }
-        if let Some(patch) = workload::status_patch(&cron.status, &plan.status) {
-            match self.context.client.merge_patch_status(&CRON_JOBS, key, patch).await {
-                Ok(stored) => self.crons.observe(stored),
-                Err(error) if error.is_not_found() => return Ok(None),
-                Err(error) => return Err(error),
-            }
+        let patch = workload::status_patch(&cron.status, &plan.status);
+        if !workload::report(&self.context, &CRON_JOBS, &self.crons, key, patch).await? {
+            return Ok(None);
         }
         Ok(plan.again)
     }

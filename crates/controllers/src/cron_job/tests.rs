@@ -53,6 +53,11 @@ fn runs_begin_when_due() {
     assert_eq!(plan(&cron(strict, done.clone()), &[], 2 * HOUR + 61).create, None, "too late");
     let late = plan(&cron(json!({"schedule": "* * * * *"}), done), &[], 9 * HOUR);
     assert_eq!((late.create, late.events[0].1), (Some(at(9 * HOUR)), "TooManyMissedTimes"));
+    let missed = |minutes: i64| {
+        let status = json!({"lastScheduleTime": stamp(0)});
+        plan(&cron(json!({"schedule": "* * * * *"}), status), &[], minutes * 60).events.len()
+    };
+    assert_eq!((missed(100), missed(101)), (0, 1), "a hundred are not too many");
 }
 
 #[test]
@@ -109,8 +114,11 @@ fn a_job_tells_when_it_was_due() {
 }
 
 #[test]
-fn zones_are_the_hosts_and_nothing_else() {
+fn zones_are_built_in() {
     assert_eq!(zone(None), Some(TimeZone::UTC));
+    let kolkata = zone(Some("Asia/Kolkata")).unwrap();
+    assert_eq!(super::local(at(0), &kolkata), "2026-01-01T05:30:00+05:30");
+    assert_eq!(super::local(at(0), &zone(Some("Etc/UTC")).unwrap()), stamp(0));
     for bad in ["../../../etc/passwd", "/etc/localtime", "No/Such", "", "."] {
         assert_eq!(zone(Some(bad)), None, "{bad}");
     }

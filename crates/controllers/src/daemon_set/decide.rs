@@ -14,9 +14,12 @@ use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
+use stdx::backoff::Backoff;
 
-/// A failed pod is replaced this long after it was made: a pod that fails at once must not be made in a loop.
-const FAILED_PAUSE: Duration = Duration::from_secs(10);
+/// Pauses between replacing failed pods of one node, as upstream: a pod that fails at once must not be made in a loop.
+const FAILED: Backoff = Backoff { base: Duration::from_secs(1), factor: 2, max: Duration::from_secs(900) };
+/// So long after the last one a failure counts as the first again (twice the longest pause).
+const FORGOTTEN: Duration = Duration::from_secs(1_800);
 
 /// What a set asks for.
 #[derive(Clone, Debug)]
@@ -129,6 +132,25 @@ fn target(spec: &core::PodSpec) -> Option<String> {
     fields.find(|f| f.key == "metadata.name" && f.operator == "In")?.values.as_ref()?.first().cloned()
 }
 
+/// When failed pods of each node were replaced last, and how often in a row.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Failures(BTreeMap<String, (Timestamp, u32)>);
+
+impl Failures {
+    /// How long to wait before a pod that failed on this node is replaced.
+    fn left(&self, node: &str, now: Timestamp) -> Duration {
+        let Some((last, before)) = self.0.get(node) else { return Duration::ZERO };
+        FAILED.delay(before.saturating_sub(1)).saturating_sub(machinery::time::since(now, *last))
+    }
+
+    /// Notes that a pod which failed on this node is replaced.
+    pub fn note(&mut self, node: &str, now: Timestamp) {
+        self.0.retain(|_, (last, _)| machinery::time::since(now, *last) < FORGOTTEN);
+        let (last, times) = self.0.entry(node.into()).or_insert((now, 0));
+        (*last, *times) = (now, *times + 1);
+    }
+}
+
 /// What to do.
 #[derive(Debug, Default, PartialEq)]
 pub struct Plan {
@@ -136,8 +158,8 @@ pub struct Plan {
     pub create: Vec<String>,
     /// Pods that go, by their place in the input.
     pub delete: BTreeSet<usize>,
-    /// Pods among them that failed.
-    pub failed: Vec<usize>,
+    /// Pods among them that ended by themselves.
+    pub ended: Vec<usize>,
     /// When to look again.
     pub again: Option<Duration>,
 }
@@ -152,6 +174,8 @@ pub struct Scene<'a> {
     pub daemons: &'a [Daemon],
     /// Hash of the newest revision.
     pub hash: &'a str,
+    /// Pods that failed.
+    pub failures: &'a Failures,
     /// Now.
     pub now: Timestamp,
 }
@@ -209,11 +233,11 @@ fn staff(scene: &Scene<'_>, node: &str, fit: Fit, plan: &mut Plan) {
         if fit == Fit::No {
             plan.delete.insert(i);
         } else if facts.is_finished() {
-            let age = facts.created.map_or(FAILED_PAUSE, |c| machinery::time::since(scene.now, c));
-            let left = FAILED_PAUSE.saturating_sub(age);
+            let failed = facts.phase == "Failed";
+            let left = if failed { scene.failures.left(node, scene.now) } else { Duration::ZERO };
             if left.is_zero() {
                 plan.delete.insert(i);
-                plan.failed.push(i);
+                plan.ended.push(i);
             } else {
                 plan.again = [plan.again, Some(left)].into_iter().flatten().min();
             }

@@ -8,19 +8,20 @@ mod decide;
 mod tests;
 
 use crate::context::{Context, Outcome, Reconcile, enqueue_self, run};
-use crate::owner::{Claimant, Kind, OwnedIndex, enqueue_owners};
-use crate::revision::{CONTROLLER_REVISIONS, HASH_LABEL, History};
+use crate::owner::{Kind, enqueue_owners};
+use crate::revision::{HASH_LABEL, Templated};
 use crate::workload::{self, BURST, Doomed, PodControl};
 use async_trait::async_trait;
 use client::cache::Cache;
 use client::events::EventType;
 use client::queue::Queue;
 use client::{Object, ObjectKey};
-use decide::{Daemon, Fit, Plan, Scene, Set, decide, fit};
+use decide::{Daemon, Failures, Fit, Plan, Scene, Set, decide, fit};
 use futures_util::future::join_all;
 use k8s_openapi::api::core::v1 as core;
 use k8s_schema::{View, gvr};
 use machinery::status::ApiError;
+use parking_lot::Mutex;
 use sched::{NodeSpec, PodInfo};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -44,41 +45,36 @@ const TOLERATED: [(&str, &str); 7] = [
 ];
 
 struct Controller {
-    context: Context,
-    sets: Arc<Cache>,
+    home: Templated,
     nodes: Arc<Cache>,
-    pods: Arc<Cache>,
-    pod_index: Arc<OwnedIndex>,
-    revisions: Arc<Cache>,
-    revision_index: Arc<OwnedIndex>,
     doomed: Doomed,
+    /// Failed pods of each set.
+    failures: Mutex<BTreeMap<ObjectKey, (Generation, Failures)>>,
 }
+
+/// What failures are counted for: a set's UID and generation.
+type Generation = (String, i64);
 
 /// Starts it.
 pub fn start(context: &Context) -> Vec<JoinHandle<()>> {
     let queue = Arc::new(Queue::default());
-    let of = |gvr| context.informers.of(gvr);
-    let pods = context.informers.of(&gvr::PODS);
-    let controller = Controller {
-        context: context.clone(),
-        sets: of(&gvr::DAEMON_SETS),
-        nodes: of(&gvr::NODES),
-        pod_index: context.informers.owned(&gvr::PODS),
-        revisions: of(&CONTROLLER_REVISIONS),
-        revision_index: context.informers.owned(&CONTROLLER_REVISIONS),
-        doomed: Doomed::start(&pods),
-        pods,
-    };
-    enqueue_self(&controller.sets, &queue);
-    enqueue_owners(&DAEMON_SET, &controller.pods, &controller.sets, &queue, selects);
-    let (sets, all) = (Arc::downgrade(&controller.sets), queue.clone());
-    controller.nodes.on_change(Box::new(move |old, new| {
+    let home = Templated::new(context, &DAEMON_SET);
+    let (nodes, doomed) = (context.informers.of(&gvr::NODES), Doomed::start(&home.pods));
+    enqueue_self(&home.sets, &queue);
+    enqueue_owners(&DAEMON_SET, &home.pods, &home.sets, &queue, selects);
+    let (sets, all) = (Arc::downgrade(&home.sets), queue.clone());
+    nodes.on_change(Box::new(move |old, new| {
         let Some(sets) = sets.upgrade().filter(|_| fits_otherwise(old, new)) else { return };
         sets.list().iter().for_each(|set| all.add(set.key.clone()));
     }));
-    let caches = [&controller.sets, &controller.nodes, &controller.pods, &controller.revisions];
-    let caches = caches.into_iter().cloned().collect();
+    let mut caches = home.caches();
+    caches.push(nodes.clone());
+    let controller = Controller { home, nodes, doomed, failures: Mutex::default() };
     run("daemonset", caches, queue, WORKERS, Arc::new(controller))
+}
+
+fn generation(set: &Object) -> Generation {
+    (set.uid().to_string(), set.meta().generation)
 }
 
 fn selects(set: &Object, pod: &Object) -> bool {
@@ -134,6 +130,22 @@ impl Controller {
         Ok(judged.collect())
     }
 
+    /// Failures under this generation of the set: a new one begins anew.
+    fn failures_of(&self, object: &Object) -> Failures {
+        let all = self.failures.lock();
+        let known = all.get(&object.key).filter(|(of, _)| *of == generation(object));
+        known.map(|(_, failures)| failures.clone()).unwrap_or_default()
+    }
+
+    fn note_failures(&self, object: &Object, scene: &Scene<'_>, plan: &Plan) {
+        let failed = plan.ended.iter().map(|i| &scene.daemons[*i]).filter(|d| d.facts.phase == "Failed");
+        let mut failures = scene.failures.clone();
+        failed.for_each(|d| failures.note(&d.node, scene.now));
+        if failures != *scene.failures {
+            self.failures.lock().insert(object.key.clone(), (generation(object), failures));
+        }
+    }
+
     async fn act(
         &self,
         owner: &Arc<Object>,
@@ -142,17 +154,20 @@ impl Controller {
         plan: &Plan,
     ) -> Result<(), ApiError> {
         let control = PodControl {
-            context: &self.context,
+            context: &self.home.context,
             kind: &DAEMON_SET,
             owner,
-            pods: &self.pods,
+            pods: &self.home.pods,
             doomed: &self.doomed,
         };
-        for i in &plan.failed {
+        for i in &plan.ended {
             let (node, key) = (&scene.daemons[*i].node, &pods[*i].key);
-            let message = format!("Found failed daemon pod {key} on node {node}, will try to kill it");
-            let subject = DAEMON_SET.subject(owner);
-            self.context.recorder.record(subject, EventType::Warning, "FailedDaemonPod", message);
+            let (kind, reason, how, what) = match scene.daemons[*i].facts.phase.as_str() {
+                "Failed" => (EventType::Warning, "FailedDaemonPod", "failed", "kill"),
+                _ => (EventType::Normal, "SucceededDaemonPod", "succeeded", "delete"),
+            };
+            let message = format!("Found {how} daemon pod {key} on node {node}, will try to {what} it");
+            self.home.context.recorder.record(DAEMON_SET.subject(owner), kind, reason, message);
         }
         let victims: Vec<&Arc<Object>> = plan.delete.iter().take(BURST).map(|i| &pods[*i]).collect();
         let deleted = join_all(victims.iter().map(|p| control.delete(&p.key, p.uid()))).await;
@@ -171,45 +186,42 @@ impl Controller {
 #[async_trait]
 impl Reconcile for Controller {
     async fn reconcile(&self, key: &ObjectKey) -> Outcome {
-        let Some(object) = self.sets.get(key) else { return Ok(None) };
-        let Some(set) = Set::read(&object).filter(|s| !s.selector.is_everything()) else { return Ok(None) };
-        if object.meta().deletion_timestamp.is_some() {
+        let home = &self.home;
+        let object = home.sets.get(key).filter(|o| o.meta().deletion_timestamp.is_none());
+        let Some((object, set)) = object.and_then(|o| Some((o.clone(), Set::read(&o)?))) else {
+            self.failures.lock().remove(key);
+            return Ok(None);
+        };
+        if set.selector.is_everything() {
             return Ok(None);
         }
-        let (context, kind) = (&self.context, &DAEMON_SET);
-        let claimant = Claimant {
-            context,
-            kind,
-            owner: &object,
-            cache: &self.pods,
-            index: &self.pod_index,
-            gvr: &gvr::PODS,
-        };
-        let owned = claimant.claim(&set.selector).await?;
-        let history =
-            History { context, kind, owner: &object, cache: &self.revisions, index: &self.revision_index };
-        let all = history.keep(&set.selector, &set.template).await?;
+        let (owned, all) = home.begin(&object, &set.selector, &set.template).await?;
         let hash = all.last().map(|r| r.hash.clone()).unwrap_or_default();
         let nodes = self.judge_nodes(&set, &object)?;
         let mut daemons: Vec<Daemon> = owned.iter().map(Daemon::read).collect();
         // One whose deletion the cache does not show yet is on its way out, and still holds its node.
         daemons.iter_mut().for_each(|d| d.facts.deleting |= self.doomed.contains(&d.facts.uid));
-        let scene =
-            Scene { set: &set, nodes: &nodes, daemons: &daemons, hash: &hash, now: self.context.now() };
+        let failures = self.failures_of(&object);
+        let scene = Scene {
+            set: &set,
+            nodes: &nodes,
+            daemons: &daemons,
+            hash: &hash,
+            failures: &failures,
+            now: home.context.now(),
+        };
         let plan = decide(&scene);
+        self.note_failures(&object, &scene, &plan);
         let done = self.act(&object, &scene, &owned, &plan).await;
         let wanted = decide::status(&scene, object.meta().generation);
-        if let Some(patch) = workload::status_patch(&set.status, &wanted) {
-            match self.context.client.merge_patch_status(&gvr::DAEMON_SETS, key, patch).await {
-                Ok(stored) => self.sets.observe(stored),
-                Err(error) if error.is_not_found() => return Ok(None),
-                Err(error) => return Err(error),
-            }
+        let patch = workload::status_patch(&set.status, &wanted);
+        if !workload::report(&home.context, &gvr::DAEMON_SETS, &home.sets, key, patch).await? {
+            return Ok(None);
         }
         done?;
         let hashes: BTreeSet<&str> = daemons.iter().map(|d| d.hash.as_str()).chain([hash.as_str()]).collect();
         let used = all.iter().filter(|r| hashes.contains(r.hash.as_str())).map(|r| r.name.clone()).collect();
-        history.trim(&all, &used, set.history_limit).await?;
+        home.trim(&object, &all, &used, set.history_limit).await?;
         let next =
             workload::next_available(daemons.iter().map(|d| &d.facts), set.min_ready_seconds, scene.now);
         Ok([plan.again, next].into_iter().flatten().min())

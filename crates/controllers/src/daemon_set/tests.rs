@@ -1,6 +1,6 @@
 //! What a DaemonSet does and reports, on hand-made nodes and pods.
 
-use super::decide::{Daemon, Fit, Plan, Scene, Set, decide, fit, status};
+use super::decide::{Daemon, Failures, Fit, Plan, Scene, Set, decide, fit, status};
 use super::{model_pod, pod_body};
 use crate::revision::HASH_LABEL;
 use crate::testing::{at, object, stamp};
@@ -36,6 +36,10 @@ fn daemon((i, text): (usize, &&str)) -> Daemon {
 }
 
 fn with<T>(set: &Set, nodes: &str, pods: &[&str], now: i64, then: impl Fn(&Scene<'_>) -> T) -> T {
+    after(set, nodes, pods, &Failures::default(), |scene| then(&Scene { now: at(now), ..*scene }))
+}
+
+fn after<T>(set: &Set, nodes: &str, pods: &[&str], failures: &Failures, then: impl Fn(&Scene<'_>) -> T) -> T {
     let nodes: BTreeMap<String, Fit> = nodes
         .split(' ')
         .map(|n| match n.split_at(1) {
@@ -45,7 +49,7 @@ fn with<T>(set: &Set, nodes: &str, pods: &[&str], now: i64, then: impl Fn(&Scene
         })
         .collect();
     let daemons: Vec<Daemon> = pods.iter().enumerate().map(daemon).collect();
-    then(&Scene { set, nodes: &nodes, daemons: &daemons, hash: "new", now: at(now) })
+    then(&Scene { set, nodes: &nodes, daemons: &daemons, hash: "new", failures, now: at(0) })
 }
 
 /// What is done, as `+a` (created on node a) and `-1` (pod number 1 deleted).
@@ -69,12 +73,23 @@ fn every_fitting_node_has_one_pod() {
 }
 
 #[test]
-fn failed_pods_are_replaced_after_a_pause() {
+fn failed_pods_are_replaced_later_each_time() {
     let set = set(json!({}));
-    let early = with(&set, "a", &["a failed new"], 4, decide);
-    assert_eq!((early.delete.len(), early.again.map(|d| d.as_secs())), (0, Some(6)));
-    let late = with(&set, "a", &["a failed new"], 10, decide);
-    assert_eq!((late.delete.len(), late.failed.as_slice(), late.create.len()), (1, [0].as_slice(), 0));
+    let mut failures = Failures::default();
+    let look = |failures: &Failures, now: i64, pods: &[&str]| {
+        let plan = after(&set, "a b", pods, failures, |scene| decide(&Scene { now: at(now), ..*scene }));
+        (plan.ended, plan.again.map(|d| d.as_secs()))
+    };
+    let pods = ["a failed new", "b failed new"];
+    assert_eq!(look(&failures, 0, &pods), (vec![0, 1], None), "the first one at once");
+    failures.note("a", at(0));
+    assert_eq!(look(&failures, 0, &pods), (vec![1], Some(1)));
+    failures.note("a", at(1));
+    assert_eq!(look(&failures, 1, &pods), (vec![1], Some(2)));
+    (0..20).for_each(|_| failures.note("a", at(3)));
+    assert_eq!(look(&failures, 3, &pods).1, Some(900), "a quarter of an hour at most");
+    failures.note("b", at(4_000));
+    assert_eq!(look(&failures, 4_000, &pods), (vec![0], Some(1)), "long ago is forgotten");
 }
 
 #[test]

@@ -1,10 +1,11 @@
 //! Deployments: rollouts from one ReplicaSet to the next.
 //!
-//! `model` reads, `rollout` decides one step, `status` reports; this file acts. Every change of a set is made against
+//! `model` reads, `rollout` decides one step (`rollback` one back), `status` reports; this file acts. Every change of a set is made against
 //! the revision it was decided on, so a step on a stale cache fails and is decided anew.
 //! Deliberately not here: pods (`replica_set` makes them).
 
 mod model;
+mod rollback;
 mod rollout;
 mod status;
 #[cfg(test)]
@@ -198,12 +199,25 @@ impl Controller {
             // By way of the status: the annotation is no new wish and must not make a new generation.
             patch["metadata"]["annotations"][REVISION] = json!(revision);
         }
-        match self.context.client.merge_patch_status(&gvr::DEPLOYMENTS, key, patch).await {
-            Ok(stored) => self.deployments.observe(stored),
-            Err(error) if error.is_not_found() => {}
-            Err(error) => return Err(error),
-        }
-        Ok(())
+        workload::report(&self.context, &gvr::DEPLOYMENTS, &self.deployments, key, Some(patch))
+            .await
+            .map(drop)
+    }
+
+    /// Goes back to an earlier template, if an annotation says so.
+    async fn rolled_back(
+        &self,
+        object: &Object,
+        deployment: &Deployment,
+        sets: &[Set],
+    ) -> Result<bool, ApiError> {
+        let value = object.value().map_err(ApiError::internal)?;
+        let Some(rollback) = rollback::decide(deployment, sets, value) else { return Ok(false) };
+        let written = self.context.client.update(&gvr::DEPLOYMENTS, &object.key, rollback.body).await?;
+        self.deployments.observe(written);
+        let (kind, reason, message) = rollback.event;
+        self.context.recorder.record(DEPLOYMENT.subject(object), kind, reason, message);
+        Ok(true)
     }
 
     /// Does any pod of an old set still run (or wait to)?
@@ -242,6 +256,9 @@ impl Reconcile for Controller {
             gvr: &gvr::REPLICA_SETS,
         };
         let sets: Vec<Set> = claimant.claim(&selector).await?.iter().filter_map(Set::read).collect();
+        if self.rolled_back(&object, &deployment, &sets).await? {
+            return Ok(None);
+        }
         let old_pods_run = deployment.strategy == Strategy::Recreate && self.old_pods_run(&deployment, &sets);
         let mut plan = rollout::decide(&deployment, &sets, old_pods_run);
         let applied = self.apply(&object, &deployment, &mut plan).await;

@@ -16,6 +16,8 @@ pub const REVISION_HISTORY: &str = "deployment.kubernetes.io/revision-history";
 pub const DESIRED: &str = "deployment.kubernetes.io/desired-replicas";
 /// The same with the surge.
 pub const MAX: &str = "deployment.kubernetes.io/max-replicas";
+/// Asks to go back to that revision, 0 for the last one.
+pub const ROLLBACK_TO: &str = "deprecated.deployment.rollback.to";
 /// The label that tells the sets of one Deployment apart.
 pub const HASH_LABEL: &str = "pod-template-hash";
 /// Annotations of a Deployment that its sets do not get.
@@ -25,7 +27,7 @@ pub const NOT_COPIED: [&str; 6] = [
     REVISION_HISTORY,
     DESIRED,
     MAX,
-    "deprecated.deployment.rollback.to",
+    ROLLBACK_TO,
 ];
 /// Seconds without progress until a rollout counts as failed, as the API defaults it.
 const DEADLINE_SECONDS: i64 = 600;

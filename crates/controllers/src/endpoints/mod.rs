@@ -12,6 +12,7 @@ mod slices;
 use crate::context::{Context, Outcome, Reconcile, enqueue, enqueue_self, run};
 use async_trait::async_trait;
 use client::cache::Cache;
+use client::events::{EventType, Subject};
 use client::queue::Queue;
 use client::{Object, ObjectKey};
 use k8s_openapi::api::core::v1 as core;
@@ -163,7 +164,15 @@ impl Reconcile for Controller {
             }
             (Some(service), Some(_), None) => {
                 for_slices = kept.iter().map(|s| Action::Delete(s.key.name.to_string())).collect();
-                for_slices.extend(mirror::decide(service, endpoints.as_deref(), &mirrored));
+                let mirror = mirror::decide(service, endpoints.as_deref(), &mirrored);
+                if let Some(endpoints) = endpoints.as_ref().filter(|_| !mirror.is_empty())
+                    && let Some(message) = mirror::left_out(endpoints)
+                {
+                    let subject = Subject::of("v1", "Endpoints", endpoints);
+                    let reason = "TooManyAddressesToMirror";
+                    self.context.recorder.record(subject, EventType::Warning, reason, message);
+                }
+                for_slices.extend(mirror);
             }
             _ => {
                 let gone = kept.iter().chain(&mirrored);

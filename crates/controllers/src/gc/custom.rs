@@ -7,9 +7,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 /// Kinds that come within such a time are looked at together.
 const GATHER_PAUSE: Duration = Duration::from_millis(50);
+/// With thousands of kinds a look takes long: the pause is so many times that, up to [`GATHER_MAX`].
+const GATHER_TIMES: u32 = 10;
+const GATHER_MAX: Duration = Duration::from_millis(500);
 
 /// A watch that ends with this value.
 struct Followed {
@@ -27,8 +31,10 @@ impl Drop for Followed {
 /// Follows the custom kinds until it is dropped.
 pub async fn follow_all(collector: Arc<Collector>) {
     let mut followed: BTreeMap<String, Followed> = BTreeMap::new();
+    let mut places: BTreeMap<String, u16> = BTreeMap::new();
     let mut changed = collector.kinds.changed();
     loop {
+        let began = Instant::now();
         let kinds: BTreeMap<String, Gvr> =
             collector.kinds.all().into_iter().map(|k| (k.gvr.group_resource(), k.gvr)).collect();
         followed.retain(|name, followed| {
@@ -44,30 +50,31 @@ pub async fn follow_all(collector: Arc<Collector>) {
             if followed.contains_key(&name) {
                 continue;
             }
-            let Some(resource) = collector.place(&gvr) else {
+            let Some(resource) = collector.place(&gvr, places.get(&name).copied()) else {
                 tracing::warn!(resource = name, "more kinds than the collector can tell apart");
                 continue;
             };
+            places.insert(name.clone(), resource);
             let task = spawn(collector.clone().follow(resource));
             followed.insert(name, Followed { gvr, resource, task });
         }
+        let pause = (began.elapsed() * GATHER_TIMES).clamp(GATHER_PAUSE, GATHER_MAX);
         if changed.changed().await.is_err() {
             return;
         }
         // Definitions come in crowds.
-        tokio::time::sleep(GATHER_PAUSE).await;
+        tokio::time::sleep(pause).await;
     }
 }
 
 impl Collector {
     /// The place of a custom resource: the one that it had, or a new one. It stays where only its version changes.
-    fn place(&self, gvr: &Gvr) -> Option<u16> {
+    fn place(&self, gvr: &Gvr, had: Option<u16>) -> Option<u16> {
         let mut resources = self.resources.write();
-        let at = resources.iter().position(|r| r.group == gvr.group && r.resource == gvr.resource);
-        match at {
-            Some(at) => resources[at] = gvr.clone(),
+        match had {
+            Some(at) => resources[usize::from(at)] = gvr.clone(),
             None => resources.push(gvr.clone()),
         }
-        u16::try_from(at.unwrap_or(resources.len() - 1)).ok()
+        had.or_else(|| u16::try_from(resources.len() - 1).ok())
     }
 }

@@ -18,7 +18,7 @@ use client::{DeleteOptions, EventKind, ListOptions, Meta, Object, ObjectKey, Own
 use decide::{OwnerState, Plan, decide};
 use futures_util::StreamExt;
 use graph::{FOREGROUND, Graph, Node, ORPHAN, State, Uid, state_of};
-use k8s_schema::{Gvr, ResourceRow};
+use k8s_schema::{Gates, Gvr, ResourceRow};
 use machinery::status::ApiError;
 use parking_lot::{Mutex, RwLock};
 use serde_json::{Value, json};
@@ -52,7 +52,7 @@ struct Collector {
 
 /// Starts it.
 pub fn start(context: &Context) -> Vec<JoinHandle<()>> {
-    let resources = collected();
+    let resources = collected(&context.config.gates);
     let count = u16::try_from(resources.len()).expect("the table has far fewer resources");
     let queue = Arc::new(Queue::default());
     let collector = Arc::new(Collector {
@@ -72,11 +72,12 @@ pub fn start(context: &Context) -> Vec<JoinHandle<()>> {
 }
 
 /// The resources that can own and be owned, each once. Events are left out, as upstream: many, and nobody's.
-fn collected() -> Vec<Gvr> {
+fn collected(gates: &Gates) -> Vec<Gvr> {
     let offers = |row: &&ResourceRow| {
         ["delete", "get", "list", "patch", "watch"].iter().all(|verb| row.verbs.contains(verb))
     };
-    let stored = k8s_schema::resources().iter().filter(|row| row.storage_gvr() == row.gvr);
+    let stored =
+        k8s_schema::resources().iter().filter(|row| row.storage_gvr() == row.gvr && gates.serve(row));
     stored.filter(offers).map(|row| row.gvr.clone()).filter(|gvr| gvr.resource != "events").collect()
 }
 
@@ -333,7 +334,7 @@ mod tests {
 
     #[test]
     fn every_stored_resource_is_watched_once() {
-        let all = collected();
+        let all = collected(&Gates::default());
         for needed in [&k8s_schema::gvr::PODS, &k8s_schema::gvr::REPLICA_SETS, &k8s_schema::gvr::NODES] {
             assert_eq!(all.iter().filter(|g| *g == needed).count(), 1);
         }

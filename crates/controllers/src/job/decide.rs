@@ -346,6 +346,8 @@ fn end(
     now: Timestamp,
 ) {
     let (_, last) = verdict.kinds();
+    // One that has nothing to do ends without having begun.
+    status.entry("startTime").or_insert_with(|| json!(machinery::time::format(now)));
     workload::set_condition(conditions, condition(last, "True", &verdict.reason, &verdict.message, now));
     if verdict.success {
         status.insert("completionTime".into(), json!(machinery::time::format(now)));

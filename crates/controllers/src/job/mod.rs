@@ -11,6 +11,7 @@ mod policy;
 mod tests;
 
 use crate::context::{Context, Outcome, Reconcile, enqueue_self, run};
+use crate::figures;
 use crate::owner::{Claimant, Kind, OwnedIndex, enqueue_owners};
 use crate::workload::{self, Doomed, PodControl};
 use async_trait::async_trait;
@@ -23,7 +24,7 @@ use machinery::status::ApiError;
 use model::{FAILURES, IGNORED, INDEX, Job, JobPod, TRACKING, is_tracked, time};
 use serde_json::{Value, json};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 
 /// Jobs looked at at the same time, as upstream has it.
@@ -175,16 +176,17 @@ impl Controller {
         }
     }
 
-    /// Writes the status against the revision it was decided on.
-    async fn report(&self, object: &Object, status: &Value) -> Result<(), ApiError> {
+    /// Writes the status against the revision it was decided on; says whether that was needed.
+    async fn report(&self, object: &Object, job: &Job, status: &Value) -> Result<bool, ApiError> {
         let mut body = object.value().map_err(ApiError::internal)?;
         if body["status"] == *status {
-            return Ok(());
+            return Ok(false);
         }
         body["status"] = status.clone();
         let stored = self.context.client.update_status(&gvr::JOBS, &object.key, body).await?;
         self.jobs.observe(stored);
-        Ok(())
+        figures::job_told(job.indexed, &job.status, status);
+        Ok(true)
     }
 
     /// A finished Job: its pods are free, and after its time it goes.
@@ -234,15 +236,24 @@ impl Reconcile for Controller {
             return self.bury(&object, &job, &owned, end).await;
         }
         let pods: Vec<JobPod> = owned.iter().map(JobPod::read).collect();
-        let plan = decide(&job, &pods, |uid| self.doomed.contains(uid), self.context.now());
-        match self.report(&object, &plan.status).await {
+        let (plan, begun) =
+            (decide(&job, &pods, |uid| self.doomed.contains(uid), self.context.now()), Instant::now());
+        let told = match self.report(&object, &job, &plan.status).await {
             Err(error) if error.is_not_found() => return Ok(None),
             reported => reported?,
-        }
+        };
         for (kind, reason, message) in &plan.events {
             self.context.recorder.record(JOB.subject(&object), *kind, reason, message.as_str());
         }
-        self.act(&object, &job, &owned, &plan).await?;
+        let acted = self.act(&object, &job, &owned, &plan).await;
+        let action = match (plan.create.is_empty(), plan.delete.is_empty()) {
+            (false, _) => "pods_created",
+            (true, false) => "pods_deleted",
+            _ if told => "tracking",
+            _ => "reconciling",
+        };
+        figures::job_synced(job.indexed, action, acted.is_ok(), begun.elapsed());
+        acted?;
         Ok(plan.again)
     }
 }

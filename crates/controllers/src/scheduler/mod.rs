@@ -1,9 +1,13 @@
 //! The scheduler's loop: cache events in, bindings out. The decision is the `sched` crate's.
 //!
-//! One task: it decides for the pods that are due, sends bindings and refusals at the same time, and sleeps until an
-//! event, an answer or the next due pod. Idle: no timer.
+//! One task takes up what the caches told of, decides for the pods that are due and sleeps until an event, an answer or
+//! the next due pod; bindings and refusals are sent by tasks of their own meanwhile. Idle: no timer. Invariant: nobody
+//! but this task keeps the state for long, so that a cache never waits for a decision.
 //! Deliberately not here: filters, scores and the choice of victims, what a file sets (`sched`).
 
+pub mod devices;
+mod extend;
+mod groups;
 mod hints;
 mod metrics;
 mod refuse;
@@ -15,21 +19,23 @@ use crate::context::spawn;
 use client::cache::Cache;
 use client::events::{EventType, Recorder, Subject};
 use client::{ApiClient, ListOptions, ObjectKey, Verb, Write};
-use futures_util::stream::FuturesUnordered;
-use futures_util::{FutureExt, StreamExt};
+pub use extend::Call;
 use jiff::Timestamp;
-use k8s_schema::{Gvr, gvr};
+use k8s_openapi::api::core::v1 as core;
+use k8s_schema::{Gates, Gvr, gates, gvr};
 use machinery::status::ApiError;
 use metrics::Attempt;
 pub use metrics::SchedulerMetrics;
 use parking_lot::Mutex;
 use sched::PodInfo;
 use sched::config::Configuration;
+use sched::extend::{Advice, Extender};
+use sched::volumes::Step;
 use serde_json::json;
-use state::{Decision, State};
+use state::{About, Decision, News, State};
 use std::sync::Arc;
 use tokio::sync::Notify;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 use volumes::Volumes;
 
@@ -42,10 +48,14 @@ const WRITES_MAX: usize = 256;
 /// What the scheduler must be told.
 #[derive(Clone, Default)]
 pub struct SchedulerConfig {
+    /// The way to extenders; `None`: there is none.
+    pub calls: Option<Arc<dyn Call>>,
     /// Profiles and pauses.
     pub configuration: Configuration,
     /// Where its figures go.
     pub metrics: Arc<SchedulerMetrics>,
+    /// Which features are on.
+    pub gates: Gates,
 }
 
 /// The running scheduler; it stops when this is dropped.
@@ -61,8 +71,10 @@ impl Scheduler {
         clock: Arc<dyn Fn() -> Timestamp + Send + Sync>,
     ) -> Scheduler {
         let recorder = Recorder::start(client.clone(), "default-scheduler", "", clock.clone());
-        let shell = Shell { client, clock, recorder, metrics: config.metrics };
-        Scheduler { task: spawn(shell.run(config.configuration)) }
+        let extenders = config.configuration.extenders.clone();
+        let shell =
+            Shell { client, clock, recorder, metrics: config.metrics, extenders, calls: config.calls };
+        Scheduler { task: spawn(Arc::new(shell).run(config.configuration, config.gates)) }
     }
 }
 
@@ -77,6 +89,8 @@ struct Shell {
     clock: Arc<dyn Fn() -> Timestamp + Send + Sync>,
     recorder: Recorder,
     metrics: Arc<SchedulerMetrics>,
+    extenders: Arc<Vec<Extender>>,
+    calls: Option<Arc<dyn Call>>,
 }
 
 /// What became of a decision.
@@ -87,88 +101,134 @@ enum Answer {
     Unbound(Arc<PodInfo>),
     /// These victims could not be asked to go.
     Spared(Vec<Arc<PodInfo>>),
+    /// Extenders said this.
+    Advised(Arc<PodInfo>, Result<Advice, String>),
 }
 
-/// Keeps the state up to date by handlers of the caches.
-fn follow(state: &Arc<Mutex<State>>, wake: &Arc<Notify>, [pods, nodes, budgets]: [&Cache; 3]) {
-    let kept = state.clone();
-    budgets.on_change(Box::new(move |old, new| kept.lock().budget_changed(old, new)));
-    let (kept, woken) = (state.clone(), wake.clone());
-    pods.on_change(Box::new(move |old, new| {
-        kept.lock().pod_changed(old, new, Instant::now());
-        woken.notify_one();
-    }));
-    let (kept, woken) = (state.clone(), wake.clone());
-    nodes.on_change(Box::new(move |old, new| {
-        kept.lock().node_changed(old, new);
-        woken.notify_one();
-    }));
+/// What the caches told of and nobody has taken up yet: no more than was read of their watches meanwhile.
+#[derive(Default)]
+struct Inbox {
+    news: Mutex<Vec<News>>,
+    woken: Notify,
+}
+
+impl Inbox {
+    fn follow(self: &Arc<Self>, cache: &Cache, about: About) {
+        let inbox = self.clone();
+        cache.on_change(Box::new(move |old, new| {
+            if let (About::Pod, Some(new)) = (about, new) {
+                // Decoded here, beside the loop, which will want it.
+                let _ = new.view::<core::Pod>();
+            }
+            inbox.news.lock().push((about, old.cloned(), new.cloned()));
+            inbox.woken.notify_one();
+        }));
+    }
+}
+
+/// What the writes look at.
+struct Caches {
+    pods: Arc<Cache>,
+    nodes: Arc<Cache>,
+    volumes: Volumes,
+    groups: Option<Arc<Cache>>,
 }
 
 impl Shell {
-    async fn run(self, configuration: Configuration) {
+    async fn run(self: Arc<Self>, configuration: Configuration, gates: Gates) {
         let start = |gvr| Cache::start(self.client.clone(), gvr, ListOptions::default());
         let (pods, nodes, budgets) = (start(gvr::PODS), start(gvr::NODES), start(BUDGETS));
-        let (state, wake) = (Arc::new(Mutex::new(State::new(configuration))), Arc::new(Notify::new()));
+        let namespaces = start(gvr::NAMESPACES);
+        let groups = gates.on(gates::GANG_SCHEDULING).then(|| start(gvr::POD_GROUPS));
+        let (state, inbox) =
+            (Arc::new(Mutex::new(State::new(configuration, gates))), Arc::<Inbox>::default());
         self.metrics.follow(state.clone());
-        follow(&state, &wake, [&pods, &nodes, &budgets]);
-        let volumes = Volumes::start(&self.client, &state, &wake);
-        pods.wait_synced().await;
-        nodes.wait_synced().await;
-        budgets.wait_synced().await;
+        for (cache, about) in [(&namespaces, About::Namespace), (&budgets, About::Budget)] {
+            inbox.follow(cache, about);
+        }
+        inbox.follow(&pods, About::Pod);
+        inbox.follow(&nodes, About::Node);
+        groups.iter().for_each(|cache| inbox.follow(cache, About::Group));
+        let woken = inbox.clone();
+        let volumes = Volumes::start(&self.client, &state, move || woken.woken.notify_one());
+        for cache in [&pods, &nodes, &budgets, &namespaces].into_iter().chain(&groups) {
+            cache.wait_synced().await;
+        }
         volumes.wait_synced().await;
-        let mut writes = FuturesUnordered::new();
+        let caches = Arc::new(Caches { pods, nodes, volumes, groups });
+        let mut writes = JoinSet::new();
         loop {
-            // A batch at a time: looking for who is due costs the same for one pod and for many. Without room, an
-            // answer is what there is to wait for.
-            let mut due = None;
-            if writes.len() + BATCH_MAX <= WRITES_MAX {
-                let mut state = state.lock();
-                let begun = Instant::now();
-                let decisions = state.decide(begun, BATCH_MAX);
-                self.metrics.decided(decisions.len(), begun.elapsed());
-                due = state.waiting.next_due();
-                drop(state);
-                writes.extend(decisions.into_iter().map(|d| self.carry_out(d, &pods, &volumes)));
+            let news = std::mem::take(&mut *inbox.news.lock());
+            // A batch at a time, and only with room for its writes; without, an answer is what there is to wait for.
+            let room = writes.len() + BATCH_MAX <= WRITES_MAX;
+            let (decisions, due) = self.turn(&mut state.lock(), news, room);
+            for decision in decisions {
+                writes.spawn(self.clone().carry_out(decision, caches.clone()));
             }
             let due = due.filter(|_| writes.len() + BATCH_MAX <= WRITES_MAX);
             let answer = tokio::select! {
-                answer = writes.next(), if !writes.is_empty() => answer,
-                () = wake.notified() => None,
+                Some(answer) = writes.join_next() => Some(answer),
+                () = inbox.woken.notified() => None,
                 () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => None,
             };
-            // Taken before the state is locked: asking for them runs the writes, which look at the state themselves.
-            let more = std::iter::from_fn(|| writes.next().now_or_never().flatten());
-            let answers: Vec<Answer> = answer.into_iter().chain(more).collect();
-            let mut state = state.lock();
+            let more = std::iter::from_fn(|| writes.try_join_next());
+            let answers: Vec<Answer> = answer.into_iter().chain(more).flatten().collect();
             for answer in answers {
                 match answer {
+                    Answer::Advised(info, said) => {
+                        let decisions = state.lock().advised(&info, said, Instant::now());
+                        for decision in decisions {
+                            writes.spawn(self.clone().carry_out(decision, caches.clone()));
+                        }
+                    }
                     Answer::Done => {}
-                    Answer::Unbound(info) => state.bind_failed(&info, Instant::now()),
-                    Answer::Spared(pods) => pods.iter().for_each(|info| state.spared(info)),
+                    Answer::Unbound(info) => state.lock().bind_failed(&info, Instant::now()),
+                    Answer::Spared(pods) => pods.iter().for_each(|info| state.lock().spared(info)),
                 }
             }
         }
     }
 
+    /// Takes up what is new; decides for a batch, if there is room for it. Yields when the next pod is due, too.
+    fn turn(&self, state: &mut State, news: Vec<News>, room: bool) -> (Vec<Decision>, Option<Instant>) {
+        let now = Instant::now();
+        news.into_iter().for_each(|news| state.hear(news, now));
+        if !room {
+            return (Vec::new(), None);
+        }
+        let begun = Instant::now();
+        let decisions = state.decide(begun, BATCH_MAX);
+        self.metrics.decided(decisions.len(), begun.elapsed());
+        (decisions, state.waiting.next_due())
+    }
+
     /// Sends a decision.
-    async fn carry_out(&self, decision: Decision, pods: &Cache, volumes: &Volumes) -> Answer {
+    async fn carry_out(self: Arc<Self>, decision: Decision, caches: Arc<Caches>) -> Answer {
+        let begun = Instant::now();
         match decision {
-            Decision::Bind(info, node, seen) => match self.bind(&info, &node, pods, volumes).await {
+            Decision::Bind(info, node, steps, effort) => match self.bind(&info, &node, &steps, &caches).await
+            {
                 Ok(()) => {
-                    self.metrics.attempted(Attempt::Scheduled);
-                    self.metrics.bound_after(seen.elapsed());
+                    self.metrics.attempted(Attempt::Scheduled, begun.elapsed());
+                    self.metrics.bound(effort);
                     Answer::Done
                 }
                 Err(error) => {
-                    self.metrics.attempted(Attempt::Error);
+                    self.metrics.attempted(Attempt::Error, begun.elapsed());
                     tracing::debug!(pod = %key(&info), %node, %error, "binding refused");
+                    caches.volumes.devices.undo(&info).await;
                     Answer::Unbound(info)
                 }
             },
             Decision::Refuse(info, diagnosis) => {
-                self.metrics.attempted(Attempt::Unschedulable);
-                Answer::Spared(self.refuse(&info, &diagnosis, pods).await)
+                self.metrics.attempted(Attempt::Unschedulable, begun.elapsed());
+                caches.volumes.devices.relieve(&info, &diagnosis).await;
+                Answer::Spared(self.refuse(&info, &diagnosis, &caches.pods).await)
+            }
+            Decision::Consult(info, question) => self.consult(info, question, &caches).await,
+            Decision::Group(id, verdict) => {
+                self.tell_group(&id, &verdict, &caches).await;
+                Answer::Done
             }
         }
     }
@@ -177,18 +237,26 @@ impl Shell {
         &self,
         info: &PodInfo,
         node: &str,
-        pods: &Cache,
-        volumes: &Volumes,
+        steps: &[Step],
+        caches: &Caches,
     ) -> Result<(), ApiError> {
-        volumes.prepare(info, pods).await?;
+        if !steps.is_empty() {
+            self.announce(info, node).await;
+        }
+        caches.volumes.prepare(info, steps, &caches.pods).await?;
         let key = key(info);
+        let message = format!("Successfully assigned {key} to {node}");
+        if let Some(bound) = self.bind_by_extender(info, node).await {
+            bound.map_err(ApiError::internal)?;
+            self.recorder.record(subject(info), EventType::Normal, "Scheduled", message);
+            return Ok(());
+        }
         let body = json!({"apiVersion": "v1", "kind": "Binding",
             "metadata": {"name": &*key.name, "namespace": &*key.namespace, "uid": info.uid},
             "target": {"apiVersion": "v1", "kind": "Node", "name": node}});
         let verb = Verb::Create(body);
         let write = Write { gvr: gvr::PODS, key: key.clone(), subresource: "binding", verb };
         self.client.write(write).await?;
-        let message = format!("Successfully assigned {key} to {node}");
         self.recorder.record(subject(info), EventType::Normal, "Scheduled", message);
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! Carrying out a refusal: the pod is told why it waits and what it was promised, and who must make room is asked to go.
 
 use super::{Shell, key, subject};
+use crate::pod_gc;
 use client::cache::Cache;
 use client::events::EventType;
 use client::{DeleteOptions, PatchKind, Verb, Write};
@@ -15,25 +16,28 @@ use std::sync::Arc;
 /// What the pod's status should say of the promise; `None`: what it says.
 fn promised(rescue: &Rescue) -> Option<&str> {
     match rescue {
-        Rescue::NotEligible(_) => None,
+        Rescue::NotEligible(_) | Rescue::Consult(_) => None,
         Rescue::Hopeless(_) => Some(""),
         Rescue::Found(found) => Some(&found.node),
     }
 }
 
 /// The change of the pod's status; `None`: it says all that already.
-fn status_change(pod: &core::Pod, why: &str, node: Option<&str>, now: &str) -> Option<Value> {
+fn status_change(
+    pod: &core::Pod,
+    (reason, why): (&str, &str),
+    node: Option<&str>,
+    now: &str,
+) -> Option<Value> {
     let status = pod.status.as_ref();
     let conditions = status.and_then(|s| s.conditions.as_ref());
     let present = conditions.into_iter().flatten().find(|c| c.type_ == "PodScheduled");
     let same = |c: &core::PodCondition| {
-        c.status == "False"
-            && c.reason.as_deref() == Some("Unschedulable")
-            && c.message.as_deref() == Some(why)
+        c.status == "False" && c.reason.as_deref() == Some(reason) && c.message.as_deref() == Some(why)
     };
     let mut change = json!({});
     if !present.is_some_and(same) {
-        let mut condition = json!({"type": "PodScheduled", "status": "False", "reason": "Unschedulable",
+        let mut condition = json!({"type": "PodScheduled", "status": "False", "reason": reason,
             "message": why, "lastProbeTime": null});
         if present.is_none_or(|c| c.status != "False") {
             condition["lastTransitionTime"] = json!(now);
@@ -66,7 +70,7 @@ impl Shell {
         let pod = pods.get(&key(info)).filter(|o| o.uid() == info.uid);
         if let Some(pod) = pod.and_then(|o| o.view::<core::Pod>().ok()) {
             let now = machinery::time::format((self.clock)());
-            let change = status_change(&pod, &why, promised(&diagnosis.rescue), &now);
+            let change = status_change(&pod, (diagnosis.reason, &why), promised(&diagnosis.rescue), &now);
             if let Some(change) = change
                 && let Err(error) = settled(self.patch_status(info, change).await)
             {
@@ -80,6 +84,9 @@ impl Shell {
     }
 
     async fn make_room(&self, info: &PodInfo, found: &Preemption, pods: &Cache) -> Vec<Arc<PodInfo>> {
+        if found.victims.is_empty() && found.displaced.is_empty() {
+            return Vec::new();
+        }
         self.metrics.preempted(found.victims.len());
         for displaced in &found.displaced {
             let change = json!({"nominatedNodeName": null});
@@ -113,9 +120,8 @@ impl Shell {
         if pod.metadata.deletion_timestamp.is_some() {
             return Ok(());
         }
-        let condition = json!({"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler",
-            "message": "default-scheduler: preempting to accommodate a higher priority pod",
-            "lastTransitionTime": machinery::time::format((self.clock)())});
+        let why = "default-scheduler: preempting to accommodate a higher priority pod";
+        let condition = pod_gc::disruption_target("PreemptionByScheduler", why, (self.clock)());
         settled(self.patch_status(victim, json!({"conditions": [condition]})).await)?;
         let options = DeleteOptions { uid: Some(victim.uid.clone()), ..DeleteOptions::default() };
         let deleted = self.client.delete(&gvr::PODS, &key(victim), options).await;
@@ -123,6 +129,13 @@ impl Shell {
         let message = format!("Preempted by pod {} on node {node}", by.uid);
         self.recorder.record(subject(victim), EventType::Normal, "Preempted", message);
         Ok(())
+    }
+
+    /// Tells where the pod will be, when that takes longer: autoscalers make no room for it then.
+    pub(super) async fn announce(&self, info: &PodInfo, node: &str) {
+        if let Err(error) = self.patch_status(info, json!({"nominatedNodeName": node})).await {
+            tracing::debug!(pod = %key(info), %error, "the node to be was not told");
+        }
     }
 
     async fn patch_status(&self, info: &PodInfo, status: Value) -> Result<(), ApiError> {
@@ -139,6 +152,9 @@ mod tests {
 
     #[test]
     fn the_status_is_written_when_it_says_something_new() {
+        let status_change = |pod: &core::Pod, why: &str, node: Option<&str>, now: &str| {
+            super::status_change(pod, ("Unschedulable", why), node, now)
+        };
         let of = |status: Value| -> core::Pod { serde_json::from_value(json!({"status": status})).unwrap() };
         let condition = |message: &str| json!({"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message});
         let told = of(json!({"conditions": [condition("full")], "nominatedNodeName": "n"}));

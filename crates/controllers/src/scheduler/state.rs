@@ -3,13 +3,20 @@
 //! Invariants: a pod stands in at most one of `waiting` and `assumed`; an assumed pod holds its place in the snapshot
 //! until the cache shows it bound, or its binding failed.
 
+use super::extend::Question;
+use super::groups::Groups;
 use super::hints::{Change, node_changes};
-use super::waiting::{Entry, Waiting};
+use super::waiting::{Effort, Entry, Waiting};
 use client::Object;
 use k8s_openapi::api::core::v1 as core;
+use k8s_schema::{Gates, gates};
 use sched::config::Configuration;
+use sched::dra::{ClaimId, Inventory, Wanted};
 use sched::volumes::{Catalog, Step};
-use sched::{Budget, DEFAULT_NAME, Diagnosis, NodeSpec, PodId, PodInfo, Profiles, Snapshot, schedule};
+use sched::{
+    Budget, DEFAULT_NAME, Diagnosis, Group, GroupVerdict, NodeSpec, PodId, PodInfo, Profiles, Rescue,
+    Snapshot, schedule,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use stdx::backoff::Backoff;
@@ -18,21 +25,50 @@ use tokio::time::Instant;
 /// What became of one pod.
 #[derive(Debug)]
 pub enum Decision {
-    /// It goes to this node; it was first seen then.
-    Bind(Arc<PodInfo>, String, Instant),
+    /// It goes to this node, when these steps are made; it took so much.
+    Bind(Arc<PodInfo>, String, Vec<Step>, Effort),
     /// It fits nowhere, because; and who is to make room.
     Refuse(Arc<PodInfo>, Diagnosis),
+    /// Extenders must be asked.
+    Consult(Arc<PodInfo>, Question),
+    /// What came of a group of pods.
+    Group(PodId, GroupVerdict),
 }
+
+/// What a cache's change is about.
+#[derive(Clone, Copy, Debug)]
+pub enum About {
+    /// A pod.
+    Pod,
+    /// A node.
+    Node,
+    /// A disruption budget.
+    Budget,
+    /// A PodGroup.
+    Group,
+    /// A namespace.
+    Namespace,
+}
+
+/// A change of a cache: what was, what is.
+pub type News = (About, Option<Arc<Object>>, Option<Arc<Object>>);
 
 /// The picture.
 #[derive(Default)]
 pub struct State {
-    snapshot: Snapshot,
+    pub(super) snapshot: Snapshot,
     /// Who waits.
     pub waiting: Waiting,
     assumed: BTreeMap<PodId, Entry>,
+    /// Extenders are being asked about these.
+    pub(super) asking: BTreeMap<PodId, Entry>,
     /// Pods that somebody else must let go first.
     gated: BTreeSet<PodId>,
+    /// Which features are on.
+    pub(super) gates: Gates,
+    groups: Groups,
+    /// What happened since the last decision.
+    pub(super) changes: BTreeSet<Change>,
 }
 
 fn id_of(object: &Object) -> PodId {
@@ -55,8 +91,16 @@ fn is_ours(pod: &core::Pod, profiles: &Profiles) -> bool {
     profiles.named(name.unwrap_or(DEFAULT_NAME)).is_some() && pod.metadata.deletion_timestamp.is_none()
 }
 
+/// Must somebody else let it go first: who set a gate, or who makes its claims of devices?
 fn is_gated(pod: &core::Pod) -> bool {
-    pod.spec.as_ref().and_then(|s| s.scheduling_gates.as_ref()).is_some_and(|g| !g.is_empty())
+    let Some(spec) = &pod.spec else { return false };
+    spec.scheduling_gates.as_ref().is_some_and(|g| !g.is_empty())
+        || (spec.resource_claims.is_some() && Wanted::read(pod).waits())
+}
+
+/// The names of claims that were made for it.
+fn made_claims(pod: &core::Pod) -> Option<&Vec<core::PodResourceClaimStatus>> {
+    pod.status.as_ref()?.resource_claim_statuses.as_ref()
 }
 
 /// The node that the pod's status says it was promised.
@@ -64,39 +108,82 @@ fn promised(pod: &core::Pod) -> Option<&str> {
     pod.status.as_ref()?.nominated_node_name.as_deref().filter(|n| !n.is_empty())
 }
 
+/// Who runs for longer is spared.
+fn started(pod: &core::Pod) -> Option<jiff::Timestamp> {
+    Some(pod.status.as_ref()?.start_time.as_ref()?.0)
+}
+
 /// Did anything change that decides where a pod may be?
 fn differs(old: Option<&Arc<Object>>, new: &core::Pod) -> bool {
     let Some(old) = old.and_then(|o| o.view::<core::Pod>().ok()) else { return true };
     old.spec != new.spec
+        || made_claims(&old) != made_claims(new)
         || old.metadata.labels != new.metadata.labels
         || old.metadata.deletion_timestamp.is_some() != new.metadata.deletion_timestamp.is_some()
 }
 
+/// Does it take another amount by what its node says of it?
+fn resized(old: Option<&Arc<Object>>, new: &core::Pod) -> bool {
+    let old = old.and_then(|o| o.view::<core::Pod>().ok());
+    let has = |c: &core::ContainerStatus| (c.resources.clone(), c.allocated_resources.clone());
+    let told = |pod: &core::Pod| -> Vec<_> {
+        let status = pod.status.iter();
+        status
+            .flat_map(|s| s.container_statuses.iter().chain(&s.init_container_statuses).flatten())
+            .map(has)
+            .collect()
+    };
+    let resizing = |pod: &core::Pod| {
+        let conditions = pod.status.iter().flat_map(|s| s.conditions.iter().flatten());
+        conditions.filter(|c| c.type_ == "PodResizePending").map(|c| c.reason.clone()).next()
+    };
+    old.is_some_and(|old| {
+        (told(&old) != told(new) || resizing(&old) != resizing(new))
+            && sched::of_placed(&old) != sched::of_placed(new)
+    })
+}
+
 impl State {
     /// Nothing yet.
-    pub fn new(configuration: Configuration) -> State {
-        let mut state = State::default();
+    pub fn new(configuration: Configuration, gates: Gates) -> State {
+        let mut state = State { gates, ..State::default() };
         state.snapshot.profiles = configuration.profiles;
+        state.snapshot.extenders = configuration.extenders;
         let (base, max) = configuration.pause;
         state.waiting.pause = Backoff { base, factor: 2, max };
         state
     }
 
+    /// Takes up a change of a cache.
+    pub fn hear(&mut self, (about, old, new): News, now: Instant) {
+        match about {
+            About::Pod => self.pod_changed(old.as_ref(), new.as_ref(), now),
+            About::Node => self.node_changed(old.as_ref(), new.as_ref()),
+            About::Budget => self.budget_changed(old.as_ref(), new.as_ref()),
+            About::Namespace => self.namespace_changed(old.as_ref(), new.as_ref()),
+            About::Group => self.group_changed(old.as_ref(), new.as_ref(), now),
+        }
+    }
+
     /// A pod came, changed or went.
     pub fn pod_changed(&mut self, old: Option<&Arc<Object>>, new: Option<&Arc<Object>>, now: Instant) {
-        let replaced = old.zip(new).is_some_and(|(o, n)| o.uid() != n.uid());
+        // Decoded already, where the metadata alone is not.
+        let read = |o: &Arc<Object>| o.view::<core::Pod>().ok();
+        let pod = new.and_then(read);
+        let of = |pod: &Option<Arc<core::Pod>>| pod.as_ref().and_then(|p| p.metadata.uid.clone());
+        let replaced = new.is_some() && old.is_some_and(|o| of(&read(o)) != of(&pod));
         if let Some(old) = old.filter(|_| replaced || new.is_none()) {
             self.pod_gone(&id_of(old));
         }
-        let Some(new) = new else { return };
-        let Ok(pod) = new.view::<core::Pod>() else { return };
+        let (Some(new), Some(pod)) = (new, pod) else { return };
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
         let (id, old) = (id_of(new), old.filter(|_| !replaced));
         let ours = is_ours(&pod, &self.snapshot.profiles);
         if is_finished(&pod) {
             self.pod_gone(&id);
         } else if let Some(node) = node_of(&pod) {
-            self.pod_bound(&id, node, &pod, old);
-        } else if self.assumed.get(&id).is_some_and(|e| e.info.uid == new.uid()) {
+            self.pod_bound((&id, node), &pod, old, now);
+        } else if self.assumed.get(&id).is_some_and(|e| e.info.uid == uid) {
             // Its binding is under way; the answer decides.
         } else if !ours || is_gated(&pod) {
             self.pod_gone(&id);
@@ -105,14 +192,56 @@ impl State {
             }
         } else {
             self.gated.remove(&id);
-            let known = self.waiting.contains(&id, new.uid());
+            let asked = self.asking.get(&id).is_some_and(|e| e.info.uid == uid);
+            let known = asked || self.waiting.contains(&id, uid);
             self.promise_changed(&id, &pod, old.filter(|_| known));
             if differs(old, &pod) || !known {
-                let info = PodInfo::read(&pod).with_defaults(&self.snapshot.profiles);
-                let social = info.wants_company();
-                self.waiting.put(id, Arc::new(info), social, now);
+                let info = self.read(&pod);
+                self.enter(id, info, now);
             }
         }
+    }
+
+    fn read(&self, pod: &core::Pod) -> PodInfo {
+        let mut info = PodInfo::read(pod).with_defaults(&self.snapshot.profiles);
+        info.group = info.group.filter(|_| self.gates.on(gates::GANG_SCHEDULING));
+        info
+    }
+
+    /// A pod may be tried from now on, or with its group.
+    fn enter(&mut self, id: PodId, info: PodInfo, now: Instant) {
+        self.asking.remove(&id);
+        let (social, info) = (info.wants_company(), Arc::new(info));
+        let Some(group) = info.group.clone() else { return self.waiting.put(id, info, social, now) };
+        self.groups.join(&id, &group);
+        self.groups.hold(info);
+        self.release(&group, now);
+    }
+
+    /// Lets the pods of a group be tried, when it is there and enough of them are.
+    fn release(&mut self, group: &PodId, now: Instant) {
+        let there = self.groups.members(group).count();
+        if self.snapshot.groups.get(group).is_none_or(|g| there < g.min) {
+            return;
+        }
+        for (id, info) in self.groups.release(group) {
+            let social = info.wants_company();
+            self.waiting.put(id, info, social, now);
+        }
+    }
+
+    /// A PodGroup came, changed or went.
+    fn group_changed(&mut self, old: Option<&Arc<Object>>, new: Option<&Arc<Object>>, now: Instant) {
+        let Some(id) = new.or(old).map(|o| id_of(o)) else { return };
+        let topology = self.gates.on(gates::TOPOLOGY_AWARE_WORKLOADS);
+        let group = new.and_then(|o| o.value().ok()).map(|g| Group::read(&g, topology));
+        let gone = group.is_none();
+        self.snapshot.groups.set(id.clone(), group);
+        let members: Vec<PodId> = self.groups.members(&id).filter(|_| gone).cloned().collect();
+        for entry in self.waiting.take_these(members.iter()) {
+            self.groups.hold(entry.info);
+        }
+        self.release(&id, now);
     }
 
     /// What a pod was promised: the API's word, where it changes; else our own.
@@ -124,7 +253,7 @@ impl State {
             }
             (Some(_), None) => {
                 self.snapshot.clear_nomination(id);
-                self.waiting.wake(&[Change::Left]);
+                self.changes.insert(Change::Left);
             }
             _ => {}
         }
@@ -133,26 +262,47 @@ impl State {
     fn pod_gone(&mut self, id: &PodId) {
         self.waiting.remove(id);
         self.assumed.remove(id);
+        self.asking.remove(id);
         self.gated.remove(id);
+        self.groups.leave(id);
         self.snapshot.volumes.forget(id);
         let held = self.snapshot.place_of(id).is_some() || self.snapshot.nominated_node(id).is_some();
         if held {
             self.snapshot.remove_pod(id);
             self.snapshot.clear_nomination(id);
-            self.waiting.wake(&[Change::Left]);
+            self.changes.insert(Change::Left);
         }
     }
 
-    fn pod_bound(&mut self, id: &PodId, node: &str, pod: &core::Pod, old: Option<&Arc<Object>>) {
+    fn pod_bound(
+        &mut self,
+        (id, node): (&PodId, &str),
+        pod: &core::Pod,
+        old: Option<&Arc<Object>>,
+        now: Instant,
+    ) {
         self.waiting.remove(id);
         self.assumed.remove(id);
+        self.asking.remove(id);
         self.snapshot.volumes.forget(id);
-        if self.snapshot.place_of(id) == Some(node) && !differs(old, pod) {
+        let known = self.snapshot.place_of(id) == Some(node) && !differs(old, pod) && !resized(old, pod);
+        if known && old.and_then(|o| started(&*o.view::<core::Pod>().ok()?)) == started(pod) {
             return;
         }
-        let elsewhere = self.snapshot.nominated_node(id).is_some_and(|n| n != node);
-        self.snapshot.place(node, Arc::new(PodInfo::read(pod)));
-        self.waiting.wake(if elsewhere { &[Change::Placed, Change::Left] } else { &[Change::Placed] });
+        if self.snapshot.nominated_node(id).is_some_and(|n| n != node) {
+            self.changes.insert(Change::Left);
+        }
+        let info = self.read(pod).placed();
+        if let Some(group) = info.group.clone() {
+            self.groups.join(id, &group);
+            self.groups.let_go(id, &group);
+            self.release(&group, now);
+        }
+        self.snapshot.place(node, Arc::new(info));
+        // That it was started helps nobody.
+        if !known {
+            self.changes.insert(Change::Placed);
+        }
     }
 
     /// A disruption budget came, changed or went.
@@ -164,15 +314,31 @@ impl State {
         }
     }
 
+    /// A namespace came, or its labels changed.
+    fn namespace_changed(&mut self, old: Option<&Arc<Object>>, new: Option<&Arc<Object>>) {
+        let labels = |o: &Arc<Object>| o.meta().labels.clone();
+        let (before, now) = (old.map(labels), new.map(labels));
+        if let Some(object) = new.or(old).filter(|_| before != now) {
+            self.snapshot.set_namespace(&object.key.name, now);
+            self.changes.insert(Change::Namespaces);
+        }
+    }
+
     /// Claims, volumes or classes changed.
     pub fn volumes_changed(&mut self, apply: impl FnOnce(&mut Catalog)) {
         apply(&mut self.snapshot.volumes);
-        self.waiting.wake(&[Change::Volumes]);
+        self.changes.insert(Change::Volumes);
     }
 
-    /// What must be written before an assumed pod is bound.
-    pub fn steps(&self, info: &PodInfo) -> Vec<Step> {
-        info.id.as_ref().map(|id| self.snapshot.volumes.steps(id)).unwrap_or_default()
+    /// Claims, classes or slices of devices changed.
+    pub fn devices_changed(&mut self, apply: impl FnOnce(&mut Inventory)) {
+        apply(&mut self.snapshot.volumes.devices);
+        self.changes.insert(Change::Devices);
+    }
+
+    /// Claims with devices that only this pod may use.
+    pub fn idle_claims(&self, info: &PodInfo) -> Vec<ClaimId> {
+        self.snapshot.volumes.devices.needs(info).map(|needs| needs.idle()).unwrap_or_default()
     }
 
     /// A node came, changed or went.
@@ -182,12 +348,12 @@ impl State {
             (old, Some(new)) if old.as_ref() != Some(&new) => {
                 let changes = node_changes(old.as_ref(), &new);
                 self.snapshot.set_node(new);
-                self.waiting.wake(&changes);
+                self.changes.extend(changes);
             }
             (Some(old), None) => {
                 self.snapshot.remove_node(&old.name);
                 // One domain less: spread is counted anew.
-                self.waiting.wake(&[Change::Labels]);
+                self.changes.insert(Change::Labels);
             }
             _ => {}
         }
@@ -200,13 +366,32 @@ impl State {
             ("active", active),
             ("backoff", backoff),
             ("unschedulable", unschedulable),
-            ("gated", self.gated.len()),
+            ("gated", self.gated.len() + self.groups.held()),
         ]
     }
 
     /// Decides for at most `max` pods that are due. Placed ones are assumed, the others parked.
     pub fn decide(&mut self, now: Instant, max: usize) -> Vec<Decision> {
-        let due = self.waiting.take_due(now, max);
+        self.waiting.wake(&std::mem::take(&mut self.changes));
+        let mut due = self.waiting.take_due(now, max);
+        let groups: BTreeSet<PodId> = due.iter().filter_map(|e| e.info.group.clone()).collect();
+        due.extend(self.waiting.take_these(groups.iter().flat_map(|g| self.groups.members(g))));
+        let mut decisions = Vec::new();
+        if !self.snapshot.extenders.is_empty() {
+            let (asked, rest): (Vec<_>, Vec<_>) =
+                due.into_iter().map(|e| (self.question(&e.info), e)).partition(|(q, _)| q.is_some());
+            due = rest.into_iter().map(|(_, entry)| entry).collect();
+            for (question, entry) in asked {
+                decisions.extend(question.map(|q| Decision::Consult(entry.info.clone(), q)));
+                self.asking.extend(entry.info.id.clone().map(|id| (id, entry)));
+            }
+        }
+        decisions.extend(self.plan(due, now));
+        decisions
+    }
+
+    /// Decides for these.
+    pub(super) fn plan(&mut self, due: Vec<Entry>, now: Instant) -> Vec<Decision> {
         let infos: Vec<Arc<PodInfo>> = due.iter().map(|e| e.info.clone()).collect();
         let mut entries: BTreeMap<PodId, Entry> =
             due.into_iter().filter_map(|e| Some((e.info.id.clone()?, e))).collect();
@@ -215,16 +400,26 @@ impl State {
         let mut decisions = Vec::with_capacity(infos.len());
         for (info, node) in plan.bindings {
             let entry = take(&info);
-            let seen = entry.as_ref().map_or(now, |(_, e)| e.seen);
+            let effort = entry.as_ref().map_or(Effort { seen: now, attempts: 1 }, |(_, e)| e.effort());
+            let steps = info.id.as_ref().map(|id| self.snapshot.volumes.steps(id)).unwrap_or_default();
             self.assumed.extend(entry);
-            decisions.push(Decision::Bind(info, node, seen));
+            decisions.push(Decision::Bind(info, node, steps, effort));
         }
         for (info, diagnosis) in plan.unschedulable {
-            if let Some((_, entry)) = take(&info) {
+            let entry = take(&info);
+            if let (Rescue::Consult(victims), Some((id, entry))) = (&diagnosis.rescue, &entry) {
+                let advice = self.snapshot.advice.as_ref().map(|(_, advice)| advice.clone());
+                let question = Question::Victims(victims.clone(), advice.unwrap_or_default());
+                decisions.push(Decision::Consult(info, question));
+                self.asking.insert(id.clone(), entry.clone());
+                continue;
+            }
+            if let Some((_, entry)) = entry {
                 self.waiting.park(entry, diagnosis.filters.clone(), now);
             }
             decisions.push(Decision::Refuse(info, diagnosis));
         }
+        decisions.extend(plan.groups.into_iter().map(|(id, verdict)| Decision::Group(id, verdict)));
         decisions
     }
 
@@ -244,205 +439,9 @@ impl State {
         if let Some(entry) = self.assumed.remove(id) {
             self.waiting.retry(entry, now);
         }
-        self.waiting.wake(&[Change::Left]);
+        self.changes.insert(Change::Left);
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::testing::object;
-    use serde_json::{Value, json};
-    use std::time::Duration;
-
-    fn pod(name: &str, uid: &str, node: &str, cpu: &str) -> Arc<Object> {
-        let mut spec = json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": cpu}}}]});
-        if !node.is_empty() {
-            spec["nodeName"] = json!(node);
-        }
-        object(json!({"metadata": {"name": name, "namespace": "n", "uid": uid}, "spec": spec}))
-    }
-
-    fn with(pod: &Arc<Object>, at: &str, value: Value) -> Arc<Object> {
-        let mut changed = pod.value().unwrap();
-        *changed.pointer_mut(at).unwrap() = value;
-        object(changed)
-    }
-
-    fn node(name: &str, cpu: &str) -> Arc<Object> {
-        object(json!({"metadata": {"name": name, "uid": name}, "spec": {},
-            "status": {"allocatable": {"cpu": cpu, "memory": "1Gi", "pods": "10"}}}))
-    }
-
-    fn told(decisions: &[Decision]) -> Vec<String> {
-        let tell = |d: &Decision| match d {
-            Decision::Bind(info, node, _) => format!("{}→{node}", info.uid),
-            Decision::Refuse(info, diagnosis) => format!("{}: {}", info.uid, diagnosis.message()),
-        };
-        decisions.iter().map(tell).collect()
-    }
-
-    struct Play {
-        state: State,
-        start: Instant,
-    }
-
-    impl Play {
-        fn new() -> Play {
-            Play { state: State::default(), start: Instant::now() }
-        }
-
-        fn pod(&mut self, old: Option<&Arc<Object>>, new: Option<&Arc<Object>>) {
-            let now = self.start;
-            self.state.pod_changed(old, new, now);
-        }
-
-        fn decide(&mut self, second: u64) -> Vec<String> {
-            let now = self.start + Duration::from_secs(second);
-            told(&self.state.decide(now, 10))
-        }
-    }
-
-    #[test]
-    fn a_freed_place_is_given_on() {
-        let mut play = Play::new();
-        play.state.node_changed(None, Some(&node("one", "1")));
-        let (first, second) = (pod("a", "a", "", "1"), pod("b", "b", "", "1"));
-        play.pod(None, Some(&first));
-        assert_eq!(play.decide(0), ["a→one"]);
-        play.pod(None, Some(&second));
-        let refused = play.decide(0);
-        assert!(refused[0].starts_with("b: 0/1 nodes are available: 1 Insufficient cpu."), "{refused:?}");
-        let bound = pod("a", "a", "one", "1");
-        play.pod(Some(&first), Some(&bound));
-        assert!(play.decide(10).is_empty(), "nothing that helps has changed");
-        play.pod(Some(&bound), None);
-        assert_eq!(play.decide(10), ["b→one"]);
-    }
-
-    #[test]
-    fn a_new_node_helps_and_a_heartbeat_does_not() {
-        let mut play = Play::new();
-        play.pod(None, Some(&pod("a", "a", "", "1")));
-        assert_eq!(play.decide(0), ["a: no nodes available to schedule pods"]);
-        let (small, beat) =
-            (node("small", "500m"), with(&node("small", "500m"), "/spec", json!({"podCIDR": "x"})));
-        play.state.node_changed(None, Some(&small));
-        assert_eq!(play.decide(2).len(), 1);
-        play.state.node_changed(Some(&small), Some(&beat));
-        assert!(play.decide(20).is_empty());
-        play.state.node_changed(None, Some(&node("big", "2")));
-        assert_eq!(play.decide(20), ["a→big"]);
-    }
-
-    #[test]
-    fn a_failed_binding_gives_the_place_back() {
-        let mut play = Play::new();
-        play.state.node_changed(None, Some(&node("one", "1")));
-        let a = pod("a", "a", "", "1");
-        play.pod(None, Some(&a));
-        let now = play.start;
-        let decisions = play.state.decide(now, 10);
-        let Decision::Bind(info, ..) = &decisions[0] else { panic!() };
-        let noted = with(&a, "/metadata/uid", json!("a"));
-        play.pod(Some(&a), Some(&noted));
-        assert!(play.decide(0).is_empty(), "it is being bound");
-        play.state.bind_failed(info, now);
-        assert!(play.decide(0).is_empty(), "first a pause");
-        assert_eq!(play.decide(1), ["a→one"]);
-        play.pod(Some(&a), Some(&pod("a", "a", "one", "1")));
-        play.state.bind_failed(info, now);
-        assert_eq!(play.state.snapshot.place_of(&id_of(&a)), Some("one"), "the cache knew better");
-    }
-
-    #[test]
-    fn only_our_pods_wait() {
-        let mut play = Play::new();
-        play.state.node_changed(None, Some(&node("one", "10")));
-        let change = |field: &str, value: Value| {
-            let mut all = pod("p", field, "", "1").value().unwrap();
-            *all.pointer_mut(if field == "deletionTimestamp" { "/metadata" } else { "/spec" })
-                .unwrap()
-                .as_object_mut()
-                .unwrap()
-                .entry(field)
-                .or_insert(Value::Null) = value;
-            object(all)
-        };
-        let gated = change("schedulingGates", json!([{"name": "x"}]));
-        let going = change("deletionTimestamp", json!("2026-01-01T00:00:00Z"));
-        let others = change("schedulerName", json!("mine"));
-        for pod in [&gated, &going, &others] {
-            play.pod(None, Some(pod));
-            assert!(play.decide(0).is_empty());
-            play.pod(Some(pod), None);
-        }
-        play.pod(None, Some(&gated));
-        let opened = with(&gated, "/spec/schedulingGates", json!([]));
-        play.pod(Some(&gated), Some(&opened));
-        assert_eq!(play.decide(0), ["schedulingGates→one"]);
-    }
-
-    #[test]
-    fn finished_pods_and_replaced_ones_hold_no_place() {
-        let mut play = Play::new();
-        play.state.node_changed(None, Some(&node("one", "1")));
-        let running = pod("a", "a", "one", "1");
-        play.pod(None, Some(&running));
-        let mut done = running.value().unwrap();
-        done["status"] = json!({"phase": "Succeeded"});
-        play.pod(Some(&running), Some(&object(done)));
-        play.pod(None, Some(&pod("b", "b", "", "1")));
-        assert_eq!(play.decide(0), ["b→one"]);
-        play.pod(Some(&pod("b", "b", "", "1")), Some(&pod("b", "b2", "", "1")));
-        assert_eq!(play.decide(0), ["b2→one"], "another pod of the same name");
-    }
-
-    fn important(name: &str, node: &str, priority: i32, promised: &str) -> Arc<Object> {
-        let mut pod = pod(name, name, node, "1").value().unwrap();
-        pod["spec"]["priority"] = json!(priority);
-        if !promised.is_empty() {
-            pod["status"] = json!({"nominatedNodeName": promised});
-        }
-        object(pod)
-    }
-
-    #[test]
-    fn an_important_pod_gets_the_place_it_made() {
-        let mut play = Play::new();
-        play.state.node_changed(None, Some(&node("one", "1")));
-        let (victim, vip) = (important("v", "one", 1, ""), important("vip", "", 9, ""));
-        play.pod(None, Some(&victim));
-        play.pod(None, Some(&vip));
-        let now = play.start;
-        let decisions = play.state.decide(now, 10);
-        let Decision::Refuse(_, diagnosis) = &decisions[0] else { panic!() };
-        let sched::Rescue::Found(found) = &diagnosis.rescue else { panic!("{diagnosis:?}") };
-        assert_eq!((found.node.as_str(), &*found.victims[0].uid), ("one", "v"));
-        // Its own status comes back, and somebody less important wants the place.
-        play.pod(Some(&vip), Some(&important("vip", "", 9, "one")));
-        play.pod(Some(&victim), None);
-        play.pod(None, Some(&important("late", "", 2, "")));
-        assert!(play.decide(0)[0].starts_with("late: 0/1 nodes are available: 1 Insufficient cpu."));
-        assert_eq!(play.decide(1)[0], "vip→one");
-    }
-
-    #[test]
-    fn a_promise_survives_a_restart_and_ends_with_its_pod() {
-        let mut play = Play::new();
-        play.state.node_changed(None, Some(&node("one", "1")));
-        let vip = important("vip", "", 9, "one");
-        let gated = {
-            let mut value = vip.value().unwrap();
-            value["spec"]["schedulingGates"] = json!([{"name": "x"}]);
-            object(value)
-        };
-        play.pod(None, Some(&vip));
-        play.state.waiting.remove(&id_of(&vip));
-        play.pod(None, Some(&important("late", "", 2, "")));
-        assert!(play.decide(0)[0].starts_with("late: 0/1 nodes are available: 1 Insufficient cpu."));
-        play.pod(Some(&vip), Some(&gated));
-        assert_eq!(play.state.pending(play.start)[3], ("gated", 1));
-        assert_eq!(play.decide(1), ["late→one"]);
-    }
-}
+mod tests;

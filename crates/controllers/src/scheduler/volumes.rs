@@ -1,8 +1,12 @@
 //! Claims and volumes for the scheduler: its picture is kept by the caches' events; what a placed pod's claims need is
 //! written before the pod is bound, and waited for.
 
+use super::devices::Devices;
 use super::state::State;
-use crate::volumes::{Put, STORAGE_CLASSES, feed, kept_for, put_claim, put_class, put_volume};
+use crate::volumes::{
+    CSI_DRIVERS, CSI_NODES, Put, STORAGE_CAPACITIES, STORAGE_CLASSES, feed, kept_for, put_claim, put_class,
+    put_driver, put_limits, put_room, put_volume,
+};
 use client::cache::Cache;
 use client::{ApiClient, ListOptions, Object, ObjectKey};
 use k8s_schema::gvr::{PERSISTENT_VOLUME_CLAIMS, PERSISTENT_VOLUMES};
@@ -13,7 +17,6 @@ use sched::volumes::{Claim, ClaimId, SELECTED_NODE, Step};
 use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Notify;
 
 /// A pod whose claims are not bound by then is placed anew (upstream's figure).
 const BOUND_WITHIN: Duration = Duration::from_secs(600);
@@ -21,30 +24,42 @@ const BOUND_WITHIN: Duration = Duration::from_secs(600);
 /// The caches.
 pub struct Volumes {
     client: ApiClient,
-    state: Arc<Mutex<State>>,
     claims: Arc<Cache>,
     volumes: Arc<Cache>,
     classes: Arc<Cache>,
+    /// What drivers tell: themselves, their room, their limits.
+    told: [Arc<Cache>; 3],
+    /// Claims of devices.
+    pub devices: Devices,
 }
 
 impl Volumes {
     /// Starts the caches, which feed the state from now on.
-    pub fn start(client: &ApiClient, state: &Arc<Mutex<State>>, wake: &Arc<Notify>) -> Volumes {
+    pub fn start(
+        client: &ApiClient,
+        state: &Arc<Mutex<State>>,
+        wake: impl Fn() + Clone + Send + Sync + 'static,
+    ) -> Volumes {
         let start = |gvr, put: Put| {
             let cache = Cache::start(client.clone(), gvr, ListOptions::default());
             let (state, wake) = (state.clone(), wake.clone());
             feed(&cache, put, move |change| {
                 state.lock().volumes_changed(change);
-                wake.notify_one();
+                wake();
             });
             cache
         };
         Volumes {
             client: client.clone(),
-            state: state.clone(),
+            devices: Devices::start(client, state, wake.clone()),
             claims: start(PERSISTENT_VOLUME_CLAIMS, put_claim),
             volumes: start(PERSISTENT_VOLUMES, put_volume),
             classes: start(STORAGE_CLASSES, put_class),
+            told: [
+                start(CSI_DRIVERS, put_driver),
+                start(STORAGE_CAPACITIES, put_room),
+                start(CSI_NODES, put_limits),
+            ],
         }
     }
 
@@ -53,27 +68,31 @@ impl Volumes {
         self.claims.wait_synced().await;
         self.volumes.wait_synced().await;
         self.classes.wait_synced().await;
+        for cache in &self.told {
+            cache.wait_synced().await;
+        }
+        self.devices.wait_synced().await;
     }
 
     /// Makes the claims of a pod ready for it to be bound.
-    pub async fn prepare(&self, info: &PodInfo, pods: &Cache) -> Result<(), ApiError> {
-        let steps = self.state.lock().steps(info);
-        for step in &steps {
-            self.carry_out(step).await?;
+    pub async fn prepare(&self, info: &PodInfo, steps: &[Step], pods: &Cache) -> Result<(), ApiError> {
+        for step in steps {
+            self.carry_out(step, info).await?;
         }
         if steps.is_empty() {
             return Ok(());
         }
-        let waited = tokio::time::timeout(BOUND_WITHIN, self.bound(info, &steps, pods)).await;
+        let waited = tokio::time::timeout(BOUND_WITHIN, self.bound(info, steps, pods)).await;
         waited.unwrap_or_else(|_| Err(ApiError::internal("binding volumes: context deadline exceeded")))
     }
 
-    async fn carry_out(&self, step: &Step) -> Result<(), ApiError> {
+    async fn carry_out(&self, step: &Step, info: &PodInfo) -> Result<(), ApiError> {
         let find = |(namespace, name): &ClaimId| {
             let key = ObjectKey::new(namespace.as_str(), name.as_str());
             self.claims.get(&key).ok_or_else(|| ApiError::not_found(&PERSISTENT_VOLUME_CLAIMS, name))
         };
         match step {
+            Step::Devices(step) => self.devices.carry_out(step, info).await?,
             Step::Bind(id, name) => {
                 let claim = find(id)?;
                 let key = ObjectKey::cluster(name.as_str());

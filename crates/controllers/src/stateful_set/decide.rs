@@ -248,9 +248,11 @@ pub fn claim_owners(set: &Set, wanted: bool, now: &[Value], own: &Value, pod: &V
     let kept = [(deleted && !by_pod, own), (by_pod, pod)];
     let kept = kept.into_iter().filter(|(keep, _)| *keep).map(|(_, r)| r);
     let mut all: Vec<Value> = now.iter().filter(|r| !ours(r)).cloned().collect();
-    all.extend(kept.map(|r| now.iter().find(|n| n["uid"] == r["uid"]).unwrap_or(r).clone()));
-    let uids = |list: &[Value]| list.iter().map(|r| r["uid"].to_string()).collect::<BTreeSet<_>>();
-    (uids(&all) != uids(now)).then_some(all)
+    let controls = |r: &Value| r["controller"] == true;
+    all.extend(kept.map(|r| now.iter().find(|n| n["uid"] == r["uid"] && controls(n)).unwrap_or(r).clone()));
+    let told =
+        |list: &[Value]| list.iter().map(|r| (r["uid"].to_string(), controls(r))).collect::<BTreeSet<_>>();
+    (told(&all) != told(now)).then_some(all)
 }
 
 /// The status to report.

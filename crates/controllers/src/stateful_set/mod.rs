@@ -8,8 +8,8 @@ mod decide;
 mod tests;
 
 use crate::context::{Context, Outcome, Reconcile, enqueue_self, run};
-use crate::owner::{Claimant, Kind, OwnedIndex, enqueue_owners, references};
-use crate::revision::{CONTROLLER_REVISIONS, HASH_LABEL, History, Revision};
+use crate::owner::{Kind, enqueue_owners, references};
+use crate::revision::{HASH_LABEL, Revision, Templated};
 use crate::workload;
 use async_trait::async_trait;
 use client::cache::Cache;
@@ -34,32 +34,20 @@ static POD: Kind = Kind { gvr: gvr::PODS, api_version: "v1", kind: "Pod" };
 const NAME_LABEL: &str = "statefulset.kubernetes.io/pod-name";
 
 struct Controller {
-    context: Context,
-    sets: Arc<Cache>,
-    pods: Arc<Cache>,
-    pod_index: Arc<OwnedIndex>,
-    revisions: Arc<Cache>,
-    revision_index: Arc<OwnedIndex>,
+    home: Templated,
     claims: Arc<Cache>,
 }
 
 /// Starts it.
 pub fn start(context: &Context) -> Vec<JoinHandle<()>> {
     let queue = Arc::new(Queue::default());
-    let of = |gvr| context.informers.of(gvr);
-    let controller = Controller {
-        context: context.clone(),
-        sets: of(&gvr::STATEFUL_SETS),
-        pods: of(&gvr::PODS),
-        pod_index: context.informers.owned(&gvr::PODS),
-        revisions: of(&CONTROLLER_REVISIONS),
-        revision_index: context.informers.owned(&CONTROLLER_REVISIONS),
-        claims: of(&gvr::PERSISTENT_VOLUME_CLAIMS),
-    };
-    enqueue_self(&controller.sets, &queue);
-    enqueue_owners(&STATEFUL_SET, &controller.pods, &controller.sets, &queue, selects);
-    let caches = [&controller.sets, &controller.pods, &controller.revisions, &controller.claims];
-    let caches = caches.into_iter().cloned().collect();
+    let home = Templated::new(context, &STATEFUL_SET);
+    let claims = context.informers.of(&gvr::PERSISTENT_VOLUME_CLAIMS);
+    enqueue_self(&home.sets, &queue);
+    enqueue_owners(&STATEFUL_SET, &home.pods, &home.sets, &queue, selects);
+    let mut caches = home.caches();
+    caches.push(claims.clone());
+    let controller = Controller { home, claims };
     run("statefulset", caches, queue, WORKERS, Arc::new(controller))
 }
 
@@ -149,18 +137,20 @@ impl Controller {
                 format!("{verb} {what} in StatefulSet {name} failed error: {error}"),
             ),
         };
-        self.context.recorder.record(STATEFUL_SET.subject(owner), kind, &reason, message);
+        self.home.context.recorder.record(STATEFUL_SET.subject(owner), kind, &reason, message);
     }
 
     async fn create(&self, target: &Target<'_>, ordinal: usize, revision: &Revision) -> Result<(), ApiError> {
         let Target { owner, set } = target;
         let pod = format!("{}-{ordinal}", owner.key.name);
         let made = match self.make_claims(target, &pod).await {
-            Ok(()) => self.context.client.create(&gvr::PODS, pod_body(set, owner, ordinal, revision)).await,
+            Ok(()) => {
+                self.home.context.client.create(&gvr::PODS, pod_body(set, owner, ordinal, revision)).await
+            }
             Err(error) => Err(error),
         };
         self.tell(owner, "create", &format!("Pod {pod}"), &made);
-        self.pods.observe(made?);
+        self.home.pods.observe(made?);
         Ok(())
     }
 
@@ -177,7 +167,7 @@ impl Controller {
                 continue;
             }
             let body = claim_body(set, owner, template, pod);
-            match self.context.client.create(&gvr::PERSISTENT_VOLUME_CLAIMS, body).await {
+            match self.home.context.client.create(&gvr::PERSISTENT_VOLUME_CLAIMS, body).await {
                 Err(error) if error.is_already_exists() => {}
                 made => {
                     self.tell(owner, "create", &format!("Claim {name} Pod {pod}"), &made);
@@ -196,9 +186,9 @@ impl Controller {
             if wanted && object.meta().labels.get(NAME_LABEL).is_none_or(|n| **n != *object.key.name) {
                 let patch =
                     json!({"metadata": {"uid": object.uid(), "labels": {NAME_LABEL: &*object.key.name}}});
-                let mended = self.context.client.merge_patch(&gvr::PODS, &object.key, patch).await;
+                let mended = self.home.context.client.merge_patch(&gvr::PODS, &object.key, patch).await;
                 self.tell(target.owner, "update", &format!("Pod {}", object.key.name), &mended);
-                self.pods.observe(mended?);
+                self.home.pods.observe(mended?);
             }
             if wanted && matches!(member.facts.phase.as_str(), "" | "Pending") {
                 self.make_claims(target, &object.key.name).await?;
@@ -215,12 +205,12 @@ impl Controller {
         }
         let options = DeleteOptions { uid: Some(member.facts.uid.clone()), ..DeleteOptions::default() };
         let key = &member.object.key;
-        let done = match self.context.client.delete(&gvr::PODS, key, options).await {
+        let done = match self.home.context.client.delete(&gvr::PODS, key, options).await {
             Err(error) if error.is_not_found() || error.is_conflict() => return Ok(()),
             done => done,
         };
         self.tell(owner, "delete", &format!("Pod {}", key.name), &done);
-        self.pods.observe(done?);
+        self.home.pods.observe(done?);
         Ok(())
     }
 
@@ -238,8 +228,12 @@ impl Controller {
             };
             let patch = json!({"metadata": {"uid": claim.uid(), "resourceVersion": claim.revision.to_string(),
                 "ownerReferences": owners}});
-            let stored =
-                self.context.client.merge_patch(&gvr::PERSISTENT_VOLUME_CLAIMS, &claim.key, patch).await?;
+            let stored = self
+                .home
+                .context
+                .client
+                .merge_patch(&gvr::PERSISTENT_VOLUME_CLAIMS, &claim.key, patch)
+                .await?;
             self.claims.observe(stored);
         }
         Ok(())
@@ -279,44 +273,29 @@ fn revisions(set: &Set, history: &[Revision]) -> Revisions {
 #[async_trait]
 impl Reconcile for Controller {
     async fn reconcile(&self, key: &ObjectKey) -> Outcome {
-        let Some(object) = self.sets.get(key) else { return Ok(None) };
+        let home = &self.home;
+        let Some(object) = home.sets.get(key) else { return Ok(None) };
         let Some(set) = Set::read(&object).filter(|s| !s.selector.is_everything()) else { return Ok(None) };
-        let (context, kind) = (&self.context, &STATEFUL_SET);
-        let claimant = Claimant {
-            context,
-            kind,
-            owner: &object,
-            cache: &self.pods,
-            index: &self.pod_index,
-            gvr: &gvr::PODS,
-        };
-        let owned = claimant.claim(&set.selector).await?;
-        let members: Vec<Member> = owned.iter().filter_map(|p| Member::read(&key.name, p)).collect();
-        let history =
-            History { context, kind, owner: &object, cache: &self.revisions, index: &self.revision_index };
-        let going = object.meta().deletion_timestamp.is_some();
-        if going {
+        if object.meta().deletion_timestamp.is_some() {
             return Ok(None);
         }
-        let all = history.keep(&set.selector, &set.template).await?;
+        let (owned, all) = home.begin(&object, &set.selector, &set.template).await?;
+        let members: Vec<Member> = owned.iter().filter_map(|p| Member::read(&key.name, p)).collect();
         let revisions = revisions(&set, &all);
-        let now = self.context.now();
+        let now = home.context.now();
         let plan = decide(&set, &members, &revisions, now);
         let target = Target { owner: &object, set: &set };
         let mended = self.mend(&target, &members).await;
         let done = self.act(&target, &members, &all, &plan).await.and(mended);
         let wanted = decide::status(&set, &members, &revisions, object.meta().generation, now);
-        if let Some(patch) = workload::status_patch(&set.status, &wanted) {
-            match self.context.client.merge_patch_status(&gvr::STATEFUL_SETS, key, patch).await {
-                Ok(stored) => self.sets.observe(stored),
-                Err(error) if error.is_not_found() => return Ok(None),
-                Err(error) => return Err(error),
-            }
+        let patch = workload::status_patch(&set.status, &wanted);
+        if !workload::report(&home.context, &gvr::STATEFUL_SETS, &home.sets, key, patch).await? {
+            return Ok(None);
         }
         done?;
         let mut used: BTreeSet<String> = members.iter().map(|m| m.revision.clone()).collect();
         used.extend([revisions.current, revisions.update]);
-        history.trim(&all, &used, set.history_limit).await?;
+        home.trim(&object, &all, &used, set.history_limit).await?;
         Ok(decide::again(&set, &members, now))
     }
 }

@@ -127,6 +127,8 @@ fn claims_belong_to_who_they_go_with() {
     assert_eq!(of("Delete", "Delete", false, std::slice::from_ref(&own)).unwrap(), "p");
     assert_eq!(of("Retain", "Delete", true, &[pod("p")]).unwrap(), "", "it is wanted again");
     assert_eq!(of("Retain", "Delete", false, &[pod("old")]).unwrap(), "p", "the pod of before is another");
+    let idle = json!({"kind": "StatefulSet", "name": "web", "uid": "s", "controller": false});
+    assert_eq!(of("Delete", "Delete", true, &[idle]).unwrap(), "s", "who owns it controls it");
     let other = json!({"kind": "Thing", "name": "t", "uid": "t", "controller": true});
     assert_eq!(of("Delete", "Delete", true, &[other]), None, "somebody else's");
 }

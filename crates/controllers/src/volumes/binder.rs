@@ -3,8 +3,8 @@
 
 use super::decide::{ForClaim, ForVolume, Note, for_claim, for_volume};
 use super::{
-    BY_CONTROLLER, LOCAL, NODE_LABEL, PROVISIONED_BY, PROVISIONERS, STANDARD, STORAGE_CLASSES, feed,
-    kept_for, put_claim, put_class, put_volume,
+    BY_CONTROLLER, LOCAL, NODE_LABEL, PROVISIONED_BY, PROVISIONERS, STANDARD, STORAGE_CLASSES, feed, is_held,
+    kept_for, put_claim, put_class, put_volume, with, without,
 };
 use crate::context::{Context, Outcome, Reconcile, enqueue, run};
 use async_trait::async_trait;
@@ -12,11 +12,13 @@ use client::cache::Cache;
 use client::events::{EventType, Subject};
 use client::queue::Queue;
 use client::{DeleteOptions, ListOptions, Object, ObjectKey};
+use grpc::code;
 use k8s_openapi::api::core::v1 as core;
 use k8s_schema::gvr::{NODES, PERSISTENT_VOLUME_CLAIMS as CLAIMS, PERSISTENT_VOLUMES as VOLUMES, PODS};
 use machinery::quantity::Quantity;
 use machinery::status::ApiError;
 use parking_lot::Mutex;
+use sched::NodeSpec;
 use sched::volumes::{BIND_COMPLETED, Catalog, Claim, SELECTED_NODE, Volume, claims_of};
 use serde_json::{Value, json};
 use std::cmp::Reverse;
@@ -27,6 +29,8 @@ use tokio::task::JoinHandle;
 const CLAIM_FINALIZER: &str = "kubernetes.io/pvc-protection";
 /// Holds a volume while it is bound.
 const VOLUME_FINALIZER: &str = "kubernetes.io/pv-protection";
+/// The driver and the call by which a node's agent empties a folder.
+const RECYCLER: (&str, &str) = ("local.gantry.dev", "Recycle");
 /// Mark the default class.
 const DEFAULT_CLASS: [&str; 2] =
     ["storageclass.kubernetes.io/is-default-class", "storageclass.beta.kubernetes.io/is-default-class"];
@@ -104,21 +108,6 @@ fn uses(pod: &Object, claim: &ObjectKey) -> bool {
     placed && of_pod(pod).contains(claim)
 }
 
-fn without(object: &Object, finalizer: &str) -> Value {
-    let rest: Vec<&String> = object.meta().finalizers.iter().filter(|f| *f != finalizer).collect();
-    finalizers(object, json!(rest))
-}
-
-fn with(object: &Object, finalizer: &str) -> Value {
-    let mut all = object.meta().finalizers.clone();
-    all.push(finalizer.into());
-    finalizers(object, json!(all))
-}
-
-fn finalizers(object: &Object, list: Value) -> Value {
-    json!({"metadata": {"uid": object.uid(), "resourceVersion": object.revision.to_string(), "finalizers": list}})
-}
-
 impl Controller {
     fn follow(&self) {
         enqueue(&self.claims, &self.queue, of_claim);
@@ -192,7 +181,7 @@ impl Controller {
     }
 
     async fn look_at_claim(&self, object: Arc<Object>) -> Result<(), ApiError> {
-        let protected = object.meta().finalizers.iter().any(|f| f == CLAIM_FINALIZER);
+        let protected = is_held(&object, CLAIM_FINALIZER);
         if object.meta().deletion_timestamp.is_some() {
             if protected && !self.in_use(&object.key).await? {
                 self.patch_claim(&object, without(&object, CLAIM_FINALIZER)).await?;
@@ -380,7 +369,7 @@ impl Controller {
     async fn look_at_volume(&self, object: Arc<Object>) -> Result<(), ApiError> {
         let value = object.value().map_err(ApiError::internal)?;
         let volume = Volume::read(&value);
-        let protected = object.meta().finalizers.iter().any(|f| f == VOLUME_FINALIZER);
+        let protected = is_held(&object, VOLUME_FINALIZER);
         if volume.deleting {
             if protected && volume.phase != "Bound" {
                 self.patch_volume(&object, without(&object, VOLUME_FINALIZER)).await?;
@@ -455,12 +444,42 @@ impl Controller {
                     object.key
                 ),
             ),
-            Some("Recycle") => ("VolumeFailedRecycle", "No recycler plugin found for the volume!".into()),
+            Some("Recycle") => match self.recycle(object, value).await? {
+                None => return Ok(()),
+                Some(failure) => ("VolumeFailedRecycle", failure),
+            },
             _ => return Ok(()),
         };
         self.phase(object, "Failed", &message).await?;
         self.tell("PersistentVolume", object, (EventType::Warning, reason, message));
         Ok(())
+    }
+
+    /// Has a node empty the volume's folder (upstream: a pod somewhere), and gives it away anew; else says why not.
+    async fn recycle(&self, object: &Arc<Object>, value: &Value) -> Result<Option<String>, ApiError> {
+        let Some(path) = value["spec"]["hostPath"]["path"].as_str() else {
+            return Ok(Some("No recycler plugin found for the volume!".into()));
+        };
+        let volume = Volume::read(value);
+        let reaches =
+            |o: &Arc<Object>| o.view::<core::Node>().is_ok_and(|n| volume.reaches(&NodeSpec::read(&n)));
+        let Some(node) = self.nodes.list().into_iter().find(reaches) else {
+            return Ok(Some("Recycle failed: no node reaches the volume".into()));
+        };
+        let drivers = &self.context.config.drivers.0;
+        match drivers.call(&node.key.name, RECYCLER.0, RECYCLER.1, &json!({"path": path})).await {
+            Ok(_) => {}
+            Err(lost) if lost.code == code::UNAVAILABLE => return Err(ApiError::internal(lost)),
+            Err(error) => return Ok(Some(format!("Recycle failed: {error}"))),
+        }
+        self.tell(
+            "PersistentVolume",
+            object,
+            (EventType::Normal, "VolumeRecycled", "Volume recycled".into()),
+        );
+        let patch = json!({"metadata": {"uid": object.uid(), "annotations": {BY_CONTROLLER: null}},
+            "spec": {"claimRef": null}});
+        self.patch_volume(object, patch).await.map(|_| None)
     }
 
     /// The node's agent removes folder and volume; where the node is gone, so is the folder.

@@ -1,10 +1,11 @@
 //! Claims and volumes: binding, provisioning on a node's disk, protection, what becomes of released volumes; and the
-//! claims of pods' ephemeral volumes.
+//! claims of pods' ephemeral volumes; classes of attributes stay while something has them.
 //!
 //! [`decide`] is pure; [`binder`] acts. Volumes of the class `standard` are folders on a node: this side makes the
 //! PersistentVolume, the node's agent the folder, and the agent removes both when the claim is gone.
-//! Deliberately not here: who runs where (`sched::volumes`), mounting (`agent`), recycling by a pod.
+//! Deliberately not here: who runs where (`sched::volumes`), mounting (`agent`).
 
+mod attributes;
 mod binder;
 mod csi;
 mod decide;
@@ -14,12 +15,20 @@ use crate::context::Context;
 use client::cache::Cache;
 use client::{Object, ObjectKey};
 use k8s_schema::Gvr;
-use sched::volumes::{Catalog, Claim, ClaimId, Class, Volume};
+use sched::volumes::{Catalog, Claim, ClaimId, Class, Room, Volume, limits};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 /// Storage classes.
 pub const STORAGE_CLASSES: Gvr = Gvr::new("storage.k8s.io", "v1", "storageclasses");
+/// CSI drivers.
+pub const CSI_DRIVERS: Gvr = Gvr::new("storage.k8s.io", "v1", "csidrivers");
+/// What drivers are on a node.
+pub const CSI_NODES: Gvr = Gvr::new("storage.k8s.io", "v1", "csinodes");
+/// What drivers have room for.
+pub const STORAGE_CAPACITIES: Gvr = Gvr::new("storage.k8s.io", "v1", "csistoragecapacities");
+/// Attributes that volumes may be given.
+const ATTRIBUTES_CLASSES: Gvr = Gvr::new("storage.k8s.io", "v1", "volumeattributesclasses");
 /// Gantry's own provisioner and driver: folders on nodes.
 const LOCAL: &str = "gantry.dev/local";
 /// The class that claims get when they name none.
@@ -38,6 +47,7 @@ const PROVISIONERS: [&str; 2] =
 pub fn start(context: &Context) -> Vec<JoinHandle<()>> {
     let mut tasks = binder::start(context);
     tasks.extend(ephemeral::start(context));
+    tasks.extend(attributes::start(context));
     tasks.extend(csi::start(context));
     tasks
 }
@@ -71,6 +81,30 @@ pub fn put_class(catalog: &mut Catalog, key: &ObjectKey, new: Option<&Value>) {
     }
 }
 
+/// Puts a driver as it is now into a catalogue: whether it tells what it has room for.
+pub fn put_driver(catalog: &mut Catalog, key: &ObjectKey, new: Option<&Value>) {
+    match new.is_some_and(|new| new["spec"]["storageCapacity"] == true) {
+        true => drop(catalog.telling.insert(key.name.to_string())),
+        false => drop(catalog.telling.remove(&*key.name)),
+    }
+}
+
+/// Puts what a driver has room for, as it is now, into a catalogue.
+pub fn put_room(catalog: &mut Catalog, key: &ObjectKey, new: Option<&Value>) {
+    match new {
+        Some(new) => drop(catalog.rooms.insert(id(key), Room::read(new))),
+        None => drop(catalog.rooms.remove(&id(key))),
+    }
+}
+
+/// Puts how many volumes a node takes, as its CSINode says now, into a catalogue.
+pub fn put_limits(catalog: &mut Catalog, key: &ObjectKey, new: Option<&Value>) {
+    match new.map(limits).filter(|limits| !limits.is_empty()) {
+        Some(limits) => drop(catalog.limits.insert(key.name.to_string(), limits)),
+        None => drop(catalog.limits.remove(&*key.name)),
+    }
+}
+
 /// How an object gets into a catalogue.
 pub type Put = fn(&mut Catalog, &ObjectKey, Option<&Value>);
 
@@ -82,6 +116,28 @@ pub fn feed(cache: &Cache, put: Put, apply: impl Fn(&dyn Fn(&mut Catalog)) + Sen
             apply(&|catalog| put(catalog, &object.key, value.as_ref()));
         }
     }));
+}
+
+/// Is the object held by this finalizer?
+fn is_held(object: &Object, finalizer: &str) -> bool {
+    object.meta().finalizers.iter().any(|f| f == finalizer)
+}
+
+/// The patch that lets go of an object.
+fn without(object: &Object, finalizer: &str) -> Value {
+    let rest: Vec<&String> = object.meta().finalizers.iter().filter(|f| *f != finalizer).collect();
+    finalizers(object, json!(rest))
+}
+
+/// The patch that holds an object.
+fn with(object: &Object, finalizer: &str) -> Value {
+    let mut all = object.meta().finalizers.clone();
+    all.push(finalizer.into());
+    finalizers(object, json!(all))
+}
+
+fn finalizers(object: &Object, list: Value) -> Value {
+    json!({"metadata": {"uid": object.uid(), "resourceVersion": object.revision.to_string(), "finalizers": list}})
 }
 
 /// The patch that keeps a volume for a claim. One that nobody kept before is marked as this side's choice.

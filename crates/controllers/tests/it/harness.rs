@@ -4,14 +4,14 @@ use apiserver::{Api, ApiConfig};
 use auth::Identity;
 use client::{ApiClient, DeleteOptions, ListOptions, Object, ObjectKey, Propagation};
 use controllers::{Controllers, ControllersConfig, Scheduler, SchedulerConfig};
-use k8s_schema::{Gvr, gvr};
+use k8s_schema::{Gates, Gvr, gvr};
 use machinery::status::ApiError;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
 
 /// How long a test waits for what must come.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A cluster without nodes.
 pub struct Cluster {
@@ -37,10 +37,16 @@ impl controllers::Reach for NoDrivers {
 }
 
 pub async fn cluster() -> Cluster {
+    cluster_with(Gates::default()).await
+}
+
+/// A cluster with these features.
+pub async fn cluster_with(gates: Gates) -> Cluster {
     let folder = tempfile::tempdir().unwrap();
     let store =
         store::Embedded::open(&folder.path().join("store"), store::EmbeddedOptions::default()).unwrap();
-    let api = Api::open(ApiConfig::new("main", Arc::new(store))).await.unwrap();
+    let api = ApiConfig { gates: gates.clone(), ..ApiConfig::new("main", Arc::new(store)) };
+    let api = Api::open(api).await.unwrap();
     let config = ControllersConfig {
         root_ca_pem: "pem".into(),
         pod_cidr: None,
@@ -50,6 +56,7 @@ pub async fn cluster() -> Cluster {
         dns_ip: "10.96.0.10".parse().unwrap(),
         authority: None,
         drivers: controllers::Drivers(Arc::new(NoDrivers)),
+        gates,
     };
     let identity = Identity::component("system:kube-controller-manager");
     let controllers = Controllers::start(api.client(identity), config, Arc::new(jiff::Timestamp::now));
@@ -71,12 +78,13 @@ pub fn owned_by(api_version: &str, kind: &str, owner: &Object) -> Value {
 impl Cluster {
     /// Starts the scheduler.
     pub fn scheduler(&self) -> Scheduler {
+        self.scheduler_with(SchedulerConfig::default())
+    }
+
+    /// Starts one that is told more.
+    pub fn scheduler_with(&self, config: SchedulerConfig) -> Scheduler {
         let identity = Identity::component("system:kube-scheduler");
-        Scheduler::start(
-            self.api.client(identity),
-            SchedulerConfig::default(),
-            Arc::new(jiff::Timestamp::now),
-        )
+        Scheduler::start(self.api.client(identity), config, Arc::new(jiff::Timestamp::now))
     }
 
     /// Serves on a loopback port until the sender goes; the folder holds a `kubeconfig` for an admin.

@@ -8,6 +8,7 @@ mod kubectl;
 mod kubectl_sets;
 mod preemption;
 mod quota;
+mod scheduler;
 mod sets;
 mod volumes;
 mod workloads;

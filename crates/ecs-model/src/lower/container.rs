@@ -7,6 +7,7 @@ use super::{
 use super::{container_name, env_secret_name, role, secret_name, unguessable, uuid};
 use crate::annotation::{Condition, ContainerNote, Dependency, Device, Log, Restart, Tmpfs, Ulimit};
 use crate::names::Arn;
+use crate::overrides;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
@@ -107,8 +108,10 @@ fn refuse(definition: &Value, overrides: &Value) -> Result<(), LowerError> {
             "credential specs are",
         ),
         (
-            [definition, overrides].iter().any(|d| !items(&d["resourceRequirements"]).is_empty()),
-            "resource requirements (GPU) are",
+            [definition, overrides]
+                .iter()
+                .any(|d| items(&d["resourceRequirements"]).iter().any(|r| r["type"] != "GPU")),
+            "resource requirements other than GPU are",
         ),
         (option("apparmor"), "AppArmor profiles are"),
         (option("seccomp"), "seccomp profiles of a file are"),
@@ -251,10 +254,10 @@ fn port_list(context: &Context, index: usize, definition: &Value) -> Vec<Value> 
 }
 
 /// CPU units are shares, not a limit; memory is one, its reservation is not.
-fn resources(definition: &Value, overrides: &Value) -> Value {
+fn resources(definition: &Value, own: &Value) -> Value {
     let given = |member: &str| {
-        let own = |d: &Value| number(&d[member]).filter(|n| *n > 0);
-        own(overrides).or_else(|| own(definition))
+        let of = |d: &Value| number(&d[member]).filter(|n| *n > 0);
+        of(own).or_else(|| of(definition))
     };
     let (mut requests, mut limits) = (Map::new(), Map::new());
     if let Some(units) = given("cpu") {
@@ -267,6 +270,10 @@ fn resources(definition: &Value, overrides: &Value) -> Value {
     }
     if let Some(mib) = hard {
         limits.insert("memory".into(), json!(format!("{mib}Mi")));
+    }
+    let gpus = overrides::gpus(definition, own);
+    if gpus > 0 {
+        limits.insert(overrides::GPU_RESOURCE.into(), json!(gpus.to_string()));
     }
     json!({"requests": requests, "limits": limits})
 }

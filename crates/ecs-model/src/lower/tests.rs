@@ -265,12 +265,26 @@ fn a_router_gets_the_configuration_that_the_ecs_agent_would_write() {
 }
 
 #[test]
+fn gpus_are_an_extended_resource() {
+    let gpus = |n: &str| json!([{"type": "GPU", "value": n}]);
+    let definition = json!({"family": "f", "revision": 1,
+        "containerDefinitions": [{"name": "a", "image": "i", "resourceRequirements": gpus("2")}]});
+    let limit = |task: Value| {
+        let lowered = run(definition.clone(), task).unwrap();
+        lowered.pod["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"].clone()
+    };
+    assert_eq!(limit(json!({})), "2");
+    let own = json!({"containerOverrides": [{"name": "a", "resourceRequirements": gpus("1")}]});
+    assert_eq!(limit(json!({"overrides": own})), "1");
+}
+
+#[test]
 fn what_cannot_be_done_is_refused() {
     for part in [
         json!({"dockerSecurityOptions": ["apparmor:mine"]}),
         json!({"dockerSecurityOptions": ["credentialspec:file"]}),
         json!({"firelensConfiguration": {"type": "fluentbit", "options": {"config-file-type": "ftp"}}}),
-        json!({"resourceRequirements": [{"type": "GPU", "value": "1"}]}),
+        json!({"resourceRequirements": [{"type": "InferenceAccelerator", "value": "a"}]}),
         json!({"mountPoints": [{"sourceVolume": "none", "containerPath": "/x"}]}),
     ] {
         let mut container = part;

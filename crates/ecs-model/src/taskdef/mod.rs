@@ -11,12 +11,12 @@ pub mod fargate;
 pub use attributes::{capabilities, is_ecr_image};
 pub use container::env_files;
 
-use crate::doc::drop_nulls;
+use crate::doc::{copy, drop_nulls};
 use crate::names::Arn;
 use crate::refusal::Refusal;
 use crate::units::{cpu_units, memory_mib};
 use machinery::kinds::get::{has, list, set, text, texts};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
 /// Most containers of a task definition.
@@ -26,25 +26,9 @@ const NAME_MAX: usize = 255;
 /// Most placement constraints of a task definition.
 const CONSTRAINTS_MAX: usize = 10;
 /// What a request may say beside `containerDefinitions` and `tags`.
-const MEMBERS: [&str; 17] = [
-    "cpu",
-    "enableFaultInjection",
-    "ephemeralStorage",
-    "executionRoleArn",
-    "family",
-    "inferenceAccelerators",
-    "ipcMode",
-    "memory",
-    "networkMode",
-    "pidMode",
-    "placementConstraints",
-    "proxyConfiguration",
-    "requiresCompatibilities",
-    "runtimePlatform",
-    "taskRoleArn",
-    "volumes",
-    "containerDefinitions",
-];
+const MEMBERS: &str = "cpu enableFaultInjection ephemeralStorage executionRoleArn family inferenceAccelerators ipcMode \
+    memory networkMode pidMode placementConstraints proxyConfiguration requiresCompatibilities \
+    runtimePlatform taskRoleArn volumes containerDefinitions";
 
 /// Who registers what, when.
 #[derive(Clone, Debug)]
@@ -61,9 +45,8 @@ pub struct Registration<'a> {
 
 /// Checks a request and fills in what ECS echoes. `account` is the caller's: roles of others are refused.
 pub fn check(input: &Value, account: &str) -> Result<Value, Refusal> {
-    let mut doc = Value::Object(
-        MEMBERS.iter().filter_map(|m| Some((m.to_string(), input.get(*m)?.clone()))).collect::<Map<_, _>>(),
-    );
+    let mut doc = json!({});
+    copy(&mut doc, input, MEMBERS);
     drop_nulls(&mut doc);
     names(&doc)?;
     let size = size(&mut doc)?;

@@ -21,7 +21,7 @@ use client::queue::Queue;
 use client::work::{Outcome, Reconcile, enqueue_self, run};
 use client::{ApiClient, ListOptions, Object, ObjectKey};
 use decide::{Memory, Snapshot, decide};
-use ecs_model::doc::Doc;
+use ecs_model::doc::{Doc, copy};
 use ecs_model::names::{Arn, Place, Resource};
 use ecs_model::task::is_stopped;
 use jiff::Timestamp;
@@ -271,22 +271,10 @@ impl Controller {
             "group": format!("service:{}", scene.name()), "startedBy": rollout::wanted(spec),
             "activates": has(spec, "/loadBalancers/0") || has(spec, "/serviceRegistries/0"),
         });
-        for member in [
-            "launchType",
-            "capacityProviderStrategy",
-            "networkConfiguration",
-            "placementConstraints",
-            "placementStrategy",
-            "platformVersion",
-            "enableExecuteCommand",
-            "enableECSManagedTags",
-            "propagateTags",
-            "volumeConfigurations",
-        ] {
-            if !spec[member].is_null() {
-                order[member] = spec[member].clone();
-            }
-        }
+        let members = "launchType capacityProviderStrategy networkConfiguration placementConstraints \
+                       placementStrategy platformVersion enableExecuteCommand enableECSManagedTags propagateTags \
+                       volumeConfigurations";
+        copy(&mut order, spec, members);
         if text(spec, "/propagateTags") == "SERVICE" {
             order["tags"] = spec["tags"].clone();
         }

@@ -4,6 +4,7 @@
 //! gone. A roll-back makes an older one PRIMARY again under its own id.
 
 use super::view::Seen;
+use ecs_model::doc::copy;
 use ecs_model::service::{DEPLOYMENT, REVISED};
 use machinery::kinds::get::{has, int, list, set, text};
 use serde_json::{Value, json};
@@ -44,11 +45,7 @@ pub fn adopt(spec: &Value, status: &Value, now: f64) -> (Vec<Value>, bool) {
     let news = json!({"status": "PRIMARY", "taskDefinition": spec["taskDefinition"], "updatedAt": now,
         "failedTasks": 0, "rolloutState": "IN_PROGRESS", "rolloutStateReason": reason});
     machinery::patch::merge(&mut primary, &news);
-    for member in REVISED {
-        if has(spec, &format!("/{member}")) {
-            set(&mut primary, member, spec[member].clone());
-        }
-    }
+    copy(&mut primary, spec, REVISED);
     for older in &mut all {
         set(older, "status", "ACTIVE");
         set(older, "updatedAt", now);

@@ -6,87 +6,21 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 
-/// Keys of the file, and what is said of those that are refused ("" for those that are fine).
-const TOP: [(&str, &str); 7] = [
-    ("name", ""),
-    ("services", ""),
-    ("version", ""),
-    ("volumes", ""),
-    ("networks", "containers of a task share one network: remove the key"),
-    ("configs", "write a file into the image, or use environment"),
-    ("secrets", "use the task definition's secrets (aws ecs), or environment"),
-];
-/// Keys of a service.
-const SERVICE: [(&str, &str); 46] = [
-    ("cap_add", ""),
-    ("cap_drop", ""),
-    ("command", ""),
-    ("container_name", ""),
-    ("cpus", ""),
-    ("depends_on", ""),
-    ("deploy", ""),
-    ("dns", ""),
-    ("dns_search", ""),
-    ("entrypoint", ""),
-    ("env_file", ""),
-    ("environment", ""),
-    ("expose", ""),
-    ("extra_hosts", ""),
-    ("healthcheck", ""),
-    ("image", ""),
-    ("init", ""),
-    ("labels", ""),
-    ("logging", ""),
-    ("mem_limit", ""),
-    ("mem_reservation", ""),
-    ("ports", ""),
-    ("privileged", ""),
-    ("read_only", ""),
-    ("restart", ""),
-    ("shm_size", ""),
-    ("stdin_open", ""),
-    ("stop_grace_period", ""),
-    ("sysctls", ""),
-    ("tmpfs", ""),
-    ("tty", ""),
-    ("ulimits", ""),
-    ("user", ""),
-    ("volumes", ""),
-    ("working_dir", ""),
-    ("build", "build and push the image first, then name it in `image`"),
-    ("configs", "write a file into the image, or use environment"),
-    ("devices", "use the task definition's linuxParameters (aws ecs)"),
-    ("extends", "write the service out"),
-    ("hostname", "containers of a task share one host name"),
-    ("links", "containers of a task reach each other by their names anyway"),
-    ("network_mode", "the launch type decides the network"),
-    ("networks", "containers of a task share one network: remove the key"),
-    ("profiles", "write a file a profile"),
-    ("secrets", "use the task definition's secrets (aws ecs), or environment"),
-    ("volumes_from", "name the volumes in both services"),
-];
-const DEPLOY: [(&str, &str); 4] = [
-    ("replicas", ""),
-    ("resources", ""),
-    ("mode", "one ECS service runs whole tasks: use --desired-count"),
-    ("update_config", "use aws ecs update-service --deployment-configuration"),
-];
-const RESOURCES: [(&str, &str); 2] = [("cpus", ""), ("memory", "")];
-const HEALTHCHECK: [(&str, &str); 6] =
-    [("test", ""), ("interval", ""), ("timeout", ""), ("retries", ""), ("start_period", ""), ("disable", "")];
+/// Which part of the file, a key of it, and what is said where it is refused ("" for those that are fine).
+const KEYS: &str = include_str!("keys.txt");
 /// Services of a file: the containers of a task definition.
 const SERVICES_MAX: usize = 10;
 
 /// Refuses keys that are not known or not served. `x-…` may be anything.
-fn known(at: &str, value: &Value, keys: &[(&str, &str)]) -> Result<()> {
+fn known(at: &str, value: &Value, part: &str) -> Result<()> {
     let Some(map) = value.as_object() else {
         ensure!(value.is_null(), "{at}: a mapping is expected");
         return Ok(());
     };
     for key in map.keys().filter(|k| !k.starts_with("x-")) {
-        match keys.iter().find(|(name, _)| name == key) {
-            Some((_, "")) => {}
-            Some((_, instead)) => bail!("{at}: {key} is not supported: {instead}"),
+        match stdx::rows(KEYS).find(|[of, name, _]| *of == part && name == key) {
+            Some([_, _, ""]) => {}
+            Some([_, _, instead]) => bail!("{at}: {key} is not supported: {instead}"),
             None => bail!("{at}: {key} is not supported"),
         }
     }
@@ -100,7 +34,7 @@ pub fn parse(text: &str, variables: &BTreeMap<String, String>) -> Result<Value> 
         bail!("{twice}: it is there twice");
     }
     let file = filled(body.value, variables)?;
-    known("the file", &file, &TOP)?;
+    known("the file", &file, "file")?;
     let services = file["services"].as_object().context("the file has no services")?;
     ensure!(!services.is_empty(), "the file has no services");
     ensure!(services.len() <= SERVICES_MAX, "a task has at most {SERVICES_MAX} containers");
@@ -113,14 +47,14 @@ pub fn parse(text: &str, variables: &BTreeMap<String, String>) -> Result<Value> 
 fn check(name: &str, service: &Value) -> Result<()> {
     ensure!(ecs_model::taskdef::is_name(name), "services.{name}: no name for a container");
     let at = format!("services.{name}");
-    known(&at, service, &SERVICE)?;
+    known(&at, service, "service")?;
     ensure!(service["image"].as_str().is_some_and(|i| !i.is_empty()), "{at}: image is missing");
-    known(&format!("{at}.deploy"), &service["deploy"], &DEPLOY)?;
-    known(&format!("{at}.healthcheck"), &service["healthcheck"], &HEALTHCHECK)?;
+    known(&format!("{at}.deploy"), &service["deploy"], "deploy")?;
+    known(&format!("{at}.healthcheck"), &service["healthcheck"], "healthcheck")?;
     let resources = &service["deploy"]["resources"];
-    known(&format!("{at}.deploy.resources"), resources, &[("limits", ""), ("reservations", "")])?;
+    known(&format!("{at}.deploy.resources"), resources, "resources")?;
     for part in ["limits", "reservations"] {
-        known(&format!("{at}.deploy.resources.{part}"), &resources[part], &RESOURCES)?;
+        known(&format!("{at}.deploy.resources.{part}"), &resources[part], "amounts")?;
     }
     Ok(())
 }

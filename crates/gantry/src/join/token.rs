@@ -90,7 +90,8 @@ fn secret(token: &str, ends: Timestamp) -> Value {
     json!({"apiVersion": "v1", "kind": "Secret", "type": "bootstrap.kubernetes.io/token",
         "metadata": {"namespace": "kube-system", "name": format!("bootstrap-token-{id}")},
         "stringData": {"token-id": id, "token-secret": secret, "expiration": machinery::time::format(ends),
-            "description": "made by `gantry token create`", "usage-bootstrap-authentication": "true"}})
+            "description": "made by `gantry token create`", "usage-bootstrap-authentication": "true",
+            "usage-bootstrap-signing": "true"}})
 }
 
 #[cfg(test)]

@@ -215,6 +215,9 @@ pub async fn api(instance: &mut Instance) -> Result<()> {
         authorization: callers.authorization,
         plugins: outside::plugins(&instance.config)?,
         pod_security_policy: instance.config.pod_security_policy,
+        gates: instance.config.gates.clone(),
+        flags: Arc::new(instance.config.given.clone()),
+        host: instance.facts.node_name.clone(),
         service_cidr: instance.facts.service_range,
         cluster_dns_ip: instance.facts.dns_ip,
         advertise: Some((instance.facts.node_ip, instance.config.port)),
@@ -267,6 +270,7 @@ pub async fn controllers(instance: &mut Instance) -> Result<()> {
         dns_ip: facts.dns_ip,
         authority: Some(instance.control.ca()?),
         drivers: Drivers(drivers.clone()),
+        gates: instance.config.gates.clone(),
     };
     let clock = Arc::new(jiff::Timestamp::now);
     let manager = instance.control.client(Identity::component("system:kube-controller-manager"))?;
@@ -277,7 +281,9 @@ pub async fn controllers(instance: &mut Instance) -> Result<()> {
     if !configuration.ignored.is_empty() {
         tracing::warn!(fields = ?configuration.ignored, "the scheduler's file sets what has no effect here");
     }
-    let scheduling = SchedulerConfig { configuration, metrics };
+    let gates = instance.config.gates.clone();
+    let calls = Arc::new(super::extenders::Extenders(Arc::new(HostNames)));
+    let scheduling = SchedulerConfig { calls: Some(calls), configuration, metrics, gates };
     let start = move || {
         let controllers = Controllers::start(manager.clone(), config.clone(), clock.clone());
         (controllers, Scheduler::start(scheduler.clone(), scheduling.clone(), clock.clone()))

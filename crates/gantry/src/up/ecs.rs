@@ -9,7 +9,7 @@ use agent::taskmeta::{Refused, TaskServices};
 use anyhow::Result;
 use async_trait::async_trait;
 use auth::{Identity, SYSTEM_MASTERS};
-use aws_server::service::{AwsError, Call, Caller, Service, Shared};
+use aws_server::service::{AwsError, Call, Service, Shared};
 use client::ObjectKey;
 use ecs::{Ecs, EcsConfig, Launcher, SecretSource};
 use ecs_model::annotation::TaskNote;
@@ -58,15 +58,8 @@ impl Calls {
 
     /// A call of an account itself.
     fn request(&self, place: &Place, operation: &'static str, input: Value) -> Call {
-        Call {
-            caller: Caller::root(&place.account),
-            region: place.region.clone(),
-            operation,
-            input,
-            request_id: "in-process".into(),
-            now_ms: u64::try_from(Timestamp::now().as_millisecond()).unwrap_or_default(),
-            endpoint: self.endpoint.clone(),
-        }
+        let call = Call::own(&place.account, &place.region, operation, input);
+        Call { endpoint: self.endpoint.clone(), ..call }
     }
 }
 

@@ -58,21 +58,11 @@ struct NodeExec {
     client: ApiClient,
 }
 
-/// Text as a part of a query.
-fn escaped(text: &str) -> String {
-    let mut out = String::new();
-    for byte in text.bytes() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => out.push(char::from(byte)),
-            _ => out.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    out
-}
-
 fn request(target: &Target, command: &[String]) -> String {
     let mut query = String::from("input=1&output=1&tty=1");
-    command.iter().for_each(|word| query.push_str(&format!("&command={}", escaped(word))));
+    command
+        .iter()
+        .for_each(|word| query.push_str(&format!("&command={}", stdx::percent(word, stdx::UNRESERVED))));
     let Target { namespace, pod, container } = target;
     let key = STANDARD.encode(handshake_key());
     format!(

@@ -21,8 +21,8 @@ const LEASE: Duration = Duration::from_secs(15);
 const RENEW_MAX: Duration = Duration::from_secs(10);
 /// Between two looks.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
-/// How long giving the lease back may take: the process is ending.
-const RELEASE_MAX: Duration = Duration::from_secs(1);
+/// How long giving the lease back may take: the process is ending, perhaps on a busy machine.
+const RELEASE_MAX: Duration = Duration::from_secs(5);
 
 /// What to do about the lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

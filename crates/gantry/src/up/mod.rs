@@ -12,6 +12,7 @@ mod elb;
 mod encryption;
 pub mod events;
 pub mod exec;
+mod extenders;
 pub mod facts;
 mod figures;
 mod leader;
@@ -163,13 +164,15 @@ async fn up(config: Config, components: &[Component], asked: Option<Asked>) -> R
         }
         node::wait_ready(&instance).await
     };
+    let mut stopped = stop.subscribe();
     let started = tokio::select! {
-        started = begun => started,
+        started = begun => started.map(|()| true),
         _ = interrupt.recv() => Err(anyhow::anyhow!("interrupted while starting")),
+        // By `gantry down`, which removes the rest: the node may never get ready.
+        _ = stopped.wait_for(|s| *s) => Ok(false),
     };
-    if started.is_ok() {
+    if matches!(started, Ok(true)) {
         announce(&instance)?;
-        let mut stopped = stop.subscribe();
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
@@ -179,7 +182,7 @@ async fn up(config: Config, components: &[Component], asked: Option<Asked>) -> R
         println!("stopping the {what}; pods run on (the next start adopts them, `gantry down` stops them)");
     }
     instance.stop().await;
-    started
+    started.map(drop)
 }
 
 fn announce(instance: &Instance) -> Result<()> {

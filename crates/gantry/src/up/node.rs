@@ -208,6 +208,7 @@ pub async fn agent(instance: &mut Instance) -> Result<()> {
         pod_cidr: String::new(),
         max_pods: config.max_pods,
         pids_max: instance.config.pod_pids_max,
+        cpus: instance.config.cpus.clone(),
         manifests: Some(&config.pod_manifests).filter(|p| !p.is_empty()).map(PathBuf::from),
         labels: BTreeMap::new(),
         capacity: Capacity::default(),

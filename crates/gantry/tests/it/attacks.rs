@@ -15,7 +15,7 @@ const PIDS_MAX: &str = "600";
 /// What the agent's own memory may grow by under any of them: caches fill, nothing may follow the attack's size.
 const GROWTH_MAX_KB: u64 = 16 << 10;
 /// The longest a neighbour's answer may take on a machine that is busy with the attack and other tests.
-const ANSWER_MAX: Duration = Duration::from_secs(3);
+const ANSWER_MAX: Duration = Duration::from_secs(10);
 
 /// Between two questions to the neighbour: asking costs more than answering.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
@@ -83,7 +83,7 @@ fn memory_kb(cluster: &Cluster) -> Result<u64> {
 
 /// The attacker goes, whatever it was doing.
 fn gone(cluster: &Cluster, name: &str) -> Result<()> {
-    cluster.kubectl(&["delete", "pod", name, "--timeout=60s"]).map(drop)
+    cluster.kubectl(&["delete", "pod", name, "--timeout=120s"]).map(drop)
 }
 
 /// Every shell forks for ever; one that cannot any more leaves its place to the next.
@@ -147,7 +147,10 @@ fn logs(cluster: &Cluster) -> Result<()> {
         Ok(io.lines().find_map(|line| line.strip_prefix("wchar: ")).context("no wchar")?.parse()?)
     };
     let mut most = 0;
-    while start.elapsed() < Duration::from_secs(8) {
+    // Long enough to see whether it grows; longer where the machine is too busy for a flood.
+    while start.elapsed() < Duration::from_secs(8)
+        || (start.elapsed() < Duration::from_secs(60) && (most <= 10 << 20 || written()? <= 100 << 20))
+    {
         let bytes = files(&folder)?.iter().map(|(_, bytes)| bytes).sum::<u64>();
         ensure!(bytes < 64 << 20, "the logs have {bytes} bytes");
         most = most.max(bytes);

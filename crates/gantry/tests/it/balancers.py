@@ -13,7 +13,7 @@ import boto3
 from botocore.config import Config
 
 NODE = "10.99.0.1"
-PATIENCE = 30
+PATIENCE = 90
 session = boto3.session.Session("testing", "testing", region_name="us-east-1")
 
 

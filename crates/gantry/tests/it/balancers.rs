@@ -11,7 +11,7 @@ fn requests_reach_tasks_and_tasks_find_names() {
     let python = root.join("../../target/tools/boto3/bin/python");
     assert!(python.exists(), "{} is missing: run ./dev test", python.display());
     let mut command = cluster.inside("timeout");
-    command.arg("150").arg(python).arg(root.join("tests/it/balancers.py"));
+    command.arg("300").arg(python).arg(root.join("tests/it/balancers.py"));
     let output = feed(&mut command, b"").expect("python starts");
     let said =
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);

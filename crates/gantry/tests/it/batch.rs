@@ -16,6 +16,8 @@ fn workloads_that_are_no_deployments() {
             ("cron_job", cron_job),
             ("daemon_set", daemon_set),
             ("stateful_set", stateful_set),
+            ("indexes_that_fail", indexes_that_fail),
+            ("numbered_set", numbered_set),
         ],
     );
 }
@@ -35,7 +37,7 @@ spec:
       containers: [{name: c, image: "busybox:1.36", command: [echo, "3.14"]}]
 "#,
     )?;
-    cluster.kubectl(&["wait", "job/pi", "--for=condition=Complete", "--timeout=40s"])?;
+    cluster.kubectl(&["wait", "job/pi", "--for=condition=Complete", "--timeout=120s"])?;
     let status = cluster.get(&["job", "pi"])?["status"].clone();
     ensure!(status["succeeded"] == 3 && status["failed"].is_null(), "{status}");
     has(&cluster.kubectl(&["logs", "job/pi"])?, &["3.14"])?;
@@ -62,7 +64,7 @@ spec:
       containers: [{name: c, image: "busybox:1.36", command: [sh, -c, "exit 4"]}]
 "#,
     )?;
-    cluster.kubectl(&["wait", "job/bad", "--for=condition=Failed", "--timeout=40s"])?;
+    cluster.kubectl(&["wait", "job/bad", "--for=condition=Failed", "--timeout=120s"])?;
     let conditions = cluster.get(&["job", "bad"])?["status"]["conditions"].to_string();
     has(&conditions, &["BackoffLimitExceeded", "Job has reached the specified backoff limit"])
 }
@@ -105,7 +107,7 @@ fn cron_job(cluster: &Cluster) -> Result<()> {
         "tock",
     ])?;
     cluster.kubectl(&["create", "job", "now", "--from=cronjob/tick"])?;
-    cluster.kubectl(&["wait", "job/now", "--for=condition=Complete", "--timeout=40s"])?;
+    cluster.kubectl(&["wait", "job/now", "--for=condition=Complete", "--timeout=120s"])?;
     has(&cluster.kubectl(&["logs", "job/now"])?, &["tock"])?;
     let owner = cluster.field(&["job", "now"], "/metadata/ownerReferences/0/name")?;
     ensure!(owner == "tick", "{owner}");
@@ -127,13 +129,13 @@ spec:
       containers: [{name: c, image: "busybox:1.36", command: [sleep, "1000"], env: [{name: V, value: one}]}]
 "#,
     )?;
-    cluster.kubectl(&["rollout", "status", "daemonset/everywhere", "--timeout=40s"])?;
+    cluster.kubectl(&["rollout", "status", "daemonset/everywhere", "--timeout=120s"])?;
     let status = cluster.get(&["daemonset", "everywhere"])?["status"].clone();
     ensure!(status["desiredNumberScheduled"] == 1 && status["numberReady"] == 1, "{status}");
     cluster.kubectl(&["set", "env", "daemonset/everywhere", "V=two"])?;
-    cluster.kubectl(&["rollout", "status", "daemonset/everywhere", "--timeout=40s"])?;
+    cluster.kubectl(&["rollout", "status", "daemonset/everywhere", "--timeout=120s"])?;
     cluster.kubectl(&["rollout", "undo", "daemonset/everywhere"])?;
-    cluster.kubectl(&["rollout", "status", "daemonset/everywhere", "--timeout=40s"])?;
+    cluster.kubectl(&["rollout", "status", "daemonset/everywhere", "--timeout=120s"])?;
     let pods = cluster.get(&["pods", "-l", "app=everywhere"])?;
     let live: Vec<_> = pods["items"]
         .as_array()
@@ -168,7 +170,7 @@ spec:
       - {name: c, image: "busybox:1.36", command: [sleep, "1000"], readinessProbe: {exec: {command: ["true"]}, periodSeconds: 1}}
 "#,
     )?;
-    cluster.kubectl(&["rollout", "status", "statefulset/db", "--timeout=40s"])?;
+    cluster.kubectl(&["rollout", "status", "statefulset/db", "--timeout=120s"])?;
     let first = cluster.get(&["pod", "db-0"])?;
     let second = cluster.get(&["pod", "db-1"])?;
     let time = |pod: &serde_json::Value| pod["metadata"]["creationTimestamp"].as_str().map(str::to_string);
@@ -190,6 +192,68 @@ spec:
     cluster.eventually("the last goes first", || {
         let left = cluster.kubectl(&["get", "pods", "-l", "app=db", "-o", "name"])?;
         ensure!(left == "pod/db-0\n", "{left}");
+        Ok(())
+    })
+}
+
+fn indexes_that_fail(cluster: &Cluster) -> Result<()> {
+    cluster.apply(
+        r#"
+apiVersion: batch/v1
+kind: Job
+metadata: {name: odd}
+spec:
+  completions: 4
+  parallelism: 4
+  completionMode: Indexed
+  backoffLimitPerIndex: 0
+  template:
+    spec:
+      restartPolicy: Never
+      containers: [{name: c, image: "busybox:1.36", command: [sh, -c, "exit $((JOB_COMPLETION_INDEX % 2))"]}]
+"#,
+    )?;
+    cluster.kubectl(&["wait", "job/odd", "--for=condition=Failed", "--timeout=120s"])?;
+    let status = cluster.get(&["job", "odd"])?["status"].clone();
+    ensure!(status["failedIndexes"] == "1,3" && status["completedIndexes"] == "0,2", "{status}");
+    has(&status.to_string(), &["FailedIndexes", "Job has failed indexes"])?;
+    let lie = r#"{"status": {"conditions": [{"type": "Complete", "status": "True"}]}}"#;
+    let patch = ["patch", "job", "odd", "--subresource=status", "--type=merge", "-p", lie];
+    let said = crate::refusal(cluster.kubectl(&patch))?;
+    has(&said, &["cannot disable the terminal Failed=True condition"])
+}
+
+fn numbered_set(cluster: &Cluster) -> Result<()> {
+    cluster.apply(
+        r#"
+apiVersion: apps/v1
+kind: StatefulSet
+metadata: {name: numbered}
+spec:
+  serviceName: numbered
+  replicas: 2
+  ordinals: {start: 3}
+  podManagementPolicy: Parallel
+  persistentVolumeClaimRetentionPolicy: {whenScaled: Delete}
+  selector: {matchLabels: {app: numbered}}
+  template:
+    metadata: {labels: {app: numbered}}
+    spec:
+      terminationGracePeriodSeconds: 0
+      containers:
+      - {name: c, image: "busybox:1.36", command: [sleep, "1000"], volumeMounts: [{name: data, mountPath: /data}]}
+  volumeClaimTemplates:
+  - metadata: {name: data}
+    spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Mi}}}
+"#,
+    )?;
+    cluster.kubectl(&["rollout", "status", "statefulset/numbered", "--timeout=120s"])?;
+    let names = |what: &str| cluster.kubectl(&["get", what, "-l", "app=numbered", "-o", "name"]);
+    ensure!(names("pods")? == "pod/numbered-3\npod/numbered-4\n", "{}", names("pods")?);
+    cluster.kubectl(&["scale", "statefulset/numbered", "--replicas=1"])?;
+    cluster.eventually("the claim goes with its pod", || {
+        let left = names("pvc")?;
+        ensure!(left == "persistentvolumeclaim/data-numbered-3\n", "{left}");
         Ok(())
     })
 }

@@ -47,7 +47,7 @@ fn kills_in_the_middle_lose_and_double_nothing() -> Result<()> {
         std::thread::sleep(Duration::from_millis(starting));
         cluster.kill9()?;
         cluster.up()?;
-        cluster.kubectl(&["rollout", "status", &format!("deployment/{name}"), "--timeout=60s"])?;
+        cluster.kubectl(&["rollout", "status", &format!("deployment/{name}"), "--timeout=120s"])?;
         let pods = cluster.get(&["pods", "-l", &format!("app={name}")])?;
         for pod in pods["items"].as_array().into_iter().flatten() {
             let status = &pod["status"];
@@ -80,7 +80,7 @@ fn forty_pods_at_once() -> Result<()> {
     let began = Instant::now();
     let text = deployment("many").replace(&format!("replicas: {PODS}"), "replicas: 40");
     cluster.apply(&text)?;
-    cluster.kubectl(&["rollout", "status", "deployment/many", "--timeout=80s"])?;
+    cluster.kubectl(&["rollout", "status", "deployment/many", "--timeout=120s"])?;
     println!("40 pods in {:?}", began.elapsed());
     let pods = cluster.get(&["pods", "-l", "app=many"])?;
     let items = pods["items"].as_array().cloned().unwrap_or_default();

@@ -19,7 +19,7 @@ seen = []
 def follow():
     start = listed.metadata.resource_version
     for event in watch.Watch().stream(
-        core.list_namespaced_config_map, "default", resource_version=start, timeout_seconds=20
+        core.list_namespaced_config_map, "default", resource_version=start, timeout_seconds=90
     ):
         if event["object"].metadata.name == "py":
             seen.append((event["type"], dict(event["object"].data or {})))
@@ -77,7 +77,7 @@ pod = client.V1Pod(
     ),
 )
 core.create_namespaced_pod("default", pod)
-for event in watch.Watch().stream(core.list_namespaced_pod, "default", label_selector="app=py", timeout_seconds=40):
+for event in watch.Watch().stream(core.list_namespaced_pod, "default", label_selector="app=py", timeout_seconds=90):
     if event["object"].status.phase == "Running":
         break
 else:
@@ -101,7 +101,7 @@ session = stream(
     stderr=True, stdin=True, stdout=True, tty=False, _preload_content=False,
 )
 session.write_stdin("line\n")
-session.run_forever(timeout=10)
+session.run_forever(timeout=60)
 assert session.read_stdout() == "got line\n" and session.read_stderr() == "bad\n"
 assert session.returncode == 3, session.returncode
 core.delete_namespaced_pod("py", "default")

@@ -17,7 +17,7 @@ fn the_python_client_is_content() {
     let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/tools/venv/bin/python");
     assert!(python.exists(), "{} is missing: run ./dev test", python.display());
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/clients.py");
-    let output = feed(cluster.inside("timeout").arg("100").arg(python).arg(script), b"").unwrap();
+    let output = feed(cluster.inside("timeout").arg("300").arg(python).arg(script), b"").unwrap();
     let said =
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && said.contains("python is content"), "{said}");
@@ -28,7 +28,7 @@ fn the_python_client_is_content() {
 fn the_rust_client_is_content() {
     let cluster = busy();
     let mut command = cluster.inside("timeout");
-    command.arg("100").arg(std::env::current_exe().unwrap());
+    command.arg("300").arg(std::env::current_exe().unwrap());
     command.args(["--ignored", "--exact", "clients::inside_the_namespace", "--nocapture"]);
     let output = feed(&mut command, b"").unwrap();
     let said =

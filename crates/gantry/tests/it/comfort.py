@@ -10,7 +10,7 @@ ecs, logs, events = (session.client(s, endpoint_url="http://127.0.0.1:4566") for
 ARN = "arn:aws:{}:us-east-1:123456789012:{}".format
 
 
-def patiently(what, wanted, seconds=30):
+def patiently(what, wanted, seconds=90):
     deadline = time.time() + seconds
     while True:
         found = wanted()

@@ -43,7 +43,7 @@ fn events_compose_and_cost() -> Result<()> {
     let python = root.join("../../target/tools/boto3/bin/python");
     ensure!(python.exists(), "{} is missing: run ./dev test", python.display());
     let output =
-        feed(cluster.inside("timeout").arg("90").arg(python).arg(root.join("tests/it/comfort.py")), b"")?;
+        feed(cluster.inside("timeout").arg("300").arg(python).arg(root.join("tests/it/comfort.py")), b"")?;
     let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success() && said.contains("comfort is content"), "{said}\n{}", cluster.output());
 

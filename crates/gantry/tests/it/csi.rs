@@ -33,9 +33,12 @@ fn scenario(cluster: &mut Cluster) -> Result<()> {
     })?;
     let label = cluster.kubectl(&["get", "node", "node-1", "-o", "jsonpath={.metadata.labels}"])?;
     has(&label, &["topology.test.gantry.dev/zone"])?;
+    room(cluster)?;
     cluster.apply(&(claim("c", "Filesystem") + &user("a", "c", "echo one > /v/f; exec sleep 1000")))?;
     ready(cluster, "a")?;
     let volume = cluster.field(&["pvc", "c"], "/spec/volumeName")?;
+    let held = cluster.kubectl(&["get", "pv", &volume, "-o", "jsonpath={.metadata.finalizers}"])?;
+    has(&held, &["external-provisioner.volume.kubernetes.io/finalizer"])?;
     let attached =
         cluster.kubectl(&["get", "volumeattachment", "-o", "jsonpath={.items[*].status.attached}"])?;
     ensure!(attached == "true", "{attached}");
@@ -54,7 +57,8 @@ fn scenario(cluster: &mut Cluster) -> Result<()> {
     cluster.kubectl(&["delete", "volumesnapshot", "s"])?;
     cluster.kubectl(&["delete", "pvc", "c", "d", "clone", "restored"])?;
     cluster.eventually("all is gone", || {
-        let left = cluster.kubectl(&["get", "pv,pvc,volumeattachment", "-o", "name"])?;
+        let left =
+            cluster.kubectl(&["get", "pv,pvc,volumeattachment,volumeattributesclass", "-o", "name"])?;
         let mounts = cluster.sh(&format!(
             "grep -c '{}/kubelet/p.*csi' /proc/self/mountinfo; true",
             cluster.folder().display()
@@ -63,6 +67,23 @@ fn scenario(cluster: &mut Cluster) -> Result<()> {
         ensure!(left.is_empty() && mounts.trim() == "0" && files.is_empty(), "{left} {mounts} {files}");
         Ok(())
     })
+}
+
+/// What the driver has room for is told, and a pod that wants more waits.
+fn room(cluster: &Cluster) -> Result<()> {
+    let path = "jsonpath={range .items[*]}{.storageClassName} {.capacity} {.nodeTopology.matchLabels}{end}";
+    cluster.eventually("the driver's room is told", || {
+        let told = cluster.kubectl(&["get", "csistoragecapacity", "-n", "kube-system", "-o", path])?;
+        has(&told, &["folders 5Gi", r#"{"topology.test.gantry.dev/zone":"z1"}"#])
+    })?;
+    let large = claim("large", "Filesystem").replace("4Mi", "6Gi");
+    cluster.apply(&(large + &user("large", "large", "exec sleep 1000")))?;
+    cluster.eventually("the large claim's pod waits", || {
+        let why =
+            cluster.kubectl(&["get", "pod", "large", "-o", "jsonpath={.status.conditions[0].message}"])?;
+        has(&why, &["node(s) did not have enough free storage"])
+    })?;
+    cluster.kubectl(&["delete", "pod/large", "pvc/large"]).map(drop)
 }
 
 fn grow(cluster: &Cluster) -> Result<()> {
@@ -123,7 +144,10 @@ fn copies(cluster: &Cluster) -> Result<()> {
         ensure!(current == "gold", "{current}");
         Ok(())
     })?;
-    has(&cluster.kubectl(&["logs", "-n", "kube-system", "driver"])?, &["ControllerModifyVolume", "shiny"])
+    has(&cluster.kubectl(&["logs", "-n", "kube-system", "driver"])?, &["ControllerModifyVolume", "shiny"])?;
+    // It stays until the claim that has it is gone, which is looked at in the end.
+    cluster.kubectl(&["delete", "volumeattributesclass", "gold", "--wait=false"])?;
+    cluster.kubectl(&["get", "volumeattributesclass", "gold"]).map(drop)
 }
 
 /// A device, and a volume of a pod's own.

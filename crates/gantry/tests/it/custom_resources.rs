@@ -42,7 +42,7 @@ pub fn collected(cluster: &Cluster) -> Result<()> {
         Ok(())
     })?;
     cluster.apply(&parent("last", "family"))?;
-    cluster.kubectl(&["delete", "namespace", "family", "--timeout=20s"])?;
+    cluster.kubectl(&["delete", "namespace", "family", "--timeout=120s"])?;
     cluster.kubectl(&["create", "namespace", "family"])?;
     let left = cluster.kubectl(&["-n", "family", "get", "parents", "-o", "name"])?;
     ensure!(left.is_empty(), "{left}");

@@ -4,7 +4,7 @@
 use crate::{busy, has, logged, pod};
 use anyhow::{Result, ensure};
 use async_trait::async_trait;
-use grpc::{Answer, Call, DEVICES, Handler, POD_RESOURCES, serve};
+use grpc::{Answer, Call, DEVICES, Handler, POD_RESOURCES, REGISTRATION, serve};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -39,6 +39,9 @@ impl Handler for Plugin {
     async fn call(&self, method: &str, request: Value) -> Answer {
         self.calls.lock().push(format!("{method} {request}"));
         Ok(match method {
+            "GetInfo" => json!({"type": "DevicePlugin", "name": RESOURCE, "supported_versions": ["v1beta1"],
+                "endpoint": "/var/lib/kubelet/device-plugins/thing.sock"}),
+            "GetDevicePluginOptions" => json!({"get_preferred_allocation_available": true}),
             "GetPreferredAllocation" => json!({"container_responses": [{"deviceIDs": ["c", "b"]}]}),
             "Allocate" => {
                 let ids = &request["container_requests"][0]["devices_ids"];
@@ -87,6 +90,14 @@ impl Peer {
             anyhow::Ok(server)
         })?;
         self.server = Some(server);
+        Ok(())
+    }
+
+    /// The same by the folder of all kinds of plug-ins: the agent asks.
+    fn register_by_folder(&self) -> Result<()> {
+        let socket = self.folder.join("plugins_registry/thing-reg.sock");
+        let _in = self.runtime.enter();
+        tokio::spawn(serve(UnixListener::bind(socket)?, &REGISTRATION, self.plugin.clone()));
         Ok(())
     }
 
@@ -169,7 +180,13 @@ fn scenario(cluster: &mut Cluster, mut peer: Peer) -> Result<()> {
     cluster.kill9()?;
     cluster.up()?;
     health(cluster, &[("b", "Unknown"), ("c", "Unknown")])?;
+    // Its own socket, which was in the agent's folder, is made again by that.
     cluster.eventually("the plug-in registers again", || peer.register())?;
+    peer.register_by_folder()?;
+    cluster.eventually("it was asked for its options", || {
+        ensure!(peer.plugin.calls.lock().iter().any(|c| c.starts_with("NotifyRegistrationStatus")));
+        Ok(())
+    })?;
     amounts(cluster, "3", "3")?;
     health(cluster, &[("b", "Healthy"), ("c", "Healthy")])?;
     let forced = user("three", 2).replace("spec:\n", "spec:\n  nodeName: node-1\n");

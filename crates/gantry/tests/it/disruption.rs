@@ -42,7 +42,7 @@ fn drain(cluster: &Cluster) -> Result<()> {
         .collect();
     ensure!(phases.contains(&"Running") && phases.contains(&"Pending"), "{phases:?}");
     cluster.kubectl(&["delete", "pdb", "kept"])?;
-    drain("--timeout=60s")?;
+    drain("--timeout=120s")?;
     cluster.kubectl(&["uncordon", "node-1"])?;
     ready(cluster, "kept")
 }

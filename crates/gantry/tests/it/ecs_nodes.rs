@@ -1,9 +1,9 @@
 //! Tasks on a node that joined: their logs reach the server's log groups, through the server's death too; they have
 //! their role's credentials and their protection; commands run in them. And a node speaks for its own tasks only.
 
-use crate::two_nodes::{Machine, joining_words};
+use crate::two_nodes::{Machine, joining_words, with_machine};
 use crate::{busy, feed, has};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use std::path::Path;
 use std::time::Duration;
 use testkit::cluster::Cluster;
@@ -15,7 +15,7 @@ fn script(cluster: &Cluster, part: &str) -> Result<()> {
     let python = root.join("../../target/tools/boto3/bin/python");
     ensure!(python.exists(), "{} is missing: run ./dev test", python.display());
     let mut command = cluster.inside("timeout");
-    command.arg("100").arg(python).arg(root.join("tests/it/ecs_nodes.py")).arg(part);
+    command.arg("300").arg(python).arg(root.join("tests/it/ecs_nodes.py")).arg(part);
     command.env("PYTHONDONTWRITEBYTECODE", "1");
     let output = feed(&mut command, b"")?;
     let said =
@@ -26,20 +26,11 @@ fn script(cluster: &Cluster, part: &str) -> Result<()> {
 
 #[test]
 fn tasks_on_a_joined_node() {
-    let mut cluster = busy();
-    let mut machine = Machine::new(&cluster).unwrap();
-    let outcome = scenario(&mut cluster, &mut machine);
-    outcome
-        .unwrap_or_else(|e| panic!("{e:#}\n-- agent:\n{}\n-- server:\n{}", machine.log(), cluster.output()));
+    with_machine(busy(), scenario);
 }
 
 fn scenario(cluster: &mut Cluster, machine: &mut Machine) -> Result<()> {
-    let words = joining_words(cluster)?;
-    machine.start(&words.iter().map(String::as_str).collect::<Vec<_>>())?;
-    cluster.eventually("node-2 is Ready", || {
-        let wait = ["wait", "node", "node-2", "--for=condition=Ready", "--timeout=5s"];
-        cluster.kubectl(&wait).context(machine.log())
-    })?;
+    machine.join(cluster, &joining_words(cluster)?)?;
     machine.gantry(&["image", "load", &cluster.folder().join("busybox.tar").display().to_string()])?;
     cluster.kubectl(&["cordon", "node-1"])?;
     script(cluster, "before")?;

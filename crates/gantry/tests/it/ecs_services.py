@@ -11,7 +11,7 @@ import boto3
 from botocore.exceptions import ClientError
 
 NETWORK = {"awsvpcConfiguration": {"subnets": ["subnet-default-a", "subnet-default-b"]}}
-FAST = {"Delay": 1, "MaxAttempts": 60}
+FAST = {"Delay": 1, "MaxAttempts": 90}
 session = boto3.session.Session("testing", "testing", region_name="us-east-1")
 
 
@@ -46,7 +46,7 @@ def stable(name):
     ecs.get_waiter("services_stable").wait(cluster="prod", services=[name], WaiterConfig=FAST)
 
 
-def patiently(what, wanted, seconds=60):
+def patiently(what, wanted, seconds=90):
     deadline = time.time() + seconds
     while not wanted():
         assert time.time() < deadline, what()
@@ -202,7 +202,7 @@ def balanced():
     def ask():
         while not over.is_set():
             try:
-                answers.append(urllib.request.urlopen("http://10.99.0.1:8088/x", timeout=5).read().strip())
+                answers.append(urllib.request.urlopen("http://10.99.0.1:8088/x", timeout=30).read().strip())
             except OSError as error:
                 failures.append(repr(error))
             time.sleep(0.01)
@@ -213,12 +213,12 @@ def balanced():
     define("web", httpd("two"))
     ecs.update_service(cluster="prod", service="web", taskDefinition="web")
     completed("web", seconds=90)
-    time.sleep(0.5)
+    patiently(lambda: len(answers), lambda: len(answers) > 100 and answers[-1] == b"two")
     over.set()
     for client in clients:
         client.join()
     assert not failures, failures[:5]
-    assert answers[0] == b"one" and answers[-1] == b"two" and len(answers) > 100, (len(answers), answers[-1])
+    assert answers[0] == b"one" and answers[-1] == b"two", answers[-1]
     said = " ".join(events("web"))
     for words in ("registered 1 targets in (target-group arn:", "registered 2 targets in", "deregistered"):
         if words in said:

@@ -26,7 +26,7 @@ fn with_image(name: &str) -> Result<Cluster> {
 fn nginx_behind_a_load_balancer() -> Result<()> {
     let cluster = with_image("nginx")?;
     cluster.kubectl(&["apply", "-f", &example("nginx")])?;
-    cluster.kubectl(&["rollout", "status", "deployment/nginx", "--timeout=60s"])?;
+    cluster.kubectl(&["rollout", "status", "deployment/nginx", "--timeout=120s"])?;
     cluster.wait_field(&["service", "nginx"], "/status/loadBalancer/ingress/0/ip", NODE_IP)?;
     let page =
         cluster.eventually("the page", || cluster.sh(&format!("curl -sf --max-time 5 http://{NODE_IP}/")))?;
@@ -59,7 +59,7 @@ fn guestbook_restricted_and_microservices() -> Result<()> {
         ("shop", "deployment/stock"),
         ("shop", "deployment/shop"),
     ] {
-        cluster.kubectl(&["-n", namespace, "rollout", "status", workload, "--timeout=60s"])?;
+        cluster.kubectl(&["-n", namespace, "rollout", "status", workload, "--timeout=120s"])?;
     }
     let entry = format!("curl -sf --max-time 5 'http://{NODE_IP}:8080/cgi-bin/guestbook?hello'");
     let entries = cluster.eventually("the guestbook", || cluster.sh(&entry))?;

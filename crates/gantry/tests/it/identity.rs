@@ -48,7 +48,7 @@ fn inside_a_pod(cluster: &Cluster) -> Result<()> {
     in_it(&["create", "rolebinding", "reader", "--clusterrole=view", "--serviceaccount=inside:reader"])?;
     let manifest = with_kubectl("reader", "serviceAccountName: reader");
     cluster.kubectl_stdin(Kubectl::Newest, &["apply", "-n", "inside", "-f", "-"], &manifest)?;
-    in_it(&["wait", "pod/reader", "--for=condition=Ready", "--timeout=60s"])?;
+    in_it(&["wait", "pod/reader", "--for=condition=Ready", "--timeout=120s"])?;
     let exec = |args: &[&str]| in_it(&[&["exec", "reader", "--"], args].concat());
     let folder = "/var/run/secrets/kubernetes.io/serviceaccount";
     ensure!(exec(&["cat", &format!("{folder}/namespace")])? == "inside");
@@ -263,10 +263,10 @@ fn components(cluster: &Cluster) -> Result<()> {
     in_it(&["create", "deployment", "web", "--image=busybox", "--replicas=2", "--", "sh", "-c", UNTIL_TERM])?;
     in_it(&["expose", "deployment", "web", "--port=80", "--type=LoadBalancer"])?;
     in_it(&["create", "job", "once", "--image=busybox", "--", "true"])?;
-    in_it(&["rollout", "status", "deployment/web", "--timeout=60s"])?;
+    in_it(&["rollout", "status", "deployment/web", "--timeout=120s"])?;
     in_it(&["rollout", "restart", "deployment/web"])?;
-    in_it(&["wait", "job/once", "--for=condition=Complete", "--timeout=60s"])?;
-    in_it(&["rollout", "status", "deployment/web", "--timeout=60s"])?;
-    cluster.kubectl(&["delete", "namespace", "parts", "--timeout=60s"])?;
+    in_it(&["wait", "job/once", "--for=condition=Complete", "--timeout=120s"])?;
+    in_it(&["rollout", "status", "deployment/web", "--timeout=120s"])?;
+    cluster.kubectl(&["delete", "namespace", "parts", "--timeout=120s"])?;
     Ok(())
 }

@@ -18,7 +18,7 @@ CLUSTER = "logs"
 SCRIPT = "echo hello; echo oops >&2; trap 'echo bye; exit 0' TERM; while true; do sleep 0.1; done"
 
 
-def patiently(what, wanted, seconds=30):
+def patiently(what, wanted, seconds=90):
     deadline = time.time() + seconds
     while True:
         found = wanted()

@@ -12,7 +12,7 @@ fn tasks_log_to_groups_and_take_commands() {
     let python = root.join("../../target/tools/boto3/bin/python");
     assert!(python.exists(), "{} is missing: run ./dev test", python.display());
     let mut command = cluster.inside("timeout");
-    command.arg("120").arg(python).arg(root.join("tests/it/logs.py"));
+    command.arg("300").arg(python).arg(root.join("tests/it/logs.py"));
     let output = feed(&mut command, b"").unwrap();
     let said =
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);

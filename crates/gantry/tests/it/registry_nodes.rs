@@ -1,8 +1,8 @@
 //! The registry from elsewhere: by TLS, for those it knows; and a node that joined pulls what was pushed to the first.
 
-use crate::two_nodes::{Machine, joining_words};
+use crate::two_nodes::{Machine, joining_words, with_machine};
 use crate::{has, pod, refusal};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use testkit::cluster::Cluster;
 use testkit::image::ImageBuilder;
 
@@ -26,13 +26,10 @@ fn what_is_pushed_to_one_node_runs_on_another() {
     std::fs::write(users.path(), "ann:secret\nrobot:pw:pull\n").unwrap();
     let flags = ["--registry-users", users.path().to_str().unwrap()];
     let cluster = Cluster::start(env!("CARGO_BIN_EXE_gantry"), &flags).unwrap();
-    let mut machine = Machine::new(&cluster).unwrap();
-    let outcome = scenario(&cluster, &mut machine);
-    outcome
-        .unwrap_or_else(|e| panic!("{e:#}\n-- agent:\n{}\n-- server:\n{}", machine.log(), cluster.output()));
+    with_machine(cluster, scenario);
 }
 
-fn scenario(cluster: &Cluster, machine: &mut Machine) -> Result<()> {
+fn scenario(cluster: &mut Cluster, machine: &mut Machine) -> Result<()> {
     let image = ImageBuilder::busybox("app:1").layer().file("word", b"pushed\n", 0o644);
     let archive = image.write_docker_archive(&cluster.folder().join("app.tar"));
     let from = format!("docker-archive:{}", archive.display());
@@ -48,12 +45,7 @@ fn scenario(cluster: &Cluster, machine: &mut Machine) -> Result<()> {
     push("--dest-creds ann:secret", "team/app:1")?;
     push("--dest-creds ann:secret", "library/nginx:1.7.9")?;
     refused(cluster, &push)?;
-    let words = joining_words(cluster)?;
-    machine.start(&words.iter().map(String::as_str).collect::<Vec<_>>())?;
-    cluster.eventually("node-2 is Ready", || {
-        let wait = ["wait", "node", "node-2", "--for=condition=Ready", "--timeout=5s"];
-        cluster.kubectl(&wait).context(machine.log())
-    })?;
+    machine.join(cluster, &joining_words(cluster)?)?;
     for (name, image, policy) in [
         ("own", "localhost:5000/team/app:1", "IfNotPresent"),
         ("short", "nginx:1.7.9", "IfNotPresent"),

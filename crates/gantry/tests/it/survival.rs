@@ -123,7 +123,7 @@ fn first_of(all: BTreeMap<String, Vec<u32>>, uids: &[String]) -> BTreeMap<String
 }
 
 fn wait_for(what: &str, mut look: impl FnMut() -> Result<()>) -> Result<()> {
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(40);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(120);
     loop {
         match look() {
             Ok(()) => return Ok(()),

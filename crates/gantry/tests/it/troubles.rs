@@ -204,7 +204,7 @@ fn describe(cluster: &Cluster) -> Result<()> {
             "Status:           Running",
             "Scheduled",
             "Successfully assigned default/told to node-1",
-            "Container image \"busybox\" already present on machine",
+            "Container image \"busybox\" already present on machine and can be accessed by the pod",
             "Created",
             "Started",
             "QoS Class:",

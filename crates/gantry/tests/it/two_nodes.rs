@@ -76,7 +76,7 @@ impl Machine {
         let mut command = Command::new("nsenter");
         command
             .arg(format!("--net=/proc/{}/ns/net", self.holder.id()))
-            .args(["--", "timeout", "60", program]);
+            .args(["--", "timeout", "150", program]);
         command
     }
 
@@ -101,6 +101,15 @@ impl Machine {
         command.arg(self.folder.path()).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         self.process = Some(command.spawn()?);
         Ok(())
+    }
+
+    /// Starts the agent and waits for its node; the words are those of [`joining_words`].
+    pub(crate) fn join<S: AsRef<str>>(&mut self, cluster: &Cluster, words: &[S]) -> Result<()> {
+        self.start(&words.iter().map(AsRef::as_ref).collect::<Vec<_>>())?;
+        cluster.eventually("node-2 is Ready", || {
+            let wait = ["wait", "node", "node-2", "--for=condition=Ready", "--timeout=5s"];
+            cluster.kubectl(&wait).map(drop).context(self.log())
+        })
     }
 
     pub(crate) fn log(&self) -> String {
@@ -150,28 +159,35 @@ pub(crate) fn joining_words(cluster: &Cluster) -> Result<Vec<String>> {
     Ok(said.split_whitespace().skip(2).map(String::from).collect())
 }
 
-#[test]
-fn a_second_node() {
-    let mut cluster = busy();
-    let mut machine = Machine::new(&cluster).unwrap();
+/// Runs a scenario with a second machine; what fails shows what both said.
+pub(crate) fn with_machine(
+    mut cluster: Cluster,
+    scenario: impl FnOnce(&mut Cluster, &mut Machine) -> Result<()>,
+) {
+    let mut machine = Machine::new(&cluster).expect("a second machine");
     let outcome = scenario(&mut cluster, &mut machine);
     outcome
         .unwrap_or_else(|e| panic!("{e:#}\n-- agent:\n{}\n-- server:\n{}", machine.log(), cluster.output()));
+}
+
+#[test]
+fn a_second_node() {
+    with_machine(busy(), scenario);
 }
 
 fn scenario(cluster: &mut Cluster, machine: &mut Machine) -> Result<()> {
     let words = joining_words(cluster)?;
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     strangers_are_refused(machine, &words)?;
-    machine.start(&words)?;
-    cluster.eventually("node-2 is Ready", || {
-        cluster
-            .kubectl(&["wait", "node", "node-2", "--for=condition=Ready", "--timeout=5s"])
-            .context(machine.log())
+    machine.join(cluster, &words)?;
+    cluster.eventually("who joins can tell the real cluster-info", || {
+        let info =
+            cluster.kubectl(&["get", "configmap", "-n", "kube-public", "cluster-info", "-o", "yaml"])?;
+        has(&info, &["jws-kubeconfig-"])
     })?;
     machine.gantry(&["image", "load", &cluster.folder().join("busybox.tar").display().to_string()])?;
     cluster.apply(WEB)?;
-    cluster.kubectl(&["wait", "deployment", "web", "--for=condition=Available", "--timeout=60s"])?;
+    cluster.kubectl(&["wait", "deployment", "web", "--for=condition=Available", "--timeout=120s"])?;
     let pods = [Web::on(cluster, "node-1")?, Web::on(cluster, "node-2")?];
     pods_and_services(cluster, machine, &pods)?;
     a_name_is_taken_once(machine, &words)?;

@@ -49,7 +49,13 @@ fn usage(cluster: &Cluster) -> Result<()> {
 fn what_a_node_tells_and_runs_by_itself() {
     let folder = tempfile::tempdir().unwrap();
     let manifests = folder.path().to_str().unwrap();
-    let web = pod("web", "sleep 100000", "", "");
+    let signs = folder.path().join("signs");
+    std::fs::create_dir(&signs).unwrap();
+    let volume = format!("volumes: [{{name: s, hostPath: {{path: {}}}}}]", signs.display());
+    let script =
+        "trap 'touch /s/told; until [ -e /s/go ]; do sleep 0.1; done; exit 0' TERM; sleep 100000 & wait";
+    let web = pod("web", script, "volumeMounts: [{name: s, mountPath: /s}]", &volume);
+    let web = web.replace("terminationGracePeriodSeconds: 1", "terminationGracePeriodSeconds: 90");
     std::fs::write(folder.path().join("web.yaml"), &web).unwrap();
     let mut cluster =
         Cluster::start(env!("CARGO_BIN_EXE_gantry"), &["--pod-manifest-path", manifests]).unwrap();
@@ -79,6 +85,15 @@ fn what_a_node_tells_and_runs_by_itself() {
     has(&cluster.kubectl(&["exec", "mapped", "--", "cat", "/proc/self/uid_map"]).unwrap(), &[words[1]])
         .unwrap();
     std::fs::remove_file(folder.path().join("web.yaml")).unwrap();
+    cluster
+        .eventually("the static pod is told to end", || {
+            ensure!(signs.join("told").exists(), "nobody told it");
+            Ok(())
+        })
+        .unwrap();
+    let shown = cluster.kubectl(&["get", "pods", "-o", "name"]).unwrap();
+    assert!(shown.contains("web-"), "it is shown as long as it runs: {shown}");
+    std::fs::write(signs.join("go"), "").unwrap();
     cluster
         .eventually("the static pod is gone", || {
             let left = cluster.kubectl(&["get", "pods", "-o", "name"])?;

@@ -40,7 +40,28 @@ fn folders(cluster: &Cluster) -> Result<usize> {
     Ok(cluster.sh(&format!("ls {}/claims 2>/dev/null; true", cluster.folder().display()))?.lines().count())
 }
 
+/// A volume with the policy `Recycle` is emptied and free again when its claim is gone.
+fn recycled(cluster: &Cluster) -> Result<()> {
+    let folder = cluster.folder().join("recycled");
+    std::fs::create_dir_all(folder.join("deep"))?;
+    std::fs::write(folder.join(".hidden"), "x")?;
+    let size = "accessModes: [ReadWriteOnce], storageClassName: old";
+    let volume = format!(
+        "apiVersion: v1\nkind: PersistentVolume\nmetadata: {{name: old}}\nspec: {{{size}, capacity: {{storage: 1Gi}}, \
+         persistentVolumeReclaimPolicy: Recycle, hostPath: {{path: {}}}}}\n---\napiVersion: v1\n\
+         kind: PersistentVolumeClaim\nmetadata: {{name: old}}\nspec: {{{size}, resources: {{requests: {{storage: 1Mi}}}}}}\n",
+        folder.display()
+    );
+    cluster.apply(&volume)?;
+    cluster.wait_field(&["pvc", "old"], "/status/phase", "Bound")?;
+    cluster.kubectl(&["delete", "pvc", "old"])?;
+    cluster.wait_field(&["pv", "old"], "/status/phase", "Available")?;
+    ensure!(std::fs::read_dir(&folder)?.next().is_none(), "it is empty");
+    cluster.kubectl(&["delete", "pv", "old"]).map(drop)
+}
+
 fn scenario(cluster: &mut Cluster) -> Result<()> {
+    recycled(cluster)?;
     cluster.apply(DATABASE)?;
     let log = |cluster: &Cluster| cluster.kubectl(&["exec", "db-0", "--", "cat", "/data/log"]);
     let lines = |cluster: &Cluster, count: usize| {

@@ -52,7 +52,7 @@ spec:
 
 fn rolled_out(cluster: &Cluster, name: &str) -> Result<()> {
     let name = format!("deployment/{name}");
-    cluster.kubectl(&["rollout", "status", &name, "--timeout=60s"]).map(drop)
+    cluster.kubectl(&["rollout", "status", &name, "--timeout=120s"]).map(drop)
 }
 
 /// A client that asks without pause; prints each failure, and at the end how often it asked.
@@ -137,7 +137,7 @@ fn stuck(cluster: &Cluster) -> Result<()> {
     rolled_out(cluster, "stuck")?;
     let patch = r#"{"spec":{"progressDeadlineSeconds":3,"template":{"spec":{"containers":[{"name":"c","image":"nope:1"}]}}}}"#;
     cluster.kubectl(&["patch", "deployment", "stuck", "-p", patch])?;
-    let said = crate::refusal(cluster.kubectl(&["rollout", "status", "deployment/stuck", "--timeout=30s"]))?;
+    let said = crate::refusal(cluster.kubectl(&["rollout", "status", "deployment/stuck", "--timeout=120s"]))?;
     has(&said, &["deployment \"stuck\" exceeded its progress deadline"])?;
     let ready = cluster.field(&["deployment", "stuck"], "/status/readyReplicas")?;
     ensure!(ready == "1", "{ready}");
@@ -190,8 +190,8 @@ fn namespace(cluster: &Cluster) -> Result<()> {
         &deployment("full", 2, "x"),
     )?;
     cluster.kubectl(&["-n", "brief", "create", "cm", "kept", "--from-literal=a=b"])?;
-    cluster.kubectl(&["-n", "brief", "rollout", "status", "deployment/full", "--timeout=60s"])?;
-    cluster.kubectl(&["delete", "namespace", "brief", "--timeout=40s"])?;
+    cluster.kubectl(&["-n", "brief", "rollout", "status", "deployment/full", "--timeout=120s"])?;
+    cluster.kubectl(&["delete", "namespace", "brief", "--timeout=120s"])?;
     let left = cluster.kubectl(&["get", "pods,rs,deployments,cm,secrets,sa", "-n", "brief", "-o", "name"])?;
     ensure!(left.is_empty(), "{left}");
     Ok(())

@@ -7,6 +7,8 @@ use http::header::AUTHORIZATION;
 use serde::Deserialize;
 use std::fmt::Write;
 
+/// What stays as it is in a part of a query.
+const PLAIN: &[u8] = b"-._~:/,";
 /// A larger answer is no token.
 const TOKEN_BYTES: u64 = 64 << 10;
 
@@ -81,7 +83,8 @@ pub(crate) async fn authorize(
     let own = format!("repository:{repository}:pull");
     let scope = if scope.is_empty() { &own } else { scope };
     let joint = if url.path.contains('?') { '&' } else { '?' };
-    let _ = write!(url.path, "{joint}service={}&scope={}", encoded(service), encoded(scope));
+    let part = |text: &str| stdx::percent(text, PLAIN);
+    let _ = write!(url.path, "{joint}service={}&scope={}", part(service), part(scope));
     let headers: Vec<(&str, String)> =
         credentials.map(|c| (AUTHORIZATION.as_str(), c.basic())).into_iter().collect();
     let near = url.host == registry.host || !registry.tls;
@@ -100,21 +103,6 @@ pub(crate) async fn authorize(
     let answer: Answer = serde_json::from_slice(&body).map_err(|_| bad("the answer holds no token"))?;
     let token = answer.token.filter(|t| !t.is_empty()).or(answer.access_token).filter(|t| !t.is_empty());
     token.map(|token| format!("Bearer {token}")).ok_or_else(|| bad("the answer holds no token"))
-}
-
-fn encoded(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b':' | b'/' | b',' => {
-                out.push(char::from(byte));
-            }
-            byte => {
-                let _ = write!(out, "%{byte:02X}");
-            }
-        }
-    }
-    out
 }
 
 #[cfg(test)]
@@ -136,6 +124,6 @@ mod tests {
         assert_eq!(Challenge::parse(r#"Basic realm="x", Bearer realm="y""#), bearer("y", "", ""));
         assert_eq!(Challenge::parse("Negotiate"), None);
         assert_eq!(Challenge::parse("Bearer realm"), bearer("", "", ""));
-        assert_eq!(encoded("a b&c=d/é"), "a%20b%26c%3Dd/%C3%A9");
+        assert_eq!(stdx::percent("a b&c=d/é", PLAIN), "a%20b%26c%3Dd/%C3%A9");
     }
 }

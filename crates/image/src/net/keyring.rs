@@ -3,6 +3,8 @@
 //! A key is a host, perhaps with a scheme, a port, a path and `*` within labels; the longest key that fits an image
 //! goes first. Deliberately not here: credential helpers (programs) and identity tokens.
 
+use crate::digest::Digest;
+use crate::reference::Reference;
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use serde::Deserialize;
@@ -25,6 +27,16 @@ impl std::fmt::Debug for Credentials {
 }
 
 impl Credentials {
+    /// Tells them apart from others, and does not give them away.
+    pub(crate) fn mark(&self) -> String {
+        let mut text = b"gantry credentials\0".to_vec();
+        for part in [&self.username, &self.password] {
+            text.extend(part.as_bytes());
+            text.push(0);
+        }
+        Digest::of(&text).hex().to_string()
+    }
+
     /// The value of an `Authorization` header.
     pub(crate) fn basic(&self) -> String {
         format!("Basic {}", STANDARD.encode(format!("{}:{}", self.username, self.password)))
@@ -93,6 +105,11 @@ impl Keyring {
             }
         }
         Ok(())
+    }
+
+    /// What tells the credentials for an image's repository apart from others'.
+    pub fn marks(&self, image: &Reference) -> Vec<String> {
+        self.matching(&image.domain, &image.path).iter().map(Credentials::mark).collect()
     }
 
     /// Credentials for a repository, the most specific first.

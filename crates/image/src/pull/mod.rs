@@ -346,8 +346,10 @@ impl Puller {
         }
         let base = self.base(&reference.domain).ok_or_else(|| PullError::Net("not an address".into()))?;
         let mut refused = PullError::NotFound;
+        let nodes = self.inner.config.keys.matching(&reference.domain, &reference.path);
         for credentials in candidates {
-            let remote = self.remote(base.clone(), reference, credentials);
+            let mark = credentials.as_ref().filter(|c| !nodes.contains(c)).map(Credentials::mark);
+            let remote = Remote { mark, ..self.remote(base.clone(), reference, credentials) };
             match self.pull_from(reference, &Origin::Remote(Box::new(remote))).await {
                 Err(error @ (PullError::Denied(_) | PullError::Auth(_))) => refused = error,
                 other => return other,
@@ -372,6 +374,7 @@ impl Puller {
             repository: reference.path.clone(),
             stands_for: None,
             credentials,
+            mark: None,
             manners: self.inner.config.manners.clone(),
             retry: self.inner.config.retry,
             pass: Mutex::default(),
@@ -389,8 +392,12 @@ impl Puller {
     async fn pull_once(&self, reference: &Reference, origin: &Origin) -> Result<Lease, PullError> {
         let fetched = Fetch { images: &self.inner.images, origin }.run(reference).await?;
         let (images, name) = (self.inner.images.clone(), reference.clone());
+        let mark = match origin {
+            Origin::Remote(remote) => remote.mark.clone(),
+            Origin::Own { .. } => None,
+        };
         let work = move || {
-            images.take_pulled(&fetched.source, &fetched.top, &name)?;
+            images.take_pulled(&fetched.source, &fetched.top, &name, mark)?;
             images.lease(&name.to_string()).ok_or_else(|| ImageError::Missing(name.to_string()))
         };
         Ok(tokio::task::spawn_blocking(work).await.map_err(|_| ImageError::Cancelled)??)

@@ -36,6 +36,8 @@ pub(super) struct Remote {
     /// The domain that a mirror stands for.
     pub(super) stands_for: Option<String>,
     pub(super) credentials: Option<Credentials>,
+    /// Whose they are; `None`: the node's, or nobody's.
+    pub(super) mark: Option<String>,
     pub(super) manners: Manners,
     pub(super) retry: Backoff,
     /// The `Authorization` header that worked last.

@@ -9,6 +9,9 @@ use std::time::{Duration, Instant};
 use stdx::backoff::Backoff;
 use testkit::image::{ImageBuilder, digest, gzip};
 
+/// Nothing takes longer on a healthy machine, however busy.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 struct Bench {
     folder: tempfile::TempDir,
     puller: Puller,
@@ -17,10 +20,15 @@ struct Bench {
 fn quick() -> PullConfig {
     let millisecond = Duration::from_millis(1);
     let retry = Backoff { base: millisecond, factor: 1, max: millisecond };
-    let (answer, window) = (Duration::from_millis(500), Duration::from_millis(300));
-    let mut config = PullConfig::default().with_deadlines(Duration::from_secs(2), answer, window);
+    let mut config = PullConfig::default();
     config.retry = retry;
     config
+}
+
+/// Gives up soon, by these deadlines for an answer and for a look at a body's pace.
+fn impatient(answer: Duration, window: Duration) -> Bench {
+    let config = quick().with_deadlines(PATIENCE, answer, window);
+    Bench::with(config, Limits::default())
 }
 
 impl Bench {
@@ -49,7 +57,7 @@ impl Bench {
         let begun = Instant::now();
         let Err(error) = self.pull(image).await else { panic!("{words}: it was taken") };
         assert!(error.contains(words), "{words:?} not in {error:?}");
-        assert!(begun.elapsed() < Duration::from_secs(20), "{words}: too slow");
+        assert!(begun.elapsed() < PATIENCE, "{words}: too slow");
         for part in ["layers", "tmp", "blobs/sha256"] {
             let left: Vec<_> =
                 std::fs::read_dir(self.folder.path().join("store").join(part)).unwrap().collect();
@@ -184,8 +192,18 @@ async fn basic_credentials_are_tried_in_turn() {
     keys.add_config_json(bad.to_string().as_bytes()).unwrap();
     let error = bench.pull_with(&fake.image("web:1"), &keys).await.err().unwrap();
     assert!(error.contains("pull access denied") && error.contains("unauthorized: who?"), "{error}");
+    let others = keys.clone();
     keys.add_config_json(json!({"auths": {&host: row("good")}}).to_string().as_bytes()).unwrap();
-    bench.pull_with(&fake.image("web:1"), &keys).await.unwrap();
+    let pulled = bench.pull_with(&fake.image("web:1"), &keys).await.unwrap();
+    // From now on the image is for whoever has these.
+    let name = Reference::parse(&fake.image("web:1")).unwrap();
+    let may = |keys: &Keyring, name: Option<&Reference>| {
+        pulled.lease.image().is_for(name, &keys.marks(&Reference::parse(&fake.image("web:1")).unwrap()))
+    };
+    assert!(may(&keys, Some(&name)) && !may(&others, Some(&name)) && !may(&Keyring::default(), Some(&name)));
+    assert!(!may(&keys, None), "by its id nobody can say");
+    let elsewhere = Reference::parse("elsewhere.example/web:1").unwrap();
+    assert!(may(&others, Some(&elsewhere)), "another registry's name was given by somebody who may");
 }
 
 /// Cut off again and again, a layer still arrives; ranges are used where there are any.
@@ -239,12 +257,12 @@ async fn overload_is_waited_for_and_errors_are_told() {
 async fn registries_that_hang_or_drip_are_given_up() {
     let content = Content::of(&web(), "1");
     let mute = Fake::start(|_| Answer::status(200).body(Body::Hang));
-    Bench::new().refused(&mute.image("web:1"), "i/o timeout").await;
+    impatient(Duration::from_millis(300), PATIENCE).refused(&mute.image("web:1"), "i/o timeout").await;
     let drip = Fake::start(move |request: &Request| match request.path.contains("/blobs/") {
         true => Answer::status(200).body(Body::Drip),
         false => content.answer(request),
     });
-    Bench::new().refused(&drip.image("web:1"), "only drips").await;
+    impatient(PATIENCE, Duration::from_millis(300)).refused(&drip.image("web:1"), "only drips").await;
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     Bench::new().refused(&format!("{closed}/web:1"), "Connection refused").await;
 }

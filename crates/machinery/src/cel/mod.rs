@@ -10,6 +10,7 @@
 mod ast;
 mod check;
 mod cost;
+pub mod devices;
 mod eval;
 mod lex;
 mod lib;
@@ -22,6 +23,7 @@ mod value;
 
 pub use cost::{Bound, REQUEST_BYTES_MAX};
 pub use lib::authz::{Authority, Inquiry, authorizer, request_resource};
+pub use lib::semver::Semver;
 pub use lib::time::duration;
 pub use types::{ObjectType, Type, escape};
 pub use value::{EvalError, Ext, Key, Value};

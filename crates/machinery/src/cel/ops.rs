@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 fn entry<'a>(of: &'a Value, field: &str) -> Result<Option<&'a Value>, EvalError> {
     match of {
-        Value::Map(map) => Ok(map.get(&Key::String(field.into()))),
+        Value::Map(map) => Ok(map.get(&Key::String(field.into())).or_else(|| map.get(&Key::Any))),
         other => {
             Err(EvalError::failed(format!("unsupported type '{}' for field selection", other.type_name())))
         }
@@ -49,7 +49,10 @@ pub fn entries(range: &Value) -> Result<Vec<(Value, Value)>, EvalError> {
         Value::List(items) => {
             Ok(items.iter().enumerate().map(|(i, v)| (Value::Int(i as i64), v.clone())).collect())
         }
-        Value::Map(map) => Ok(map.iter().map(|(k, v)| (k.value(), v.clone())).collect()),
+        Value::Map(map) => {
+            let real = map.iter().filter(|(k, _)| **k != Key::Any);
+            Ok(real.map(|(k, v)| (k.value(), v.clone())).collect())
+        }
         _ => Err(EvalError::no_such_overload()),
     }
 }

@@ -88,6 +88,12 @@ static TABLE: LazyLock<BTreeMap<String, Vec<Overload>>> = LazyLock::new(|| {
     table
 });
 
+/// The names of all functions and operators.
+#[cfg(test)]
+pub fn names() -> impl Iterator<Item = &'static str> {
+    TABLE.keys().map(String::as_str)
+}
+
 /// The signatures of a name; empty when there is no such function.
 pub fn find(name: &str) -> &'static [Overload] {
     TABLE.get(name).map(Vec::as_slice).unwrap_or_default()

@@ -127,6 +127,8 @@ pub enum Key {
     Uint(u64),
     /// Text.
     String(Arc<str>),
+    /// In a map made by this program: what is found under every key that is not there. No walk sees it.
+    Any,
 }
 
 impl Key {
@@ -137,6 +139,7 @@ impl Key {
             Key::Int(n) => Value::Int(*n),
             Key::Uint(n) => Value::Uint(*n),
             Key::String(s) => Value::String(s.clone()),
+            Key::Any => Value::Null,
         }
     }
 }
@@ -456,7 +459,7 @@ impl Ext {
             (Ext::Cidr(a), Ext::Cidr(b)) => a == b,
             (Ext::Url(a), Ext::Url(b)) => a.text == b.text,
             (Ext::Quantity(a), Ext::Quantity(b)) => a.cmp(b).is_eq(),
-            (Ext::Semver(a), Ext::Semver(b)) => a.cmp(b).is_eq(),
+            (Ext::Semver(a), Ext::Semver(b)) => a == b,
             (Ext::Format(a), Ext::Format(b)) => a.name == b.name,
             _ => false,
         }

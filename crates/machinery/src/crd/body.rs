@@ -8,7 +8,8 @@ use super::schema::{Additional, Schema, Ty};
 use k8s_schema::{Def, DefRef, Field, Held, ListType, PatchStrategy, Type};
 use std::sync::Arc;
 
-const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
+/// The definition of every object's metadata.
+pub const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
 
 /// The name of the field that stands for fields that the schema does not know, but keeps.
 pub const REST: &str = "";

@@ -1,13 +1,15 @@
 //! Unknown fields of custom objects: found, and dropped.
 
+use super::body::OBJECT_META;
 use super::schema::Schema;
+use crate::walk::{self as table, Unknown};
 use serde_json::Value;
 
 /// Fields of every object, and of embedded ones, that the schema need not list.
 const OBJECT_FIELDS: [&str; 3] = ["apiVersion", "kind", "metadata"];
 
 /// Drops every field that the schema does not know; returns their paths (`spec.colour`, `spec.list[2].x`) in order.
-/// The root's `apiVersion`, `kind` and `metadata` are not the schema's.
+/// The root's `apiVersion`, `kind` and `metadata` are not the schema's; metadata of embedded objects is checked here.
 pub fn prune(value: &mut Value, schema: &Schema) -> Vec<String> {
     let mut unknown = Vec::new();
     walk(value, schema, true, &mut String::new(), &mut unknown);
@@ -26,6 +28,12 @@ fn walk(value: &mut Value, schema: &Schema, object: bool, path: &mut String, unk
                     map.remove(&key);
                     unknown.push(join(path, &key));
                 }
+            }
+            if let Some(metadata) = map.get_mut("metadata").filter(|_| object && !path.is_empty())
+                && let Some(def) = k8s_schema::def_by_name(OBJECT_META)
+            {
+                let odd = table::check(metadata, def, Unknown::Warn).unknown;
+                unknown.extend(odd.iter().map(|key| join(&join(path, "metadata"), key)));
             }
             for (key, value) in map.iter_mut().filter(|(key, _)| !own(key)) {
                 if let Some(below) = schema.property(key) {

@@ -130,7 +130,9 @@ impl Walk<'_> {
                 for (key, value) in map {
                     if let Some(below) = schema.property(key) {
                         let old = old.and_then(|o| o.get(key));
-                        self.place(value, below, old, (below.embedded, &join(path, key)));
+                        let keyed = schema.additional.schema().is_some();
+                        let at = if keyed { format!("{path}[{key}]") } else { join(path, key) };
+                        self.place(value, below, old, (below.embedded, &at));
                     }
                 }
             }

@@ -46,9 +46,13 @@ fn complaints(value: &Value, old: Option<&Value>) -> Vec<String> {
 fn unknown_fields_go_and_are_named() {
     let mut value = json!({"apiVersion": "x/v1", "kind": "W", "metadata": {"name": "a", "odd": 1}, "extra": 1,
         "spec": {"colour": 1, "replicas": 2, "free": {"any": 1, "known": {"a": "x", "b": 1}}, "labels": {"k": "v"},
-            "rules": [{"host": "a"}, {"host": "b", "odd": true}], "template": {"kind": "P", "metadata": {}, "x": 1}}});
+            "rules": [{"host": "a"}, {"host": "b", "odd": true}], "template": {"kind": "P", "metadata": {"name": "p", "odd": 1}, "x": 1}}});
     let unknown = prune(&mut value, &schema());
-    assert_eq!(unknown, ["extra", "spec.colour", "spec.free.known.b", "spec.rules[1].odd"]);
+    assert_eq!(
+        unknown,
+        ["extra", "spec.colour", "spec.free.known.b", "spec.rules[1].odd", "spec.template.metadata.odd"]
+    );
+    assert_eq!(value["spec"]["template"], json!({"kind": "P", "metadata": {"name": "p"}, "x": 1}));
     assert_eq!(value["spec"]["free"], json!({"any": 1, "known": {"a": "x"}}));
     assert_eq!(value["metadata"]["odd"], 1, "metadata is not the schema's");
 }
@@ -209,6 +213,7 @@ fn ruled() -> Schema {
                         "items": {"type": "object", "x-kubernetes-validations": rule("self.v >= oldSelf.v"),
                             "properties": {"n": {"type": "string"}, "v": {"type": "integer"}}}},
                     "when": {"type": "string", "format": "date-time", "x-kubernetes-validations": rule("self.getFullYear() > 2000")},
+                    "sizes": {"type": "object", "additionalProperties": {"type": "integer", "x-kubernetes-validations": rule("self > 0")}},
                 }},
         }}),
     )
@@ -240,6 +245,10 @@ fn rules_speak_in_upstreams_words() {
             "spec.min: Forbidden: min above max",
             "spec.port: Invalid value: \"\": 'no such overload': call arguments did not match a supported operator, function or macro signature for rule: self > 1",
         ]
+    );
+    assert_eq!(
+        broken(with(json!({"min": 1, "max": 2, "sizes": {"a": 1, "b": 0}})), None),
+        ["spec.sizes[b]: Invalid value: \"integer\": failed rule: self > 0"]
     );
     assert_eq!(
         broken(with(json!({"min": -100, "max": 2})), None),

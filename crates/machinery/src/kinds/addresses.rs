@@ -1,8 +1,8 @@
 //! IPAddress and ServiceCIDR: who holds which service address, and which there are.
 
-use super::get::{list, required, same, text, texts};
-use super::{Behaviour, GENERIC, NameRule};
-use crate::field_errors::FieldErrors;
+use super::get::{list, text, texts};
+use super::spot::Spot;
+use super::{Behaviour, COUNTED, NameRule};
 use crate::name;
 use crate::table::{Cell, Column};
 use serde_json::Value;
@@ -16,30 +16,23 @@ pub static ROWS: &[Behaviour] = &[
     Behaviour {
         group: GROUP,
         resource: "ipaddresses",
-        validated: true,
-        generation: true,
         name: NameRule::PathSegment,
-        validate_create: address,
-        validate_update: |new, old, errors| {
-            address(new, errors);
-            errors.immutable("spec.parentRef", &new["spec"]["parentRef"], &old["spec"]["parentRef"]);
-        },
+        validate: address,
+        immutable: &["spec.parentRef"],
         columns: &[Column::NAME, Column::new("ParentRef", Cell::Fn(|a| parent(a).into()))],
-        ..GENERIC
+        ..COUNTED
     },
     Behaviour {
         group: GROUP,
         resource: "servicecidrs",
-        validated: true,
-        generation: true,
-        validate_create: range,
-        validate_update: range_update,
+        validate: range,
+        validate_update: Some(range_update),
         columns: &[
             Column::NAME,
             Column::new("CIDRs", Cell::Fn(|c| texts(c, "/spec/cidrs").collect::<Vec<_>>().join(",").into())),
             Column::AGE,
         ],
-        ..GENERIC
+        ..COUNTED
     },
 ];
 
@@ -51,57 +44,44 @@ fn parent(a: &Value) -> String {
     format!("{}{group}/{namespace}{}", part("resource"), part("name"))
 }
 
-fn address(obj: &Value, errors: &mut FieldErrors) {
-    let own = text(obj, "/metadata/name");
-    match own.parse::<IpAddr>() {
-        Err(_) => errors.invalid_all("metadata.name", own, name::ip(own)),
-        Ok(ip) if ip.to_string() != own => {
-            errors.invalid("metadata.name", own, &format!("must be in canonical form (\"{ip}\")"));
+fn address(obj: &Spot) {
+    let own = obj.key("metadata.name");
+    match own.text("").parse::<IpAddr>() {
+        Err(_) => own.like("", name::ip),
+        Ok(ip) if ip.to_string() != own.text("") => {
+            own.wrong("", &format!("must be in canonical form (\"{ip}\")"));
         }
         Ok(_) => {}
     }
-    let Some(parent) = obj.pointer("/spec/parentRef").filter(|p| !p.is_null()) else {
-        return errors.required("spec.parentRef", "");
-    };
-    let group = text(parent, "/group");
-    if !group.is_empty() {
-        errors.invalid_all("spec.parentRef.group", group, name::dns1123_subdomain(group));
-    }
-    for key in ["resource", "name"] {
-        if let Some(given) = required(parent, "spec.parentRef", key, errors) {
-            errors.invalid_all(&format!("spec.parentRef.{key}"), given, name::path_segment(given));
-        }
-    }
-    let namespace = text(parent, "/namespace");
-    if !namespace.is_empty() {
-        errors.invalid_all("spec.parentRef.namespace", namespace, name::path_segment(namespace));
-    }
+    let Some(parent) = obj.opt("spec.parentRef") else { return obj.required("spec.parentRef", "") };
+    parent.like_opt("group", name::dns1123_subdomain);
+    parent.need_like("resource", name::path_segment);
+    parent.need_like("name", name::path_segment);
+    parent.like_opt("namespace", name::path_segment);
 }
 
-fn range(obj: &Value, errors: &mut FieldErrors) {
-    let path = "spec.cidrs";
-    let given: Vec<&str> = texts(obj, "/spec/cidrs").collect();
+fn range(obj: &Spot) {
+    let cidrs = obj.key("spec.cidrs");
+    let given = cidrs.texts("");
     if given.is_empty() {
-        return errors.required(path, "at least one CIDR required");
+        return cidrs.required("", "at least one CIDR required");
     }
     if given.len() > CIDRS_MAX {
-        return errors.invalid(path, given, "may only specify up to 2 values");
+        return cidrs.wrong("", "may only specify up to 2 values");
     }
-    let bad = given.iter().any(|c| !name::cidr(c).is_empty());
-    for (i, cidr) in given.iter().enumerate() {
-        errors.invalid_all(&format!("{path}[{i}]"), cidr, name::cidr(cidr));
-        if let Some(words) = canonical(cidr).filter(|c| c != cidr) {
-            let why = format!("must be in canonical form (\"{words}\")");
-            errors.invalid(&format!("{path}[{i}]"), *cidr, &why);
+    for cidr in cidrs.each("") {
+        cidr.like("", name::cidr);
+        if let Some(words) = canonical(cidr.text("")).filter(|c| c != cidr.text("")) {
+            cidr.wrong("", &format!("must be in canonical form (\"{words}\")"));
         }
     }
     if let [a, b] = given[..]
-        && !bad
+        && given.iter().all(|c| name::cidr(c).is_empty())
         && a.contains(':') == b.contains(':')
     {
         let words =
             "may specify no more than one IP for each IP family, i.e 192.168.0.0/24 and 2001:db8::/96";
-        errors.invalid(path, given, words);
+        cidrs.wrong("", words);
     }
 }
 
@@ -122,19 +102,18 @@ fn canonical(cidr: &str) -> Option<String> {
 }
 
 /// A second family may join; nothing else changes.
-fn range_update(new: &Value, old: &Value, errors: &mut FieldErrors) {
-    let (now, before) = (list(new, "/spec/cidrs"), list(old, "/spec/cidrs"));
+fn range_update(new: &Spot, old: &Value) {
+    let (now, before) = (new.list("spec.cidrs"), list(old, "/spec/cidrs"));
     if now.len() == 2 && before.len() == 1 && now.first() == before.first() {
-        return range(new, errors);
+        return range(new);
     }
-    if !same(&new["spec"]["cidrs"], &old["spec"]["cidrs"]) {
-        errors.invalid("spec.cidrs", new["spec"]["cidrs"].clone(), "field is immutable");
-    }
+    new.immutable("spec.cidrs", old);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::field_errors::FieldErrors;
     use serde_json::json;
 
     fn words(check: impl Fn(&mut FieldErrors)) -> Vec<String> {
@@ -146,13 +125,13 @@ mod tests {
     #[test]
     fn addresses() {
         let of = |name: &str| json!({"metadata": {"name": name}, "spec": {"parentRef": {"resource": "services", "name": "x", "namespace": "n"}}});
-        assert_eq!(words(|e| address(&of("10.0.0.1"), e)), Vec::<String>::new());
+        assert_eq!(words(|e| address(&Spot::new(&of("10.0.0.1"), "", e))), Vec::<String>::new());
         assert_eq!(
-            words(|e| address(&of("fd00:0::1"), e)),
+            words(|e| address(&Spot::new(&of("fd00:0::1"), "", e))),
             ["metadata.name: Invalid value: \"fd00:0::1\": must be in canonical form (\"fd00::1\")"]
         );
         assert_eq!(
-            words(|e| address(&json!({"metadata": {"name": "10.0.0.1"}}), e)),
+            words(|e| address(&Spot::new(&json!({"metadata": {"name": "10.0.0.1"}}), "", e))),
             ["spec.parentRef: Required value"]
         );
     }
@@ -160,20 +139,27 @@ mod tests {
     #[test]
     fn ranges() {
         let of = |cidrs: &[&str]| json!({"spec": {"cidrs": cidrs}});
-        assert_eq!(words(|e| range(&of(&["10.0.0.0/24", "fd00::/64"]), e)), Vec::<String>::new());
         assert_eq!(
-            words(|e| range(&of(&["10.0.0.1/24"]), e)),
+            words(|e| range(&Spot::new(&of(&["10.0.0.0/24", "fd00::/64"]), "", e))),
+            Vec::<String>::new()
+        );
+        assert_eq!(
+            words(|e| range(&Spot::new(&of(&["10.0.0.1/24"]), "", e))),
             ["spec.cidrs[0]: Invalid value: \"10.0.0.1/24\": must be in canonical form (\"10.0.0.0/24\")"]
         );
         assert!(
-            words(|e| range(&of(&["10.0.0.0/24", "10.1.0.0/24"]), e))[0]
+            words(|e| range(&Spot::new(&of(&["10.0.0.0/24", "10.1.0.0/24"]), "", e)))[0]
                 .contains("no more than one IP for each IP family")
         );
         assert!(
-            words(|e| range_update(&of(&["10.0.0.0/24", "fd00::/64"]), &of(&["10.0.0.0/24"]), e)).is_empty()
+            words(|e| range_update(
+                &Spot::new(&of(&["10.0.0.0/24", "fd00::/64"]), "", e),
+                &of(&["10.0.0.0/24"])
+            ))
+            .is_empty()
         );
         assert!(
-            words(|e| range_update(&of(&["10.1.0.0/24"]), &of(&["10.0.0.0/24"]), e))[0]
+            words(|e| range_update(&Spot::new(&of(&["10.1.0.0/24"]), "", e), &of(&["10.0.0.0/24"])))[0]
                 .ends_with("field is immutable")
         );
     }

@@ -2,11 +2,10 @@
 //!
 //! Deliberately not here: compiling and running CEL.
 
-use super::get::{at, default, enumerated, enumerated_opt, has, list, required, text, texts};
-use super::pod::scheduling::label_selector;
+use super::get::{at, default, text};
+use super::spot::Spot;
 use super::webhooks::{failure_policy, match_conditions, match_defaults, match_resources};
-use super::{Behaviour, GENERIC};
-use crate::field_errors::FieldErrors;
+use super::{Behaviour, COUNTED};
 use crate::name;
 use crate::table::{Cell, Column};
 use serde_json::Value;
@@ -20,18 +19,10 @@ const REASONS: [&str; 4] = ["Forbidden", "Invalid", "RequestEntityTooLarge", "Un
 const ACTIONS: [&str; 3] = ["Audit", "Deny", "Warn"];
 
 const PARAM_KIND: Column = Column::new("ParamKind", Cell::Fn(|p| param_kind_text(p).into()));
-const POLICY: Behaviour = Behaviour {
-    group: GROUP,
-    validated: true,
-    generation: true,
-    unconditional_update: false,
-    defaults: policy_defaults,
-    ..GENERIC
-};
+const POLICY: Behaviour =
+    Behaviour { group: GROUP, unconditional_update: false, defaults: policy_defaults, ..COUNTED };
 const BINDING: Behaviour = Behaviour {
     group: GROUP,
-    validated: true,
-    generation: true,
     unconditional_update: false,
     defaults: |obj| at(obj, "/spec/matchResources", constraint_defaults),
     columns: &[
@@ -40,18 +31,18 @@ const BINDING: Behaviour = Behaviour {
         Column::new("ParamRef", Cell::Fn(|b| param_ref_text(b).into())),
         Column::AGE,
     ],
-    ..GENERIC
+    ..COUNTED
 };
 
 /// Rows of this family.
 pub static ROWS: &[Behaviour] = &[
     Behaviour {
         resource: "validatingadmissionpolicies",
-        validate_create: validating,
-        validate_update: |new, _, errors| validating(new, errors),
+        validate: validating,
+
         columns: &[
             Column::NAME,
-            Column::new("Validations", Cell::Fn(|p| list(p, "/spec/validations").len().into())),
+            Column::new("Validations", Cell::Count("/spec/validations")),
             PARAM_KIND,
             Column::AGE,
         ],
@@ -59,28 +50,18 @@ pub static ROWS: &[Behaviour] = &[
     },
     Behaviour {
         resource: "mutatingadmissionpolicies",
-        validate_create: mutating,
-        validate_update: |new, _, errors| mutating(new, errors),
+        validate: mutating,
+
         columns: &[
             Column::NAME,
-            Column::new("Mutations", Cell::Fn(|p| list(p, "/spec/mutations").len().into())),
+            Column::new("Mutations", Cell::Count("/spec/mutations")),
             PARAM_KIND,
             Column::AGE,
         ],
         ..POLICY
     },
-    Behaviour {
-        resource: "validatingadmissionpolicybindings",
-        validate_create: validating_binding,
-        validate_update: |new, _, errors| validating_binding(new, errors),
-        ..BINDING
-    },
-    Behaviour {
-        resource: "mutatingadmissionpolicybindings",
-        validate_create: binding,
-        validate_update: |new, _, errors| binding(new, errors),
-        ..BINDING
-    },
+    Behaviour { resource: "validatingadmissionpolicybindings", validate: validating_binding, ..BINDING },
+    Behaviour { resource: "mutatingadmissionpolicybindings", validate: binding, ..BINDING },
 ];
 
 fn param_kind_text(p: &Value) -> String {
@@ -114,258 +95,207 @@ fn policy_defaults(obj: &mut Value) {
 }
 
 /// What both kinds of policies have: matching, parameters, variables.
-fn common(spec: &Value, errors: &mut FieldErrors) {
-    failure_policy(spec, "spec", errors);
-    if has(spec, "/paramKind") {
-        param_kind(&spec["paramKind"], "spec.paramKind", errors);
-    }
-    if has(spec, "/matchConstraints") {
-        let constraints = &spec["matchConstraints"];
-        match_resources(constraints, "spec.matchConstraints", errors);
-        if list(constraints, "/resourceRules").is_empty() {
-            errors.required("spec.matchConstraints.resourceRules", "");
+fn common(spec: &Spot) {
+    failure_policy(spec);
+    spec.opt("paramKind").iter().for_each(param_kind);
+    if let Some(constraints) = spec.opt("matchConstraints") {
+        match_resources(&constraints);
+        if constraints.list("resourceRules").is_empty() {
+            constraints.required("resourceRules", "");
         }
     } else {
-        errors.required("spec.matchConstraints", "");
+        spec.required("matchConstraints", "");
     }
-    match_conditions(spec, "spec", errors);
+    match_conditions(spec);
     let mut names = BTreeSet::new();
-    for (i, variable) in list(spec, "/variables").iter().enumerate() {
-        let path = format!("spec.variables[{i}]");
-        let own = text(variable, "/name");
+    for variable in spec.each("variables") {
+        let own = variable.text("name");
         if own.trim().is_empty() {
-            errors.required(&format!("{path}.name"), "name is not specified");
+            variable.required("name", "name is not specified");
         } else if !is_identifier(own) {
-            errors.invalid(&format!("{path}.name"), own, "name is not a valid CEL identifier");
-        } else if !names.insert(own) {
-            errors.duplicate(&format!("{path}.name"), own);
+            variable.wrong("name", "name is not a valid CEL identifier");
+        } else {
+            variable.unique("name", own, &mut names);
         }
-        expression(variable, "expression", &path, errors);
+        expression(&variable, "expression");
     }
 }
 
 fn is_identifier(text: &str) -> bool {
-    const RESERVED: &[&str] = &[
-        "as",
-        "break",
-        "const",
-        "continue",
-        "else",
-        "false",
-        "for",
-        "function",
-        "if",
-        "import",
-        "in",
-        "let",
-        "loop",
-        "namespace",
-        "null",
-        "package",
-        "return",
-        "true",
-        "var",
-        "void",
-        "while",
-    ];
+    const RESERVED: &str = "as break const continue else false for function if import in let loop namespace null \
+        package return true var void while";
     let mut bytes = text.bytes();
     let first = bytes.next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_');
-    first && bytes.all(|b| b.is_ascii_alphanumeric() || b == b'_') && !RESERVED.contains(&text)
+    first
+        && bytes.all(|b| b.is_ascii_alphanumeric() || b == b'_')
+        && !RESERVED.split_whitespace().any(|word| word == text)
 }
 
-fn expression(v: &Value, key: &str, path: &str, errors: &mut FieldErrors) {
-    if text(v, &format!("/{key}")).trim().is_empty() {
-        errors.required(&format!("{path}.{key}"), &format!("{key} is not specified"));
+fn expression(v: &Spot, key: &str) {
+    if v.text(key).trim().is_empty() {
+        v.required(key, &format!("{key} is not specified"));
     }
 }
 
-fn param_kind(kind: &Value, path: &str, errors: &mut FieldErrors) {
-    if let Some(given) = required(kind, path, "apiVersion", errors) {
-        let at = format!("{path}.apiVersion");
+fn param_kind(kind: &Spot) {
+    if let Some(given) = kind.need("apiVersion") {
         let (group, version) = given.split_once('/').unwrap_or(("", given));
         if version.contains('/') {
-            errors.invalid(&at, given, &format!("unexpected GroupVersion string: {given}"));
+            kind.wrong("apiVersion", &format!("unexpected GroupVersion string: {given}"));
         } else {
-            let join = |complaints: Vec<String>| complaints.join(",");
-            if !group.is_empty() && !name::dns1123_subdomain(group).is_empty() {
-                errors.invalid(&at, group, &join(name::dns1123_subdomain(group)));
-            }
-            if !name::dns1035_label(version).is_empty() {
-                errors.invalid(&at, version, &join(name::dns1035_label(version)));
+            let groups = if group.is_empty() { Vec::new() } else { name::dns1123_subdomain(group) };
+            for (part, complaints) in [(group, groups), (version, name::dns1035_label(version))] {
+                if !complaints.is_empty() {
+                    kind.invalid("apiVersion", part, &complaints.join(","));
+                }
             }
         }
     }
-    if let Some(given) = required(kind, path, "kind", errors) {
-        mixed_case(given, &format!("{path}.kind"), errors);
+    if kind.need("kind").is_some() {
+        mixed_case(kind, "kind");
     }
 }
 
 /// A kind: a DNS-1035 label but for its case.
-pub fn mixed_case(given: &str, path: &str, errors: &mut FieldErrors) {
-    let complaints = name::dns1035_label(&given.to_lowercase());
+pub fn mixed_case(v: &Spot, key: &str) {
+    let complaints = name::dns1035_label(&v.text(key).to_lowercase());
     if !complaints.is_empty() {
         let words = format!("may have mixed case, but should otherwise match: {}", complaints.join(","));
-        errors.invalid(path, given, &words);
+        v.wrong(key, &words);
     }
 }
 
-fn validating(obj: &Value, errors: &mut FieldErrors) {
-    let spec = &obj["spec"];
-    common(spec, errors);
-    let (validations, annotations) = (list(spec, "/validations"), list(spec, "/auditAnnotations"));
-    if validations.is_empty() && annotations.is_empty() {
+fn validating(obj: &Spot) {
+    let spec = obj.key("spec");
+    common(&spec);
+    let annotations = spec.list("auditAnnotations").len();
+    if spec.list("validations").is_empty() && annotations == 0 {
         for key in ["validations", "auditAnnotations"] {
-            let words = "validations or auditAnnotations must be configured";
-            errors.required(&format!("spec.{key}"), words);
+            spec.required(key, "validations or auditAnnotations must be configured");
         }
     }
-    for (i, validation) in validations.iter().enumerate() {
-        one_validation(validation, &format!("spec.validations[{i}]"), errors);
-    }
-    if annotations.len() > AUDIT_ANNOTATIONS_MAX {
+    spec.each("validations").for_each(|v| one_validation(&v));
+    if annotations > AUDIT_ANNOTATIONS_MAX {
         let words = format!("must not have more than {AUDIT_ANNOTATIONS_MAX} auditAnnotations");
-        errors.invalid("spec.auditAnnotations", annotations.len(), &words);
+        spec.invalid("auditAnnotations", annotations, &words);
     }
     let mut keys = BTreeSet::new();
-    for (i, annotation) in annotations.iter().enumerate() {
-        let path = format!("spec.auditAnnotations[{i}]");
-        let key = text(annotation, "/key");
-        let full = format!("{}/{key}", text(obj, "/metadata/name"));
-        for words in name::qualified_name(&full) {
-            errors.invalid(&format!("{path}.key"), key, &words);
-        }
-        if !keys.insert(key) {
-            errors.duplicate(&format!("{path}.key"), key);
-        }
-        expression(annotation, "valueExpression", &path, errors);
-        if text(annotation, "/valueExpression").len() > VALUE_EXPRESSION_BYTES_MAX {
-            let given = text(annotation, "/valueExpression");
-            errors.invalid(&format!("{path}.valueExpression"), given, "must not exceed 5kb in length");
+    for annotation in spec.each("auditAnnotations") {
+        let key = annotation.text("key");
+        let full = format!("{}/{key}", obj.text("metadata.name"));
+        annotation.invalid_all("key", key, name::qualified_name(&full));
+        annotation.unique("key", key, &mut keys);
+        expression(&annotation, "valueExpression");
+        if annotation.text("valueExpression").len() > VALUE_EXPRESSION_BYTES_MAX {
+            annotation.wrong("valueExpression", "must not exceed 5kb in length");
         }
     }
 }
 
-fn one_validation(v: &Value, path: &str, errors: &mut FieldErrors) {
-    expression(v, "expression", path, errors);
-    let given = text(v, "/messageExpression");
+fn one_validation(v: &Spot) {
+    expression(v, "expression");
+    let given = v.text("messageExpression");
     if !given.is_empty() && given.trim().is_empty() {
-        errors.invalid(&format!("{path}.messageExpression"), given, "must be non-empty if specified");
+        v.wrong("messageExpression", "must be non-empty if specified");
     }
-    message(v, path, errors);
-    if text(v, "/message").is_empty() && text(v, "/expression").trim().contains('\n') {
-        let words = "message must be specified if expression contains line breaks";
-        errors.required(&format!("{path}.message"), words);
+    message(v);
+    if v.text("message").is_empty() && v.text("expression").trim().contains('\n') {
+        v.required("message", "message must be specified if expression contains line breaks");
     }
-    enumerated_opt(v, path, "reason", &REASONS, errors);
+    v.one_of_opt("reason", &REASONS);
 }
 
 /// A message that is shown in one line.
-pub fn message(v: &Value, path: &str, errors: &mut FieldErrors) {
-    let given = text(v, "/message");
+pub fn message(v: &Spot) {
+    let given = v.text("message");
     if !given.is_empty() && given.trim().is_empty() {
-        errors.invalid(&format!("{path}.message"), given, "message must be non-empty if specified");
+        v.wrong("message", "message must be non-empty if specified");
     } else if given.trim().contains(['\n', '\r']) {
-        errors.invalid(&format!("{path}.message"), given, "message must not contain line breaks");
+        v.wrong("message", "message must not contain line breaks");
     }
 }
 
-fn mutating(obj: &Value, errors: &mut FieldErrors) {
-    let spec = &obj["spec"];
-    common(spec, errors);
-    let mutations = list(spec, "/mutations");
-    if mutations.is_empty() {
-        errors.required("spec.mutations", "mutations must contain at least one item");
+fn mutating(obj: &Spot) {
+    let spec = obj.key("spec");
+    common(&spec);
+    if spec.list("mutations").is_empty() {
+        spec.required("mutations", "mutations must contain at least one item");
     }
-    for (i, mutation) in mutations.iter().enumerate() {
-        let path = format!("spec.mutations[{i}]");
-        enumerated(mutation, &path, "patchType", &["ApplyConfiguration", "JSONPatch"], errors);
-        let kinds = [("ApplyConfiguration", "applyConfiguration"), ("JSONPatch", "jsonPatch")];
-        for (kind, key) in kinds {
-            let at = format!("{path}.{key}");
-            let given = has(mutation, &format!("/{key}"));
-            match (text(mutation, "/patchType") == kind, given) {
-                (true, false) => {
-                    errors.required(&at, &format!("must be specified when patchType is {kind}"));
+    for mutation in spec.each("mutations") {
+        mutation.one_of("patchType", &["ApplyConfiguration", "JSONPatch"]);
+        for (kind, key) in [("ApplyConfiguration", "applyConfiguration"), ("JSONPatch", "jsonPatch")] {
+            match (mutation.text("patchType") == kind, mutation.opt(key)) {
+                (true, None) => {
+                    mutation.required(key, &format!("must be specified when patchType is {kind}"));
                 }
-                (true, true) => expression(&mutation[key], "expression", &at, errors),
-                (false, true) => {
-                    errors.forbidden(&at, &format!("may only be specified when patchType is {kind}"));
+                (true, Some(own)) => expression(&own, "expression"),
+                (false, Some(own)) => {
+                    own.forbidden("", &format!("may only be specified when patchType is {kind}"));
                 }
-                (false, false) => {}
+                (false, None) => {}
             }
         }
     }
-    enumerated(spec, "spec", "reinvocationPolicy", &["IfNeeded", "Never"], errors);
+    spec.one_of("reinvocationPolicy", &["IfNeeded", "Never"]);
 }
 
-fn binding(obj: &Value, errors: &mut FieldErrors) {
-    let spec = &obj["spec"];
-    if let Some(own) = required(spec, "spec", "policyName", errors) {
-        errors.invalid_all("spec.policyName", own, name::dns1123_subdomain(own));
-    }
-    if has(spec, "/paramRef") {
-        param_ref(&spec["paramRef"], "spec.paramRef", errors);
-    }
-    if has(spec, "/matchResources") {
+fn binding(obj: &Spot) {
+    let spec = obj.key("spec");
+    spec.need_like("policyName", name::dns1123_subdomain);
+    spec.opt("paramRef").iter().for_each(param_ref);
+    if let Some(resources) = spec.opt("matchResources") {
         // The misspelt path is upstream's.
-        match_resources(&spec["matchResources"], "spec.matchResouces", errors);
+        match_resources(&resources.named("spec.matchResouces".into()));
     }
 }
 
-fn param_ref(r: &Value, path: &str, errors: &mut FieldErrors) {
-    let (own, selector) = (text(r, "/name"), has(r, "/selector"));
+fn param_ref(r: &Spot) {
+    let (own, selector) = (r.text("name"), r.has("selector"));
     let exclusive = "name and selector are mutually exclusive";
-    if !own.is_empty() {
-        errors.invalid_all(&format!("{path}.name"), own, name::path_segment(own));
-        if selector {
-            errors.forbidden(&format!("{path}.name"), exclusive);
-        }
+    r.like_opt("name", name::path_segment);
+    if !own.is_empty() && selector {
+        r.forbidden("name", exclusive);
     }
-    if selector {
-        label_selector(r.get("selector"), &format!("{path}.selector"), errors);
-        if !own.is_empty() {
-            errors.forbidden(&format!("{path}.selector"), exclusive);
-        }
+    r.selector("selector");
+    if !own.is_empty() && selector {
+        r.forbidden("selector", exclusive);
     }
     if own.is_empty() && !selector {
-        errors.required(path, "one of name or selector must be specified");
+        r.required("", "one of name or selector must be specified");
     }
-    enumerated(r, path, "parameterNotFoundAction", &["Allow", "Deny"], errors);
+    r.one_of("parameterNotFoundAction", &["Allow", "Deny"]);
 }
 
-fn validating_binding(obj: &Value, errors: &mut FieldErrors) {
-    binding(obj, errors);
-    let actions: Vec<&str> = texts(obj, "/spec/validationActions").collect();
-    let path = "spec.validationActions";
-    let mut seen = BTreeSet::new();
-    for (i, action) in actions.iter().enumerate() {
-        errors.one_of(&format!("{path}[{i}]"), action, &ACTIONS);
-        if !seen.insert(*action) {
-            errors.duplicate(&format!("{path}[{i}]"), *action);
-        }
+fn validating_binding(obj: &Spot) {
+    binding(obj);
+    let (key, mut seen) = ("spec.validationActions", BTreeSet::new());
+    for action in obj.each(key) {
+        action.known("", &ACTIONS);
+        action.unique("", action.text(""), &mut seen);
     }
     if seen.contains("Deny") && seen.contains("Warn") {
         let words = "must not contain both Deny and Warn (repeating the same validation failure information in \
             the API response and headers serves no purpose)";
-        errors.invalid(path, actions.clone(), words);
+        obj.wrong(key, words);
     }
-    if actions.is_empty() {
-        errors.required(path, "");
+    if seen.is_empty() {
+        obj.required(key, "");
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::field_errors::FieldErrors;
     use serde_json::json;
 
-    type Check = fn(&Value, &mut FieldErrors);
+    type Check = fn(&Spot);
 
     fn found(check: Check, obj: &Value) -> Vec<String> {
         let mut obj = obj.clone();
         policy_defaults(&mut obj);
         let mut errors = FieldErrors::new();
-        check(&obj, &mut errors);
+        check(&Spot::new(&obj, "", &mut errors));
         errors.causes().iter().map(|c| format!("{}: {}", c.field, c.message)).collect()
     }
 

@@ -1,8 +1,8 @@
 //! HorizontalPodAutoscaler: defaults, validation, columns. Deliberately not here: scaling.
 
-use super::get::{at, child, default, has, int, list, required, set, text};
-use super::{Behaviour, GENERIC};
-use crate::field_errors::FieldErrors;
+use super::get::{at, child, default, int, list, set, text};
+use super::spot::Spot;
+use super::{Behaviour, CHECKED};
 use crate::name;
 use crate::quantity::Quantity;
 use crate::table::{Cell, Column, none_if_empty};
@@ -18,18 +18,11 @@ const SOURCES: [&str; 5] = ["object", "external", "pods", "resource", "container
 pub static ROWS: &[Behaviour] = &[Behaviour {
     group: "autoscaling",
     resource: "horizontalpodautoscalers",
-    validated: true,
     defaults,
     prepare_create: |obj| set(obj, "status", json!({"desiredReplicas": 0})),
-    validate_create: |obj, errors| autoscaler(obj, 1, errors),
-    validate_update: |new, old, errors| {
-        autoscaler(new, i64::from(int(old, "/spec/minReplicas") != Some(0)), errors);
-    },
-    validate_status: |new, _, errors| {
-        for key in ["currentReplicas", "desiredReplicas"] {
-            super::get::non_negative(&new["status"], "status", key, errors);
-        }
-    },
+    validate: |s| autoscaler(s, 1),
+    validate_update: Some(|s, old| autoscaler(s, i64::from(int(old, "/spec/minReplicas") != Some(0)))),
+    validate_status: |s, _| s.key("status").non_negative(&["currentReplicas", "desiredReplicas"]),
     columns: &[
         Column::NAME,
         Column::new("Reference", Cell::Fn(|h| reference_text(h).into())),
@@ -42,31 +35,56 @@ pub static ROWS: &[Behaviour] = &[Behaviour {
         Column::new("Replicas", Cell::Int("/status/currentReplicas")),
         Column::AGE,
     ],
-    ..GENERIC
+    ..CHECKED
 }];
 
 fn reference_text(h: &Value) -> String {
     format!("{}/{}", text(h, "/spec/scaleTargetRef/kind"), text(h, "/spec/scaleTargetRef/name"))
 }
 
+/// Metrics that the column shows; of more it tells the number.
+const TARGETS_MAX: usize = 2;
+
+/// Current and wanted value of each metric. A status stands at the place of its metric.
 fn targets(h: &Value) -> String {
-    let current = |name: &str| {
-        let mut own = list(h, "/status/currentMetrics").iter().filter(|m| text(m, "/resource/name") == name);
-        own.find_map(|m| int(m, "/resource/current/averageUtilization"))
+    let (metrics, statuses) = (list(h, "/spec/metrics"), list(h, "/status/currentMetrics"));
+    let shown = metrics.iter().enumerate().take(TARGETS_MAX);
+    let shown: Vec<String> =
+        shown.map(|(i, m)| metric_target(m, statuses.get(i).unwrap_or(&Value::Null))).collect();
+    let shown = shown.join(", ");
+    match metrics.len().saturating_sub(TARGETS_MAX) {
+        0 => none_if_empty(&shown).into(),
+        more => format!("{shown} + {more} more..."),
+    }
+}
+
+fn metric_target(metric: &Value, status: &Value) -> String {
+    let (source, is_resource) = match text(metric, "/type") {
+        "Resource" => ("resource", true),
+        "ContainerResource" => ("containerResource", true),
+        "Pods" => ("pods", false),
+        "Object" => ("object", false),
+        "External" => ("external", false),
+        _ => return "<unknown type>".into(),
     };
-    let shown = list(h, "/spec/metrics").iter().map(|m| {
-        match (text(m, "/resource/name"), int(m, "/resource/target/averageUtilization")) {
-            (own, Some(target)) => {
-                let now = current(own).map_or("<unknown>".to_string(), |n| format!("{n}%"));
-                format!("{own}: {now}/{target}%")
-            }
-            (own, None) if !own.is_empty() => {
-                format!("{own}: <unknown>/{}", none_if_empty(text(m, "/resource/target/averageValue")))
-            }
-            _ => "<unknown>".to_string(),
-        }
-    });
-    none_if_empty(&shown.collect::<Vec<_>>().join(", ")).into()
+    let (target, current) = (&metric[source]["target"], &status[source]["current"]);
+    let amount = |of: &Value, field: &str| match of[field].as_i64() {
+        Some(percent) if field == "averageUtilization" => Some(format!("{percent}%")),
+        _ => Quantity::from_json(&of[field]).and_then(Result::ok).map(|q| q.to_string()),
+    };
+    let average = !target["averageValue"].is_null();
+    let (field, unset) = match (average, is_resource) {
+        (true, _) => ("averageValue", ""),
+        (false, true) => ("averageUtilization", "<auto>"),
+        (false, false) => ("value", ""),
+    };
+    let now = amount(current, field).unwrap_or("<unknown>".into());
+    let values = format!("{now}/{}", amount(target, field).unwrap_or(unset.into()));
+    match source {
+        "resource" | "containerResource" => format!("{}: {values}", text(&metric[source], "/name")),
+        "object" | "external" if average => format!("{values} (avg)"),
+        _ => values,
+    }
 }
 
 fn defaults(obj: &mut Value) {
@@ -92,181 +110,146 @@ fn defaults(obj: &mut Value) {
     });
 }
 
-fn autoscaler(obj: &Value, lowest: i64, errors: &mut FieldErrors) {
-    let spec = &obj["spec"];
-    let min = int(spec, "/minReplicas").unwrap_or(1);
-    let max = int(spec, "/maxReplicas").unwrap_or(0);
+fn autoscaler(obj: &Spot, lowest: i64) {
+    let spec = obj.key("spec");
+    let min = spec.int("minReplicas").unwrap_or(1);
+    let max = spec.int("maxReplicas").unwrap_or(0);
     if min < lowest {
-        let words = format!("must be greater than or equal to {lowest}");
-        errors.invalid("spec.minReplicas", min, &words);
+        spec.invalid("minReplicas", min, &format!("must be greater than or equal to {lowest}"));
     }
     if max < 1 {
-        errors.invalid("spec.maxReplicas", max, "must be greater than 0");
+        spec.invalid("maxReplicas", max, "must be greater than 0");
     }
     if max < min {
-        errors.invalid("spec.maxReplicas", max, "must be greater than or equal to `minReplicas`");
+        spec.invalid("maxReplicas", max, "must be greater than or equal to `minReplicas`");
     }
-    reference(&spec["scaleTargetRef"], "spec.scaleTargetRef", errors);
-    let metrics = list(spec, "/metrics");
-    for (i, m) in metrics.iter().enumerate() {
-        metric(m, &format!("spec.metrics[{i}]"), errors);
-    }
-    if min == 0 && !metrics.iter().any(|m| matches!(text(m, "/type"), "Object" | "External")) {
+    reference(&spec.key("scaleTargetRef"));
+    spec.each("metrics").for_each(|m| metric(&m));
+    let from_outside = |m: &Value| matches!(text(m, "/type"), "Object" | "External");
+    if min == 0 && !spec.list("metrics").iter().any(from_outside) {
         let words = "must specify at least one Object or External metric to support scaling to zero replicas";
-        errors.forbidden("spec.metrics", words);
+        spec.forbidden("metrics", words);
     }
-    for side in ["scaleUp", "scaleDown"] {
-        if let Some(rules) = spec.pointer(&format!("/behavior/{side}")).filter(|r| !r.is_null()) {
-            scaling(rules, &format!("spec.behavior.{side}"), errors);
-        }
+    for side in ["behavior.scaleUp", "behavior.scaleDown"] {
+        spec.opt(side).iter().for_each(scaling);
     }
 }
 
-fn reference(r: &Value, path: &str, errors: &mut FieldErrors) {
-    let version = text(r, "/apiVersion");
+fn reference(r: &Spot) {
+    let version = r.text("apiVersion");
     if version.matches('/').count() > 1 {
-        let words = format!("unexpected GroupVersion string: {version}");
-        errors.invalid(&format!("{path}.apiVersion"), version, &words);
+        r.wrong("apiVersion", &format!("unexpected GroupVersion string: {version}"));
     }
-    for key in ["kind", "name"] {
-        if let Some(own) = required(r, path, key, errors) {
-            errors.invalid_all(&format!("{path}.{key}"), own, name::path_segment(own));
-        }
-    }
+    r.need_like("kind", name::path_segment);
+    r.need_like("name", name::path_segment);
 }
 
-fn scaling(rules: &Value, path: &str, errors: &mut FieldErrors) {
-    let at = format!("{path}.stabilizationWindowSeconds");
-    match int(rules, "/stabilizationWindowSeconds") {
-        Some(n) if n < 0 => errors.invalid(&at, n, "must be greater than or equal to zero"),
-        Some(n) if n > STABILIZATION_SECONDS_MAX => {
-            let words = format!("must be less than or equal to {STABILIZATION_SECONDS_MAX}");
-            errors.invalid(&at, n, &words);
-        }
-        _ => {}
-    }
-    super::get::enumerated_opt(rules, path, "selectPolicy", &["Disabled", "Max", "Min"], errors);
-    if let Some(Ok(tolerance)) = rules.get("tolerance").and_then(Quantity::from_json)
+fn scaling(rules: &Spot) {
+    let key = "stabilizationWindowSeconds";
+    rules.within(key, 0..=i64::MAX, "must be greater than or equal to zero");
+    let words = format!("must be less than or equal to {STABILIZATION_SECONDS_MAX}");
+    rules.within(key, i64::MIN..=STABILIZATION_SECONDS_MAX, &words);
+    rules.one_of_opt("selectPolicy", &["Disabled", "Max", "Min"]);
+    if let Some(Ok(tolerance)) = rules.v.get("tolerance").and_then(Quantity::from_json)
         && tolerance.sign() < 0
     {
-        let at = format!("{path}.tolerance");
-        errors.invalid(&at, tolerance.to_string(), "must be greater than or equal to 0");
+        rules.invalid("tolerance", tolerance.to_string(), "must be greater than or equal to 0");
     }
-    let policies = list(rules, "/policies");
-    if policies.is_empty() {
-        errors.required(&format!("{path}.policies"), "must specify at least one Policy");
+    if rules.list("policies").is_empty() {
+        rules.required("policies", "must specify at least one Policy");
     }
-    for (i, p) in policies.iter().enumerate() {
-        let path = format!("{path}.policies[{i}]");
-        errors.one_of(&format!("{path}.type"), text(p, "/type"), &["Percent", "Pods"]);
-        for key in ["value", "periodSeconds"] {
-            let n = int(p, &format!("/{key}")).unwrap_or(0);
-            if n <= 0 {
-                errors.invalid(&format!("{path}.{key}"), n, "must be greater than zero");
-            }
-            if key == "periodSeconds" && n > PERIOD_SECONDS_MAX {
-                let words = format!("must be less than or equal to {PERIOD_SECONDS_MAX}");
-                errors.invalid(&format!("{path}.{key}"), n, &words);
-            }
-        }
+    for p in rules.each("policies") {
+        p.known("type", &["Percent", "Pods"]);
+        p.within_or_zero("value", 1..=i64::MAX, "must be greater than zero");
+        p.within_or_zero("periodSeconds", 1..=i64::MAX, "must be greater than zero");
+        let words = format!("must be less than or equal to {PERIOD_SECONDS_MAX}");
+        p.within("periodSeconds", i64::MIN..=PERIOD_SECONDS_MAX, &words);
     }
 }
 
-fn metric(m: &Value, path: &str, errors: &mut FieldErrors) {
-    let kind = text(m, "/type");
+fn metric(m: &Spot) {
+    let kind = m.text("type");
     if kind.is_empty() {
-        errors.required(&format!("{path}.type"), "must specify a metric source type");
+        m.required("type", "must specify a metric source type");
     }
-    errors.one_of(&format!("{path}.type"), kind, &TYPES);
-    let given: Vec<&str> = SOURCES.iter().filter(|s| has(m, &format!("/{s}"))).copied().collect();
+    m.known("type", &TYPES);
+    let given = m.given(&SOURCES);
     if let Some(first) = given.first() {
-        source(&m[*first], first, &format!("{path}.{first}"), errors);
+        source(&m.key(first), first);
     }
     let mut letters = kind.chars();
     let wanted: String = letters.next().map(|c| c.to_ascii_lowercase()).into_iter().chain(letters).collect();
     if TYPES.contains(&kind) && !given.contains(&wanted.as_str()) {
-        let words = "must populate information for the given metric source";
-        errors.required(&format!("{path}.{wanted}"), words);
+        m.required(&wanted, "must populate information for the given metric source");
     }
     if given.len() != 1 {
         for other in given.iter().filter(|s| **s != wanted) {
-            errors.forbidden(&format!("{path}.{other}"), "must populate the given metric source only");
+            m.forbidden(other, "must populate the given metric source only");
         }
     }
 }
 
-fn source(s: &Value, kind: &str, path: &str, errors: &mut FieldErrors) {
+fn source(s: &Spot, kind: &str) {
+    let needed = |key: &str, words: &str| {
+        if s.text(key).is_empty() {
+            s.required(key, words);
+        }
+    };
     if kind == "object" {
-        reference(&s["describedObject"], &format!("{path}.describedObject"), errors);
+        reference(&s.key("describedObject"));
     }
     if matches!(kind, "object" | "external" | "pods") {
-        let own = text(s, "/metric/name");
-        if own.is_empty() {
-            errors.required(&format!("{path}.metric.name"), "must specify a metric name");
-        } else {
-            errors.invalid_all(&format!("{path}.metric.name"), own, name::path_segment(own));
-        }
-        let selector = s.pointer("/metric/selector");
-        super::pod::scheduling::label_selector(selector, &format!("{path}.metric.selector"), errors);
+        needed("metric.name", "must specify a metric name");
+        s.like_opt("metric.name", name::path_segment);
+        s.selector("metric.selector");
     }
-    if matches!(kind, "resource" | "containerResource") && text(s, "/name").is_empty() {
-        errors.required(&format!("{path}.name"), "must specify a resource name");
+    if matches!(kind, "resource" | "containerResource") {
+        needed("name", "must specify a resource name");
     }
-    if kind == "containerResource" && text(s, "/container").is_empty() {
-        errors.required(&format!("{path}.container"), "must specify a container");
+    if kind == "containerResource" {
+        needed("container", "must specify a container");
     }
-    let (t, path) = (&s["target"], format!("{path}.target"));
-    target(t, &path, errors);
-    let (value, average, utilization) =
-        (has(t, "/value"), has(t, "/averageValue"), has(t, "/averageUtilization"));
-    let per_pod = "must set either a target value for metric or a per-pod target";
+    let t = s.key("target");
+    target(&t);
+    let (value, average, utilization) = (t.has("value"), t.has("averageValue"), t.has("averageUtilization"));
     match kind {
         "object" | "external" if !value && !average => {
-            errors.required(&format!("{path}.averageValue"), per_pod);
+            t.required("averageValue", "must set either a target value for metric or a per-pod target");
         }
-        "external" if value && average => errors.forbidden(
-            &format!("{path}.value"),
-            "may not set both a target value for metric and a per-pod target",
-        ),
-        "pods" if !average => {
-            errors.required(&format!("{path}.averageValue"), "must specify a positive target averageValue");
+        "external" if value && average => {
+            t.forbidden("value", "may not set both a target value for metric and a per-pod target");
         }
-        "resource" | "containerResource" if !utilization && !average => errors.required(
-            &format!("{path}.averageUtilization"),
-            "must set either a target raw value or a target utilization",
-        ),
-        "resource" | "containerResource" if utilization && average => errors.forbidden(
-            &format!("{path}.averageValue"),
-            "may not set both a target raw value and a target utilization",
-        ),
+        "pods" if !average => t.required("averageValue", "must specify a positive target averageValue"),
+        "resource" | "containerResource" if !utilization && !average => {
+            t.required("averageUtilization", "must set either a target raw value or a target utilization");
+        }
+        "resource" | "containerResource" if utilization && average => {
+            t.forbidden("averageValue", "may not set both a target raw value and a target utilization");
+        }
         _ => {}
     }
 }
 
-fn target(t: &Value, path: &str, errors: &mut FieldErrors) {
-    match text(t, "/type") {
-        "" => errors.required(&format!("{path}.type"), "must specify a metric target type"),
+fn target(t: &Spot) {
+    match t.text("type") {
+        "" => t.required("type", "must specify a metric target type"),
         "Utilization" | "Value" | "AverageValue" => {}
-        other => {
-            let words = "must be either Utilization, Value, or AverageValue";
-            errors.invalid(&format!("{path}.type"), other, words);
-        }
+        _ => t.wrong("type", "must be either Utilization, Value, or AverageValue"),
     }
     for key in ["value", "averageValue"] {
-        if let Some(Ok(q)) = t.get(key).and_then(Quantity::from_json)
+        if let Some(Ok(q)) = t.v.get(key).and_then(Quantity::from_json)
             && q.sign() <= 0
         {
-            errors.invalid(&format!("{path}.{key}"), q.to_string(), "must be positive");
+            t.invalid(key, q.to_string(), "must be positive");
         }
     }
-    if let Some(n) = int(t, "/averageUtilization").filter(|n| *n < 1) {
-        errors.invalid(&format!("{path}.averageUtilization"), n, "must be greater than 0");
-    }
+    t.within("averageUtilization", 1..=i64::MAX, "must be greater than 0");
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::field_errors::FieldErrors;
 
     fn found(spec: Value) -> Vec<String> {
         let mut obj =
@@ -276,8 +259,28 @@ mod tests {
         }
         defaults(&mut obj);
         let mut errors = FieldErrors::new();
-        autoscaler(&obj, 1, &mut errors);
+        autoscaler(&Spot::new(&obj, "", &mut errors), 1);
         errors.causes().iter().map(|c| format!("{}: {}", c.field, c.message)).collect()
+    }
+
+    #[test]
+    fn targets_stand_beside_what_is() {
+        let mut h = json!({"spec": {"metrics": [
+            {"type": "Pods", "pods": {"metric": {"name": "q"}, "target": {"type": "AverageValue", "averageValue": "20"}}},
+            {"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 50}}},
+        ]}, "status": {"currentMetrics": [{"type": ""}, {"type": "Resource", "resource": {"name": "cpu", "current": {"averageUtilization": 7, "averageValue": "7m"}}}]}});
+        assert_eq!(targets(&h), "<unknown>/20, cpu: 7%/50%");
+        h["status"]["currentMetrics"][0] =
+            json!({"type": "Pods", "pods": {"current": {"averageValue": "40500m"}}});
+        h["spec"]["metrics"][1]["resource"]["target"] =
+            json!({"type": "AverageValue", "averageValue": "100m"});
+        assert_eq!(targets(&h), "40500m/20, cpu: 7m/100m");
+        let external = |target: Value| json!({"type": "External", "external": {"metric": {"name": "q"}, "target": target}});
+        h["spec"]["metrics"] =
+            json!([external(json!({"value": "30"})), external(json!({"averageValue": "3"})), {"type": "x"}]);
+        h["status"]["currentMetrics"] =
+            json!([{"type": "External", "external": {"current": {"value": "160"}}}]);
+        assert_eq!(targets(&h), "160/30, <unknown>/3 (avg) + 1 more...");
     }
 
     #[test]

@@ -1,12 +1,10 @@
 //! Job and CronJob.
 
-use super::get::{
-    child, default, enumerated, enumerated_opt, field, flag, has, int, list, non_negative, same, set, text,
-};
+use super::get::{child, default, flag, has, int, same, set, text};
 use super::pod::{self, condition, defaults};
-use super::workload::{selector, template_texts};
-use super::{Behaviour, FieldKind, GENERIC, NameRule, job_rules};
-use crate::field_errors::FieldErrors;
+use super::spot::Spot;
+use super::workload::{CONTAINERS, IMAGES, selector, template_texts};
+use super::{Behaviour, COUNTED, FieldKind, NameRule, job_rules, job_status};
 use crate::table::{Cell, Column};
 use crate::time;
 use jiff::Timestamp;
@@ -20,16 +18,15 @@ pub static ROWS: &[Behaviour] = &[
     Behaviour {
         group: "batch",
         resource: "jobs",
-        validated: true,
-        generation: true,
         defaults: |obj| {
             if let Some(spec) = child(obj, "spec") {
                 job_defaults(spec);
             }
         },
         prepare_create: start_job,
-        validate_create: |obj, errors| job(obj, "spec", &obj["spec"], errors),
-        validate_update: job_update,
+        validate: |s| job(&s.key("spec"), s.has("metadata.uid")),
+        validate_update: Some(job_update),
+        validate_status: job_status::validate,
         fields: &[("status.successful", FieldKind::Number("/status/succeeded"))],
         columns: &[
             Column::NAME,
@@ -37,22 +34,20 @@ pub static ROWS: &[Behaviour] = &[
             Column::new("Completions", Cell::Fn(|j| completions(j).into())),
             Column::new("Duration", Cell::At(|j, now| duration(j, now).into())),
             Column::AGE,
-            Column::wide("Containers", Cell::Fn(|v| template_texts(v, "/name").into())),
-            Column::wide("Images", Cell::Fn(|v| template_texts(v, "/image").into())),
+            CONTAINERS,
+            IMAGES,
             Column::wide("Selector", Cell::Fn(|v| selector(v).into())),
         ],
-        ..GENERIC
+        ..COUNTED
     },
     Behaviour {
         group: "batch",
         resource: "cronjobs",
-        validated: true,
-        generation: true,
         name: NameRule::SubdomainUpTo(CRON_NAME_MAX),
         defaults: cron_defaults,
         prepare_create: |obj| set(obj, "status", json!({})),
-        validate_create: cron,
-        validate_update: |new, _, errors| cron(new, errors),
+        validate: |s| cron(s, &Value::Null),
+        validate_update: Some(cron),
         columns: &[
             Column::NAME,
             Column::new("Schedule", Cell::Text("/spec/schedule")),
@@ -61,17 +56,20 @@ pub static ROWS: &[Behaviour] = &[
                 "Suspend",
                 Cell::Fn(|c| if flag(c, "/spec/suspend") { "True" } else { "False" }.into()),
             ),
-            Column::new("Active", Cell::Fn(|c| list(c, "/status/active").len().into())),
+            Column::new("Active", Cell::Count("/status/active")),
             Column::new("Last Schedule", Cell::At(|c, now| last_schedule(c, now).into())),
             Column::AGE,
             Column::wide(
                 "Containers",
-                Cell::Fn(|c| template_texts(&c["spec"]["jobTemplate"], "/name").into()),
+                Cell::Fn(|c| template_texts(&c["spec"]["jobTemplate"]["spec"]["template"], "/name").into()),
             ),
-            Column::wide("Images", Cell::Fn(|c| template_texts(&c["spec"]["jobTemplate"], "/image").into())),
+            Column::wide(
+                "Images",
+                Cell::Fn(|c| template_texts(&c["spec"]["jobTemplate"]["spec"]["template"], "/image").into()),
+            ),
             Column::wide("Selector", Cell::Fn(|c| selector(&c["spec"]["jobTemplate"]).into())),
         ],
-        ..GENERIC
+        ..COUNTED
     },
 ];
 
@@ -158,62 +156,55 @@ fn start_job(obj: &mut Value) {
     }
 }
 
-fn job(obj: &Value, path: &str, spec: &Value, errors: &mut FieldErrors) {
-    for key in [
+/// A Job's spec; `made`: of a Job that has its uid, and so its selector.
+fn job(spec: &Spot, made: bool) {
+    spec.non_negative(&[
         "parallelism",
         "completions",
         "backoffLimit",
         "ttlSecondsAfterFinished",
         "backoffLimitPerIndex",
         "maxFailedIndexes",
-    ] {
-        non_negative(spec, path, key, errors);
+        "activeDeadlineSeconds",
+    ]);
+    spec.one_of("completionMode", &["Indexed", "NonIndexed"]);
+    if spec.text("completionMode") == "Indexed" && !spec.has("completions") {
+        spec.required("completions", "when completion mode is Indexed");
     }
-    if let Some(deadline) = int(spec, "/activeDeadlineSeconds") {
-        errors.non_negative(&field(path, "activeDeadlineSeconds"), deadline);
-    }
-    enumerated(spec, path, "completionMode", &["Indexed", "NonIndexed"], errors);
-    if text(spec, "/completionMode") == "Indexed" && !has(spec, "/completions") {
-        errors.required(&field(path, "completions"), "when completion mode is Indexed");
-    }
-    enumerated_opt(spec, path, "podReplacementPolicy", &["Failed", "TerminatingOrFailed"], errors);
-    if path == "spec" && has(obj, "/metadata/uid") {
-        if has(spec, "/selector") {
-            pod::scheduling::label_selector(spec.get("selector"), "spec.selector", errors);
-        } else {
-            errors.required("spec.selector", "");
+    spec.one_of_opt("podReplacementPolicy", &["Failed", "TerminatingOrFailed"]);
+    if made {
+        match spec.opt("selector") {
+            Some(selector) => pod::scheduling::label_selector(&selector),
+            None => spec.required("selector", ""),
         }
     }
-    job_rules::validate(spec, path, errors);
-    pod::template(&spec["template"], &field(path, "template"), errors);
-    let policy = text(spec, "/template/spec/restartPolicy");
-    let at = format!("{path}.template.spec.restartPolicy");
-    if policy == "Always" {
-        errors.required(&at, "valid values: \"OnFailure\", \"Never\"");
+    job_rules::validate(spec);
+    pod::template(&spec.key("template"));
+    let policy = spec.key("template.spec.restartPolicy");
+    if policy.text("") == "Always" {
+        policy.required("", "valid values: \"OnFailure\", \"Never\"");
     } else {
-        errors.one_of(&at, policy, &["Never", "OnFailure"]);
+        policy.known("", &["Never", "OnFailure"]);
     }
 }
 
-fn job_update(new: &Value, old: &Value, errors: &mut FieldErrors) {
-    job(new, "spec", &new["spec"], errors);
-    let (spec, before) = (&new["spec"], &old["spec"]);
-    let fixed = [
-        "selector",
-        "completionMode",
-        "podFailurePolicy",
-        "backoffLimitPerIndex",
-        "managedBy",
-        "successPolicy",
-    ];
-    for key in fixed {
-        errors.immutable(&format!("spec.{key}"), &spec[key], &before[key]);
+fn job_update(new: &Spot, old: &Value) {
+    job(&new.key("spec"), new.has("metadata.uid"));
+    for key in [
+        "spec.selector",
+        "spec.completionMode",
+        "spec.podFailurePolicy",
+        "spec.backoffLimitPerIndex",
+        "spec.managedBy",
+        "spec.successPolicy",
+    ] {
+        new.immutable(key, old);
     }
-    let (now, was) = (job_rules::fixed_template(new, old), job_rules::fixed_template(old, old));
+    let (now, was) = (job_rules::fixed_template(new.v, old), job_rules::fixed_template(old, old));
     if !same(&now, &was) {
-        errors.invalid("spec.template", spec["template"].clone(), "field is immutable");
+        new.wrong("spec.template", "field is immutable");
     }
-    job_rules::completions(new, old, errors);
+    job_rules::completions(new, old);
 }
 
 fn cron_defaults(obj: &mut Value) {
@@ -228,29 +219,30 @@ fn cron_defaults(obj: &mut Value) {
     }
 }
 
-fn cron(obj: &Value, errors: &mut FieldErrors) {
-    let spec = &obj["spec"];
-    let schedule = text(spec, "/schedule");
+/// What an earlier form (null for none) was allowed to say of time zones stays allowed.
+fn cron(obj: &Spot, old: &Value) {
+    let (spec, before) = (obj.key("spec"), &old["spec"]);
+    let schedule = spec.text("schedule");
     if schedule.is_empty() {
-        errors.required("spec.schedule", "");
+        spec.required("schedule", "");
     } else if let Err(words) = schedule_words(schedule) {
-        errors.invalid("spec.schedule", schedule, &words);
+        spec.wrong("schedule", &words);
     }
-    enumerated(spec, "spec", "concurrencyPolicy", &["Allow", "Forbid", "Replace"], errors);
-    for key in ["startingDeadlineSeconds", "successfulJobsHistoryLimit", "failedJobsHistoryLimit"] {
-        non_negative(spec, "spec", key, errors);
+    spec.one_of("concurrencyPolicy", &["Allow", "Forbid", "Replace"]);
+    spec.non_negative(&["startingDeadlineSeconds", "successfulJobsHistoryLimit", "failedJobsHistoryLimit"]);
+    if schedule.contains("TZ") && !text(before, "/schedule").contains("TZ") {
+        spec.wrong("schedule", "cannot use TZ or CRON_TZ in schedule, use timeZone field instead");
     }
-    job_rules::zone_in_schedule(schedule, errors);
-    if has(spec, "/timeZone") {
-        job_rules::time_zone(text(spec, "/timeZone"), "spec.timeZone", errors);
+    if let Some(zone) = spec.opt("timeZone").filter(|zone| *zone.v != before["timeZone"]) {
+        job_rules::time_zone(&zone);
     }
-    let mut template = spec["jobTemplate"]["spec"].clone();
-    if has(&template, "/manualSelector") && flag(&template, "/manualSelector") {
-        let words = ["false"];
-        errors.not_supported("spec.jobTemplate.spec.manualSelector", true, &words);
+    let template = spec.key("jobTemplate.spec");
+    if template.flag("manualSelector") {
+        template.not_supported("manualSelector", true, &["false"]);
     }
-    default(&mut template, "completionMode", "NonIndexed");
-    job(obj, "spec.jobTemplate.spec", &template, errors);
+    let mut whole = template.v.clone();
+    default(&mut whole, "completionMode", "NonIndexed");
+    template.with(|_, path, errors| job(&Spot::new(&whole, path, errors), false));
 }
 
 /// Checks a cron expression: five fields of numbers, names, ranges, lists and steps, or a macro.
@@ -316,6 +308,7 @@ fn cron_part(part: &str, low: u32, high: u32, names: &str) -> Result<(), String>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::field_errors::FieldErrors;
 
     #[test]
     fn schedules() {
@@ -344,12 +337,12 @@ mod tests {
         job_defaults(&mut j["spec"]);
         start_job(&mut j);
         let mut errors = FieldErrors::new();
-        job(&j, "spec", &j["spec"], &mut errors);
+        job(&Spot::new(&j["spec"], "spec", &mut errors), has(&j, "/metadata/uid"));
         assert_eq!(errors, FieldErrors::new());
         assert_eq!(j["spec"]["completions"], 1);
         assert_eq!(j["spec"]["template"]["metadata"]["labels"]["job-name"], "j");
         j["spec"]["template"]["spec"]["restartPolicy"] = json!("Always");
-        job(&j, "spec", &j["spec"], &mut errors);
+        job(&Spot::new(&j["spec"], "spec", &mut errors), has(&j, "/metadata/uid"));
         assert_eq!(errors.causes()[0].message, "Required value: valid values: \"OnFailure\", \"Never\"");
     }
 }

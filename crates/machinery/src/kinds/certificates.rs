@@ -2,10 +2,11 @@
 //!
 //! Deliberately not here: reading the request and the right to approve or sign (admission), signing itself.
 
-use super::get::{at, default, flag, has, int, list, set, text, texts};
+use super::get::{at, default, has, int, list, set, text};
 use super::pod::condition;
+use super::spot::{Rule, Spot};
 use super::webhooks::port;
-use super::{Behaviour, FieldKind, GENERIC, NameRule};
+use super::{Behaviour, CHECKED, FieldKind, NameRule, UNCHECKED};
 use crate::field_errors::FieldErrors;
 use crate::name;
 use crate::status::ApiError;
@@ -52,18 +53,17 @@ pub static ROWS: &[Behaviour] = &[
     Behaviour {
         group: "certificates.k8s.io",
         resource: "certificatesigningrequests",
-        validated: true,
         name: NameRule::PathSegment,
         prepare_update: |new, old| set(new, "spec", old["spec"].clone()),
-        validate_create: request,
-        validate_status: |new, old, errors| {
-            conditions(new, errors);
-            kept(new, old, false, errors);
+        validate: request,
+        validate_update: UNCHECKED,
+        validate_status: |s, old| {
+            conditions(s);
+            kept(s, old, false);
             if has(old, "/status/certificate")
-                && text(new, "/status/certificate") != text(old, "/status/certificate")
+                && s.text("status.certificate") != text(old, "/status/certificate")
             {
-                let words = "updates may not modify existing certificate content";
-                errors.forbidden("status.certificate", words);
+                s.forbidden("status.certificate", "updates may not modify existing certificate content");
             }
         },
         fields: &[("spec.signerName", FieldKind::Text("/spec/signerName"))],
@@ -75,24 +75,23 @@ pub static ROWS: &[Behaviour] = &[
             Column::new("RequestedDuration", Cell::Fn(|c| duration(c).into())),
             Column::new("Condition", Cell::Fn(|c| csr_condition(c).into())),
         ],
-        ..GENERIC
+        ..CHECKED
     },
     Behaviour {
         group: "apiregistration.k8s.io",
         resource: "apiservices",
-        validated: true,
         name: NameRule::PathSegment,
         unconditional_update: false,
         defaults: |obj| at(obj, "/spec/service", |s| default(s, "port", 443)),
-        validate_create: api_service,
-        validate_update: |new, _, errors| api_service(new, errors),
+        validate: api_service,
+
         columns: &[
             Column::NAME,
             Column::new("Service", Cell::Fn(|a| service_text(a).into())),
             Column::new("Available", Cell::Fn(|a| available(a).into())),
             Column::AGE,
         ],
-        ..GENERIC
+        ..CHECKED
     },
 ];
 
@@ -107,14 +106,12 @@ fn duration(c: &Value) -> String {
 }
 
 fn csr_condition(c: &Value) -> String {
-    let mut words: Vec<&str> = TRUE_ONLY.into_iter().filter(|ty| condition(c, ty) == "True").collect();
-    if words.is_empty() {
-        words.push("Pending");
-    }
-    if has(c, "/status/certificate") {
-        words.push("Issued");
-    }
-    words.join(",")
+    let is = |ty: &str| condition(c, ty) == "True";
+    let decided = [(is("Denied"), "Denied"), (is("Approved"), "Approved"), (true, "Pending")];
+    let decided = decided.into_iter().find(|(holds, _)| *holds);
+    let further = [(is("Failed"), "Failed"), (has(c, "/status/certificate"), "Issued")];
+    let words = decided.into_iter().chain(further).filter(|(holds, _)| *holds).map(|(_, word)| word);
+    words.collect::<Vec<_>>().join(",")
 }
 
 fn service_text(a: &Value) -> String {
@@ -134,162 +131,139 @@ fn available(a: &Value) -> String {
 }
 
 /// Checks all of a new request but the request itself.
-pub fn request(obj: &Value, errors: &mut FieldErrors) {
-    let usages: Vec<&str> = texts(obj, "/spec/usages").collect();
-    if usages.is_empty() {
-        errors.required("spec.usages", "usages must be provided");
+pub fn request(obj: &Spot) {
+    let spec = obj.key("spec");
+    if spec.list("usages").is_empty() {
+        spec.required("usages", "usages must be provided");
     }
     let mut seen = BTreeSet::new();
-    for (i, usage) in usages.iter().enumerate() {
-        errors.one_of(&format!("spec.usages[{i}]"), usage, &USAGES);
-        if !seen.insert(*usage) {
-            errors.duplicate(&format!("spec.usages[{i}]"), *usage);
-        }
+    for usage in spec.each("usages") {
+        usage.known("", &USAGES);
+        usage.unique("", usage.text(""), &mut seen);
     }
-    match text(obj, "/spec/signerName") {
-        LEGACY_SIGNER => {
-            let words = "the legacy signerName is not allowed via this API version";
-            errors.invalid("spec.signerName", LEGACY_SIGNER, words);
-        }
-        signer => signer_name(signer, "spec.signerName", errors),
+    if spec.text("signerName") == LEGACY_SIGNER {
+        spec.wrong("signerName", "the legacy signerName is not allowed via this API version");
+    } else {
+        signer_name(&spec.key("signerName"));
     }
-    if let Some(seconds) = int(obj, "/spec/expirationSeconds").filter(|s| *s < EXPIRATION_SECONDS_MIN) {
-        let words = "may not specify a duration less than 600 seconds (10 minutes)";
-        errors.invalid("spec.expirationSeconds", seconds, words);
-    }
-    conditions(obj, errors);
+    let words = "may not specify a duration less than 600 seconds (10 minutes)";
+    spec.within("expirationSeconds", EXPIRATION_SECONDS_MIN..=i64::MAX, words);
+    conditions(obj);
 }
 
 /// `example.com/signer`.
-fn signer_name(signer: &str, path: &str, errors: &mut FieldErrors) {
+fn signer_name(s: &Spot) {
+    let signer = s.text("");
     if signer.is_empty() {
-        return errors.required(path, "signerName must be provided");
+        return s.required("", "signerName must be provided");
     }
     let Some((domain, own)) = signer.split_once('/').filter(|(_, own)| !own.contains('/')) else {
         let words = "must be a fully qualified domain and path of the form 'example.com/signer-name'";
-        return errors.invalid(path, signer, words);
+        return s.wrong("", words);
     };
-    if domain.len() > DOMAIN_MAX {
-        errors.too_long(path, DOMAIN_MAX);
-    }
-    type Rule = fn(&str) -> Vec<String>;
+    s.no_longer("", domain.len(), DOMAIN_MAX);
     let parts: [(&str, Rule); 2] = [(domain, name::dns1123_label), (own, name::dns1123_subdomain)];
     for (i, (part, rule)) in parts.into_iter().enumerate() {
         if let Some(label) = part.split('.').find(|l| !rule(l).is_empty()) {
             for words in rule(label) {
-                errors.invalid(path, part, &format!("validating label {label:?}: {words}"));
+                s.invalid("", part, &format!("validating label {label:?}: {words}"));
             }
         }
         if i == 0 && !domain.contains('.') {
-            errors.invalid(path, domain, "should be a domain with at least two segments separated by dots");
+            s.invalid("", domain, "should be a domain with at least two segments separated by dots");
         }
     }
-    if signer.len() > SIGNER_MAX {
-        errors.too_long(path, SIGNER_MAX);
-    }
+    s.no_longer("", signer.len(), SIGNER_MAX);
 }
 
-fn conditions(obj: &Value, errors: &mut FieldErrors) {
+fn conditions(obj: &Spot) {
     let mut seen = BTreeSet::new();
-    for (i, c) in list(obj, "/status/conditions").iter().enumerate() {
-        let path = format!("status.conditions[{i}]");
-        let (ty, status) = (text(c, "/type"), text(c, "/status"));
-        if ty.is_empty() {
-            errors.required(&format!("{path}.type"), "");
-        }
-        let allowed: &[&str] = if TRUE_ONLY.contains(&ty) { &["True"] } else { &STATUSES };
-        if status.is_empty() {
-            errors.required(&format!("{path}.status"), "");
-        } else {
-            errors.one_of(&format!("{path}.status"), status, allowed);
-        }
+    for c in obj.each("status.conditions") {
+        let ty = c.text("type");
+        c.need("type");
+        c.one_of("status", if TRUE_ONLY.contains(&ty) { &["True"] } else { &STATUSES });
         let other = match ty {
             "Approved" => "Denied",
             "Denied" => "Approved",
             _ => "",
         };
         if seen.contains(other) {
-            let words = "Approved and Denied conditions are mutually exclusive";
-            errors.invalid(&format!("{path}.type"), ty, words);
+            c.invalid("type", ty, "Approved and Denied conditions are mutually exclusive");
         }
-        if !seen.insert(ty) {
-            errors.duplicate(&format!("{path}.type"), ty);
-        }
+        c.unique("type", ty, &mut seen);
     }
 }
 
 /// What is decided stays decided; only an approval decides.
-fn kept(new: &Value, old: &Value, approving: bool, errors: &mut FieldErrors) {
+fn kept(new: &Spot, old: &Value, approving: bool) {
     let of = |v: &Value, ty: &str| -> Vec<Value> {
         list(v, "/status/conditions").iter().filter(|c| text(c, "/type") == ty).cloned().collect()
     };
     for ty in TRUE_ONLY {
-        let (before, after) = (of(old, ty), of(new, ty));
-        let path = "status.conditions";
-        if after.len() < before.len() {
-            errors.forbidden(path, &format!("updates may not remove a condition of type {ty:?}"));
+        let (before, after) = (of(old, ty), of(new.v, ty));
+        let what = if after.len() < before.len() {
+            "remove"
         } else if ty == "Failed" || approving {
             continue;
         } else if after.len() > before.len() {
-            errors.forbidden(path, &format!("updates may not add a condition of type {ty:?}"));
+            "add"
         } else if before != after {
-            errors.forbidden(path, &format!("updates may not modify a condition of type {ty:?}"));
-        }
+            "modify"
+        } else {
+            continue;
+        };
+        let words = format!("updates may not {what} a condition of type {ty:?}");
+        new.forbidden("status.conditions", &words);
     }
 }
 
 /// Checks an update of the `approval` subresource: 422 with every cause.
 pub fn validate_approval(new: &Value, old: &Value) -> Result<(), ApiError> {
     let mut errors = FieldErrors::new();
-    super::meta::validate_update(new, old, &mut errors);
-    conditions(new, &mut errors);
-    kept(new, old, true, &mut errors);
+    let spot = Spot::new(new, "", &mut errors);
+    super::meta::validate_update(&spot, old);
+    conditions(&spot);
+    kept(&spot, old, true);
     errors.into_result("certificates.k8s.io", "CertificateSigningRequest", text(new, "/metadata/name"))
 }
 
-fn api_service(obj: &Value, errors: &mut FieldErrors) {
+fn api_service(obj: &Spot) {
     const GROUP_PRIORITY_MAX: i64 = 20_000;
     const VERSION_PRIORITY_MAX: i64 = 1_000;
-    let spec = &obj["spec"];
-    let (group, version) = (text(spec, "/group"), text(spec, "/version"));
+    let spec = obj.key("spec");
+    let (group, version) = (spec.text("group"), spec.text("version"));
     let wanted = format!("{version}.{group}");
-    if text(obj, "/metadata/name") != wanted {
+    if obj.text("metadata.name") != wanted {
         let words = format!("must be `spec.version+\".\"+spec.group`: {wanted:?}");
-        errors.invalid("metadata.name", text(obj, "/metadata/name"), &words);
+        obj.invalid("metadata.name", obj.text("metadata.name"), &words);
     }
     if group.is_empty() && version != "v1" {
-        errors.required("spec.group", "only v1 may have an empty group and it better be legacy kube");
+        spec.required("group", "only v1 may have an empty group and it better be legacy kube");
     }
-    if !group.is_empty() {
-        errors.invalid_all("spec.group", group, name::dns1123_subdomain(group));
-    }
-    errors.invalid_all("spec.version", version, name::dns1035_label(version));
+    spec.like_opt("group", name::dns1123_subdomain);
+    spec.like("version", name::dns1035_label);
     for (key, max) in
         [("groupPriorityMinimum", GROUP_PRIORITY_MAX), ("versionPriority", VERSION_PRIORITY_MAX)]
     {
-        let given = int(spec, &format!("/{key}")).unwrap_or(0);
-        if !(1..=max).contains(&given) {
-            errors.invalid(&format!("spec.{key}"), given, &format!("must be positive and less than {max}"));
-        }
+        spec.within_or_zero(key, 1..=max, &format!("must be positive and less than {max}"));
     }
-    let (bundle, insecure) = (text(spec, "/caBundle"), flag(spec, "/insecureSkipTLSVerify"));
-    let Some(service) = spec.get("service").filter(|s| !s.is_null()) else {
+    let (bundle, insecure) = (spec.text("caBundle"), spec.flag("insecureSkipTLSVerify"));
+    let Some(service) = spec.opt("service") else {
         if !bundle.is_empty() {
             let shown = format!("{} bytes", bundle.len() / 4 * 3);
-            errors.invalid("spec.caBundle", shown, "local APIServices may not have a caBundle");
+            spec.invalid("caBundle", shown, "local APIServices may not have a caBundle");
         }
         if insecure {
             let words = "local APIServices may not have insecureSkipTLSVerify";
-            errors.invalid("spec.insecureSkipTLSVerify", true, words);
+            spec.invalid("insecureSkipTLSVerify", true, words);
         }
         return;
     };
-    for key in ["namespace", "name"] {
-        super::get::required(service, "spec.service", key, errors);
-    }
-    port(service, "spec.service", errors);
+    service.need("namespace");
+    service.need("name");
+    port(&service);
     if insecure && !bundle.is_empty() {
-        errors.invalid("spec.insecureSkipTLSVerify", true, "may not be true if caBundle is present");
+        spec.invalid("insecureSkipTLSVerify", true, "may not be true if caBundle is present");
     }
 }
 
@@ -306,7 +280,7 @@ mod tests {
     fn requests() {
         let check = |spec: Value| {
             let mut errors = FieldErrors::new();
-            request(&json!({"spec": spec}), &mut errors);
+            request(&Spot::new(&json!({"spec": spec}), "", &mut errors));
             words(&errors)
         };
         assert_eq!(
@@ -342,7 +316,7 @@ mod tests {
         let gone = validate_approval(&with(&[]), &with(&["Denied"])).unwrap_err();
         assert!(gone.message.contains("updates may not remove a condition of type \"Denied\""));
         let mut errors = FieldErrors::new();
-        kept(&with(&["Approved"]), &with(&[]), false, &mut errors);
+        kept(&Spot::new(&with(&["Approved"]), "", &mut errors), &with(&[]), false);
         assert_eq!(
             words(&errors),
             ["status.conditions: Forbidden: updates may not add a condition of type \"Approved\""]
@@ -354,11 +328,11 @@ mod tests {
         let mut a = json!({"metadata": {"name": "v1.x.io"}, "spec": {"group": "x.io", "version": "v1",
             "groupPriorityMinimum": 100, "versionPriority": 10, "service": {"name": "s", "namespace": "n", "port": 443}}});
         let mut errors = FieldErrors::new();
-        api_service(&a, &mut errors);
+        api_service(&Spot::new(&a, "", &mut errors));
         assert_eq!(errors, FieldErrors::new());
         a["spec"]["versionPriority"] = json!(0);
         a["metadata"]["name"] = json!("x");
-        api_service(&a, &mut errors);
+        api_service(&Spot::new(&a, "", &mut errors));
         assert_eq!(
             words(&errors),
             [

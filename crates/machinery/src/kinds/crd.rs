@@ -6,13 +6,11 @@
 pub mod schema;
 
 use super::admission_policy::mixed_case;
-use super::get::{
-    at, child, default, enumerated, enumerated_opt, field, flag, has, list, required, set, text, texts,
-};
+use super::get::{at, child, default, flag, has, list, set, text, texts};
 use super::pod::condition;
+use super::spot::Spot;
 use super::webhooks::{client_config, review_versions};
-use super::{Behaviour, GENERIC};
-use crate::field_errors::FieldErrors;
+use super::{Behaviour, COUNTED};
 use crate::name;
 use crate::table::{Cell, Column};
 use serde_json::{Value, json};
@@ -31,8 +29,6 @@ const COLUMN_FORMATS: [&str; 8] =
 pub static ROWS: &[Behaviour] = &[Behaviour {
     group: GROUP,
     resource: "customresourcedefinitions",
-    validated: true,
-    generation: true,
     unconditional_update: false,
     defaults,
     prepare_create: |obj| {
@@ -45,9 +41,9 @@ pub static ROWS: &[Behaviour] = &[Behaviour {
         await_cleanup(obj);
     },
     prepare_update: |new, _| note_stored_version(new),
-    validate_create: create,
-    validate_update: update,
-    validate_status: |new, _, errors| names(&new["status"]["acceptedNames"], "status.acceptedNames", errors),
+    validate: create,
+    validate_update: Some(update),
+    validate_status: |s, _| names(&s.key("status.acceptedNames")),
     columns: &[
         Column::NAME,
         Column {
@@ -58,7 +54,7 @@ pub static ROWS: &[Behaviour] = &[Behaviour {
             cell: Cell::Text("/metadata/creationTimestamp"),
         },
     ],
-    ..GENERIC
+    ..COUNTED
 }];
 
 fn defaults(obj: &mut Value) {
@@ -103,287 +99,237 @@ fn note_stored_version(obj: &mut Value) {
     }
 }
 
-fn create(obj: &Value, errors: &mut FieldErrors) {
-    let wanted = format!("{}.{}", text(obj, "/spec/names/plural"), text(obj, "/spec/group"));
-    if text(obj, "/metadata/name") != wanted {
+fn create(obj: &Spot) {
+    let spec = obj.key("spec");
+    if obj.text("metadata.name") != format!("{}.{}", spec.text("names.plural"), spec.text("group")) {
         let words = "must be spec.names.plural+\".\"+spec.group";
-        errors.invalid("metadata.name", text(obj, "/metadata/name"), words);
+        obj.invalid("metadata.name", obj.text("metadata.name"), words);
     }
-    definition(obj, None, errors);
+    definition(obj, None);
 }
 
-fn update(new: &Value, old: &Value, errors: &mut FieldErrors) {
-    definition(new, Some(old), errors);
-    let mut fixed = vec!["group", "names.plural"];
-    if condition(old, "Established") == "True" {
-        fixed = vec!["scope", "names.kind", "group", "names.plural"];
-    }
-    for path in fixed {
-        let pointer = format!("/spec/{}", path.replace('.', "/"));
-        let value = |v: &Value| v.pointer(&pointer).cloned().unwrap_or_default();
-        errors.immutable(&format!("spec.{path}"), &value(new), &value(old));
-    }
+fn update(new: &Spot, old: &Value) {
+    definition(new, Some(old));
+    let established = condition(old, "Established") == "True";
+    let fixed = ["spec.scope", "spec.names.kind", "spec.group", "spec.names.plural"];
+    fixed[if established { 0 } else { 2 }..].iter().for_each(|path| new.immutable(path, old));
 }
 
-fn definition(obj: &Value, old: Option<&Value>, errors: &mut FieldErrors) {
-    let spec = &obj["spec"];
-    let group = text(spec, "/group");
+fn definition(obj: &Spot, old: Option<&Value>) {
+    let spec = obj.key("spec");
+    let group = spec.text("group");
     let complaints = name::dns1123_subdomain(group);
     if group.is_empty() {
-        errors.required("spec.group", "");
+        spec.required("group", "");
     } else if !complaints.is_empty() {
-        errors.invalid("spec.group", group, &complaints.join(","));
+        spec.wrong("group", &complaints.join(","));
     } else if !group.contains('.') {
-        errors.invalid("spec.group", group, "should be a domain with at least one dot");
+        spec.wrong("group", "should be a domain with at least one dot");
     }
-    enumerated(spec, "spec", "scope", &["Cluster", "Namespaced"], errors);
-    versions(spec, old, errors);
+    spec.one_of("scope", &["Cluster", "Namespaced"]);
+    versions(&spec, old);
     for key in ["plural", "singular", "kind", "listKind"] {
-        required(&spec["names"], "spec.names", key, errors);
+        spec.key("names").need(key);
     }
-    names(&spec["names"], "spec.names", errors);
+    names(&spec.key("names"));
     let was_kept = old.is_some_and(|o| flag(o, "/spec/preserveUnknownFields"));
-    if flag(spec, "/preserveUnknownFields") && !was_kept {
+    if spec.flag("preserveUnknownFields") && !was_kept {
         let words = "cannot set to true, set x-kubernetes-preserve-unknown-fields to true in spec.versions[*].schema instead";
-        errors.invalid("spec.preserveUnknownFields", true, words);
+        spec.invalid("preserveUnknownFields", true, words);
     }
-    conversion(&spec["conversion"], "spec.conversion", errors);
-    names(&obj["status"]["acceptedNames"], "status.acceptedNames", errors);
-    stored_versions(obj, errors);
-    approval(obj, old, group, errors);
+    conversion(&spec.key("conversion"));
+    names(&obj.key("status.acceptedNames"));
+    stored_versions(obj);
+    approval(obj, old, group);
 }
 
-fn versions(spec: &Value, old: Option<&Value>, errors: &mut FieldErrors) {
-    let all = list(spec, "/versions");
+fn versions(spec: &Spot, old: Option<&Value>) {
+    let before = old.map_or(&[][..], |o| list(o, "/spec/versions"));
+    // What is stored already without a schema may stay so.
+    let lacked = before.iter().any(|v| !has(v, "/schema/openAPIV3Schema"));
     let mut seen = BTreeSet::new();
     let mut unique = true;
-    for (i, version) in all.iter().enumerate() {
-        let path = format!("spec.versions[{i}]");
-        unique &= seen.insert(text(version, "/name"));
-        let own = text(version, "/name");
-        let complaints = name::dns1035_label(own);
+    for version in spec.each("versions") {
+        unique &= seen.insert(version.text("name"));
+        let complaints = name::dns1035_label(version.text("name"));
         if !complaints.is_empty() {
-            errors.invalid(&format!("{path}.name"), own, &complaints.join(","));
+            version.invalid("name", version.text("name"), &complaints.join(","));
         }
-        // What is stored already without a schema may stay so.
-        let lacked =
-            old.is_some_and(|o| list(o, "/spec/versions").iter().any(|v| !has(v, "/schema/openAPIV3Schema")));
-        if !has(version, "/schema/openAPIV3Schema") && !lacked {
-            errors.required(&format!("{path}.schema.openAPIV3Schema"), "schemas are required");
+        if !version.has("schema.openAPIV3Schema") && !lacked {
+            version.required("schema.openAPIV3Schema", "schemas are required");
         }
-        one_version(version, &path, errors);
-        let same = |v: &Value| v["name"] == version["name"] && v["schema"] == version["schema"];
-        if !old.is_some_and(|o| list(o, "/spec/versions").iter().any(same)) {
-            let path = format!("{path}.schema.openAPIV3Schema");
-            crate::crd::rules::check(&version["schema"]["openAPIV3Schema"], &path, errors);
+        one_version(&version);
+        let same = |v: &Value| v["name"] == version.v["name"] && v["schema"] == version.v["schema"];
+        if !before.iter().any(same) {
+            version.key("schema.openAPIV3Schema").with(crate::crd::rules::check);
         }
     }
     if !unique {
-        errors.invalid("spec.versions", all.to_vec(), "must contain unique version names");
+        spec.invalid("versions", spec.list("versions"), "must contain unique version names");
     }
-    if all.iter().filter(|v| flag(v, "/storage")).count() != 1 {
+    if spec.list("versions").iter().filter(|v| flag(v, "/storage")).count() != 1 {
         let words = "must have exactly one version marked as storage version";
-        errors.invalid("spec.versions", all.to_vec(), words);
+        spec.invalid("versions", spec.list("versions"), words);
     }
 }
 
-fn one_version(version: &Value, path: &str, errors: &mut FieldErrors) {
-    deprecation(version, path, errors);
-    if has(version, "/schema/openAPIV3Schema") {
-        let with_status = has(version, "/subresources/status");
-        let path = format!("{path}.schema.openAPIV3Schema");
-        schema::root(&version["schema"]["openAPIV3Schema"], with_status, &path, errors);
+fn one_version(version: &Spot) {
+    deprecation(version);
+    let own = version.key("schema.openAPIV3Schema");
+    if !own.v.is_null() {
+        schema::root(&own, version.has("subresources.status"));
     }
-    scale(&version["subresources"]["scale"], &format!("{path}.subresources"), errors);
-    for (i, column) in list(version, "/additionalPrinterColumns").iter().enumerate() {
-        printer_column(column, &format!("{path}.additionalPrinterColumns[{i}]"), errors);
-    }
-    let selectable = list(version, "/selectableFields");
-    let path = format!("{path}.selectableFields");
-    if selectable.len() > SELECTABLE_FIELDS_MAX {
-        errors.too_many(&path, selectable.len(), SELECTABLE_FIELDS_MAX);
-    }
+    version.opt("subresources.scale").iter().for_each(scale);
+    version.each("additionalPrinterColumns").for_each(|column| printer_column(&column));
+    version.at_most("selectableFields", SELECTABLE_FIELDS_MAX);
     let mut seen = BTreeSet::new();
-    for (i, given) in selectable.iter().enumerate() {
-        let at = format!("{path}[{i}].jsonPath");
-        let Some(json_path) = required(given, &format!("{path}[{i}]"), "jsonPath", errors) else { continue };
-        if !seen.insert(json_path) {
-            errors.duplicate(&at, json_path);
-        }
-        let wanted = schema::at_path(&version["schema"]["openAPIV3Schema"], json_path);
-        match wanted.map(|s| text(s, "/type")) {
+    for given in version.each("selectableFields") {
+        let Some(json_path) = given.need("jsonPath") else { continue };
+        given.unique("jsonPath", json_path, &mut seen);
+        match schema::at_path(own.v, json_path).map(|s| text(s, "/type")) {
             Some("string" | "boolean" | "integer") if json_path.starts_with(".metadata.") => {
-                errors.invalid(&at, json_path, "must not point to fields in metadata");
+                given.wrong("jsonPath", "must not point to fields in metadata");
             }
             Some("string" | "boolean" | "integer") => {}
-            _ => errors.invalid(
-                &at,
-                json_path,
-                "must point to a field of type string, boolean or integer. Enum string fields and strings with formats are allowed.",
-            ),
+            _ => {
+                let words = "must point to a field of type string, boolean or integer. Enum string fields and strings with formats are allowed.";
+                given.wrong("jsonPath", words);
+            }
         }
     }
 }
 
-fn deprecation(version: &Value, path: &str, errors: &mut FieldErrors) {
-    let Some(words) = version.get("deprecationWarning").and_then(Value::as_str) else { return };
-    let path = format!("{path}.deprecationWarning");
-    if !flag(version, "/deprecated") {
-        return errors.invalid(&path, words, "can only be set for deprecated versions");
+fn deprecation(version: &Spot) {
+    let Some(words) = version.v.get("deprecationWarning").and_then(Value::as_str) else { return };
+    let wrong = |why: &str| version.wrong("deprecationWarning", why);
+    if !version.flag("deprecated") {
+        return wrong("can only be set for deprecated versions");
     }
     if words.len() > DEPRECATION_MAX {
-        errors.invalid(&path, words, "must be <= 256 characters long");
+        wrong("must be <= 256 characters long");
     }
     if words.is_empty() {
-        errors.invalid(&path, words, "must not be an empty string");
+        wrong("must not be an empty string");
     }
     if let Some((at, _)) = words.char_indices().find(|(_, c)| c.is_control()) {
-        let why = format!(
+        wrong(&format!(
             "must only contain printable UTF-8 characters; non-printable character found at index {at}"
-        );
-        errors.invalid(&path, words, &why);
+        ));
     }
 }
 
 /// Names that are given must be well formed; the definition's own are also required.
-fn names(names: &Value, path: &str, errors: &mut FieldErrors) {
-    let label = |given: &str, path: &str, errors: &mut FieldErrors| {
-        let complaints = name::dns1035_label(given);
+fn names(names: &Spot) {
+    let label = |s: Spot| {
+        let complaints = name::dns1035_label(s.text(""));
         if !complaints.is_empty() {
-            errors.invalid(path, given, &complaints.join(","));
+            s.wrong("", &complaints.join(","));
         }
     };
-    for key in ["plural", "singular"] {
-        let given = text(names, &format!("/{key}"));
-        if !given.is_empty() {
-            label(given, &field(path, key), errors);
-        }
+    let given = |key: &&str| !names.text(key).is_empty();
+    ["plural", "singular"].iter().copied().filter(given).for_each(|key| label(names.key(key)));
+    ["kind", "listKind"].iter().copied().filter(given).for_each(|key| mixed_case(names, key));
+    names.each("shortNames").for_each(label);
+    let kind = names.text("kind");
+    if !kind.is_empty() && kind == names.text("listKind") {
+        names.wrong("listKind", "kind and listKind may not be the same");
     }
-    for key in ["kind", "listKind"] {
-        let given = text(names, &format!("/{key}"));
-        if !given.is_empty() {
-            mixed_case(given, &field(path, key), errors);
-        }
-    }
-    for (i, given) in texts(names, "/shortNames").enumerate() {
-        label(given, &format!("{path}.shortNames[{i}]"), errors);
-    }
-    let kind = text(names, "/kind");
-    if !kind.is_empty() && kind == text(names, "/listKind") {
-        errors.invalid(&field(path, "listKind"), kind, "kind and listKind may not be the same");
-    }
-    for (i, given) in texts(names, "/categories").enumerate() {
-        label(given, &format!("{path}.categories[{i}]"), errors);
-    }
+    names.each("categories").for_each(label);
 }
 
-fn printer_column(column: &Value, path: &str, errors: &mut FieldErrors) {
-    required(column, path, "name", errors);
+fn printer_column(column: &Spot) {
+    column.need("name");
     let types = format!("must be one of {}", COLUMN_TYPES.join(","));
-    match text(column, "/type") {
-        "" => errors.required(&format!("{path}.type"), &types),
-        given if !COLUMN_TYPES.contains(&given) => errors.invalid(&format!("{path}.type"), given, &types),
+    match column.text("type") {
+        "" => column.required("type", &types),
+        given if !COLUMN_TYPES.contains(&given) => column.wrong("type", &types),
         _ => {}
     }
-    let format = text(column, "/format");
+    let format = column.text("format");
     if !format.is_empty() && !COLUMN_FORMATS.contains(&format) {
-        let words = format!("must be one of {}", COLUMN_FORMATS.join(","));
-        errors.invalid(&format!("{path}.format"), format, &words);
+        column.wrong("format", &format!("must be one of {}", COLUMN_FORMATS.join(",")));
     }
-    match text(column, "/jsonPath") {
-        "" => errors.required(&format!("{path}.JSONPath"), ""),
-        given => drop(simple_path(given, &format!("{path}.JSONPath"), errors)),
+    match column.text("jsonPath") {
+        "" => column.required("JSONPath", ""),
+        _ => drop(simple_path(&column.key("jsonPath").named(column.at("JSONPath")))),
     }
 }
 
-fn simple_path(given: &str, path: &str, errors: &mut FieldErrors) -> bool {
-    let ok = given.starts_with('.');
+fn simple_path(s: &Spot) -> bool {
+    let ok = s.text("").starts_with('.');
     if !ok {
-        errors.invalid(path, given, "must be a simple json path starting with .");
+        s.wrong("", "must be a simple json path starting with .");
     }
     ok
 }
 
-fn scale(scale: &Value, path: &str, errors: &mut FieldErrors) {
-    if scale.is_null() {
-        return;
-    }
-    for (key, prefixes, words, needed) in [
-        ("specReplicasPath", &[".spec."][..], "should be a json path under .spec", true),
-        ("statusReplicasPath", &[".status."], "should be a json path under .status", true),
-        (
-            "labelSelectorPath",
-            &[".spec.", ".status."],
-            "should be a json path under either .spec or .status",
-            false,
-        ),
+fn scale(scale: &Spot) {
+    for (key, prefixes, place, needed) in [
+        ("specReplicasPath", &[".spec."][..], ".spec", true),
+        ("statusReplicasPath", &[".status."], ".status", true),
+        ("labelSelectorPath", &[".spec.", ".status."], "either .spec or .status", false),
     ] {
-        let (given, at) = (text(scale, &format!("/{key}")), format!("{path}.scale.{key}"));
-        match given {
-            "" if needed => errors.required(&at, ""),
-            "" => {}
-            given => {
-                if simple_path(given, &at, errors) && !prefixes.iter().any(|p| given.starts_with(p)) {
-                    errors.invalid(&at, given, words);
-                }
+        let (given, own) = (scale.text(key), scale.key(key));
+        if given.is_empty() {
+            if needed {
+                own.required("", "");
             }
+        } else if simple_path(&own) && !prefixes.iter().any(|p| given.starts_with(p)) {
+            own.wrong("", &format!("should be a json path under {place}"));
         }
     }
 }
 
-fn conversion(conversion: &Value, path: &str, errors: &mut FieldErrors) {
-    enumerated_opt(conversion, path, "strategy", &["None", "Webhook"], errors);
-    let given = has(conversion, "/webhook");
-    if text(conversion, "/strategy") != "Webhook" {
-        if has(conversion, "/webhook/clientConfig") {
-            let words = "should not be set when strategy is not set to Webhook";
-            errors.forbidden(&format!("{path}.webhookClientConfig"), words);
+fn conversion(conversion: &Spot) {
+    conversion.one_of_opt("strategy", &["None", "Webhook"]);
+    let webhook = conversion.key("webhook");
+    let config = webhook.key("clientConfig").named(conversion.at("webhookClientConfig"));
+    let versions = webhook.list("conversionReviewVersions");
+    if conversion.text("strategy") != "Webhook" {
+        let words = "should not be set when strategy is not set to Webhook";
+        if config.has("") {
+            config.forbidden("", words);
         }
-        if !list(conversion, "/webhook/conversionReviewVersions").is_empty() {
-            let words = "should not be set when strategy is not set to Webhook";
-            errors.forbidden(&format!("{path}.conversionReviewVersions"), words);
+        if !versions.is_empty() {
+            conversion.forbidden("conversionReviewVersions", words);
         }
         return;
     }
-    let webhook = &conversion["webhook"];
-    if given && has(webhook, "/clientConfig") {
-        client_config(&webhook["clientConfig"], &format!("{path}.webhookClientConfig"), errors);
+    if config.has("") {
+        client_config(&config);
     } else {
-        errors.required(&format!("{path}.webhookClientConfig"), "required when strategy is set to Webhook");
+        config.required("", "required when strategy is set to Webhook");
     }
-    if list(webhook, "/conversionReviewVersions").is_empty() {
-        errors.required(&format!("{path}.conversionReviewVersions"), "");
+    if versions.is_empty() {
+        conversion.required("conversionReviewVersions", "");
     } else {
-        review_versions(webhook, "conversionReviewVersions", path, errors);
+        review_versions(&webhook.named(conversion.at("")), "conversionReviewVersions");
     }
 }
 
-fn stored_versions(obj: &Value, errors: &mut FieldErrors) {
-    let stored: Vec<&str> = texts(obj, "/status/storedVersions").collect();
-    let path = "status.storedVersions";
-    if stored.is_empty() {
-        return errors.invalid(path, stored, "must have at least one stored version");
+fn stored_versions(obj: &Spot) {
+    let stored = obj.key("status.storedVersions");
+    let given = stored.texts("");
+    if given.is_empty() {
+        return stored.invalid("", given, "must have at least one stored version");
     }
-    let all = list(obj, "/spec/versions");
+    let all = obj.list("spec.versions");
     for version in all.iter().filter(|v| flag(v, "/storage")) {
         let own = text(version, "/name");
-        if !stored.contains(&own) {
-            errors.invalid(path, version.clone(), &format!("must have the storage version {own}"));
+        if !given.contains(&own) {
+            stored.invalid("", version.clone(), &format!("must have the storage version {own}"));
         }
     }
-    for (i, own) in stored.iter().enumerate() {
-        if !all.iter().any(|v| text(v, "/name") == *own) {
-            errors.invalid(&format!("{path}[{i}]"), *own, "must appear in spec.versions");
-        }
+    for own in stored.each("").filter(|own| !all.iter().any(|v| text(v, "/name") == own.text(""))) {
+        own.wrong("", "must appear in spec.versions");
     }
 }
 
 /// Groups of the project itself need its approval: an annotation with a URL.
-fn approval(obj: &Value, old: Option<&Value>, group: &str, errors: &mut FieldErrors) {
-    let protected = group == "k8s.io"
-        || group == "kubernetes.io"
-        || group.ends_with(".k8s.io")
-        || group.ends_with(".kubernetes.io");
+fn approval(obj: &Spot, old: Option<&Value>, group: &str) {
+    let protected = ["k8s.io", "kubernetes.io"]
+        .iter()
+        .any(|own| group.strip_suffix(own).is_some_and(|rest| rest.is_empty() || rest.ends_with('.')));
     let given = |v: &Value| {
         let mut all = super::get::entries(v, "/metadata/annotations");
         all.find(|(k, _)| *k == APPROVED).map(|(_, v)| v.as_str().unwrap_or_default().to_string())
@@ -391,21 +337,18 @@ fn approval(obj: &Value, old: Option<&Value>, group: &str, errors: &mut FieldErr
     let approved = |text: &Option<String>| {
         text.as_deref().is_some_and(|t| t.starts_with("unapproved") || t.contains("://"))
     };
-    let own = given(obj);
+    let own = given(obj.v);
     if !protected || approved(&own) || old.is_some_and(|o| given(o) == own) {
         return;
     }
-    let path = format!("metadata.annotations[{APPROVED}]");
+    let key = format!("metadata.annotations[{APPROVED}]");
+    let words = format!("protected groups must have approval annotation \"{APPROVED}\"");
+    let see = "see https://github.com/kubernetes/enhancements/pull/1111";
     match own {
-        None => errors.required(
-            &path,
-            "protected groups must have approval annotation \"api-approved.kubernetes.io\", see https://github.com/kubernetes/enhancements/pull/1111",
-        ),
+        None => obj.required(&key, &format!("{words}, {see}")),
         Some(text) => {
-            let why = format!(
-                "protected groups must have approval annotation \"{APPROVED}\" with either a URL or a reason starting with \"unapproved\", see https://github.com/kubernetes/enhancements/pull/1111"
-            );
-            errors.invalid(&path, text, &why);
+            let form = "with either a URL or a reason starting with \"unapproved\"";
+            obj.invalid(&key, text, &format!("{words} {form}, {see}"));
         }
     }
 }
@@ -413,6 +356,7 @@ fn approval(obj: &Value, old: Option<&Value>, group: &str, errors: &mut FieldErr
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::field_errors::FieldErrors;
     use crate::kinds::get::{each, remove};
 
     fn each_version(obj: &mut Value, f: impl FnMut(&mut Value)) {
@@ -430,7 +374,7 @@ mod tests {
 
     fn found(crd: &Value) -> Vec<String> {
         let mut errors = FieldErrors::new();
-        create(crd, &mut errors);
+        create(&Spot::new(crd, "", &mut errors));
         errors.causes().iter().map(|c| format!("{}: {}", c.field, c.message)).collect()
     }
 
@@ -522,10 +466,10 @@ mod tests {
         note_stored_version(&mut new);
         assert_eq!(new["status"]["storedVersions"], json!(["v1", "v2"]));
         let mut errors = FieldErrors::new();
-        update(&new, &old, &mut errors);
+        update(&Spot::new(&new, "", &mut errors), &old);
         assert_eq!(errors, FieldErrors::new());
         new["spec"]["group"] = json!("example.org");
-        update(&new, &old, &mut errors);
+        update(&Spot::new(&new, "", &mut errors), &old);
         assert_eq!(errors.causes()[0].message, "Invalid value: \"example.org\": field is immutable");
     }
 }

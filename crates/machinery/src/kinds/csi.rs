@@ -1,10 +1,9 @@
 //! The container storage interface's objects: CSIDriver, CSINode, CSIStorageCapacity, VolumeAttachment,
 //! VolumeAttributesClass.
 
-use super::get::{at, default, each, entries, enumerated_opt, flag, has, int, list, same, text, texts};
-use super::pod::scheduling::label_selector;
-use super::{Behaviour, GENERIC};
-use crate::field_errors::FieldErrors;
+use super::get::{at, default, each, entries, list, same, text, texts};
+use super::spot::Spot;
+use super::{Behaviour, CHECKED};
 use crate::name;
 use crate::quantity::Quantity;
 use crate::table::{Cell, Column};
@@ -20,18 +19,15 @@ const PARAMETERS_MAX: usize = 512;
 const PARAMETERS_BYTES_MAX: usize = 256 * 1024;
 const TOKEN_SECONDS_MIN: i64 = 600;
 const UPDATE_PERIOD_SECONDS_MIN: i64 = 10;
-const CSI: Behaviour = Behaviour { group: GROUP, validated: true, ..GENERIC };
+const CSI: Behaviour = Behaviour { group: GROUP, ..CHECKED };
 
 /// Rows of this family.
 pub static ROWS: &[Behaviour] = &[
     Behaviour {
         resource: "volumeattachments",
-        validate_create: attachment,
-        validate_update: |new, old, errors| {
-            attachment(new, errors);
-            errors.immutable("spec", &new["spec"], &old["spec"]);
-        },
-        validate_status: |new, _, errors| attachment_status(new, errors),
+        validate: attachment,
+        immutable: &["spec"],
+        validate_status: |s, _| attachment_status(s),
         columns: &[
             Column::NAME,
             Column::new("Attacher", Cell::Text("/spec/attacher")),
@@ -46,13 +42,8 @@ pub static ROWS: &[Behaviour] = &[
         resource: "csidrivers",
         generation: true,
         defaults: driver_defaults,
-        validate_create: driver,
-        validate_update: |new, old, errors| {
-            driver(new, errors);
-            for key in ["attachRequired", "volumeLifecycleModes"] {
-                errors.immutable(&format!("spec.{key}"), &new["spec"][key], &old["spec"][key]);
-            }
-        },
+        validate: driver,
+        immutable: &["spec.attachRequired", "spec.volumeLifecycleModes"],
         columns: &[
             Column::NAME,
             Column::new("AttachRequired", Cell::Bool("/spec/attachRequired")),
@@ -70,24 +61,19 @@ pub static ROWS: &[Behaviour] = &[
     },
     Behaviour {
         resource: "csinodes",
-        validate_create: node,
-        validate_update: node_update,
-        columns: &[
-            Column::NAME,
-            Column::new("Drivers", Cell::Fn(|n| list(n, "/spec/drivers").len().into())),
-            Column::AGE,
-        ],
+        validate: node,
+        validate_update: Some(node_update),
+        columns: &[Column::NAME, Column::new("Drivers", Cell::Count("/spec/drivers")), Column::AGE],
         ..CSI
     },
     Behaviour {
         resource: "csistoragecapacities",
-        validate_create: capacity,
-        validate_update: |new, old, errors| {
-            for key in ["nodeTopology", "storageClassName"] {
-                errors.immutable(key, &new[key], &old[key]);
-            }
-            capacity(new, errors);
-        },
+        validate: capacity,
+        validate_update: Some(|s, old| {
+            s.immutable("nodeTopology", old);
+            s.immutable("storageClassName", old);
+            capacity(s);
+        }),
         columns: &[
             Column::NAME,
             Column::new("StorageClassName", Cell::Text("/storageClassName")),
@@ -97,15 +83,12 @@ pub static ROWS: &[Behaviour] = &[
     },
     Behaviour {
         resource: "volumeattributesclasses",
-        validate_create: attributes_class,
-        validate_update: |new, old, errors| {
-            if !same(&new["driverName"], &old["driverName"]) {
-                errors.forbidden("driverName", "updates to driverName are forbidden.");
+        validate: attributes_class,
+        validate_update: Some(|s, old| {
+            for key in ["driverName", "parameters"].into_iter().filter(|key| !same(&s.v[*key], &old[*key])) {
+                s.forbidden(key, &format!("updates to {key} are forbidden."));
             }
-            if !same(&new["parameters"], &old["parameters"]) {
-                errors.forbidden("parameters", "updates to parameters are forbidden.");
-            }
-        },
+        }),
         columns: &[Column::NAME, Column::new("DriverName", Cell::Text("/driverName")), Column::AGE],
         ..CSI
     },
@@ -117,48 +100,39 @@ fn audiences(d: &Value) -> String {
 }
 
 /// The name of a driver, as everybody who names one writes it.
-pub fn driver_name(given: &str, path: &str, errors: &mut FieldErrors) {
+pub fn driver_name(given: &str, s: &Spot) {
     if given.is_empty() {
-        return errors.required(path, "");
+        return s.required("", "");
     }
-    if given.len() > DRIVER_NAME_MAX {
-        errors.too_long(path, DRIVER_NAME_MAX);
-    }
-    errors.invalid_all(path, given, name::dns1123_subdomain(&given.to_lowercase()));
+    s.no_longer("", given.len(), DRIVER_NAME_MAX);
+    s.invalid_all("", given, name::dns1123_subdomain(&given.to_lowercase()));
 }
 
-fn attachment(obj: &Value, errors: &mut FieldErrors) {
-    let spec = &obj["spec"];
-    driver_name(text(spec, "/attacher"), "spec.attacher", errors);
-    let source = &spec["source"];
+fn attachment(obj: &Spot) {
+    let spec = obj.key("spec");
+    driver_name(spec.text("attacher"), &spec.key("attacher"));
+    let source = spec.key("source");
     let exactly = "must specify exactly one of inlineVolumeSpec and persistentVolumeName";
-    match (has(source, "/inlineVolumeSpec"), source.get("persistentVolumeName").and_then(Value::as_str)) {
-        (false, None) => errors.required("spec.source", exactly),
-        (true, Some(_)) => errors.forbidden("spec.source", exactly),
+    match (source.has("inlineVolumeSpec"), source.v["persistentVolumeName"].as_str()) {
+        (false, None) => source.required("", exactly),
+        (true, Some(_)) => source.forbidden("", exactly),
         (false, Some("")) => {
-            let words = "must specify non empty persistentVolumeName";
-            errors.required("spec.source.persistentVolumeName", words);
+            source.required("persistentVolumeName", "must specify non empty persistentVolumeName");
         }
-        (false, Some(own)) => {
-            errors.invalid_all("spec.source.persistentVolumeName", own, name::dns1123_subdomain(own));
-        }
+        (false, Some(_)) => source.like("persistentVolumeName", name::dns1123_subdomain),
         (true, None) => {}
     }
-    let node = text(spec, "/nodeName");
-    errors.invalid_all("spec.nodeName", node, name::dns1123_subdomain(node));
-    attachment_status(obj, errors);
+    spec.like("nodeName", name::dns1123_subdomain);
+    attachment_status(obj);
 }
 
-fn attachment_status(obj: &Value, errors: &mut FieldErrors) {
-    let metadata = entries(obj, "/status/attachmentMetadata");
+fn attachment_status(obj: &Spot) {
+    let status = obj.key("status");
+    let metadata = entries(status.v, "/attachmentMetadata");
     let size: usize = metadata.map(|(k, v)| k.len() + v.as_str().map_or(0, str::len)).sum();
-    if size > ATTACHMENT_METADATA_BYTES_MAX {
-        errors.too_long("status.attachmentMetadata", ATTACHMENT_METADATA_BYTES_MAX);
-    }
-    for key in ["attachError", "detachError"] {
-        if text(obj, &format!("/status/{key}/message")).len() > ERROR_BYTES_MAX {
-            errors.too_long(&format!("status.{key}.message"), ERROR_BYTES_MAX);
-        }
+    status.no_longer("attachmentMetadata", size, ATTACHMENT_METADATA_BYTES_MAX);
+    for key in ["attachError.message", "detachError.message"] {
+        status.no_longer(key, status.text(key).len(), ERROR_BYTES_MAX);
     }
 }
 
@@ -181,88 +155,65 @@ fn driver_defaults(obj: &mut Value) {
     });
 }
 
-fn driver(obj: &Value, errors: &mut FieldErrors) {
-    let spec = &obj["spec"];
+fn driver(obj: &Spot) {
+    let spec = obj.key("spec");
     // The first path is misspelt upstream.
-    for (key, path) in [
-        ("attachRequired", "spec.attachedRequired"),
-        ("podInfoOnMount", "spec.podInfoOnMount"),
-        ("storageCapacity", "spec.storageCapacity"),
+    for (key, shown) in [
+        ("attachRequired", "attachedRequired"),
+        ("podInfoOnMount", "podInfoOnMount"),
+        ("storageCapacity", "storageCapacity"),
     ] {
-        if !has(spec, &format!("/{key}")) {
-            errors.required(path, "");
+        if !spec.has(key) {
+            spec.required(shown, "");
         }
     }
-    let policies = ["File", "None", "ReadWriteOnceWithFSType"];
-    enumerated_opt(spec, "spec", "fsGroupPolicy", &policies, errors);
+    spec.one_of_opt("fsGroupPolicy", &["File", "None", "ReadWriteOnceWithFSType"]);
     let mut seen = BTreeSet::new();
-    for (i, request) in list(spec, "/tokenRequests").iter().enumerate() {
-        let path = format!("spec.tokenRequests[{i}]");
-        let audience = text(request, "/audience");
+    for request in spec.each("tokenRequests") {
+        let audience = request.text("audience");
         if !seen.insert(audience) {
-            errors.duplicate(&format!("{path}.audience"), audience);
+            request.duplicate("audience", audience);
             continue;
         }
-        let Some(seconds) = int(request, "/expirationSeconds") else { continue };
-        let path = format!("{path}.expirationSeconds");
-        if seconds < TOKEN_SECONDS_MIN {
-            errors.invalid(&path, seconds, "may not specify a duration less than 10 minutes");
-        }
-        if seconds > 1 << 32 {
-            errors.invalid(&path, seconds, "may not specify a duration larger than 2^32 seconds");
-        }
+        let (key, words) = ("expirationSeconds", "may not specify a duration less than 10 minutes");
+        request.within(key, TOKEN_SECONDS_MIN..=i64::MAX, words);
+        request.within(key, i64::MIN..=1 << 32, "may not specify a duration larger than 2^32 seconds");
     }
-    for mode in texts(spec, "/volumeLifecycleModes") {
-        errors.one_of("spec.volumeLifecycleModes", mode, &["Persistent", "Ephemeral"]);
+    for mode in spec.each("volumeLifecycleModes") {
+        mode.named(spec.at("volumeLifecycleModes")).known("", &["Persistent", "Ephemeral"]);
     }
-    if let Some(seconds) =
-        int(spec, "/nodeAllocatableUpdatePeriodSeconds").filter(|s| *s < UPDATE_PERIOD_SECONDS_MIN)
-    {
-        let words = "must be greater than or equal to 10 seconds";
-        errors.invalid("spec.nodeAllocatableUpdatePeriodSeconds", seconds, words);
-    }
-    if flag(spec, "/serviceAccountTokenInSecrets") && list(spec, "/tokenRequests").is_empty() {
+    let words = "must be greater than or equal to 10 seconds";
+    spec.within("nodeAllocatableUpdatePeriodSeconds", UPDATE_PERIOD_SECONDS_MIN..=i64::MAX, words);
+    if spec.flag("serviceAccountTokenInSecrets") && spec.list("tokenRequests").is_empty() {
         let words = "serviceAccountTokenInSecrets can only be set when tokenRequests is specified";
-        errors.invalid("spec.serviceAccountTokenInSecrets", true, words);
+        spec.invalid("serviceAccountTokenInSecrets", true, words);
     }
 }
 
-fn node(obj: &Value, errors: &mut FieldErrors) {
+fn node(obj: &Spot) {
     let mut names = BTreeSet::new();
-    for (i, driver) in list(obj, "/spec/drivers").iter().enumerate() {
-        let path = format!("spec.drivers[{i}]");
-        let own = text(driver, "/name");
-        driver_name(own, &format!("{path}.name"), errors);
-        let id = text(driver, "/nodeID");
-        if id.is_empty() {
-            errors.required(&format!("{path}.nodeID"), "");
-        } else if id.len() > NODE_ID_MAX {
-            let words = format!("must be {NODE_ID_MAX} characters or less");
-            errors.invalid(&format!("{path}.nodeID"), id, &words);
+    for driver in obj.each("spec.drivers") {
+        driver_name(driver.text("name"), &driver.key("name"));
+        if driver.need("nodeID").is_some_and(|id| id.len() > NODE_ID_MAX) {
+            driver.wrong("nodeID", &format!("must be {NODE_ID_MAX} characters or less"));
         }
-        if let Some(count) = int(driver, "/allocatable/count") {
-            errors.non_negative(&format!("{path}.allocatable.count"), count);
-        }
-        if !names.insert(own) {
-            errors.duplicate(&format!("{path}.name"), own);
-        }
+        driver.non_negative(&["allocatable.count"]);
+        driver.unique("name", driver.text("name"), &mut names);
         let mut keys = BTreeSet::new();
-        for key in texts(driver, "/topologyKeys") {
+        for key in driver.texts("topologyKeys") {
             if key.is_empty() {
-                errors.required(&path, "");
+                driver.required("", "");
             }
-            if !keys.insert(key) {
-                errors.duplicate(&path, key);
-            }
-            errors.invalid_all(&path, key, name::qualified_name(key));
+            driver.unique("", key, &mut keys);
+            driver.invalid_all("", key, name::qualified_name(key));
         }
     }
 }
 
-fn node_update(new: &Value, old: &Value, errors: &mut FieldErrors) {
-    node(new, errors);
+fn node_update(new: &Spot, old: &Value) {
+    node(new);
     for before in list(old, "/spec/drivers") {
-        let mut now = list(new, "/spec/drivers").iter();
+        let mut now = new.list("spec.drivers").iter();
         if let Some(now) = now.find(|d| text(d, "/name") == text(before, "/name")) {
             // What a node can hold is found anew by its driver.
             let fixed = |d: &Value| {
@@ -270,54 +221,47 @@ fn node_update(new: &Value, old: &Value, errors: &mut FieldErrors) {
                 super::get::remove(&mut d, "allocatable");
                 d
             };
-            errors.immutable("CSINodeDriver", &fixed(now), &fixed(before));
+            new.with(|_, _, errors| errors.immutable("CSINodeDriver", &fixed(now), &fixed(before)));
         }
     }
 }
 
-fn capacity(obj: &Value, errors: &mut FieldErrors) {
-    label_selector(obj.get("nodeTopology"), "nodeTopology", errors);
-    let class = text(obj, "/storageClassName");
-    errors.invalid_all("storageClassName", class, name::dns1123_subdomain(class));
+fn capacity(obj: &Spot) {
+    obj.selector("nodeTopology");
+    obj.like("storageClassName", name::dns1123_subdomain);
     for key in ["capacity", "maximumVolumeSize"] {
-        if let Some(Ok(amount)) = obj.get(key).and_then(Quantity::from_json)
+        if let Some(Ok(amount)) = obj.v.get(key).and_then(Quantity::from_json)
             && amount.sign() < 0
         {
-            errors.invalid(key, amount.to_string(), "must be greater than or equal to 0");
+            obj.invalid(key, amount.to_string(), "must be greater than or equal to 0");
         }
     }
 }
 
-fn attributes_class(obj: &Value, errors: &mut FieldErrors) {
-    let own = text(obj, "/driverName");
-    if own.is_empty() {
-        errors.required("driverName", "");
-    } else {
-        errors.invalid_all("driverName", own, name::qualified_name(&own.to_lowercase()));
-    }
-    let parameters: Vec<_> = entries(obj, "/parameters").collect();
+fn attributes_class(obj: &Spot) {
+    obj.need_like("driverName", |own| name::qualified_name(&own.to_lowercase()));
+    let parameters: Vec<_> = entries(obj.v, "/parameters").collect();
     if parameters.is_empty() {
-        errors.required("parameters", "must contain at least one key/value pair");
+        obj.required("parameters", "must contain at least one key/value pair");
     }
     if parameters.len() > PARAMETERS_MAX {
-        return errors.too_long("parameters", PARAMETERS_MAX);
+        return obj.no_longer("parameters", parameters.len(), PARAMETERS_MAX);
     }
     if parameters.iter().any(|(k, _)| k.is_empty()) {
-        errors.invalid("parameters", "", "field can not be empty.");
+        obj.invalid("parameters", "", "field can not be empty.");
     }
     let size: usize = parameters.iter().map(|(k, v)| k.len() + v.as_str().map_or(0, str::len)).sum();
-    if size > PARAMETERS_BYTES_MAX {
-        errors.too_long("parameters", PARAMETERS_BYTES_MAX);
-    }
+    obj.no_longer("parameters", size, PARAMETERS_BYTES_MAX);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::field_errors::FieldErrors;
 
-    fn fields(check: fn(&Value, &mut FieldErrors), obj: &Value) -> Vec<String> {
+    fn fields(check: fn(&Spot), obj: &Value) -> Vec<String> {
         let mut errors = FieldErrors::new();
-        check(obj, &mut errors);
+        check(&Spot::new(obj, "", &mut errors));
         errors.causes().iter().map(|c| c.field.clone()).collect()
     }
 
@@ -346,9 +290,9 @@ mod tests {
     fn a_nodes_drivers_stay_but_their_capacity_moves() {
         let of = |id: &str, count: i64| json!({"spec": {"drivers": [{"name": "x.io", "nodeID": id, "allocatable": {"count": count}}]}});
         let mut errors = FieldErrors::new();
-        node_update(&of("1", 2), &of("1", 3), &mut errors);
+        node_update(&Spot::new(&of("1", 2), "", &mut errors), &of("1", 3));
         assert!(errors.is_empty());
-        node_update(&of("2", 3), &of("1", 3), &mut errors);
+        node_update(&Spot::new(&of("2", 3), "", &mut errors), &of("1", 3));
         assert_eq!(errors.causes()[0].field, "CSINodeDriver");
     }
 }

@@ -1,10 +1,10 @@
 //! Endpoints and EndpointSlice.
 
-use super::get::{each, enumerated, int, list, text, texts};
-use super::{Behaviour, GENERIC};
-use crate::field_errors::FieldErrors;
+use super::get::{each, int, list, text, texts};
+use super::spot::Spot;
+use super::{Behaviour, CHECKED, COUNTED};
 use crate::name;
-use crate::table::{Cell, Column, none_if_empty};
+use crate::table::{Cell, Column};
 use serde_json::Value;
 use std::collections::BTreeSet;
 
@@ -12,21 +12,18 @@ use std::collections::BTreeSet;
 pub static ROWS: &[Behaviour] = &[
     Behaviour {
         resource: "endpoints",
-        validated: true,
         create_on_update: true,
         defaults: |obj| {
             each(obj, "/subsets", |s| each(s, "/ports", |p| super::get::default(p, "protocol", "TCP")))
         },
-        validate_create: subsets,
-        validate_update: |new, _, errors| subsets(new, errors),
+        validate: subsets,
+
         columns: &[Column::NAME, Column::new("Endpoints", Cell::Fn(|e| addresses(e).into())), Column::AGE],
-        ..GENERIC
+        ..CHECKED
     },
     Behaviour {
         group: "discovery.k8s.io",
         resource: "endpointslices",
-        validated: true,
-        generation: true,
         defaults: |obj| {
             each(obj, "/ports", |p| {
                 super::get::default(p, "protocol", "TCP");
@@ -35,11 +32,8 @@ pub static ROWS: &[Behaviour] = &[
                 }
             });
         },
-        validate_create: slice,
-        validate_update: |new, old, errors| {
-            slice(new, errors);
-            errors.immutable("addressType", &new["addressType"], &old["addressType"]);
-        },
+        validate: slice,
+        immutable: &["addressType"],
         columns: &[
             Column::NAME,
             Column::new("AddressType", Cell::Text("/addressType")),
@@ -47,7 +41,7 @@ pub static ROWS: &[Behaviour] = &[
             Column::new("Endpoints", Cell::Fn(|s| slice_addresses(s).into())),
             Column::AGE,
         ],
-        ..GENERIC
+        ..COUNTED
     },
 ];
 
@@ -83,13 +77,9 @@ fn addresses(e: &Value) -> String {
 
 fn slice_ports(s: &Value) -> String {
     let ports = list(s, "/ports");
-    let shown: Vec<String> = ports
-        .iter()
-        .map(|p| match int(p, "/port") {
-            Some(n) => n.to_string(),
-            None => format!("{}:*", none_if_empty(text(p, "/name"))),
-        })
-        .collect();
+    let name = |p: &Value| p["name"].as_str().unwrap_or("*").to_string();
+    let shown: Vec<String> =
+        ports.iter().map(|p| int(p, "/port").map_or_else(|| name(p), |n| n.to_string())).collect();
     shortened(&shown, "<unset>")
 }
 
@@ -99,36 +89,29 @@ fn slice_addresses(s: &Value) -> String {
     shortened(&all, "<unset>")
 }
 
-fn subsets(obj: &Value, errors: &mut FieldErrors) {
-    for (i, subset) in list(obj, "/subsets").iter().enumerate() {
-        let path = format!("subsets[{i}]");
-        if list(subset, "/addresses").is_empty() && list(subset, "/notReadyAddresses").is_empty() {
-            errors.required(&path, "must specify `addresses` or `notReadyAddresses`");
+fn subsets(obj: &Spot) {
+    for subset in obj.each("subsets") {
+        if subset.list("addresses").is_empty() && subset.list("notReadyAddresses").is_empty() {
+            subset.required("", "must specify `addresses` or `notReadyAddresses`");
         }
-        for key in ["addresses", "notReadyAddresses"] {
-            for (j, address) in list(subset, &format!("/{key}")).iter().enumerate() {
-                endpoint_ip(text(address, "/ip"), &format!("{path}.{key}[{j}].ip"), errors);
+        let addresses = subset.each("addresses").chain(subset.each("notReadyAddresses"));
+        addresses.for_each(|address| endpoint_ip(&address.key("ip")));
+        for port in subset.each("ports") {
+            if port.text("name").is_empty() && subset.list("ports").len() > 1 {
+                port.required("name", "");
             }
-        }
-        let ports = list(subset, "/ports");
-        for (j, port) in ports.iter().enumerate() {
-            let path = format!("{path}.ports[{j}]");
-            let own = text(port, "/name");
-            if own.is_empty() && ports.len() > 1 {
-                errors.required(&format!("{path}.name"), "");
-            } else if !own.is_empty() {
-                errors.invalid_all(&format!("{path}.name"), own, name::dns1123_label(own));
-            }
-            super::pod::containers::number(int(port, "/port").unwrap_or(0), &format!("{path}.port"), errors);
-            enumerated(port, &path, "protocol", &["SCTP", "TCP", "UDP"], errors);
+            port.like_opt("name", name::dns1123_label);
+            port.port("port");
+            port.one_of("protocol", &["SCTP", "TCP", "UDP"]);
         }
     }
 }
 
 /// An address that may be an endpoint: no loopback, link-local, multicast or unspecified one.
-fn endpoint_ip(ip: &str, path: &str, errors: &mut FieldErrors) {
+fn endpoint_ip(s: &Spot) {
+    let ip = s.text("");
     let Ok(address) = ip.parse::<std::net::IpAddr>() else {
-        return errors.invalid_all(path, ip, name::ip(ip));
+        return s.like("", name::ip);
     };
     let words = match address {
         a if a.is_unspecified() => "may not be unspecified (0.0.0.0 or ::)",
@@ -139,50 +122,35 @@ fn endpoint_ip(ip: &str, path: &str, errors: &mut FieldErrors) {
         a if a.is_multicast() => "may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)",
         _ => return,
     };
-    errors.invalid(path, ip, words);
+    s.wrong("", words);
 }
 
-fn slice(obj: &Value, errors: &mut FieldErrors) {
+fn slice(obj: &Spot) {
     const ENDPOINTS_MAX: usize = 1000;
     const ADDRESSES_MAX: usize = 100;
     const PORTS_MAX: usize = 20_000;
-    enumerated(obj, "", "addressType", &["FQDN", "IPv4", "IPv6"], errors);
-    let (endpoints, ports) = (list(obj, "/endpoints"), list(obj, "/ports"));
-    if endpoints.len() > ENDPOINTS_MAX {
-        errors.too_many("endpoints", endpoints.len(), ENDPOINTS_MAX);
-    }
-    if ports.len() > PORTS_MAX {
-        errors.too_many("ports", ports.len(), PORTS_MAX);
-    }
-    for (i, endpoint) in endpoints.iter().enumerate() {
-        let path = format!("endpoints[{i}].addresses");
-        let addresses: Vec<&str> = texts(endpoint, "/addresses").collect();
-        match addresses.len() {
-            0 => errors.required(&path, "must contain at least 1 address"),
-            n if n > ADDRESSES_MAX => errors.too_many(&path, n, ADDRESSES_MAX),
-            _ => {}
+    obj.one_of("addressType", &["FQDN", "IPv4", "IPv6"]);
+    obj.at_most("endpoints", ENDPOINTS_MAX);
+    obj.at_most("ports", PORTS_MAX);
+    for endpoint in obj.each("endpoints") {
+        if endpoint.list("addresses").is_empty() {
+            endpoint.required("addresses", "must contain at least 1 address");
         }
-        for (j, address) in addresses.iter().enumerate() {
-            let path = format!("{path}[{j}]");
-            let ipv6 = address.contains(':');
-            match text(obj, "/addressType") {
-                "FQDN" => errors.invalid_all(&path, address, name::dns1123_subdomain(address)),
-                "IPv4" if ipv6 => errors.invalid(&path, *address, "must be a valid IPv4 address"),
-                "IPv6" if !ipv6 => errors.invalid(&path, *address, "must be a valid IPv6 address"),
-                _ => endpoint_ip(address, &path, errors),
+        endpoint.at_most("addresses", ADDRESSES_MAX);
+        for address in endpoint.each("addresses") {
+            let ipv6 = address.text("").contains(':');
+            match obj.text("addressType") {
+                "FQDN" => address.like("", name::dns1123_subdomain),
+                "IPv4" if ipv6 => address.wrong("", "must be a valid IPv4 address"),
+                "IPv6" if !ipv6 => address.wrong("", "must be a valid IPv6 address"),
+                _ => endpoint_ip(&address),
             }
         }
     }
     let mut names = BTreeSet::new();
-    for (i, port) in ports.iter().enumerate() {
-        let path = format!("ports[{i}]");
-        let own = text(port, "/name");
-        if !own.is_empty() {
-            errors.invalid_all(&format!("{path}.name"), own, name::dns1123_label(own));
-        }
-        if !names.insert(own) {
-            errors.duplicate(&format!("{path}.name"), own);
-        }
-        enumerated(port, &path, "protocol", &["SCTP", "TCP", "UDP"], errors);
+    for port in obj.each("ports") {
+        port.like_opt("name", name::dns1123_label);
+        port.unique("name", port.text("name"), &mut names);
+        port.one_of("protocol", &["SCTP", "TCP", "UDP"]);
     }
 }

@@ -1,8 +1,8 @@
 //! Event, under both of its groups (stored as core/v1).
 
-use super::get::{has, int, text};
-use super::{Behaviour, FieldKind, GENERIC};
-use crate::field_errors::FieldErrors;
+use super::get::{int, text};
+use super::spot::Spot;
+use super::{Behaviour, CHECKED, FieldKind};
 use crate::table::{Cell, Column};
 use crate::time;
 use jiff::Timestamp;
@@ -11,10 +11,9 @@ use serde_json::Value;
 /// Rows of this family.
 pub static ROWS: &[Behaviour] = &[Behaviour {
     resource: "events",
-    validated: true,
     create_on_update: true,
-    validate_create: validate,
-    validate_update: |new, _, errors| validate(new, errors),
+    validate,
+
     fields: &[
         ("involvedObject.kind", FieldKind::Text("/involvedObject/kind")),
         ("involvedObject.namespace", FieldKind::Text("/involvedObject/namespace")),
@@ -45,7 +44,7 @@ pub static ROWS: &[Behaviour] = &[Behaviour {
         Column::wide("Count", Cell::Fn(|e| count(e).into())),
         Column { priority: 1, ..Column::NAME },
     ],
-    ..GENERIC
+    ..CHECKED
 }];
 
 fn count(e: &Value) -> i64 {
@@ -87,28 +86,27 @@ fn first_seen(e: &Value, now: Timestamp) -> String {
     seen(e, now, &["/firstTimestamp", "/eventTime", "/metadata/creationTimestamp"])
 }
 
-fn validate(obj: &Value, errors: &mut FieldErrors) {
-    let (own, about) = (text(obj, "/metadata/namespace"), text(obj, "/involvedObject/namespace"));
+fn validate(obj: &Spot) {
+    let (own, about) = (obj.text("metadata.namespace"), obj.text("involvedObject.namespace"));
     // Events of cluster-scoped objects live in `default` (or kube-system).
     let fits = if about.is_empty() { matches!(own, "default" | "kube-system") } else { about == own };
     if !fits {
-        errors.invalid("involvedObject.namespace", about, "does not match event.namespace");
+        obj.invalid("involvedObject.namespace", about, "does not match event.namespace");
     }
-    if !has(obj, "/eventTime") {
+    if !obj.has("eventTime") {
         return;
     }
     for (key, max) in
         [("reportingComponent", 253), ("reportingInstance", 128), ("action", 128), ("reason", 128)]
     {
-        let value = text(obj, &format!("/{key}"));
         let shown = if key == "reportingComponent" { "reportingController" } else { key };
-        if value.is_empty() {
-            errors.required(shown, "");
-        } else if value.len() > max {
-            errors.invalid(shown, "", &format!("can have at most {max} characters"));
+        match obj.text(key).len() {
+            0 => obj.required(shown, ""),
+            n if n > max => obj.invalid(shown, "", &format!("can have at most {max} characters")),
+            _ => {}
         }
     }
-    if text(obj, "/message").len() > 1024 {
-        errors.invalid("message", "", "can have at most 1024 characters");
+    if obj.text("message").len() > 1024 {
+        obj.invalid("message", "", "can have at most 1024 characters");
     }
 }

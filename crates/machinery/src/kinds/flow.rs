@@ -2,11 +2,10 @@
 //!
 //! Deliberately not here: queueing by them.
 
-use super::get::{
-    at, child, default, default_nonzero, enumerated, flag, has, int, list, required, same, set, text, texts,
-};
-use super::{Behaviour, GENERIC};
-use crate::field_errors::FieldErrors;
+use super::get::{at, child, default, default_nonzero, has, int, list, same, set, text};
+use super::spot::Spot;
+use super::webhooks::alone;
+use super::{Behaviour, COUNTED};
 use crate::name;
 use crate::table::{Cell, Column};
 use serde_json::{Value, json};
@@ -28,12 +27,10 @@ pub static ROWS: &[Behaviour] = &[
     Behaviour {
         group: GROUP,
         resource: "flowschemas",
-        validated: true,
-        generation: true,
         defaults: |obj| at(obj, "/spec", |spec| default_nonzero(spec, "matchingPrecedence", 1000)),
-        validate_create: flow_schema,
-        validate_update: |new, _, errors| flow_schema(new, errors),
-        validate_status: |new, _, errors| conditions(new, errors),
+        validate: flow_schema,
+
+        validate_status: |s, _| conditions(s),
         columns: &[
             Column::NAME,
             Column::new("PriorityLevel", Cell::Text("/spec/priorityLevelConfiguration/name")),
@@ -42,17 +39,15 @@ pub static ROWS: &[Behaviour] = &[
             Column::AGE,
             Column::new("MissingPL", Cell::Fn(|f| missing(f).into())),
         ],
-        ..GENERIC
+        ..COUNTED
     },
     Behaviour {
         group: GROUP,
         resource: "prioritylevelconfigurations",
-        validated: true,
-        generation: true,
         defaults: level_defaults,
-        validate_create: level,
-        validate_update: |new, _, errors| level(new, errors),
-        validate_status: |new, _, errors| conditions(new, errors),
+        validate: level,
+
+        validate_status: |s, _| conditions(s),
         columns: &[
             Column::NAME,
             Column::new("Type", Cell::Text("/spec/type")),
@@ -68,7 +63,7 @@ pub static ROWS: &[Behaviour] = &[
             ),
             Column::AGE,
         ],
-        ..GENERIC
+        ..COUNTED
     },
 ];
 
@@ -81,53 +76,41 @@ fn missing(f: &Value) -> &str {
     found.map_or("?", |c| text(c, "/status"))
 }
 
-fn conditions(obj: &Value, errors: &mut FieldErrors) {
+fn conditions(obj: &Spot) {
     let mut seen = BTreeSet::new();
-    for (i, c) in list(obj, "/status/conditions").iter().enumerate() {
-        let path = format!("status.conditions[{i}].type");
-        let ty = text(c, "/type");
-        if !seen.insert(ty) {
-            errors.duplicate(&path, ty);
-        }
-        if ty.is_empty() {
-            errors.required(&path, "must not be empty");
+    for c in obj.each("status.conditions") {
+        c.unique("type", c.text("type"), &mut seen);
+        if c.text("type").is_empty() {
+            c.required("type", "must not be empty");
         }
     }
 }
 
-fn flow_schema(obj: &Value, errors: &mut FieldErrors) {
-    let (own, spec) = (text(obj, "/metadata/name"), &obj["spec"]);
-    let path = "spec.matchingPrecedence";
-    let precedence = int(spec, "/matchingPrecedence").unwrap_or(0);
-    if precedence <= 0 {
-        errors.invalid(path, precedence, "must be a positive value");
-    }
-    if precedence > PRECEDENCE_MAX {
-        errors.invalid(path, precedence, &format!("must not be greater than {PRECEDENCE_MAX}"));
-    }
+fn flow_schema(obj: &Spot) {
+    let (own, spec) = (obj.text("metadata.name"), obj.key("spec"));
+    let precedence = spec.int("matchingPrecedence").unwrap_or(0);
+    spec.within_or_zero("matchingPrecedence", 1..=i64::MAX, "must be a positive value");
+    let words = format!("must not be greater than {PRECEDENCE_MAX}");
+    spec.within("matchingPrecedence", i64::MIN..=PRECEDENCE_MAX, &words);
     if precedence == 1 && own != EXEMPT {
-        errors.invalid(path, 1, "only the schema named 'exempt' may have matchingPrecedence 1");
+        let words = "only the schema named 'exempt' may have matchingPrecedence 1";
+        spec.invalid("matchingPrecedence", 1, words);
     }
-    if has(spec, "/distinguisherMethod") {
-        let method = &spec["distinguisherMethod"];
-        enumerated(method, "spec.distinguisherMethod", "type", &["ByNamespace", "ByUser"], errors);
+    if let Some(method) = spec.opt("distinguisherMethod") {
+        method.one_of("type", &["ByNamespace", "ByUser"]);
     }
-    let level = text(spec, "/priorityLevelConfiguration/name");
-    let path = "spec.priorityLevelConfiguration.name";
-    if level.is_empty() {
-        errors.required(path, "must reference a priority level");
-    } else {
-        errors.invalid_all(path, level, name::dns1123_subdomain(level));
+    let level = spec.key("priorityLevelConfiguration");
+    match level.text("name") {
+        "" => level.required("name", "must reference a priority level"),
+        _ => level.like("name", name::dns1123_subdomain),
     }
-    for (i, rule) in list(spec, "/rules").iter().enumerate() {
-        policy_rule(rule, &format!("spec.rules[{i}]"), errors);
-    }
+    spec.each("rules").for_each(|rule| policy_rule(&rule));
     if let Some(fixed) = mandatory(own)
-        && !same(spec, &fixed)
+        && !same(spec.v, &fixed)
     {
-        errors.invalid("spec", spec.clone(), &format!("spec of '{own}' must equal the fixed value"));
+        spec.wrong("", &format!("spec of '{own}' must equal the fixed value"));
     }
-    conditions(obj, errors);
+    conditions(obj);
 }
 
 /// The two schemas that nobody may change.
@@ -150,114 +133,82 @@ fn mandatory(name: &str) -> Option<Value> {
     }
 }
 
-fn policy_rule(rule: &Value, path: &str, errors: &mut FieldErrors) {
-    let subjects = list(rule, "/subjects");
-    if subjects.is_empty() {
-        errors.required(&format!("{path}.subjects"), "subjects must contain at least one value");
+fn policy_rule(rule: &Spot) {
+    if rule.list("subjects").is_empty() {
+        rule.required("subjects", "subjects must contain at least one value");
     }
-    for (i, s) in subjects.iter().enumerate() {
-        subject(s, &format!("{path}.subjects[{i}]"), errors);
+    rule.each("subjects").for_each(|s| subject(&s));
+    if rule.list("resourceRules").is_empty() && rule.list("nonResourceRules").is_empty() {
+        rule.required("", "at least one of resourceRules and nonResourceRules has to be non-empty");
     }
-    let (on_resources, on_paths) = (list(rule, "/resourceRules"), list(rule, "/nonResourceRules"));
-    if on_resources.is_empty() && on_paths.is_empty() {
-        errors.required(path, "at least one of resourceRules and nonResourceRules has to be non-empty");
-    }
-    for (i, rule) in on_resources.iter().enumerate() {
-        resource_rule(rule, &format!("{path}.resourceRules[{i}]"), errors);
-    }
-    for (i, rule) in on_paths.iter().enumerate() {
-        let path = format!("{path}.nonResourceRules[{i}]");
-        verbs(rule, &path, errors);
-        let urls: Vec<&str> = texts(rule, "/nonResourceURLs").collect();
-        let at = format!("{path}.nonResourceURLs");
-        if urls.is_empty() {
-            errors.required(&at, "nonResourceURLs must contain at least one value");
-        } else if !alone(&urls, &at, "non-resource URLs", errors) {
-            for (i, url) in urls.iter().enumerate() {
-                url_path(url, &format!("{at}[{i}]"), errors);
-            }
+    rule.each("resourceRules").for_each(|rule| resource_rule(&rule));
+    for rule in rule.each("nonResourceRules") {
+        verbs(&rule);
+        if rule.list("nonResourceURLs").is_empty() {
+            rule.required("nonResourceURLs", "nonResourceURLs must contain at least one value");
+        } else if !alone(&rule, "nonResourceURLs", "non-resource URLs") {
+            rule.each("nonResourceURLs").for_each(|url| url_path(&url));
         }
     }
 }
 
-fn subject(s: &Value, path: &str, errors: &mut FieldErrors) {
-    let kind = text(s, "/kind");
+fn subject(s: &Spot) {
+    let kind = s.text("kind");
     let Some((_, own)) = SUBJECTS.iter().find(|(k, _)| *k == kind) else {
-        let known = SUBJECTS.map(|(k, _)| k);
-        return errors.not_supported(&format!("{path}.kind"), kind, &known);
+        return s.not_supported("kind", kind, &SUBJECTS.map(|(k, _)| k));
     };
-    let at = format!("{path}.{own}");
-    match s.get(*own).filter(|v| !v.is_null()) {
-        None => errors.required(&at, &format!("{own} is required when subject kind is '{kind}'")),
+    match s.opt(own) {
+        None => s.required(own, &format!("{own} is required when subject kind is '{kind}'")),
         Some(body) => {
-            let given = required(body, &at, "name", errors).filter(|n| *n != "*");
+            let given = body.need("name");
             if kind == "ServiceAccount" {
-                if let Some(given) = given {
-                    errors.invalid_all(&format!("{at}.name"), given, name::dns1123_subdomain(given));
+                if given.is_some_and(|n| n != "*") {
+                    body.like("name", name::dns1123_subdomain);
                 }
-                match text(body, "/namespace") {
-                    "" => errors
-                        .required(&format!("{at}.namespace"), "must specify namespace for service account"),
-                    ns => errors.invalid_all(&format!("{at}.namespace"), ns, name::dns1123_label(ns)),
+                match body.text("namespace") {
+                    "" => body.required("namespace", "must specify namespace for service account"),
+                    _ => body.like("namespace", name::dns1123_label),
                 }
             }
         }
     }
-    for (other, key) in SUBJECTS.iter().filter(|(k, _)| *k != kind) {
-        if has(s, &format!("/{key}")) {
-            let words = format!("{key} is forbidden when subject kind is not '{other}'");
-            errors.forbidden(&format!("{path}.{key}"), &words);
-        }
+    for (other, key) in SUBJECTS.iter().filter(|(k, key)| *k != kind && s.has(key)) {
+        s.forbidden(key, &format!("{key} is forbidden when subject kind is not '{other}'"));
     }
 }
 
-/// Is there a wildcard? Then it must stand alone.
-fn alone(given: &[&str], path: &str, what: &str, errors: &mut FieldErrors) -> bool {
-    let wild = given.contains(&"*");
-    if wild && given.len() > 1 {
-        let words = format!("if '*' is present, must not specify other {what}");
-        errors.invalid(path, given.to_vec(), &words);
-    }
-    wild
-}
-
-fn verbs(rule: &Value, path: &str, errors: &mut FieldErrors) {
-    let given: Vec<&str> = texts(rule, "/verbs").collect();
-    let at = format!("{path}.verbs");
+fn verbs(rule: &Spot) {
+    let given = rule.texts("verbs");
     if given.is_empty() {
-        errors.required(&at, "verbs must contain at least one value");
-    } else if !alone(&given, &at, "verbs", errors) && given.iter().any(|v| !VERBS.contains(v)) {
-        errors.not_supported(&at, given, &VERBS);
+        rule.required("verbs", "verbs must contain at least one value");
+    } else if !alone(rule, "verbs", "verbs") && given.iter().any(|v| !VERBS.contains(v)) {
+        rule.not_supported("verbs", given, &VERBS);
     }
 }
 
-fn resource_rule(rule: &Value, path: &str, errors: &mut FieldErrors) {
-    verbs(rule, path, errors);
+fn resource_rule(rule: &Spot) {
+    verbs(rule);
     for (key, one, many) in [("apiGroups", "api group", "api groups"), ("resources", "resource", "resources")]
     {
-        let given: Vec<&str> = texts(rule, &format!("/{key}")).collect();
-        let at = format!("{path}.{key}");
-        if given.is_empty() {
-            errors.required(&at, &format!("resource rules must supply at least one {one}"));
+        if rule.list(key).is_empty() {
+            rule.required(key, &format!("resource rules must supply at least one {one}"));
         }
-        alone(&given, &at, many, errors);
+        alone(rule, key, many);
     }
-    let namespaces: Vec<&str> = texts(rule, "/namespaces").collect();
-    let at = format!("{path}.namespaces");
-    if namespaces.is_empty() && !flag(rule, "/clusterScope") {
+    if rule.list("namespaces").is_empty() && !rule.flag("clusterScope") {
         let words = "resource rules that are not cluster scoped must supply at least one namespace";
-        errors.required(&at, words);
-    } else if !alone(&namespaces, &at, "namespaces", errors) {
-        for (i, ns) in namespaces.iter().enumerate() {
-            for words in name::dns1123_label(ns) {
-                let words = format!("each member of this list must be '*' or a DNS-1123 label; {words}");
-                errors.invalid(&format!("{at}[{i}]"), *ns, &words);
+        rule.required("namespaces", words);
+    } else if !alone(rule, "namespaces", "namespaces") {
+        for ns in rule.each("namespaces") {
+            for words in name::dns1123_label(ns.text("")) {
+                ns.wrong("", &format!("each member of this list must be '*' or a DNS-1123 label; {words}"));
             }
         }
     }
 }
 
-fn url_path(url: &str, path: &str, errors: &mut FieldErrors) {
+fn url_path(s: &Spot) {
+    let url = s.text("");
     let stars = url.matches('*').count();
     let words = match () {
         () if url.is_empty() => "must not be empty",
@@ -267,7 +218,7 @@ fn url_path(url: &str, path: &str, errors: &mut FieldErrors) {
         () if stars > 1 || (stars == 1 && !url.ends_with("/*")) => "wildcard can only do suffix matching",
         () => return,
     };
-    errors.invalid(path, url, words);
+    s.wrong("", words);
 }
 
 fn level_defaults(obj: &mut Value) {
@@ -293,101 +244,81 @@ fn level_defaults(obj: &mut Value) {
     });
 }
 
-fn level(obj: &Value, errors: &mut FieldErrors) {
-    let spec = &obj["spec"];
-    let kind = text(spec, "/type");
-    if (text(obj, "/metadata/name") == EXEMPT) != (kind == "Exempt") {
-        let words = "must be 'Exempt' if and only if `name` is 'exempt'";
-        errors.invalid("spec.type", kind, words);
+fn level(obj: &Spot) {
+    let spec = obj.key("spec");
+    let kind = spec.text("type");
+    if (obj.text("metadata.name") == EXEMPT) != (kind == "Exempt") {
+        spec.invalid("type", kind, "must be 'Exempt' if and only if `name` is 'exempt'");
     }
     match kind {
         "Exempt" => {
-            if has(spec, "/limited") {
-                errors.forbidden("spec.limited", "must be nil if the type is not Limited");
+            if spec.has("limited") {
+                spec.forbidden("limited", "must be nil if the type is not Limited");
             }
-            shares(&spec["exempt"], "spec.exempt", errors);
+            shares(&spec.key("exempt"));
         }
         "Limited" => {
-            if has(spec, "/exempt") {
-                errors.forbidden("spec.exempt", "must be nil if the type is Limited");
+            if spec.has("exempt") {
+                spec.forbidden("exempt", "must be nil if the type is Limited");
             }
-            if has(spec, "/limited") {
-                limited(&spec["limited"], "spec.limited", errors);
-            } else {
-                errors.required("spec.limited", "must not be empty when type is Limited");
+            match spec.opt("limited") {
+                Some(own) => limited(&own),
+                None => spec.required("limited", "must not be empty when type is Limited"),
             }
         }
-        other => errors.not_supported("spec.type", other, &["Exempt", "Limited"]),
+        other => spec.not_supported("type", other, &["Exempt", "Limited"]),
     }
-    conditions(obj, errors);
+    conditions(obj);
 }
 
-fn shares(v: &Value, path: &str, errors: &mut FieldErrors) {
-    if let Some(n) = int(v, "/nominalConcurrencyShares").filter(|n| *n < 0) {
-        errors.invalid(&format!("{path}.nominalConcurrencyShares"), n, "must be a non-negative integer");
-    }
-    if let Some(n) = int(v, "/lendablePercent").filter(|n| !(0..=100).contains(n)) {
-        errors.invalid(&format!("{path}.lendablePercent"), n, "must be between 0 and 100, inclusive");
-    }
+fn shares(v: &Spot) {
+    v.within("nominalConcurrencyShares", 0..=i64::MAX, "must be a non-negative integer");
+    v.within("lendablePercent", 0..=100, "must be between 0 and 100, inclusive");
 }
 
-fn limited(v: &Value, path: &str, errors: &mut FieldErrors) {
-    shares(v, path, errors);
-    if let Some(n) = int(v, "/borrowingLimitPercent").filter(|n| *n < 0) {
-        let words = "if specified, must be a non-negative integer";
-        errors.invalid(&format!("{path}.borrowingLimitPercent"), n, words);
-    }
-    let response = &v["limitResponse"];
-    let path = format!("{path}.limitResponse");
-    let queues = has(response, "/queuing");
-    match text(response, "/type") {
-        "Reject" if queues => errors.forbidden(
-            &format!("{path}.queuing"),
-            "must be nil if limited.limitResponse.type is not Limited",
-        ),
-        "Reject" => {}
-        "Queue" if queues => queuing(&response["queuing"], &format!("{path}.queuing"), errors),
-        "Queue" => errors.required(
-            &format!("{path}.queuing"),
-            "must not be empty if limited.limitResponse.type is Limited",
-        ),
-        other => errors.not_supported(&format!("{path}.type"), other, &["Queue", "Reject"]),
+fn limited(v: &Spot) {
+    shares(v);
+    v.within("borrowingLimitPercent", 0..=i64::MAX, "if specified, must be a non-negative integer");
+    let response = v.key("limitResponse");
+    match (response.text("type"), response.opt("queuing")) {
+        ("Reject", Some(own)) => {
+            own.forbidden("", "must be nil if limited.limitResponse.type is not Limited");
+        }
+        ("Reject", None) => {}
+        ("Queue", Some(own)) => queuing(&own),
+        ("Queue", None) => {
+            response.required("queuing", "must not be empty if limited.limitResponse.type is Limited");
+        }
+        (other, _) => response.not_supported("type", other, &["Queue", "Reject"]),
     }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "both numbers are small; only the logarithm's size matters")]
-fn queuing(v: &Value, path: &str, errors: &mut FieldErrors) {
-    let of = |key: &str| int(v, &format!("/{key}")).unwrap_or(0);
-    let (length, queues, hand) = (of("queueLengthLimit"), of("queues"), of("handSize"));
-    if length <= 0 {
-        errors.invalid(&format!("{path}.queueLengthLimit"), length, "must be positive");
-    }
-    if queues <= 0 {
-        errors.invalid(&format!("{path}.queues"), queues, "must be positive");
-    } else if queues > QUEUES_MAX {
-        let words = format!("must not be greater than {QUEUES_MAX}");
-        errors.invalid(&format!("{path}.queues"), queues, &words);
-    }
-    let at = format!("{path}.handSize");
+fn queuing(v: &Spot) {
+    let (queues, hand) = (v.int("queues").unwrap_or(0), v.int("handSize").unwrap_or(0));
+    v.within_or_zero("queueLengthLimit", 1..=i64::MAX, "must be positive");
+    v.within_or_zero("queues", 1..=i64::MAX, "must be positive");
+    v.within("queues", i64::MIN..=QUEUES_MAX, &format!("must not be greater than {QUEUES_MAX}"));
     if hand <= 0 {
-        errors.invalid(&at, hand, "must be positive");
+        v.invalid("handSize", hand, "must be positive");
     } else if hand > queues {
-        errors.invalid(&at, hand, &format!("should not be greater than queues ({queues})"));
+        v.invalid("handSize", hand, &format!("should not be greater than queues ({queues})"));
     } else if ((queues as f64).log2() * hand as f64).ceil() > HASH_BITS_MAX {
         let words = format!(
             "required entropy bits of deckSize {queues} and handSize {hand} should not be greater than {HASH_BITS_MAX}"
         );
-        errors.invalid(&at, hand, &words);
+        v.invalid("handSize", hand, &words);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::field_errors::FieldErrors;
 
-    fn fields(check: fn(&Value, &mut FieldErrors), obj: &Value) -> Vec<String> {
+    fn fields(check: fn(&Spot), obj: &Value) -> Vec<String> {
         let mut errors = FieldErrors::new();
-        check(obj, &mut errors);
+        check(&Spot::new(obj, "", &mut errors));
         errors.causes().iter().map(|c| c.field.clone()).collect()
     }
 

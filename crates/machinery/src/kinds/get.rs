@@ -1,36 +1,50 @@
 //! Reading and filling JSON documents by path, without ever panicking. Shared by all kinds.
 
-use crate::field_errors::FieldErrors;
 use serde_json::{Map, Value};
+
+/// What is at a JSON pointer. (`Value::pointer` copies each name, for escapes, which hardly any has.)
+fn found<'a>(v: &'a Value, pointer: &str) -> Option<&'a Value> {
+    let Some(path) = pointer.strip_prefix('/').filter(|path| !path.bytes().any(|b| b == b'~')) else {
+        return v.pointer(pointer);
+    };
+    // By bytes: splitting at a char searches and compares more than short names are worth.
+    path.as_bytes().split(|b| *b == b'/').try_fold(v, |v, name| {
+        let name = std::str::from_utf8(name).ok()?;
+        match v {
+            Value::Array(items) => items.get(name.parse::<usize>().ok()?),
+            other => other.get(name),
+        }
+    })
+}
 
 /// The string at a JSON pointer; "" when absent or no string.
 pub fn text<'a>(v: &'a Value, pointer: &str) -> &'a str {
-    v.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
+    found(v, pointer).and_then(Value::as_str).unwrap_or_default()
 }
 
 /// The integer at a JSON pointer.
 pub fn int(v: &Value, pointer: &str) -> Option<i64> {
-    v.pointer(pointer).and_then(Value::as_i64)
+    found(v, pointer).and_then(Value::as_i64)
 }
 
 /// The boolean at a JSON pointer; false when absent.
 pub fn flag(v: &Value, pointer: &str) -> bool {
-    v.pointer(pointer).and_then(Value::as_bool).unwrap_or_default()
+    found(v, pointer).and_then(Value::as_bool).unwrap_or_default()
 }
 
 /// The list at a JSON pointer; empty when absent.
 pub fn list<'a>(v: &'a Value, pointer: &str) -> &'a [Value] {
-    v.pointer(pointer).and_then(Value::as_array).map_or(&[], Vec::as_slice)
+    found(v, pointer).and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
 /// The entries of the object at a JSON pointer; none when absent.
 pub fn entries<'a>(v: &'a Value, pointer: &str) -> impl Iterator<Item = (&'a str, &'a Value)> + use<'a> {
-    v.pointer(pointer).and_then(Value::as_object).into_iter().flatten().map(|(k, v)| (k.as_str(), v))
+    found(v, pointer).and_then(Value::as_object).into_iter().flatten().map(|(k, v)| (k.as_str(), v))
 }
 
 /// Is there something (not null) at the pointer?
 pub fn has(v: &Value, pointer: &str) -> bool {
-    v.pointer(pointer).is_some_and(|v| !v.is_null())
+    found(v, pointer).is_some_and(|v| !v.is_null())
 }
 
 /// The string elements of the list at a pointer.
@@ -139,44 +153,20 @@ pub fn field(path: &str, key: &str) -> String {
     if path.is_empty() { key.into() } else { format!("{path}.{key}") }
 }
 
-/// Complains when the integer at `v/key` is negative.
-pub fn non_negative(v: &Value, path: &str, key: &str, errors: &mut FieldErrors) {
-    if let Some(n) = int(v, &format!("/{key}")) {
-        errors.non_negative(&field(path, key), n);
-    }
-}
-
-/// Complains when the string at `v/key` is absent; gives it otherwise.
-pub fn required<'a>(v: &'a Value, path: &str, key: &str, errors: &mut FieldErrors) -> Option<&'a str> {
-    let found = text(v, &format!("/{key}"));
-    if found.is_empty() {
-        errors.required(&field(path, key), "");
-        return None;
-    }
-    Some(found)
-}
-
-/// Complains when the string at `v/key` is absent (if `required`) or not one of a closed set.
-pub fn enumerated(v: &Value, path: &str, key: &str, set: &[&str], errors: &mut FieldErrors) {
-    let found = text(v, &format!("/{key}"));
-    if found.is_empty() {
-        errors.required(&field(path, key), "");
-    } else {
-        errors.one_of(&field(path, key), found, set);
-    }
-}
-
-/// As [`enumerated`], where absent is fine.
-pub fn enumerated_opt(v: &Value, path: &str, key: &str, set: &[&str], errors: &mut FieldErrors) {
-    if has(v, &format!("/{key}")) && !text(v, &format!("/{key}")).is_empty() {
-        enumerated(v, path, key, set, errors);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn pointers_lead_where_they_lead_everywhere() {
+        let v = json!({"a": [{"b/c": 1}], "": 2, "~": 3, "d": {"e": null}});
+        for pointer in
+            ["", "/", "/a", "/a/0", "/a/0/b~1c", "/a/1", "/a/x", "/~0", "/d/e", "/d/e/f", "d", "/q"]
+        {
+            assert_eq!(found(&v, pointer), v.pointer(pointer), "{pointer}");
+        }
+    }
 
     #[test]
     fn zero_values_are_no_change() {

@@ -1,8 +1,8 @@
 //! The policies of a Job: what its pods' failures and successes mean, limits of indexed Jobs, who runs it; and what
 //! may change later.
 
-use super::get::{each, enumerated, field, flag, has, int, list, remove, set, text};
-use crate::field_errors::FieldErrors;
+use super::get::{each, flag, has, remove, set, text};
+use super::spot::Spot;
 use crate::name;
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -13,180 +13,129 @@ const INDEXED_PARALLELISM_MAX: i64 = 100_000;
 const MANAGER_MAX: usize = 63;
 const ACTIONS: [&str; 4] = ["Count", "FailIndex", "FailJob", "Ignore"];
 
-/// Everything of a Job's spec at `path` that is a policy.
-pub fn validate(spec: &Value, path: &str, errors: &mut FieldErrors) {
-    let indexed = text(spec, "/completionMode") == "Indexed";
-    indexes(spec, path, indexed, errors);
-    if has(spec, "/podFailurePolicy") {
-        failure_policy(spec, path, errors);
+/// Everything of a Job's spec that is a policy.
+pub fn validate(spec: &Spot) {
+    let indexed = spec.text("completionMode") == "Indexed";
+    indexes(spec, indexed);
+    if spec.has("podFailurePolicy") {
+        failure_policy(spec);
     }
-    if has(spec, "/successPolicy") {
-        let at = field(path, "successPolicy");
+    if let Some(policy) = spec.opt("successPolicy") {
         if !indexed {
-            errors.invalid(&at, spec["successPolicy"].clone(), "requires indexed completion mode");
+            policy.wrong("", "requires indexed completion mode");
         }
-        success_policy(&spec["successPolicy"], &at, errors);
+        success_policy(&policy);
     }
-    if let Some(manager) = spec.get("managedBy").and_then(Value::as_str) {
-        let at = field(path, "managedBy");
+    if let Some(manager) = spec.v["managedBy"].as_str() {
         let (domain, rest) = manager.split_once('/').unwrap_or((manager, ""));
         if rest.is_empty() || !name::dns1123_subdomain(domain).is_empty() {
-            errors.invalid(&at, manager, "must be a domain-prefixed path (such as \"acme.io/foo\")");
+            spec.wrong("managedBy", "must be a domain-prefixed path (such as \"acme.io/foo\")");
         }
-        if manager.len() > MANAGER_MAX {
-            errors.too_long(&at, MANAGER_MAX);
-        }
+        spec.no_longer("managedBy", manager.len(), MANAGER_MAX);
     }
 }
 
-fn indexes(spec: &Value, path: &str, indexed: bool, errors: &mut FieldErrors) {
-    let (per_index, failed) = (int(spec, "/backoffLimitPerIndex"), int(spec, "/maxFailedIndexes"));
+fn indexes(spec: &Spot, indexed: bool) {
     if indexed {
-        if let Some(n) = int(spec, "/parallelism").filter(|n| *n > INDEXED_PARALLELISM_MAX) {
-            let words = format!(
-                "must be less than or equal to {INDEXED_PARALLELISM_MAX} when completion mode is Indexed"
-            );
-            errors.invalid(&field(path, "parallelism"), n, &words);
-        }
-        if let (Some(n), Some(all)) = (failed, int(spec, "/completions"))
-            && n > all
-        {
-            let words = "must be less than or equal to completions";
-            errors.invalid(&field(path, "maxFailedIndexes"), n, words);
+        let words = format!(
+            "must be less than or equal to {INDEXED_PARALLELISM_MAX} when completion mode is Indexed"
+        );
+        spec.within("parallelism", i64::MIN..=INDEXED_PARALLELISM_MAX, &words);
+        if let Some(all) = spec.int("completions") {
+            spec.within("maxFailedIndexes", i64::MIN..=all, "must be less than or equal to completions");
         }
     } else {
-        for (key, given) in [("backoffLimitPerIndex", per_index), ("maxFailedIndexes", failed)] {
-            if let Some(n) = given {
-                errors.invalid(&field(path, key), n, "requires indexed completion mode");
-            }
+        for key in spec.given(&["backoffLimitPerIndex", "maxFailedIndexes"]) {
+            spec.wrong(key, "requires indexed completion mode");
         }
     }
-    if per_index.is_none() && failed.is_some() {
-        errors.required(&field(path, "backoffLimitPerIndex"), "when maxFailedIndexes is specified");
+    if !spec.has("backoffLimitPerIndex") && spec.has("maxFailedIndexes") {
+        spec.required("backoffLimitPerIndex", "when maxFailedIndexes is specified");
     }
 }
 
-fn failure_policy(spec: &Value, path: &str, errors: &mut FieldErrors) {
-    let restart = text(spec, "/template/spec/restartPolicy");
+fn failure_policy(spec: &Spot) {
+    let restart = spec.text("template.spec.restartPolicy");
     if restart != "Never" {
-        let at = field(path, "template.spec.restartPolicy");
-        errors.invalid(&at, restart, "only \"Never\" is supported when podFailurePolicy is specified");
+        let words = "only \"Never\" is supported when podFailurePolicy is specified";
+        spec.invalid("template.spec.restartPolicy", restart, words);
     }
-    let replacement = text(spec, "/podReplacementPolicy");
-    if !matches!(replacement, "" | "Failed") {
-        errors.not_supported(&field(path, "podReplacementPolicy"), replacement, &["Failed"]);
-    }
-    let at = field(path, "podFailurePolicy.rules");
-    let rules = list(spec, "/podFailurePolicy/rules");
-    if rules.len() > RULES_MAX {
-        errors.too_many(&at, rules.len(), RULES_MAX);
-    }
-    let per_index = has(spec, "/backoffLimitPerIndex");
-    let names: BTreeSet<&str> = ["/containers", "/initContainers"]
+    spec.one_of_opt("podReplacementPolicy", &["Failed"]);
+    spec.at_most("podFailurePolicy.rules", RULES_MAX);
+    let per_index = spec.has("backoffLimitPerIndex");
+    let names: BTreeSet<&str> = ["template.spec.containers", "template.spec.initContainers"]
         .iter()
-        .flat_map(|l| list(&spec["template"]["spec"], l))
+        .flat_map(|l| spec.list(l))
         .map(|c| text(c, "/name"))
         .collect();
-    for (i, rule) in rules.iter().enumerate() {
-        failure_rule(rule, &format!("{at}[{i}]"), (per_index, &names), errors);
-    }
+    spec.each("podFailurePolicy.rules").for_each(|rule| failure_rule(&rule, per_index, &names));
 }
 
-fn failure_rule(
-    rule: &Value,
-    path: &str,
-    (per_index, names): (bool, &BTreeSet<&str>),
-    errors: &mut FieldErrors,
-) {
-    let at = format!("{path}.action");
-    match text(rule, "/action") {
-        "" => errors.required(&at, &format!("valid values: {ACTIONS:?}")),
+fn failure_rule(rule: &Spot, per_index: bool, names: &BTreeSet<&str>) {
+    match rule.text("action") {
+        "" => rule.required("action", &format!("valid values: {ACTIONS:?}")),
         "FailIndex" if !per_index => {
-            errors.invalid(&at, "FailIndex", "requires the backoffLimitPerIndex to be set");
+            rule.wrong("action", "requires the backoffLimitPerIndex to be set");
         }
-        given => drop(errors.one_of(&at, given, &ACTIONS)),
+        _ => rule.known("action", &ACTIONS),
     }
-    let (codes, conditions) = (has(rule, "/onExitCodes"), list(rule, "/onPodConditions"));
-    match (codes, conditions.is_empty()) {
-        (true, false) => errors.invalid(
-            path,
-            Value::Null,
-            "specifying both OnExitCodes and OnPodConditions is not supported",
-        ),
-        (false, true) => {
-            errors.invalid(path, Value::Null, "specifying one of OnExitCodes and OnPodConditions is required")
-        }
+    let codes = rule.opt("onExitCodes");
+    let null = |words: &str| rule.invalid("", Value::Null, words);
+    match (codes.is_some(), rule.list("onPodConditions").is_empty()) {
+        (true, false) => null("specifying both OnExitCodes and OnPodConditions is not supported"),
+        (false, true) => null("specifying one of OnExitCodes and OnPodConditions is required"),
         _ => {}
     }
-    if codes {
-        exit_codes(&rule["onExitCodes"], names, &format!("{path}.onExitCodes"), errors);
-    }
-    let at = format!("{path}.onPodConditions");
-    if conditions.len() > RULES_MAX {
-        errors.too_many(&at, conditions.len(), RULES_MAX);
-    }
-    for (i, c) in conditions.iter().enumerate() {
-        let path = format!("{at}[{i}]");
-        let ty = text(c, "/type");
-        errors.invalid_all(&format!("{path}.type"), ty, name::qualified_name(ty));
-        enumerated(c, &path, "status", &["False", "True", "Unknown"], errors);
+    codes.iter().for_each(|codes| exit_codes(codes, names));
+    rule.at_most("onPodConditions", RULES_MAX);
+    for c in rule.each("onPodConditions") {
+        c.like("type", name::qualified_name);
+        c.one_of("status", &["False", "True", "Unknown"]);
     }
 }
 
-fn exit_codes(codes: &Value, names: &BTreeSet<&str>, path: &str, errors: &mut FieldErrors) {
-    enumerated(codes, path, "operator", &["In", "NotIn"], errors);
-    if let Some(own) = codes.get("containerName").and_then(Value::as_str).filter(|c| !names.contains(c)) {
+fn exit_codes(codes: &Spot, names: &BTreeSet<&str>) {
+    codes.one_of("operator", &["In", "NotIn"]);
+    if codes.v["containerName"].as_str().is_some_and(|c| !names.contains(c)) {
         let words = "must be one of the container or initContainer names in the pod template";
-        errors.invalid(&format!("{path}.containerName"), own, words);
+        codes.wrong("containerName", words);
     }
-    let at = format!("{path}.values");
-    let values: Vec<i64> = list(codes, "/values").iter().filter_map(Value::as_i64).collect();
+    let values: Vec<i64> = codes.list("values").iter().filter_map(Value::as_i64).collect();
     if values.is_empty() {
-        errors.invalid(&at, Vec::<i64>::new(), "at least one value is required");
-    } else if values.len() > EXIT_CODES_MAX {
-        errors.too_many(&at, values.len(), EXIT_CODES_MAX);
+        codes.invalid("values", Vec::<i64>::new(), "at least one value is required");
     }
+    codes.at_most("values", EXIT_CODES_MAX);
     let mut seen = BTreeSet::new();
-    for (i, code) in values.iter().enumerate() {
-        let at = format!("{at}[{i}]");
-        if *code == 0 && text(codes, "/operator") == "In" {
-            errors.invalid(&at, 0, "must not be 0 for the In operator");
+    for value in codes.each("values") {
+        let code = value.int("").unwrap_or(0);
+        if code == 0 && codes.text("operator") == "In" {
+            value.invalid("", 0, "must not be 0 for the In operator");
         }
-        if !seen.insert(*code) {
-            errors.duplicate(&at, *code);
-        }
+        value.unique("", code, &mut seen);
     }
     if !values.is_sorted() {
-        errors.invalid(&at, values, "must be ordered");
+        codes.wrong("values", "must be ordered");
     }
 }
 
-fn success_policy(policy: &Value, path: &str, errors: &mut FieldErrors) {
-    let rules = list(policy, "/rules");
-    let at = format!("{path}.rules");
-    if rules.is_empty() {
-        errors.required(&at, "at least one rules must be specified when the successPolicy is specified");
+fn success_policy(policy: &Spot) {
+    if policy.list("rules").is_empty() {
+        let words = "at least one rules must be specified when the successPolicy is specified";
+        policy.required("rules", words);
     }
-    if rules.len() > RULES_MAX {
-        errors.too_many(&at, rules.len(), RULES_MAX);
-    }
-    for (i, rule) in rules.iter().enumerate() {
-        let path = format!("{at}[{i}]");
-        let (count, indexes) = (int(rule, "/succeededCount"), text(rule, "/succeededIndexes"));
-        if count.is_none() && !has(rule, "/succeededIndexes") {
-            let words = "at least one of succeededCount or succeededIndexes must be specified";
-            errors.required(&path, words);
+    policy.at_most("rules", RULES_MAX);
+    for rule in policy.each("rules") {
+        if rule.given(&["succeededCount", "succeededIndexes"]).is_empty() {
+            rule.required("", "at least one of succeededCount or succeededIndexes must be specified");
         }
-        if let Some(count) = count {
-            errors.non_negative(&format!("{path}.succeededCount"), count);
-        }
+        rule.non_negative(&["succeededCount"]);
         let range = |part: &str| {
             let (from, to) = part.split_once('-').unwrap_or((part, part));
             matches!((from.parse::<u32>(), to.parse::<u32>()), (Ok(a), Ok(b)) if a <= b)
         };
+        let indexes = rule.text("succeededIndexes");
         if !indexes.is_empty() && !indexes.split(',').all(range) {
-            let words = format!("error parsing succeededIndexes: {indexes:?}");
-            errors.invalid(&format!("{path}.succeededIndexes"), indexes, &words);
+            rule.wrong("succeededIndexes", &format!("error parsing succeededIndexes: {indexes:?}"));
         }
     }
 }
@@ -213,48 +162,41 @@ pub fn fixed_template(obj: &Value, old: &Value) -> Value {
 }
 
 /// The completions of an indexed Job change only together with its parallelism.
-pub fn completions(new: &Value, old: &Value, errors: &mut FieldErrors) {
-    let (now, was) = (&new["spec"]["completions"], &old["spec"]["completions"]);
-    if text(new, "/spec/completionMode") != "Indexed" {
-        return errors.immutable("spec.completions", now, was);
+pub fn completions(new: &Spot, old: &Value) {
+    let (now, was) = (&new.v["spec"]["completions"], &old["spec"]["completions"]);
+    if new.text("spec.completionMode") != "Indexed" {
+        return new.immutable("spec.completions", old);
     }
-    if now != was && now.is_i64() && was.is_i64() && *now != new["spec"]["parallelism"] {
-        let words = "can only be modified in tandem with spec.parallelism";
-        errors.invalid("spec.completions", now.clone(), words);
+    if now != was && now.is_i64() && was.is_i64() && *now != new.v["spec"]["parallelism"] {
+        new.wrong("spec.completions", "can only be modified in tandem with spec.parallelism");
     }
 }
 
-/// A time zone as CronJobs name it. Whether the zone exists only its user can tell.
-pub fn time_zone(zone: &str, path: &str, errors: &mut FieldErrors) {
+/// A time zone as CronJobs name it.
+pub fn time_zone(s: &Spot) {
+    let zone = s.text("");
     if zone.is_empty() {
-        return errors.invalid(path, zone, "timeZone must be nil or non-empty string");
+        return s.wrong("", "timeZone must be nil or non-empty string");
     }
     if zone.eq_ignore_ascii_case("local") {
         let words = "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones";
-        return errors.invalid(path, zone, words);
+        return s.wrong("", words);
     }
-    let part = |p: &str| !p.is_empty() && p.bytes().all(|b| b.is_ascii_alphanumeric() || b"_+-".contains(&b));
-    if !zone.split('/').all(part) || zone.starts_with(['-', '+']) {
-        errors.invalid(path, zone, &format!("unknown time zone {zone}"));
-    }
-}
-
-/// Is the zone hidden in the schedule?
-pub fn zone_in_schedule(schedule: &str, errors: &mut FieldErrors) {
-    if schedule.contains("TZ") {
-        let words = "cannot use TZ or CRON_TZ in schedule, use timeZone field instead";
-        errors.invalid("spec.schedule", schedule, words);
+    // Names in another case are found, too, but are not the zone's.
+    if !jiff::tz::TimeZoneDatabase::bundled().available().any(|known| known.as_str() == zone) {
+        s.wrong("", &format!("unknown time zone {zone}"));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::field_errors::FieldErrors;
     use serde_json::json;
 
     fn found(spec: Value) -> Vec<String> {
         let mut errors = FieldErrors::new();
-        validate(&spec, "spec", &mut errors);
+        validate(&Spot::new(&spec, "spec", &mut errors));
         errors.causes().iter().map(|c| format!("{}: {}", c.field, c.message)).collect()
     }
 
@@ -300,9 +242,9 @@ mod tests {
         assert!(!same(of(false, false, "a")) && !same(of(true, true, "a")));
         let indexed = |n: i64, p: i64| json!({"spec": {"completionMode": "Indexed", "completions": n, "parallelism": p}});
         let mut errors = FieldErrors::new();
-        completions(&indexed(4, 4), &indexed(3, 3), &mut errors);
+        completions(&Spot::new(&indexed(4, 4), "", &mut errors), &indexed(3, 3));
         assert!(errors.is_empty());
-        completions(&indexed(4, 3), &indexed(3, 3), &mut errors);
+        completions(&Spot::new(&indexed(4, 3), "", &mut errors), &indexed(3, 3));
         assert_eq!(
             errors.causes()[0].message,
             "Invalid value: 4: can only be modified in tandem with spec.parallelism"
@@ -317,10 +259,12 @@ mod tests {
             ("", false),
             ("Local", false),
             ("a b", false),
+            ("bad-zone", false),
+            ("europe/berlin", false),
             ("../x", false),
         ] {
             let mut errors = FieldErrors::new();
-            time_zone(zone, "spec.timeZone", &mut errors);
+            time_zone(&Spot::new(&Value::from(zone), "spec.timeZone", &mut errors));
             assert_eq!(errors.is_empty(), ok, "{zone}");
         }
     }

@@ -2,10 +2,10 @@
 //!
 //! Deliberately not here: applying them (admission).
 
-use super::get::{child, default, each, entries, has, list, text};
+use super::get::{child, default, each, entries, text};
 use super::pod::containers::resource_name;
-use super::{Behaviour, GENERIC};
-use crate::field_errors::FieldErrors;
+use super::spot::Spot;
+use super::{Behaviour, CHECKED};
 use crate::name;
 use crate::quantity::Quantity;
 use crate::table::{Cell, Column};
@@ -13,6 +13,7 @@ use serde_json::Value;
 use std::collections::BTreeSet;
 
 const TYPES: [&str; 3] = ["Pod", "Container", "PersistentVolumeClaim"];
+const LISTS: [&str; 5] = ["max", "min", "default", "defaultRequest", "maxLimitRequestRatio"];
 /// Resources that quotas and limits know without a domain.
 const STANDARD: [&str; 22] = [
     "cpu",
@@ -42,11 +43,10 @@ const STANDARD: [&str; 22] = [
 /// Rows of this family.
 pub static ROWS: &[Behaviour] = &[Behaviour {
     resource: "limitranges",
-    validated: true,
     create_on_update: true,
     defaults,
-    validate_create: validate,
-    validate_update: |new, _, errors| validate(new, errors),
+    validate,
+
     columns: &[
         Column::NAME,
         Column {
@@ -57,7 +57,7 @@ pub static ROWS: &[Behaviour] = &[Behaviour {
             cell: Cell::Text("/metadata/creationTimestamp"),
         },
     ],
-    ..GENERIC
+    ..CHECKED
 }];
 
 fn defaults(obj: &mut Value) {
@@ -75,76 +75,67 @@ fn defaults(obj: &mut Value) {
     });
 }
 
-fn validate(obj: &Value, errors: &mut FieldErrors) {
+fn validate(obj: &Spot) {
     let mut types = BTreeSet::new();
-    for (i, limit) in list(obj, "/spec/limits").iter().enumerate() {
-        let path = format!("spec.limits[{i}]");
-        let kind = text(limit, "/type");
-        let at = format!("{path}.type");
-        errors.invalid_all(&at, kind, name::qualified_name(kind));
+    for limit in obj.each("spec.limits") {
+        let kind = limit.text("type");
+        limit.like("type", name::qualified_name);
         if !kind.contains('/') && !TYPES.contains(&kind) {
-            errors.invalid(&at, kind, "must be a standard limit type or fully qualified");
+            limit.invalid("type", kind, "must be a standard limit type or fully qualified");
         }
-        if !types.insert(kind) {
-            errors.duplicate(&at, kind);
-        }
-        names(limit, kind, &path, errors);
-        if kind == "PersistentVolumeClaim" && !has(limit, "/min/storage") && !has(limit, "/max/storage") {
+        limit.unique("type", kind, &mut types);
+        names(&limit, kind);
+        if kind == "PersistentVolumeClaim" && limit.given(&["min.storage", "max.storage"]).is_empty() {
             let words = "either minimum or maximum storage value is required, but neither was provided";
-            errors.required(&format!("{path}.limits"), words);
+            limit.required("limits", words);
         }
-        let lists = ["max", "min", "default", "defaultRequest", "maxLimitRequestRatio"];
         let keys: BTreeSet<&str> =
-            lists.iter().flat_map(|l| entries(limit, &format!("/{l}"))).map(|(k, _)| k).collect();
-        for key in keys {
-            amounts(limit, key, &path, errors);
-        }
+            LISTS.iter().flat_map(|l| entries(&limit.v[*l], "")).map(|(k, _)| k).collect();
+        keys.into_iter().for_each(|key| amounts(&limit, key));
     }
 }
 
-fn names(limit: &Value, kind: &str, path: &str, errors: &mut FieldErrors) {
-    for key in ["max", "min", "default", "defaultRequest", "maxLimitRequestRatio"] {
+fn names(limit: &Spot, kind: &str) {
+    for key in LISTS {
         if kind == "Pod" && key.starts_with("default") {
-            if entries(limit, &format!("/{key}")).next().is_some() {
-                errors.forbidden(&format!("{path}.{key}"), "may not be specified when `type` is 'Pod'");
+            if limit.entries(key).next().is_some() {
+                limit.forbidden(key, "may not be specified when `type` is 'Pod'");
             }
             continue;
         }
-        for (resource, _) in entries(limit, &format!("/{key}")) {
-            let at = format!("{path}.{key}[{resource}]");
+        for (resource, s) in limit.entries(key) {
             if matches!(kind, "Pod" | "Container") {
-                resource_name(resource, &at, errors);
+                resource_name(resource, &s);
                 continue;
             }
-            errors.invalid_all(&at, resource, name::qualified_name(resource));
+            s.invalid_all("", resource, name::qualified_name(resource));
             let known =
                 STANDARD.iter().any(|s| resource == *s || (s.ends_with('-') && resource.starts_with(s)));
             if !resource.contains('/') && !known {
-                errors.invalid(&at, resource, "must be a standard resource type or fully qualified");
+                s.invalid("", resource, "must be a standard resource type or fully qualified");
             }
         }
     }
 }
 
 /// The amounts of one resource must be in order: min ≤ default request ≤ default ≤ max.
-fn amounts(limit: &Value, resource: &str, path: &str, errors: &mut FieldErrors) {
+fn amounts(limit: &Spot, resource: &str) {
     let of = |list: &str| {
-        let mut all = entries(limit, &format!("/{list}"));
+        let mut all = entries(&limit.v[list], "");
         all.find(|(k, _)| *k == resource).and_then(|(_, v)| Quantity::from_json(v)?.ok())
+    };
+    let wrong = |field: &str, shown: Quantity, words: &str| {
+        limit.invalid(&format!("{field}[{resource}]"), shown.to_string(), words);
     };
     let (min, max, ratio) = (of("min"), of("max"), of("maxLimitRequestRatio"));
     let (limit_default, request) = (of("default"), of("defaultRequest"));
-    let mut ordered = |low: (Option<Quantity>, &str), high: (Option<Quantity>, &str), field: &str| {
+    let ordered = |low: (Option<Quantity>, &str), high: (Option<Quantity>, &str), field: &str| {
         if let (Some(a), Some(b)) = (low.0, high.0)
             && a > b
         {
-            let shown = match (field, low.1) {
-                ("defaultRequest", "min") => b.to_string(),
-                ("default", "default") => b.to_string(),
-                _ => a.to_string(),
-            };
+            let upper = matches!((field, low.1), ("defaultRequest", "min") | ("default", "default"));
             let words = format!("{} value {a} is greater than {} value {b}", low.1, high.1);
-            errors.invalid(&format!("{path}.{field}[{resource}]"), shown, &words);
+            wrong(field, if upper { b } else { a }, &words);
         }
     };
     ordered((min, "min"), (max, "max"), "min");
@@ -153,13 +144,15 @@ fn amounts(limit: &Value, resource: &str, path: &str, errors: &mut FieldErrors) 
     ordered((request, "default request"), (limit_default, "default limit"), "defaultRequest");
     ordered((min, "min"), (limit_default, "default"), "default");
     ordered((limit_default, "default"), (max, "max"), "default");
-    let at = format!("{path}.maxLimitRequestRatio[{resource}]");
     if let Some(ratio) = ratio {
         if ratio < Quantity::from_units(1) {
-            errors.invalid(&at, ratio.to_string(), &format!("ratio {ratio} is less than 1"));
+            wrong("maxLimitRequestRatio", ratio, &format!("ratio {ratio} is less than 1"));
         }
-        if let (Some(min), Some(max)) = (min, max) {
-            too_wide(ratio, min, max, &at, errors);
+        if let (Some(min), Some(max)) = (min, max)
+            && let Some(widest) = too_wide(ratio, min, max)
+        {
+            let words = format!("ratio {ratio} is greater than max/min = {widest:.6}");
+            wrong("maxLimitRequestRatio", ratio, &words);
         }
     }
     let overcommits = !resource.contains('/') && !resource.starts_with("hugepages-");
@@ -167,33 +160,32 @@ fn amounts(limit: &Value, resource: &str, path: &str, errors: &mut FieldErrors) 
         && a != b
     {
         let words = format!("default value {a} must equal to defaultRequest value {b} in {resource}");
-        errors.invalid(&format!("{path}.defaultRequest[{resource}]"), b.to_string(), &words);
+        wrong("defaultRequest", b, &words);
     }
 }
 
+/// The ratio that there is, where it is less than what is asked for.
 #[expect(clippy::cast_precision_loss, reason = "upstream compares floating-point ratios, and shows them")]
-fn too_wide(ratio: Quantity, min: Quantity, max: Quantity, path: &str, errors: &mut FieldErrors) {
+fn too_wide(ratio: Quantity, min: Quantity, max: Quantity) -> Option<f64> {
     let whole = ratio.is_whole() && min.is_whole() && max.is_whole();
     let value = |q: Quantity| if whole { q.units() as f64 } else { q.milli() as f64 };
     let widest = value(max) / value(min);
     // A ratio has no unit: both of its sides are in thousandths, or neither.
     let asked = if whole { ratio.units() as f64 } else { ratio.milli() as f64 / 1000.0 };
-    if asked > widest {
-        let words = format!("ratio {ratio} is greater than max/min = {widest:.6}");
-        errors.invalid(path, ratio.to_string(), &words);
-    }
+    (asked > widest).then_some(widest)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::field_errors::FieldErrors;
     use serde_json::json;
 
     fn found(limit: Value) -> Vec<String> {
         let mut obj = json!({"spec": {"limits": [limit]}});
         defaults(&mut obj);
         let mut errors = FieldErrors::new();
-        validate(&obj, &mut errors);
+        validate(&Spot::new(&obj, "", &mut errors));
         errors.causes().iter().map(|c| format!("{}: {}", c.field, c.message)).collect()
     }
 

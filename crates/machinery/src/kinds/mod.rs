@@ -10,6 +10,7 @@ mod autoscaler;
 mod batch;
 pub mod certificates;
 mod config;
+pub mod coordination;
 pub mod crd;
 mod csi;
 mod devices;
@@ -19,6 +20,7 @@ mod event;
 mod flow;
 pub mod get;
 mod job_rules;
+mod job_status;
 mod limits;
 pub mod meta;
 mod metrics;
@@ -26,17 +28,20 @@ mod namespace;
 mod networking;
 mod node;
 pub mod pod;
+mod pod_groups;
 mod policy;
 mod service;
+pub mod spot;
 mod storage;
+mod storage_migration;
 pub mod strategy;
 mod webhooks;
 mod workload;
 
-use crate::field_errors::FieldErrors;
 use crate::table::Column;
 use k8s_schema::ResourceRow;
 use serde_json::Value;
+use spot::Spot;
 
 /// How names of a kind must look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +54,8 @@ pub enum NameRule {
     Label1035,
     /// Anything that can be one path segment (RBAC).
     PathSegment,
+    /// What a key of a ConfigMap may be.
+    ConfigKey,
     /// RFC 1123 subdomain of limited length.
     SubdomainUpTo(usize),
 }
@@ -94,12 +101,14 @@ pub struct Behaviour {
     pub prepare_update: fn(&mut Value, &Value),
     /// The same for a status update.
     pub prepare_status: fn(&mut Value, &Value),
-    /// Checks a new object, metadata apart.
-    pub validate_create: fn(&Value, &mut FieldErrors),
+    /// Checks a new object, metadata apart; what an update makes of one, too, unless there is `validate_update`.
+    pub validate: fn(&Spot),
     /// Checks a main update (new, old), metadata apart.
-    pub validate_update: fn(&Value, &Value, &mut FieldErrors),
+    pub validate_update: Option<fn(&Spot, &Value)>,
+    /// What a main update may not change: paths, looked at last.
+    pub immutable: &'static [&'static str],
     /// Checks a status update (new, old).
-    pub validate_status: fn(&Value, &Value, &mut FieldErrors),
+    pub validate_status: fn(&Spot, &Value),
     /// Grace of a delete in seconds (object, asked); `None`: the kind has no graceful deletion.
     pub grace: fn(&Value, Option<i64>) -> Option<i64>,
     /// Field selector labels beyond metadata.name and metadata.namespace.
@@ -110,8 +119,8 @@ pub struct Behaviour {
 
 fn nothing(_: &mut Value) {}
 fn nothing2(_: &mut Value, _: &Value) {}
-fn valid(_: &Value, _: &mut FieldErrors) {}
-fn valid2(_: &Value, _: &Value, _: &mut FieldErrors) {}
+fn valid(_: &Spot) {}
+fn valid2(_: &Spot, _: &Value) {}
 fn no_grace(_: &Value, _: Option<i64>) -> Option<i64> {
     None
 }
@@ -131,13 +140,21 @@ pub const GENERIC: Behaviour = Behaviour {
     prepare_create: nothing,
     prepare_update: nothing2,
     prepare_status: nothing2,
-    validate_create: valid,
-    validate_update: valid2,
+    validate: valid,
+    validate_update: None,
+    immutable: &[],
     validate_status: valid2,
     grace: no_grace,
     fields: &[],
     columns: &[Column::NAME, Column::AGE],
 };
+
+/// Where kinds that are checked start from.
+const CHECKED: Behaviour = Behaviour { validated: true, ..GENERIC };
+/// The same, where generations are counted.
+const COUNTED: Behaviour = Behaviour { generation: true, ..CHECKED };
+/// An update is only asked what it may not change.
+const UNCHECKED: Option<fn(&Spot, &Value)> = Some(valid2);
 
 static GENERIC_ROW: Behaviour = GENERIC;
 /// Unlisted resources that count generations: custom resources and kinds with a reconciled spec.
@@ -151,6 +168,7 @@ static ROWS: &[&[Behaviour]] = &[
     batch::ROWS,
     certificates::ROWS,
     config::ROWS,
+    coordination::ROWS,
     crd::ROWS,
     csi::ROWS,
     devices::ROWS,
@@ -164,9 +182,11 @@ static ROWS: &[&[Behaviour]] = &[
     networking::ROWS,
     node::ROWS,
     pod::ROWS,
+    pod_groups::ROWS,
     policy::ROWS,
     service::ROWS,
     storage::ROWS,
+    storage_migration::ROWS,
     webhooks::ROWS,
     workload::ROWS,
 ];

@@ -1,26 +1,25 @@
 //! Namespace: the finalizer that empties it, its phase, its name label.
 
 use super::get::{child, default, each, list, set, text};
-use super::{Behaviour, FieldKind, GENERIC, NameRule};
-use crate::field_errors::FieldErrors;
+use super::spot::Spot;
+use super::{Behaviour, CHECKED, FieldKind, NameRule};
 use crate::table::{Cell, Column};
 use serde_json::{Value, json};
 
 /// Rows of this family.
 pub static ROWS: &[Behaviour] = &[Behaviour {
     resource: "namespaces",
-    validated: true,
     name: NameRule::Label,
     defaults: name_label,
     prepare_create,
     prepare_update,
-    validate_update,
+    validate_update: Some(validate_update),
     fields: &[
         ("status.phase", FieldKind::Text("/status/phase")),
         ("name", FieldKind::Text("/metadata/name")),
     ],
     columns: &[Column::NAME, Column::new("Status", Cell::Text("/status/phase")), Column::AGE],
-    ..GENERIC
+    ..CHECKED
 }];
 
 fn name_label(obj: &mut Value) {
@@ -50,8 +49,8 @@ fn prepare_update(new: &mut Value, old: &Value) {
     name_label(new);
 }
 
-fn validate_update(new: &Value, old: &Value, errors: &mut FieldErrors) {
-    if list(new, "/spec/finalizers") != list(old, "/spec/finalizers") {
-        errors.forbidden("spec.finalizers", "may only be changed through the finalize subresource");
+fn validate_update(new: &Spot, old: &Value) {
+    if new.list("spec.finalizers") != list(old, "/spec/finalizers") {
+        new.forbidden("spec.finalizers", "may only be changed through the finalize subresource");
     }
 }

@@ -1,9 +1,9 @@
 //! Ingress, IngressClass, NetworkPolicy.
 
-use super::get::{default, each, entries, enumerated_opt, has, int, list, required, set, text, texts};
-use super::pod::scheduling::label_selector;
-use super::{Behaviour, GENERIC};
-use crate::field_errors::FieldErrors;
+use super::get::{default, each, has, list, set, text};
+use super::service::balanced;
+use super::spot::Spot;
+use super::{Behaviour, COUNTED, UNCHECKED};
 use crate::name;
 use crate::selector::LabelSelector;
 use crate::table::{Cell, Column, none_if_empty};
@@ -16,91 +16,70 @@ pub static ROWS: &[Behaviour] = &[
     Behaviour {
         group: GROUP,
         resource: "ingresses",
-        validated: true,
-        generation: true,
         prepare_create: |obj| set(obj, "status", json!({"loadBalancer": {}})),
-        validate_create: ingress,
-        validate_update: |new, _, errors| ingress(new, errors),
+        validate: ingress,
+
         columns: &[
             Column::NAME,
-            Column::new("Class", Cell::Fn(|i| class(i).into())),
+            Column::new("Class", Cell::TextOrNone("/spec/ingressClassName")),
             Column::new("Hosts", Cell::Fn(|i| hosts(i).into())),
-            Column::new("Address", Cell::Fn(|i| address(i).into())),
+            Column::new("Address", Cell::Fn(|i| balanced(i).into())),
             Column::new(
                 "Ports",
                 Cell::Fn(|i| if list(i, "/spec/tls").is_empty() { "80" } else { "80, 443" }.into()),
             ),
             Column::AGE,
         ],
-        ..GENERIC
+        ..COUNTED
     },
     Behaviour {
         group: GROUP,
         resource: "ingressclasses",
-        validated: true,
-        generation: true,
-        validate_create: |obj, errors| {
-            if let Some(controller) = required(&obj["spec"], "spec", "controller", errors)
-                && !controller.contains('/')
-            {
-                errors.invalid(
-                    "spec.controller",
-                    controller,
-                    "must be a domain-prefixed path (such as \"acme.io/foo\")",
-                );
+        validate: |s| {
+            if s.need("spec.controller").is_some_and(|controller| !controller.contains('/')) {
+                s.wrong("spec.controller", "must be a domain-prefixed path (such as \"acme.io/foo\")");
             }
         },
-        validate_update: |new, old, errors| {
-            errors.immutable("spec.controller", &new["spec"]["controller"], &old["spec"]["controller"]);
-        },
+        validate_update: UNCHECKED,
+        immutable: &["spec.controller"],
         columns: &[
             Column::NAME,
             Column::new("Controller", Cell::Text("/spec/controller")),
             Column::new("Parameters", Cell::Fn(|c| parameters(c).into())),
             Column::AGE,
         ],
-        ..GENERIC
+        ..COUNTED
     },
     Behaviour {
         group: GROUP,
         resource: "networkpolicies",
-        validated: true,
-        generation: true,
         defaults: policy_defaults,
-        validate_create: policy,
-        validate_update: |new, _, errors| policy(new, errors),
+        validate: policy,
+
         columns: &[
             Column::NAME,
             Column::new("Pod-Selector", Cell::Fn(|p| pod_selector(p).into())),
             Column::AGE,
         ],
-        ..GENERIC
+        ..COUNTED
     },
 ];
 
-fn class(i: &Value) -> &str {
-    let old = entries(i, "/metadata/annotations").find(|(k, _)| *k == "kubernetes.io/ingress.class");
-    match (text(i, "/spec/ingressClassName"), old) {
-        ("", Some((_, v))) => none_if_empty(v.as_str().unwrap_or_default()),
-        (given, _) => none_if_empty(given),
-    }
-}
-
 fn hosts(i: &Value) -> String {
     const SHOWN_MAX: usize = 3;
-    let all: Vec<&str> =
-        list(i, "/spec/rules").iter().map(|r| text(r, "/host")).filter(|h| !h.is_empty()).collect();
-    match all.len() {
-        0 => "*".into(),
-        n if n > SHOWN_MAX => format!("{} + {} more...", all[..SHOWN_MAX].join(","), n - SHOWN_MAX),
-        _ => all.join(","),
+    let rules = list(i, "/spec/rules");
+    let (mut shown, mut more) = (Vec::new(), false);
+    for host in rules.iter().map(|r| text(r, "/host")) {
+        more |= shown.len() == SHOWN_MAX;
+        if !more && !host.is_empty() {
+            shown.push(host);
+        }
     }
-}
-
-fn address(i: &Value) -> String {
-    let all = list(i, "/status/loadBalancer/ingress").iter();
-    let shown = all.map(|a| if text(a, "/ip").is_empty() { text(a, "/hostname") } else { text(a, "/ip") });
-    shown.collect::<Vec<_>>().join(",")
+    match (shown.is_empty(), more) {
+        (true, _) => "*".into(),
+        (false, true) => format!("{} + {} more...", shown.join(","), rules.len() - SHOWN_MAX),
+        (false, false) => shown.join(","),
+    }
 }
 
 fn parameters(c: &Value) -> String {
@@ -119,84 +98,64 @@ fn pod_selector(p: &Value) -> String {
     }
 }
 
-fn ingress(obj: &Value, errors: &mut FieldErrors) {
-    let spec = &obj["spec"];
-    if list(spec, "/rules").is_empty() && !has(spec, "/defaultBackend") {
-        errors.invalid("spec", spec.clone(), "either `defaultBackend` or `rules` must be specified");
+fn ingress(obj: &Spot) {
+    let spec = obj.key("spec");
+    if spec.list("rules").is_empty() && !spec.has("defaultBackend") {
+        spec.wrong("", "either `defaultBackend` or `rules` must be specified");
     }
-    if has(spec, "/defaultBackend") {
-        backend(&spec["defaultBackend"], "spec.defaultBackend", errors);
-    }
-    let class = text(spec, "/ingressClassName");
-    if !class.is_empty() {
-        errors.invalid_all("spec.ingressClassName", class, name::dns1123_subdomain(class));
-    }
-    for (i, rule) in list(spec, "/rules").iter().enumerate() {
-        let path = format!("spec.rules[{i}]");
-        host(text(rule, "/host"), &format!("{path}.host"), errors);
-        if has(rule, "/http") && list(rule, "/http/paths").is_empty() {
-            errors.required(&format!("{path}.http.paths"), "");
+    spec.opt("defaultBackend").iter().for_each(backend);
+    spec.like_opt("ingressClassName", name::dns1123_subdomain);
+    for rule in spec.each("rules") {
+        host(&rule.key("host"));
+        if rule.has("http") && rule.list("http.paths").is_empty() {
+            rule.required("http.paths", "");
         }
-        for (j, row) in list(rule, "/http/paths").iter().enumerate() {
-            http_path(row, &format!("{path}.http.paths[{j}]"), errors);
-        }
+        rule.each("http.paths").for_each(|row| http_path(&row));
     }
-    for (i, tls) in list(spec, "/tls").iter().enumerate() {
-        for (j, own) in texts(tls, "/hosts").enumerate() {
-            host(own, &format!("spec.tls[{i}].hosts[{j}]"), errors);
-        }
-    }
+    spec.each("tls").flat_map(|tls| tls.each("hosts")).for_each(|own| host(&own));
 }
 
-fn host(given: &str, path: &str, errors: &mut FieldErrors) {
-    if given.is_empty() {
-        return;
-    }
+fn host(s: &Spot) {
+    let given = s.text("");
     if given.parse::<std::net::IpAddr>().is_ok() {
-        errors.invalid(path, given, "must be a DNS name, not an IP address");
+        s.wrong("", "must be a DNS name, not an IP address");
     } else if given.contains('*') {
-        errors.invalid_all(path, given, name::wildcard_dns1123_subdomain(given));
+        s.like("", name::wildcard_dns1123_subdomain);
     } else {
-        errors.invalid_all(path, given, name::dns1123_subdomain(given));
+        s.like_opt("", name::dns1123_subdomain);
     }
 }
 
-fn http_path(row: &Value, path: &str, errors: &mut FieldErrors) {
-    let (kind, given) = (text(row, "/pathType"), text(row, "/path"));
-    if kind.is_empty() {
-        errors.required(&format!("{path}.pathType"), "pathType must be specified");
-    } else {
-        errors.one_of(&format!("{path}.pathType"), kind, &["Exact", "ImplementationSpecific", "Prefix"]);
+fn http_path(row: &Spot) {
+    let (kind, given) = (row.text("pathType"), row.text("path"));
+    match kind {
+        "" => row.required("pathType", "pathType must be specified"),
+        _ => row.known("pathType", &["Exact", "ImplementationSpecific", "Prefix"]),
     }
     let absolute = given.starts_with('/') || (kind == "ImplementationSpecific" && given.is_empty());
     if !absolute {
-        errors.invalid(&format!("{path}.path"), given, "must be an absolute path");
+        row.invalid("path", given, "must be an absolute path");
     }
     for bad in
         ["//", "/./", "/../"].iter().filter(|b| kind != "ImplementationSpecific" && given.contains(**b))
     {
-        errors.invalid(&format!("{path}.path"), given, &format!("must not contain '{bad}'"));
+        row.wrong("path", &format!("must not contain '{bad}'"));
     }
-    backend(&row["backend"], &format!("{path}.backend"), errors);
+    backend(&row.key("backend"));
 }
 
-fn backend(b: &Value, path: &str, errors: &mut FieldErrors) {
-    match (has(b, "/service"), has(b, "/resource")) {
-        (true, true) => errors.invalid(path, "", "cannot set both resource and service backends"),
-        (false, true) => {}
-        (false, false) => errors.required(path, "port name or number is required"),
-        (true, false) => {
-            let service = &b["service"];
-            let path = format!("{path}.service");
-            if let Some(own) = required(service, &path, "name", errors) {
-                errors.invalid_all(&format!("{path}.name"), own, name::dns1035_label(own));
-            }
-            let (own, number) = (text(service, "/port/name"), int(service, "/port/number").unwrap_or(0));
-            match (own.is_empty(), number) {
-                (true, 0) => errors.required(&path, "port name or number is required"),
-                (true, n) => super::pod::containers::number(n, &format!("{path}.port.number"), errors),
-                (false, 0) => errors.invalid_all(&format!("{path}.port.name"), own, name::port_name(own)),
-                (false, _) => errors.invalid(&path, "", "cannot set both port name & port number"),
+fn backend(b: &Spot) {
+    match (b.opt("service"), b.has("resource")) {
+        (Some(_), true) => b.invalid("", "", "cannot set both resource and service backends"),
+        (None, true) => {}
+        (None, false) => b.required("", "port name or number is required"),
+        (Some(service), false) => {
+            service.need_like("name", name::dns1035_label);
+            match (service.text("port.name"), service.int("port.number").unwrap_or(0)) {
+                ("", 0) => service.required("", "port name or number is required"),
+                ("", _) => service.port("port.number"),
+                (_, 0) => service.like("port.name", name::port_name),
+                _ => service.invalid("", "", "cannot set both port name & port number"),
             }
         }
     }
@@ -214,79 +173,50 @@ fn policy_defaults(obj: &mut Value) {
     }
 }
 
-fn policy(obj: &Value, errors: &mut FieldErrors) {
-    label_selector(obj.pointer("/spec/podSelector"), "spec.podSelector", errors);
+fn policy(obj: &Spot) {
+    let spec = obj.key("spec");
+    spec.selector("podSelector");
     for (side, peers) in [("ingress", "from"), ("egress", "to")] {
-        for (i, rule) in list(obj, &format!("/spec/{side}")).iter().enumerate() {
-            let path = format!("spec.{side}[{i}]");
-            for (j, port) in list(rule, "/ports").iter().enumerate() {
-                policy_port(port, &format!("{path}.ports[{j}]"), errors);
-            }
-            for (j, peer) in list(rule, &format!("/{peers}")).iter().enumerate() {
-                policy_peer(peer, &format!("{path}.{peers}[{j}]"), errors);
-            }
+        for rule in spec.each(side) {
+            rule.each("ports").for_each(|port| policy_port(&port));
+            rule.each(peers).for_each(|peer| policy_peer(&peer));
         }
     }
-    for (i, ty) in texts(obj, "/spec/policyTypes").enumerate() {
-        errors.one_of(&format!("spec.policyTypes[{i}]"), ty, &["Egress", "Ingress"]);
-    }
+    spec.each("policyTypes").for_each(|ty| ty.known("", &["Egress", "Ingress"]));
 }
 
-fn policy_port(port: &Value, path: &str, errors: &mut FieldErrors) {
-    enumerated_opt(port, path, "protocol", &["SCTP", "TCP", "UDP"], errors);
-    let field = format!("{path}.port");
-    let end = int(port, "/endPort");
-    match port.get("port") {
-        Some(Value::String(own)) => {
-            if end.is_some() {
-                errors.invalid(
-                    &format!("{path}.endPort"),
-                    end.unwrap_or(0),
-                    "may not be specified when `port` is non-numeric",
-                );
-            }
-            errors.invalid_all(&field, own, name::port_name(own));
+fn policy_port(port: &Spot) {
+    port.one_of_opt("protocol", &["SCTP", "TCP", "UDP"]);
+    let end = |why: &str| {
+        if port.int("endPort").is_some() {
+            port.wrong("endPort", why);
+        }
+    };
+    match port.v.get("port") {
+        Some(Value::String(_)) => {
+            end("may not be specified when `port` is non-numeric");
+            port.like("port", name::port_name);
         }
         Some(Value::Number(n)) => {
-            let n = n.as_i64().unwrap_or(0);
-            super::pod::containers::number(n, &field, errors);
-            if end.is_some_and(|end| end < n) {
-                errors.invalid(
-                    &format!("{path}.endPort"),
-                    end.unwrap_or(0),
-                    "must be greater than or equal to `port`",
-                );
-            }
+            port.port("port");
+            let least = n.as_i64().unwrap_or(0);
+            port.within("endPort", least..=i64::MAX, "must be greater than or equal to `port`");
         }
-        _ if end.is_some() => {
-            errors.invalid(
-                &format!("{path}.endPort"),
-                end.unwrap_or(0),
-                "may not be specified when `port` is not specified",
-            );
-        }
-        _ => {}
+        _ => end("may not be specified when `port` is not specified"),
     }
 }
 
-fn policy_peer(peer: &Value, path: &str, errors: &mut FieldErrors) {
-    for key in ["podSelector", "namespaceSelector"] {
-        label_selector(peer.get(key), &format!("{path}.{key}"), errors);
-    }
-    let selects = has(peer, "/podSelector") || has(peer, "/namespaceSelector");
-    match (has(peer, "/ipBlock"), selects) {
-        (true, true) => errors.forbidden(path, "may not specify both ipBlock and another peer"),
-        (false, false) => errors.required(path, "must specify a peer"),
-        (true, false) => {
-            let block = &peer["ipBlock"];
-            let path = format!("{path}.ipBlock");
-            if let Some(range) = required(block, &path, "cidr", errors) {
-                errors.invalid_all(&format!("{path}.cidr"), range, name::cidr(range));
-            }
-            for (i, range) in texts(block, "/except").enumerate() {
-                errors.invalid_all(&format!("{path}.except[{i}]"), range, name::cidr(range));
-            }
+fn policy_peer(peer: &Spot) {
+    peer.selector("podSelector");
+    peer.selector("namespaceSelector");
+    let selects = peer.has("podSelector") || peer.has("namespaceSelector");
+    match (peer.opt("ipBlock"), selects) {
+        (Some(_), true) => peer.forbidden("", "may not specify both ipBlock and another peer"),
+        (None, false) => peer.required("", "must specify a peer"),
+        (Some(block), false) => {
+            block.need_like("cidr", name::cidr);
+            block.each("except").for_each(|range| range.like("", name::cidr));
         }
-        (false, true) => {}
+        (None, true) => {}
     }
 }

@@ -1,9 +1,9 @@
 //! Node: taints, capacity, the columns of `kubectl get nodes`.
 
-use super::get::{entries, enumerated, flag, has, list, required, set, text};
+use super::get::{entries, flag, has, list, set, text};
 use super::pod::condition;
-use super::{Behaviour, FieldKind, GENERIC};
-use crate::field_errors::FieldErrors;
+use super::spot::Spot;
+use super::{Behaviour, CHECKED, FieldKind};
 use crate::name;
 use crate::table::{Cell, Column, none_if_empty};
 use serde_json::Value;
@@ -12,7 +12,6 @@ use std::collections::BTreeSet;
 /// Rows of this family.
 pub static ROWS: &[Behaviour] = &[Behaviour {
     resource: "nodes",
-    validated: true,
     drops_status: false,
     defaults: allocatable,
     prepare_update: |new, old| {
@@ -20,17 +19,15 @@ pub static ROWS: &[Behaviour] = &[Behaviour {
             set(new, "status", status.clone());
         }
     },
-    validate_create: validate,
-    validate_update: |new, old, errors| {
-        validate(new, errors);
-        let (id, before) = (text(new, "/spec/providerID"), text(old, "/spec/providerID"));
-        if !before.is_empty() && id != before {
-            errors.forbidden(
-                "spec.providerID",
-                "node updates may not change providerID except from \"\" to valid",
-            );
+    validate,
+    validate_update: Some(|s, old| {
+        validate(s);
+        let before = text(old, "/spec/providerID");
+        if !before.is_empty() && s.text("spec.providerID") != before {
+            let words = "node updates may not change providerID except from \"\" to valid";
+            s.forbidden("spec.providerID", words);
         }
-    },
+    }),
     fields: &[("spec.unschedulable", FieldKind::Bool("/spec/unschedulable"))],
     columns: &[
         Column::NAME,
@@ -50,7 +47,7 @@ pub static ROWS: &[Behaviour] = &[Behaviour {
             Cell::Fn(|n| unknown_if_empty(text(n, "/status/nodeInfo/containerRuntimeVersion"))),
         ),
     ],
-    ..GENERIC
+    ..CHECKED
 }];
 
 fn unknown_if_empty(text: &str) -> Value {
@@ -94,24 +91,18 @@ fn allocatable(obj: &mut Value) {
     }
 }
 
-fn validate(obj: &Value, errors: &mut FieldErrors) {
+fn validate(obj: &Spot) {
     let mut seen = BTreeSet::new();
-    for (i, taint) in list(obj, "/spec/taints").iter().enumerate() {
-        let path = format!("spec.taints[{i}]");
-        if let Some(key) = required(taint, &path, "key", errors) {
-            errors.invalid_all(&format!("{path}.key"), key, name::qualified_name(key));
-        }
-        let value = text(taint, "/value");
-        errors.invalid_all(&format!("{path}.value"), value, name::label_value(value));
-        enumerated(taint, &path, "effect", &super::pod::scheduling::TAINT_EFFECTS, errors);
-        if !seen.insert((text(taint, "/key"), text(taint, "/effect"))) {
-            errors.duplicate(&path, taint.clone());
+    for taint in obj.each("spec.taints") {
+        taint.need_like("key", name::qualified_name);
+        taint.like("value", name::label_value);
+        taint.one_of("effect", &super::pod::scheduling::TAINT_EFFECTS);
+        if !seen.insert((taint.text("key"), taint.text("effect"))) {
+            taint.duplicate("", taint.v.clone());
         }
     }
-    for side in ["capacity", "allocatable"] {
-        for (resource, amount) in entries(obj, &format!("/status/{side}")) {
-            let path = format!("status.{side}[{resource}]");
-            super::pod::containers::amount_of(resource, amount, &path, errors);
-        }
+    let status = obj.key("status");
+    for (resource, amount) in status.entries("capacity").chain(status.entries("allocatable")) {
+        super::pod::containers::amount_of(resource, &amount);
     }
 }

@@ -1,11 +1,8 @@
-//! Access and policy kinds: RBAC, PodDisruptionBudget, PriorityClass, RuntimeClass, Lease, quota.
+//! Access and policy kinds: RBAC, PodDisruptionBudget, PriorityClass, RuntimeClass, quota.
 
-use super::get::{
-    child, default, each, entries, enumerated_opt, has, int, list, required, same, set, text, texts,
-};
-use super::pod::scheduling::label_selector;
-use super::{Behaviour, GENERIC, NameRule};
-use crate::field_errors::FieldErrors;
+use super::get::{child, default, each, entries, list, same, set, text};
+use super::spot::Spot;
+use super::{Behaviour, CHECKED, COUNTED, NameRule};
 use crate::intstr::IntOrString;
 use crate::name;
 use crate::table::{Cell, Column};
@@ -26,25 +23,23 @@ const SYSTEM_PRIORITIES: [(&str, i64); 2] =
 
 const ROLE: Behaviour = Behaviour {
     group: RBAC,
-    validated: true,
     name: NameRule::PathSegment,
     create_on_update: true,
     columns: &[Column::NAME, CREATED],
-    ..GENERIC
+    ..CHECKED
 };
 const BINDING: Behaviour = Behaviour {
     group: RBAC,
-    validated: true,
     name: NameRule::PathSegment,
     create_on_update: true,
     defaults: binding_defaults,
-    validate_create: |obj, errors| binding(obj, errors),
-    validate_update: |new, old, errors| {
-        binding(new, errors);
-        if !same(&new["roleRef"], &old["roleRef"]) {
-            errors.invalid("roleRef", new["roleRef"].clone(), "cannot change roleRef");
+    validate: binding,
+    validate_update: Some(|s, old| {
+        binding(s);
+        if !same(&s.v["roleRef"], &old["roleRef"]) {
+            s.wrong("roleRef", "cannot change roleRef");
         }
-    },
+    }),
     columns: &[
         Column::NAME,
         Column::new(
@@ -56,40 +51,27 @@ const BINDING: Behaviour = Behaviour {
         Column::wide("Groups", Cell::Fn(|b| subjects(b, "Group").into())),
         Column::wide("ServiceAccounts", Cell::Fn(|b| subjects(b, "ServiceAccount").into())),
     ],
-    ..GENERIC
+    ..CHECKED
 };
 /// Rows of this family.
 pub static ROWS: &[Behaviour] = &[
-    Behaviour {
-        resource: "roles",
-        validate_create: |obj, errors| rules(obj, true, errors),
-        validate_update: |new, _, errors| rules(new, true, errors),
-        ..ROLE
-    },
-    Behaviour {
-        resource: "clusterroles",
-        validate_create: |obj, errors| rules(obj, false, errors),
-        validate_update: |new, _, errors| rules(new, false, errors),
-        ..ROLE
-    },
+    Behaviour { resource: "roles", validate: |s| rules(s, true), ..ROLE },
+    Behaviour { resource: "clusterroles", validate: |s| rules(s, false), ..ROLE },
     Behaviour { resource: "rolebindings", ..BINDING },
     Behaviour { resource: "clusterrolebindings", ..BINDING },
     Behaviour {
         group: "policy",
         resource: "poddisruptionbudgets",
-        validated: true,
-        generation: true,
         unconditional_update: false,
         prepare_create: |obj| {
             let zeros = ["disruptionsAllowed", "currentHealthy", "desiredHealthy", "expectedPods"];
             set(obj, "status", zeros.iter().map(|k| ((*k).to_string(), json!(0))).collect::<Value>());
         },
-        validate_create: budget,
-        validate_update: |new, _, errors| budget(new, errors),
-        validate_status: |new, _, errors| {
-            for key in ["disruptionsAllowed", "currentHealthy", "desiredHealthy", "expectedPods"] {
-                super::get::non_negative(&new["status"], "status", key, errors);
-            }
+        validate: budget,
+
+        validate_status: |s, _| {
+            let counts = ["disruptionsAllowed", "currentHealthy", "desiredHealthy", "expectedPods"];
+            s.key("status").non_negative(&counts);
         },
         columns: &[
             Column::NAME,
@@ -98,22 +80,20 @@ pub static ROWS: &[Behaviour] = &[
             Column::new("Allowed Disruptions", Cell::Int("/status/disruptionsAllowed")),
             Column::AGE,
         ],
-        ..GENERIC
+        ..COUNTED
     },
     Behaviour {
         group: "scheduling.k8s.io",
         resource: "priorityclasses",
-        validated: true,
-        generation: true,
         defaults: |obj| default(obj, "preemptionPolicy", "PreemptLowerPriority"),
-        validate_create: priority_class,
-        validate_update: |new, old, errors| {
-            priority_class(new, errors);
-            if new["value"] != old["value"] {
-                errors.forbidden("value", "may not be changed in an update.");
+        validate: priority_class,
+        validate_update: Some(|s, old| {
+            priority_class(s);
+            if s.v["value"] != old["value"] {
+                s.forbidden("value", "may not be changed in an update.");
             }
-            errors.immutable("preemptionPolicy", &new["preemptionPolicy"], &old["preemptionPolicy"]);
-        },
+        }),
+        immutable: &["preemptionPolicy"],
         columns: &[
             Column::NAME,
             Column::new("Value", Cell::Int("/value")),
@@ -121,43 +101,27 @@ pub static ROWS: &[Behaviour] = &[
             Column::AGE,
             Column::new("PreemptionPolicy", Cell::Text("/preemptionPolicy")),
         ],
-        ..GENERIC
+        ..COUNTED
     },
     Behaviour {
         group: "node.k8s.io",
         resource: "runtimeclasses",
-        validated: true,
-        validate_create: runtime_class,
-        validate_update: |new, old, errors| {
-            runtime_class(new, errors);
-            errors.immutable("handler", &new["handler"], &old["handler"]);
-        },
+        validate: runtime_class,
+        immutable: &["handler"],
         columns: &[Column::NAME, Column::new("Handler", Cell::Text("/handler")), Column::AGE],
-        ..GENERIC
-    },
-    Behaviour {
-        group: "coordination.k8s.io",
-        resource: "leases",
-        validated: true,
-        create_on_update: true,
-        unconditional_update: false,
-        validate_create: lease,
-        validate_update: |new, _, errors| lease(new, errors),
-        columns: &[Column::NAME, Column::new("Holder", Cell::Text("/spec/holderIdentity")), Column::AGE],
-        ..GENERIC
+        ..CHECKED
     },
     Behaviour {
         resource: "resourcequotas",
-        validated: true,
-        validate_create: quota,
-        validate_update: |new, _, errors| quota(new, errors),
+        validate: quota,
+
         columns: &[
             Column::NAME,
             Column::new("Request", Cell::Fn(|q| quota_text(q, false).into())),
             Column::new("Limit", Cell::Fn(|q| quota_text(q, true).into())),
             Column::AGE,
         ],
-        ..GENERIC
+        ..CHECKED
     },
 ];
 
@@ -190,35 +154,25 @@ fn quota_text(q: &Value, limits: bool) -> String {
         .join(", ")
 }
 
-fn rules(obj: &Value, namespaced: bool, errors: &mut FieldErrors) {
-    for (i, rule) in list(obj, "/rules").iter().enumerate() {
-        let path = format!("rules[{i}]");
-        if list(rule, "/verbs").is_empty() {
-            errors.required(&format!("{path}.verbs"), "verbs must contain at least one value");
+fn rules(obj: &Spot, namespaced: bool) {
+    for rule in obj.each("rules") {
+        let none = |key: &str| rule.list(key).is_empty();
+        if none("verbs") {
+            rule.required("verbs", "verbs must contain at least one value");
         }
-        let urls: Vec<&str> = texts(rule, "/nonResourceURLs").collect();
-        if !urls.is_empty() {
-            let field = format!("{path}.nonResourceURLs");
+        if !none("nonResourceURLs") {
             if namespaced {
-                errors.invalid(&field, urls, "namespaced rules cannot apply to non-resource URLs");
-            } else if ["apiGroups", "resources", "resourceNames"]
-                .iter()
-                .any(|k| !list(rule, &format!("/{k}")).is_empty())
-            {
-                errors.invalid(
-                    &field,
-                    urls,
-                    "rules cannot apply to both regular resources and non-resource URLs",
-                );
+                rule.wrong("nonResourceURLs", "namespaced rules cannot apply to non-resource URLs");
+            } else if ["apiGroups", "resources", "resourceNames"].iter().any(|k| !none(k)) {
+                let words = "rules cannot apply to both regular resources and non-resource URLs";
+                rule.wrong("nonResourceURLs", words);
             }
             continue;
         }
-        if list(rule, "/apiGroups").is_empty() {
-            errors
-                .required(&format!("{path}.apiGroups"), "resource rules must supply at least one api group");
-        }
-        if list(rule, "/resources").is_empty() {
-            errors.required(&format!("{path}.resources"), "resource rules must supply at least one resource");
+        for (key, what) in [("apiGroups", "api group"), ("resources", "resource")] {
+            if none(key) {
+                rule.required(key, &format!("resource rules must supply at least one {what}"));
+            }
         }
     }
 }
@@ -234,106 +188,78 @@ fn binding_defaults(obj: &mut Value) {
     });
 }
 
-fn binding(obj: &Value, errors: &mut FieldErrors) {
-    let role = &obj["roleRef"];
-    if text(role, "/apiGroup") != RBAC {
-        errors.not_supported("roleRef.apiGroup", text(role, "/apiGroup"), &[RBAC]);
-    }
-    let namespaced = has(obj, "/metadata/namespace");
-    let kinds: &[&str] = if namespaced { &["ClusterRole", "Role"] } else { &["ClusterRole"] };
-    errors.one_of("roleRef.kind", text(role, "/kind"), kinds);
-    if let Some(own) = required(role, "roleRef", "name", errors) {
-        errors.invalid_all("roleRef.name", own, name::path_segment(own));
-    }
-    for (i, subject) in list(obj, "/subjects").iter().enumerate() {
-        let path = format!("subjects[{i}]");
-        let own = required(subject, &path, "name", errors);
-        let group = text(subject, "/apiGroup");
-        match text(subject, "/kind") {
+fn binding(obj: &Spot) {
+    let role = obj.key("roleRef");
+    role.known("apiGroup", &[RBAC]);
+    let namespaced = obj.has("metadata.namespace");
+    role.known("kind", if namespaced { &["ClusterRole", "Role"] } else { &["ClusterRole"] });
+    role.need_like("name", name::path_segment);
+    for subject in obj.each("subjects") {
+        let own = subject.need("name");
+        match subject.text("kind") {
             "ServiceAccount" => {
-                if let Some(own) = own {
-                    errors.invalid_all(&format!("{path}.name"), own, name::dns1123_subdomain(own));
+                if own.is_some() {
+                    subject.like("name", name::dns1123_subdomain);
                 }
-                if !group.is_empty() {
-                    errors.not_supported(&format!("{path}.apiGroup"), group, &[""]);
-                }
-                if !namespaced || has(subject, "/namespace") {
-                    required(subject, &path, "namespace", errors);
+                subject.known("apiGroup", &[""]);
+                if !namespaced || subject.has("namespace") {
+                    subject.need("namespace");
                 }
             }
-            "User" | "Group" if group == RBAC => {}
-            "User" | "Group" => errors.not_supported(&format!("{path}.apiGroup"), group, &[RBAC]),
-            other => {
-                errors.not_supported(&format!("{path}.kind"), other, &["Group", "ServiceAccount", "User"])
-            }
+            "User" | "Group" => subject.known("apiGroup", &[RBAC]),
+            other => subject.not_supported("kind", other, &["Group", "ServiceAccount", "User"]),
         }
     }
 }
 
-fn int_or_percent(v: Option<&Value>, path: &str, errors: &mut FieldErrors) {
-    match v.and_then(IntOrString::from_json) {
-        Some(IntOrString::Int(n)) => errors.non_negative(path, n.into()),
-        Some(IntOrString::Str(s)) => {
-            errors.invalid_all(path, &s, name::percent(&s));
-            if IntOrString::Str(s.clone()).percent().is_some_and(|p| p > 100) {
-                errors.invalid(path, s, "must not be greater than 100%");
+fn int_or_percent(s: &Spot) {
+    match IntOrString::from_json(s.v) {
+        Some(IntOrString::Int(_)) => s.non_negative(&[""]),
+        Some(IntOrString::Str(own)) => {
+            s.like("", name::percent);
+            if IntOrString::Str(own).percent().is_some_and(|p| p > 100) {
+                s.wrong("", "must not be greater than 100%");
             }
         }
         None => {}
     }
 }
 
-fn budget(obj: &Value, errors: &mut FieldErrors) {
-    let spec = &obj["spec"];
-    if has(spec, "/minAvailable") && has(spec, "/maxUnavailable") {
-        errors.invalid("spec", spec.clone(), "minAvailable and maxUnavailable cannot be both set");
+fn budget(obj: &Spot) {
+    let spec = obj.key("spec");
+    if spec.has("minAvailable") && spec.has("maxUnavailable") {
+        spec.wrong("", "minAvailable and maxUnavailable cannot be both set");
     }
-    for key in ["minAvailable", "maxUnavailable"] {
-        int_or_percent(spec.get(key), &format!("spec.{key}"), errors);
-    }
-    label_selector(spec.get("selector"), "spec.selector", errors);
-    enumerated_opt(spec, "spec", "unhealthyPodEvictionPolicy", &["AlwaysAllow", "IfHealthyBudget"], errors);
+    int_or_percent(&spec.key("minAvailable"));
+    int_or_percent(&spec.key("maxUnavailable"));
+    spec.selector("selector");
+    spec.one_of_opt("unhealthyPodEvictionPolicy", &["AlwaysAllow", "IfHealthyBudget"]);
 }
 
-fn priority_class(obj: &Value, errors: &mut FieldErrors) {
-    let (own, value) = (text(obj, "/metadata/name"), int(obj, "/value").unwrap_or(0));
+fn priority_class(obj: &Spot) {
+    let (own, value) = (obj.text("metadata.name"), obj.int("value").unwrap_or(0));
     if own.starts_with("system-") {
         if !SYSTEM_PRIORITIES.contains(&(own, value)) {
             let words = "priority class names with 'system-' prefix are reserved for system use only. error: only system priority classes may use it";
-            errors.forbidden("metadata.name", words);
+            obj.forbidden("metadata.name", words);
         }
     } else if value > USER_PRIORITY_MAX {
-        errors.forbidden(
-            "value",
-            &format!("maximum allowed value of a user defined priority is {USER_PRIORITY_MAX}"),
-        );
+        let words = format!("maximum allowed value of a user defined priority is {USER_PRIORITY_MAX}");
+        obj.forbidden("value", &words);
     }
-    enumerated_opt(obj, "", "preemptionPolicy", &["Never", "PreemptLowerPriority"], errors);
+    obj.one_of_opt("preemptionPolicy", &["Never", "PreemptLowerPriority"]);
 }
 
-fn runtime_class(obj: &Value, errors: &mut FieldErrors) {
-    let handler = text(obj, "/handler");
-    errors.invalid_all("handler", handler, name::dns1123_label(handler));
-    for (resource, amount) in entries(obj, "/overhead/podFixed") {
-        let path = format!("overhead.podFixed[{resource}]");
-        super::pod::containers::resource_name(resource, &path, errors);
-        super::pod::containers::amount_of(resource, amount, &path, errors);
+fn runtime_class(obj: &Spot) {
+    obj.like("handler", name::dns1123_label);
+    for (resource, amount) in obj.entries("overhead.podFixed") {
+        super::pod::containers::resource_amount(resource, &amount);
     }
 }
 
-fn lease(obj: &Value, errors: &mut FieldErrors) {
-    if let Some(seconds) = int(obj, "/spec/leaseDurationSeconds").filter(|s| *s <= 0) {
-        errors.invalid("spec.leaseDurationSeconds", seconds, "must be greater than 0");
-    }
-    if let Some(n) = int(obj, "/spec/leaseTransitions") {
-        errors.non_negative("spec.leaseTransitions", n);
-    }
-}
-
-fn quota(obj: &Value, errors: &mut FieldErrors) {
-    for (resource, amount) in entries(obj, "/spec/hard") {
-        let path = format!("spec.hard[{resource}]");
-        errors.invalid_all(&path, resource, name::qualified_name(resource));
-        super::pod::containers::amount_of(resource, amount, &path, errors);
+fn quota(obj: &Spot) {
+    for (resource, amount) in obj.entries("spec.hard") {
+        amount.invalid_all("", resource, name::qualified_name(resource));
+        super::pod::containers::amount_of(resource, &amount);
     }
 }

@@ -1,10 +1,8 @@
 //! Service: port and traffic defaults, validation, columns. Addresses and node ports are allocated by `apiserver`.
 
-use super::get::{
-    child, default, each, entries, enumerated, enumerated_opt, flag, has, int, list, remove, set, text, texts,
-};
-use super::{Behaviour, FieldKind, GENERIC, NameRule};
-use crate::field_errors::FieldErrors;
+use super::get::{child, default, each, entries, flag, int, list, remove, set, text, texts};
+use super::spot::Spot;
+use super::{Behaviour, CHECKED, FieldKind, NameRule};
 use crate::name;
 use crate::table::{Cell, Column, none_if_empty};
 use serde_json::{Value, json};
@@ -13,14 +11,13 @@ use std::collections::BTreeSet;
 /// Rows of this family.
 pub static ROWS: &[Behaviour] = &[Behaviour {
     resource: "services",
-    validated: true,
     name: NameRule::Label1035,
     create_on_update: true,
     defaults,
     prepare_create: |obj| set(obj, "status", json!({"loadBalancer": {}})),
     prepare_update,
-    validate_create: validate,
-    validate_update,
+    validate,
+    validate_update: Some(validate_update),
     fields: &[
         ("spec.clusterIP", FieldKind::Text("/spec/clusterIP")),
         ("spec.type", FieldKind::Text("/spec/type")),
@@ -34,7 +31,7 @@ pub static ROWS: &[Behaviour] = &[Behaviour {
         Column::AGE,
         Column::wide("Selector", Cell::Fn(|s| selector_text(s, "/spec/selector").into())),
     ],
-    ..GENERIC
+    ..CHECKED
 }];
 
 /// `a=b,c=d` of a map selector; `<none>` when empty.
@@ -44,23 +41,26 @@ pub fn selector_text(v: &Value, pointer: &str) -> String {
     none_if_empty(&pairs.join(",")).to_string()
 }
 
+/// The addresses that a load balancer gave, in order and each once.
+pub fn balanced(v: &Value) -> String {
+    let ingress = list(v, "/status/loadBalancer/ingress").iter();
+    let all: BTreeSet<&str> = ingress
+        .map(|i| if text(i, "/ip").is_empty() { text(i, "/hostname") } else { text(i, "/ip") })
+        .filter(|a| !a.is_empty())
+        .collect();
+    all.into_iter().collect::<Vec<_>>().join(",")
+}
+
 fn external(s: &Value) -> String {
     let given = texts(s, "/spec/externalIPs").collect::<Vec<_>>().join(",");
     match text(s, "/spec/type") {
         "ExternalName" => text(s, "/spec/externalName").into(),
-        "LoadBalancer" => {
-            let ingress = list(s, "/status/loadBalancer/ingress").iter();
-            let own: Vec<&str> = ingress
-                .map(|i| if text(i, "/ip").is_empty() { text(i, "/hostname") } else { text(i, "/ip") })
-                .filter(|a| !a.is_empty())
-                .collect();
-            match (own.is_empty(), given.is_empty()) {
-                (true, true) => "<pending>".into(),
-                (true, false) => given,
-                (false, true) => own.join(","),
-                (false, false) => format!("{},{given}", own.join(",")),
-            }
-        }
+        "LoadBalancer" => match (balanced(s), given.is_empty()) {
+            (own, true) if own.is_empty() => "<pending>".into(),
+            (own, false) if own.is_empty() => given,
+            (own, true) => own,
+            (own, false) => format!("{own},{given}"),
+        },
         _ => none_if_empty(&given).into(),
     }
 }
@@ -191,154 +191,106 @@ fn drop_foreign_fields(new: &mut Value, old: &Value) {
     }
 }
 
-fn validate(obj: &Value, errors: &mut FieldErrors) {
-    let spec = &obj["spec"];
-    let ty = text(spec, "/type");
-    enumerated(spec, "spec", "type", &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"], errors);
-    let headless = text(spec, "/clusterIP") == "None";
+fn validate(obj: &Spot) {
+    let spec = obj.key("spec");
+    let ty = spec.text("type");
+    spec.one_of("type", &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"]);
+    let headless = spec.text("clusterIP") == "None";
     match ty {
-        "LoadBalancer" if headless => {
-            errors.invalid(
-                "spec.clusterIPs[0]",
-                "None",
-                "may not be set to 'None' for LoadBalancer services",
-            );
+        "LoadBalancer" | "NodePort" if headless => {
+            let words = format!("may not be set to 'None' for {ty} services");
+            spec.invalid("clusterIPs[0]", "None", &words);
         }
-        "NodePort" if headless => {
-            errors.invalid("spec.clusterIPs[0]", "None", "may not be set to 'None' for NodePort services");
-        }
-        "ExternalName" => external_name(spec, errors),
+        "ExternalName" => external_name(&spec),
         _ => {}
     }
-    if list(spec, "/ports").is_empty() && !headless && ty != "ExternalName" {
-        errors.required("spec.ports", "");
+    if spec.list("ports").is_empty() && !headless && ty != "ExternalName" {
+        spec.required("ports", "");
     }
-    validate_ports(spec, errors);
-    super::pod::volumes::label_map(spec, "selector", "spec.selector", errors);
-    enumerated(spec, "spec", "sessionAffinity", &["ClientIP", "None"], errors);
-    if let Some(seconds) = int(spec, "/sessionAffinityConfig/clientIP/timeoutSeconds")
-        && !(1..=86_400).contains(&seconds)
-    {
-        let path = "spec.sessionAffinityConfig.clientIP.timeoutSeconds";
-        errors.invalid(path, seconds, "must be greater than 0 and less than 86400");
+    validate_ports(&spec);
+    super::meta::labels(&spec.key("selector"));
+    spec.one_of("sessionAffinity", &["ClientIP", "None"]);
+    let words = "must be greater than 0 and less than 86400";
+    spec.within("sessionAffinityConfig.clientIP.timeoutSeconds", 1..=86_400, words);
+    spec.each("externalIPs").for_each(|ip| ip.like("", name::ip));
+    spec.each("loadBalancerSourceRanges").for_each(|range| range.like("", |own| name::cidr(own.trim())));
+    spec.one_of_opt("externalTrafficPolicy", &["Cluster", "Local"]);
+    let exposed = matches!(ty, "LoadBalancer" | "NodePort")
+        || (ty == "ClusterIP" && !spec.list("externalIPs").is_empty());
+    if spec.has("externalTrafficPolicy") && !exposed {
+        spec.wrong("externalTrafficPolicy", "may only be set for externally-accessible services");
     }
-    for (i, ip) in texts(spec, "/externalIPs").enumerate() {
-        errors.invalid_all(&format!("spec.externalIPs[{i}]"), ip, name::ip(ip));
-    }
-    for (i, range) in texts(spec, "/loadBalancerSourceRanges").enumerate() {
-        errors.invalid_all(&format!("spec.loadBalancerSourceRanges[{i}]"), range, name::cidr(range.trim()));
-    }
-    enumerated_opt(spec, "spec", "externalTrafficPolicy", &["Cluster", "Local"], errors);
-    let exposed =
-        matches!(ty, "LoadBalancer" | "NodePort") || (ty == "ClusterIP" && has(spec, "/externalIPs/0"));
-    if has(spec, "/externalTrafficPolicy") && !exposed {
-        let words = "may only be set for externally-accessible services";
-        errors.invalid("spec.externalTrafficPolicy", text(spec, "/externalTrafficPolicy"), words);
-    }
-    enumerated_opt(spec, "spec", "internalTrafficPolicy", &["Cluster", "Local"], errors);
-    let near = &["PreferClose", "PreferSameNode", "PreferSameZone"];
-    enumerated_opt(spec, "spec", "trafficDistribution", near, errors);
-    cluster_ips(spec, errors);
-}
-
-fn cluster_ips(spec: &Value, errors: &mut FieldErrors) {
-    let single = text(spec, "/clusterIP");
-    for (i, ip) in texts(spec, "/clusterIPs").enumerate() {
-        let path = format!("spec.clusterIPs[{i}]");
-        if i == 0 && ip != single {
-            errors.invalid(
-                "spec.clusterIPs",
-                spec["clusterIPs"].clone(),
-                "first value must match `clusterIP`",
-            );
+    spec.one_of_opt("internalTrafficPolicy", &["Cluster", "Local"]);
+    spec.one_of_opt("trafficDistribution", &["PreferClose", "PreferSameNode", "PreferSameZone"]);
+    for (i, ip) in spec.each("clusterIPs").enumerate() {
+        if i == 0 && ip.text("") != spec.text("clusterIP") {
+            spec.wrong("clusterIPs", "first value must match `clusterIP`");
         }
-        match ip {
-            "None" if i > 0 => errors.invalid(&path, ip, "'None' must be the first and only value"),
+        match ip.text("") {
+            "None" if i > 0 => ip.wrong("", "'None' must be the first and only value"),
             "None" => {}
-            _ => errors.invalid_all(&path, ip, name::ip(ip)),
+            _ => ip.like("", name::ip),
         }
     }
 }
 
-fn external_name(spec: &Value, errors: &mut FieldErrors) {
+fn external_name(spec: &Spot) {
     for key in ["clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
-        let at = format!("/{key}");
-        if has(spec, &at)
-            && spec.get(key) != Some(&json!([]))
-            && !(key == "clusterIPs" && list(spec, &at).is_empty())
-        {
-            errors.forbidden(&format!("spec.{key}"), "may not be set when `type` is 'ExternalName'");
+        let given = spec.has(key) && spec.v[key] != json!([]);
+        if given && !(key == "clusterIPs" && spec.list(key).is_empty()) {
+            spec.forbidden(key, "may not be set when `type` is 'ExternalName'");
         }
     }
-    let target = text(spec, "/externalName");
-    let plain = target.strip_suffix('.').unwrap_or(target);
-    if target.is_empty() {
-        errors.required("spec.externalName", "");
-    } else {
-        errors.invalid_all("spec.externalName", target, name::dns1123_subdomain(plain));
-    }
+    spec.need_like("externalName", |own| name::dns1123_subdomain(own.strip_suffix('.').unwrap_or(own)));
 }
 
-fn validate_ports(spec: &Value, errors: &mut FieldErrors) {
-    let ports = list(spec, "/ports");
+fn validate_ports(spec: &Spot) {
     let (mut names, mut numbers, mut nodes) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
-    for (i, port) in ports.iter().enumerate() {
-        let path = format!("spec.ports[{i}]");
-        let own = text(port, "/name");
-        if own.is_empty() && ports.len() > 1 {
-            errors.required(&format!("{path}.name"), "");
-        } else if !own.is_empty() {
-            errors.invalid_all(&format!("{path}.name"), own, name::dns1123_label(own));
-            if !names.insert(own) {
-                errors.duplicate(&format!("{path}.name"), own);
-            }
+    for port in spec.each("ports") {
+        let own = port.text("name");
+        if !own.is_empty() {
+            port.like("name", name::dns1123_label);
+            port.unique("name", own, &mut names);
+        } else if spec.list("ports").len() > 1 {
+            port.required("name", "");
         }
-        let number = int(port, "/port").unwrap_or(0);
-        super::pod::containers::number(number, &format!("{path}.port"), errors);
-        enumerated(port, &path, "protocol", &["SCTP", "TCP", "UDP"], errors);
-        match port.get("targetPort") {
-            Some(Value::String(target)) => {
-                errors.invalid_all(&format!("{path}.targetPort"), target, name::port_name(target));
-            }
-            Some(Value::Number(n)) => {
-                super::pod::containers::number(
-                    n.as_i64().unwrap_or(0),
-                    &format!("{path}.targetPort"),
-                    errors,
-                );
-            }
+        port.port("port");
+        port.one_of("protocol", &["SCTP", "TCP", "UDP"]);
+        match port.v.get("targetPort") {
+            Some(Value::String(_)) => port.like("targetPort", name::port_name),
+            Some(Value::Number(_)) => port.port("targetPort"),
             _ => {}
         }
-        let protocol = text(port, "/protocol");
+        let (protocol, number) = (port.text("protocol"), port.int("port").unwrap_or(0));
         if !numbers.insert((protocol, number)) {
-            errors.duplicate(&path, json!({"protocol": protocol, "port": number}));
+            port.duplicate("", json!({"protocol": protocol, "port": number}));
         }
-        let node = int(port, "/nodePort").unwrap_or(0);
+        let node = port.int("nodePort").unwrap_or(0);
         if node != 0 {
-            if text(spec, "/type") == "ClusterIP" {
-                errors.forbidden(&format!("{path}.nodePort"), "may not be used when `type` is 'ClusterIP'");
+            if spec.text("type") == "ClusterIP" {
+                port.forbidden("nodePort", "may not be used when `type` is 'ClusterIP'");
             }
             if !nodes.insert((protocol, node)) {
-                errors.duplicate(&format!("{path}.nodePort"), node);
+                port.duplicate("nodePort", node);
             }
         }
     }
 }
 
-fn validate_update(new: &Value, old: &Value, errors: &mut FieldErrors) {
-    let external = |v: &Value| text(v, "/spec/type") == "ExternalName";
-    if !external(new) && !external(old) {
-        let (ip, was) = (text(new, "/spec/clusterIP"), text(old, "/spec/clusterIP"));
-        if !was.is_empty() && ip != was {
-            errors.invalid("spec.clusterIPs[0]", ip, "may not change once set");
-        }
+fn validate_update(new: &Spot, old: &Value) {
+    let (ip, was) = (new.text("spec.clusterIP"), text(old, "/spec/clusterIP"));
+    let external = [new.text("spec.type"), text(old, "/spec/type")].contains(&"ExternalName");
+    if !external && !was.is_empty() && ip != was {
+        new.invalid("spec.clusterIPs[0]", ip, "may not change once set");
     }
-    validate(new, errors);
+    validate(new);
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::get::has;
     use super::*;
+    use crate::field_errors::FieldErrors;
 
     #[test]
     fn a_plain_service() {
@@ -350,7 +302,7 @@ mod tests {
             "type": "NodePort", "sessionAffinity": "None", "externalTrafficPolicy": "Cluster", "internalTrafficPolicy": "Cluster"}})
         );
         let mut errors = FieldErrors::new();
-        validate(&s, &mut errors);
+        validate(&Spot::new(&s, "", &mut errors));
         assert_eq!(errors, FieldErrors::new());
     }
 
@@ -388,7 +340,7 @@ mod tests {
                 assert!(!has(&new, pointer), "{ty} {pointer}");
             }
             let mut errors = FieldErrors::new();
-            validate_update(&new, &old, &mut errors);
+            validate_update(&Spot::new(&new, "", &mut errors), &old);
             assert_eq!(errors, FieldErrors::new(), "{ty}");
         }
     }
@@ -405,7 +357,7 @@ mod tests {
         new["spec"]["clusterIP"] = json!("10.0.0.2");
         new["spec"]["clusterIPs"] = json!(["10.0.0.2"]);
         let mut errors = FieldErrors::new();
-        validate_update(&new, &old, &mut errors);
+        validate_update(&Spot::new(&new, "", &mut errors), &old);
         assert_eq!(errors.causes()[0].message, "Invalid value: \"10.0.0.2\": may not change once set");
     }
 }

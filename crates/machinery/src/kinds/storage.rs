@@ -1,11 +1,10 @@
 //! PersistentVolumeClaim, PersistentVolume, StorageClass.
 
-use super::get::{
-    at, child, default, entries, enumerated, enumerated_opt, has, remove, required, same, set, text, texts,
-};
+use super::get::{at, child, default, entries, has, remove, same, set, text, texts};
 use super::pod::scheduling;
-use super::{Behaviour, GENERIC};
-use crate::field_errors::FieldErrors;
+use super::spot::Spot;
+use super::{Behaviour, CHECKED};
+use crate::name;
 use crate::quantity::Quantity;
 use crate::table::{Cell, Column};
 use serde_json::{Value, json};
@@ -28,15 +27,14 @@ const CLASS: Column = Column::new("StorageClass", Cell::Text("/spec/storageClass
 pub static ROWS: &[Behaviour] = &[
     Behaviour {
         resource: "persistentvolumeclaims",
-        validated: true,
         defaults: |obj| {
             if let Some(spec) = child(obj, "spec") {
                 default(spec, "volumeMode", "Filesystem");
             }
         },
         prepare_create: |obj| set(obj, "status", json!({"phase": "Pending"})),
-        validate_create: |obj, errors| claim(&obj["spec"], errors),
-        validate_update: claim_update,
+        validate: |s| claim(&s.key("spec")),
+        validate_update: Some(claim_update),
         columns: &[
             Column::NAME,
             Column::new("Status", Cell::Fn(|c| phase(c).into())),
@@ -57,11 +55,10 @@ pub static ROWS: &[Behaviour] = &[
             Column::AGE,
             VOLUME_MODE,
         ],
-        ..GENERIC
+        ..CHECKED
     },
     Behaviour {
         resource: "persistentvolumes",
-        validated: true,
         defaults: |obj| {
             if let Some(spec) = child(obj, "spec") {
                 default(spec, "persistentVolumeReclaimPolicy", "Retain");
@@ -74,8 +71,9 @@ pub static ROWS: &[Behaviour] = &[
             }
         },
         prepare_create: |obj| set(obj, "status", json!({"phase": "Pending"})),
-        validate_create: volume,
-        validate_update: volume_update,
+        validate: volume,
+        validate_update: Some(volume_update),
+        immutable: &["spec.volumeMode"],
         columns: &[
             Column::NAME,
             Column::new("Capacity", Cell::Text("/spec/capacity/storage")),
@@ -89,26 +87,25 @@ pub static ROWS: &[Behaviour] = &[
             Column::AGE,
             VOLUME_MODE,
         ],
-        ..GENERIC
+        ..CHECKED
     },
     Behaviour {
         group: "storage.k8s.io",
         resource: "storageclasses",
-        validated: true,
         defaults: |obj| {
             default(obj, "reclaimPolicy", "Delete");
             default(obj, "volumeBindingMode", "Immediate");
         },
-        validate_create: storage_class,
-        validate_update: |new, old, errors| {
-            storage_class(new, errors);
+        validate: storage_class,
+        validate_update: Some(|s, old| {
+            storage_class(s);
             for key in ["parameters", "provisioner", "volumeBindingMode"] {
-                if !same(&new[key], &old[key]) {
-                    errors.forbidden(key, &format!("updates to {key} are forbidden."));
+                if !same(&s.v[key], &old[key]) {
+                    s.forbidden(key, &format!("updates to {key} are forbidden."));
                 }
             }
-            errors.immutable("reclaimPolicy", &new["reclaimPolicy"], &old["reclaimPolicy"]);
-        },
+        }),
+        immutable: &["reclaimPolicy"],
         columns: &[
             Column { cell: Cell::Fn(|c| class_name(c).into()), ..Column::NAME },
             Column::new("Provisioner", Cell::Text("/provisioner")),
@@ -117,7 +114,7 @@ pub static ROWS: &[Behaviour] = &[
             Column::new("AllowVolumeExpansion", Cell::Bool("/allowVolumeExpansion")),
             Column::AGE,
         ],
-        ..GENERIC
+        ..CHECKED
     },
 ];
 
@@ -153,50 +150,41 @@ fn class_name(c: &Value) -> String {
     format!("{}{}", text(c, "/metadata/name"), if default { " (default)" } else { "" })
 }
 
-fn access_modes(spec: &Value, path: &str, errors: &mut FieldErrors) {
-    let path = &format!("{path}.accessModes");
-    let given: Vec<&str> = texts(spec, "/accessModes").collect();
+fn access_modes(spec: &Spot) {
+    let given = spec.texts("accessModes");
     if given.is_empty() {
-        errors.required(path, "at least 1 access mode is required");
+        spec.required("accessModes", "at least 1 access mode is required");
     }
-    let known: Vec<&str> = ACCESS_MODES.iter().map(|(mode, _)| *mode).collect();
     for mode in &given {
-        errors.one_of(path, mode, &known);
+        if !ACCESS_MODES.iter().any(|(own, _)| own == mode) {
+            spec.not_supported("accessModes", *mode, &ACCESS_MODES.map(|(own, _)| own));
+        }
     }
     if given.contains(&"ReadWriteOncePod") && given.len() > 1 {
-        errors.forbidden(path, "may not use ReadWriteOncePod with other access modes");
+        spec.forbidden("accessModes", "may not use ReadWriteOncePod with other access modes");
     }
 }
 
-fn positive_storage(amount: Option<&Value>, path: &str, errors: &mut FieldErrors) {
-    match amount.and_then(Quantity::from_json) {
-        None => errors.required(path, ""),
-        Some(Ok(q)) if q.sign() <= 0 => errors.invalid(path, q.to_string(), "must be greater than zero"),
+fn positive_storage(s: &Spot) {
+    match Quantity::from_json(s.v) {
+        None => s.required("", ""),
+        Some(Ok(q)) if q.sign() <= 0 => s.invalid("", q.to_string(), "must be greater than zero"),
         Some(_) => {}
     }
 }
 
-/// A claim's spec at `spec`.
-fn claim(spec: &Value, errors: &mut FieldErrors) {
-    claim_at(spec, "spec", errors);
-}
-
 /// A claim's spec, wherever it stands.
-pub fn claim_at(spec: &Value, path: &str, errors: &mut FieldErrors) {
-    access_modes(spec, path, errors);
-    scheduling::label_selector(spec.get("selector"), &format!("{path}.selector"), errors);
-    let at = format!("{path}.resources[storage]");
-    positive_storage(spec.pointer("/resources/requests/storage"), &at, errors);
-    let class = text(spec, "/storageClassName");
-    if !class.is_empty() {
-        let at = format!("{path}.storageClassName");
-        errors.invalid_all(&at, class, crate::name::dns1123_subdomain(class));
-    }
-    enumerated_opt(spec, path, "volumeMode", &VOLUME_MODES, errors);
+pub fn claim(spec: &Spot) {
+    access_modes(spec);
+    spec.selector("selector");
+    positive_storage(&spec.key("resources.requests.storage").named(spec.at("resources[storage]")));
+    spec.like_opt("storageClassName", name::dns1123_subdomain);
+    spec.one_of_opt("volumeMode", &VOLUME_MODES);
 }
 
-fn claim_update(new: &Value, old: &Value, errors: &mut FieldErrors) {
-    claim(&new["spec"], errors);
+fn claim_update(new: &Spot, old: &Value) {
+    const WORDS: &str = "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims";
+    claim(&new.key("spec"));
     let free = |v: &Value| {
         let mut spec = v["spec"].clone();
         at(&mut spec, "/resources/requests", |r| drop(remove(r, "storage")));
@@ -208,17 +196,16 @@ fn claim_update(new: &Value, old: &Value, errors: &mut FieldErrors) {
         }
         spec
     };
-    if !same(&free(new), &free(old)) {
-        let words = "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims";
-        errors.forbidden("spec", words);
+    if !same(&free(new.v), &free(old)) {
+        new.forbidden("spec", WORDS);
     }
     let size = |v: &Value| v.pointer("/spec/resources/requests/storage").and_then(Quantity::from_json)?.ok();
-    if let (Some(wanted), Some(before)) = (size(new), size(old)) {
+    if let (Some(wanted), Some(before)) = (size(new.v), size(old)) {
         let is_bound = text(old, "/status/phase") == "Bound";
         if wanted != before && !is_bound {
-            errors.forbidden("spec", "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims");
+            new.forbidden("spec", WORDS);
         } else if wanted < before {
-            errors.forbidden("spec.resources.requests.storage", "field can not be less than previous value");
+            new.forbidden("spec.resources.requests.storage", "field can not be less than previous value");
         }
     }
 }
@@ -235,53 +222,43 @@ const NO_SOURCES: [&str; 9] = [
     "volumeMode",
 ];
 
-fn volume(obj: &Value, errors: &mut FieldErrors) {
-    let spec = &obj["spec"];
-    access_modes(spec, "spec", errors);
-    positive_storage(spec.pointer("/capacity/storage"), "spec.capacity", errors);
-    enumerated_opt(spec, "spec", "persistentVolumeReclaimPolicy", &["Delete", "Recycle", "Retain"], errors);
-    enumerated_opt(spec, "spec", "volumeMode", &VOLUME_MODES, errors);
-    let sources: Vec<&str> =
-        entries(obj, "/spec").map(|(k, _)| k).filter(|k| !NO_SOURCES.contains(k)).collect();
-    match sources[..] {
-        [] => errors.required("spec", "must specify a volume type"),
-        [_, second, ..] => {
-            errors.forbidden(&format!("spec.{second}"), "may not specify more than 1 volume type")
-        }
-        [_] => {}
+fn volume(obj: &Spot) {
+    let spec = obj.key("spec");
+    access_modes(&spec);
+    positive_storage(&spec.key("capacity.storage").named(spec.at("capacity")));
+    spec.one_of_opt("persistentVolumeReclaimPolicy", &["Delete", "Recycle", "Retain"]);
+    spec.one_of_opt("volumeMode", &VOLUME_MODES);
+    let mut sources = entries(spec.v, "").map(|(k, _)| k).filter(|k| !NO_SOURCES.contains(k));
+    if sources.next().is_none() {
+        spec.required("", "must specify a volume type");
     }
-    if has(spec, "/nodeAffinity/required") {
-        scheduling::node_selector(&spec["nodeAffinity"]["required"], "spec.nodeAffinity.required", errors);
-    } else if has(spec, "/local") {
-        errors.required("spec.nodeAffinity", "Local volume requires node affinity");
+    if let Some(second) = sources.next() {
+        spec.forbidden(second, "may not specify more than 1 volume type");
     }
-    for source in ["hostPath", "local"] {
-        if has(spec, &format!("/{source}")) {
-            required(&spec[source], &format!("spec.{source}"), "path", errors);
-        }
+    if let Some(required) = spec.opt("nodeAffinity.required") {
+        scheduling::node_selector(&required);
+    } else if spec.has("local") {
+        spec.required("nodeAffinity", "Local volume requires node affinity");
+    }
+    for source in spec.given(&["hostPath", "local"]) {
+        spec.key(source).need("path");
     }
 }
 
-fn volume_update(new: &Value, old: &Value, errors: &mut FieldErrors) {
-    volume(new, errors);
+fn volume_update(new: &Spot, old: &Value) {
+    volume(new);
     let sources = |v: &Value| {
         let all = entries(v, "/spec").filter(|(k, _)| !NO_SOURCES.contains(k));
         all.map(|(k, v)| (k.to_string(), v.clone())).collect::<Value>()
     };
-    if !same(&sources(new), &sources(old)) {
-        errors.forbidden(
-            "spec.persistentvolumesource",
-            "spec.persistentvolumesource is immutable after creation",
-        );
+    if !same(&sources(new.v), &sources(old)) {
+        let words = "spec.persistentvolumesource is immutable after creation";
+        new.forbidden("spec.persistentvolumesource", words);
     }
-    errors.immutable("spec.volumeMode", &new["spec"]["volumeMode"], &old["spec"]["volumeMode"]);
 }
 
-fn storage_class(obj: &Value, errors: &mut FieldErrors) {
-    if let Some(provisioner) = required(obj, "", "provisioner", errors) {
-        let words = crate::name::qualified_name(&provisioner.to_lowercase());
-        errors.invalid_all("provisioner", provisioner, words);
-    }
-    enumerated(obj, "", "reclaimPolicy", &["Delete", "Retain"], errors);
-    enumerated(obj, "", "volumeBindingMode", &["Immediate", "WaitForFirstConsumer"], errors);
+fn storage_class(obj: &Spot) {
+    obj.need_like("provisioner", |own| name::qualified_name(&own.to_lowercase()));
+    obj.one_of("reclaimPolicy", &["Delete", "Retain"]);
+    obj.one_of("volumeBindingMode", &["Immediate", "WaitForFirstConsumer"]);
 }

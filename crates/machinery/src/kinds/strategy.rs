@@ -6,12 +6,14 @@
 //! [`prepare_update`] → admission → [`validate_update`]. No clock: times are given.
 
 use super::get::{has, int, list, remove, set, text};
+use super::spot::Spot;
 use super::{Behaviour, behaviour_of, meta};
 use crate::field_errors::FieldErrors;
 use crate::status::ApiError;
 use crate::time;
 use jiff::{Timestamp, ToSpan};
-use k8s_schema::ResourceRow;
+use k8s_schema::gates::FIELDS;
+use k8s_schema::{Gates, ResourceRow};
 use serde_json::{Value, json};
 
 /// Which part of the object a write addresses.
@@ -51,6 +53,21 @@ pub fn prepare_create(row: &ResourceRow, obj: &mut Value) {
     (behaviour.prepare_create)(obj);
 }
 
+/// Drops the fields whose feature is off, but for those that the object had before.
+pub fn drop_gated(row: &ResourceRow, gates: &Gates, new: &mut Value, old: Option<&Value>) {
+    for (gate, group, resource, pointer) in FIELDS {
+        let about = *row.storage_group == **group && row.gvr.resource == *resource && !gates.on(gate);
+        let had = || old.is_some_and(|old| has(old, pointer));
+        if about
+            && !had()
+            && let Some((parent, key)) = pointer.rsplit_once('/')
+            && let Some(parent) = new.pointer_mut(parent)
+        {
+            remove(parent, key);
+        }
+    }
+}
+
 /// The status that upstream's objects have from the start, so that a JSON patch has something to add to. Gantry's own
 /// kinds have none until somebody writes it.
 pub fn empty_status(row: &ResourceRow, obj: &mut Value) {
@@ -63,14 +80,21 @@ pub fn empty_status(row: &ResourceRow, obj: &mut Value) {
 
 /// Checks an object that is about to be created: 422 with every cause.
 pub fn validate_create(row: &ResourceRow, obj: &Value) -> Result<(), ApiError> {
-    let behaviour = behaviour_of(row);
-    let mut errors = FieldErrors::new();
-    meta::validate(obj, behaviour, row.namespaced, &mut errors);
-    (behaviour.validate_create)(obj, &mut errors);
-    finish(row, obj, errors)
+    finish(row, obj, faults_of_new(row, obj))
 }
 
-fn finish(row: &ResourceRow, obj: &Value, errors: FieldErrors) -> Result<(), ApiError> {
+/// What is wrong with an object that is about to be created.
+pub fn faults_of_new(row: &ResourceRow, obj: &Value) -> FieldErrors {
+    let behaviour = behaviour_of(row);
+    let mut errors = FieldErrors::new();
+    let spot = Spot::new(obj, "", &mut errors);
+    meta::validate(&spot, behaviour, row.namespaced);
+    (behaviour.validate)(&spot);
+    errors
+}
+
+/// 422 with every cause, if there is one.
+pub fn finish(row: &ResourceRow, obj: &Value, errors: FieldErrors) -> Result<(), ApiError> {
     let own = text(obj, "/metadata/name");
     errors.into_result(&row.gvr.group, &row.kind, own)
 }
@@ -163,14 +187,24 @@ fn annotations_changed(new: &Value, old: &Value) -> bool {
 
 /// Checks an update against what is stored: 422 with every cause.
 pub fn validate_update(row: &ResourceRow, new: &Value, old: &Value, part: Part) -> Result<(), ApiError> {
+    finish(row, new, faults_of_update(row, new, old, part))
+}
+
+/// What is wrong with an update of what is stored.
+pub fn faults_of_update(row: &ResourceRow, new: &Value, old: &Value, part: Part) -> FieldErrors {
     let behaviour = behaviour_of(row);
     let mut errors = FieldErrors::new();
-    meta::validate_update(new, old, &mut errors);
-    match part {
-        Part::Main => (behaviour.validate_update)(new, old, &mut errors),
-        Part::Status => (behaviour.validate_status)(new, old, &mut errors),
+    let spot = Spot::new(new, "", &mut errors);
+    meta::validate_update(&spot, old);
+    match (part, behaviour.validate_update) {
+        (Part::Status, _) => (behaviour.validate_status)(&spot, old),
+        (Part::Main, Some(validate)) => validate(&spot, old),
+        (Part::Main, None) => (behaviour.validate)(&spot),
     }
-    finish(row, new, errors)
+    if part == Part::Main {
+        behaviour.immutable.iter().for_each(|path| spot.immutable(path, old));
+    }
+    errors
 }
 
 /// What a delete call does to an object.

@@ -3,10 +3,9 @@
 //!
 //! Deliberately not here: compiling CEL expressions (who evaluates them does that) and calling anybody.
 
-use super::get::{at, default, each, enumerated_opt, field, has, int, list, required, text, texts};
-use super::pod::scheduling::label_selector;
-use super::{Behaviour, GENERIC};
-use crate::field_errors::FieldErrors;
+use super::get::{at, default, each};
+use super::spot::Spot;
+use super::{Behaviour, COUNTED};
 use crate::name;
 use crate::table::{Cell, Column};
 use serde_json::{Value, json};
@@ -23,15 +22,9 @@ const URL_FORM: &str = "; desired format: https://host[/path]";
 
 const WEBHOOKS: Behaviour = Behaviour {
     group: "admissionregistration.k8s.io",
-    validated: true,
-    generation: true,
     unconditional_update: false,
-    columns: &[
-        Column::NAME,
-        Column::new("Webhooks", Cell::Fn(|w| list(w, "/webhooks").len().into())),
-        Column::AGE,
-    ],
-    ..GENERIC
+    columns: &[Column::NAME, Column::new("Webhooks", Cell::Count("/webhooks")), Column::AGE],
+    ..COUNTED
 };
 
 /// Rows of this family.
@@ -42,17 +35,11 @@ pub static ROWS: &[Behaviour] = &[
             defaults(obj);
             each(obj, "/webhooks", |w| default(w, "reinvocationPolicy", "Never"));
         },
-        validate_create: |obj, errors| configuration(obj, errors),
-        validate_update: |new, _, errors| configuration(new, errors),
+        validate: configuration,
+
         ..WEBHOOKS
     },
-    Behaviour {
-        resource: "validatingwebhookconfigurations",
-        defaults,
-        validate_create: |obj, errors| configuration(obj, errors),
-        validate_update: |new, _, errors| configuration(new, errors),
-        ..WEBHOOKS
-    },
+    Behaviour { resource: "validatingwebhookconfigurations", defaults, validate: configuration, ..WEBHOOKS },
 ];
 
 fn defaults(obj: &mut Value) {
@@ -73,97 +60,83 @@ pub fn match_defaults(v: &mut Value, rules: &str) {
     each(v, rules, |rule| default(rule, "scope", "*"));
 }
 
-fn configuration(obj: &Value, errors: &mut FieldErrors) {
+fn configuration(obj: &Spot) {
     let mut names = BTreeSet::new();
-    for (i, hook) in list(obj, "/webhooks").iter().enumerate() {
-        let path = format!("webhooks[{i}]");
-        webhook(hook, &path, errors);
-        review_versions(hook, "admissionReviewVersions", &path, errors);
-        let own = text(hook, "/name");
-        if !own.is_empty() && !names.insert(own) {
-            errors.duplicate(&format!("{path}.name"), own);
+    for hook in obj.each("webhooks") {
+        webhook(&hook);
+        review_versions(&hook, "admissionReviewVersions");
+        if !hook.text("name").is_empty() {
+            hook.unique("name", hook.text("name"), &mut names);
         }
     }
 }
 
-fn webhook(hook: &Value, path: &str, errors: &mut FieldErrors) {
-    fully_qualified(text(hook, "/name"), &format!("{path}.name"), errors);
-    for (i, rule) in list(hook, "/rules").iter().enumerate() {
-        rule_with_operations(rule, &format!("{path}.rules[{i}]"), errors);
+fn webhook(hook: &Spot) {
+    fully_qualified(&hook.key("name"));
+    hook.each("rules").for_each(|rule| rule_with_operations(&rule));
+    hook.one_of_opt("failurePolicy", &FAILURE_POLICIES);
+    hook.one_of_opt("matchPolicy", &MATCH_POLICIES);
+    match hook.text("sideEffects") {
+        "" => hook.required("sideEffects", "must specify one of None, NoneOnDryRun"),
+        _ => hook.known("sideEffects", &["None", "NoneOnDryRun"]),
     }
-    enumerated_opt(hook, path, "failurePolicy", &FAILURE_POLICIES, errors);
-    enumerated_opt(hook, path, "matchPolicy", &MATCH_POLICIES, errors);
-    match text(hook, "/sideEffects") {
-        "" => errors.required(&format!("{path}.sideEffects"), "must specify one of None, NoneOnDryRun"),
-        given => drop(errors.one_of(&format!("{path}.sideEffects"), given, &["None", "NoneOnDryRun"])),
-    }
-    if let Some(seconds) = int(hook, "/timeoutSeconds").filter(|s| !(1..=30).contains(s)) {
-        let words = "the timeout value must be between 1 and 30 seconds";
-        errors.invalid(&format!("{path}.timeoutSeconds"), seconds, words);
-    }
-    for key in ["namespaceSelector", "objectSelector"] {
-        label_selector(hook.get(key), &format!("{path}.{key}"), errors);
-    }
-    client_config(&hook["clientConfig"], &format!("{path}.clientConfig"), errors);
-    match_conditions(hook, path, errors);
-    enumerated_opt(hook, path, "reinvocationPolicy", &["IfNeeded", "Never"], errors);
+    hook.within("timeoutSeconds", 1..=30, "the timeout value must be between 1 and 30 seconds");
+    hook.selector("namespaceSelector");
+    hook.selector("objectSelector");
+    client_config(&hook.key("clientConfig"));
+    match_conditions(hook);
+    hook.one_of_opt("reinvocationPolicy", &["IfNeeded", "Never"]);
 }
 
-fn fully_qualified(name_: &str, path: &str, errors: &mut FieldErrors) {
-    if name_.is_empty() {
-        return errors.required(path, "");
+fn fully_qualified(s: &Spot) {
+    let Some(own) = s.need("") else { return };
+    let complaints = name::dns1123_subdomain(own);
+    if complaints.is_empty() && own.split('.').count() < 3 {
+        return s.wrong("", "should be a domain with at least three segments separated by dots");
     }
-    let complaints = name::dns1123_subdomain(name_);
-    if complaints.is_empty() && name_.split('.').count() < 3 {
-        let words = "should be a domain with at least three segments separated by dots";
-        return errors.invalid(path, name_, words);
-    }
-    errors.invalid_all(path, name_, complaints);
+    s.invalid_all("", own, complaints);
 }
 
-/// The list of review versions that a webhook understands, at `v/key`.
-pub fn review_versions(v: &Value, key: &str, path: &str, errors: &mut FieldErrors) {
-    let path = field(path, key);
-    let given: Vec<&str> = texts(v, &format!("/{key}")).collect();
+/// The list of review versions that a webhook understands.
+pub fn review_versions(v: &Spot, key: &str) {
+    let given = v.texts(key);
     if given.is_empty() {
-        return errors.required(&path, &format!("must specify one of {}", REVIEW_VERSIONS.join(", ")));
+        return v.required(key, &format!("must specify one of {}", REVIEW_VERSIONS.join(", ")));
     }
     let mut seen = BTreeSet::new();
-    for (i, version) in given.iter().enumerate() {
-        let path = format!("{path}[{i}]");
-        if !seen.insert(*version) {
-            errors.invalid(&path, *version, "duplicate version");
-            continue;
+    for version in v.each(key) {
+        if seen.insert(version.text("")) {
+            version.like("", name::dns1035_label);
+        } else {
+            version.wrong("", "duplicate version");
         }
-        errors.invalid_all(&path, version, name::dns1035_label(version));
     }
     if !given.iter().any(|v| REVIEW_VERSIONS.contains(v)) {
-        let words = format!("must include at least one of {}", REVIEW_VERSIONS.join(", "));
-        errors.invalid(&path, given, &words);
+        v.invalid(key, given, &format!("must include at least one of {}", REVIEW_VERSIONS.join(", ")));
     }
 }
 
 /// How a webhook is reached: by URL or by service, never both.
-pub fn client_config(config: &Value, path: &str, errors: &mut FieldErrors) {
-    match (has(config, "/url"), has(config, "/service")) {
-        (true, false) => url(text(config, "/url"), &format!("{path}.url"), errors),
-        (false, true) => service(&config["service"], &format!("{path}.service"), errors),
-        _ => errors.required(path, "exactly one of url or service is required"),
+pub fn client_config(config: &Spot) {
+    match (config.has("url"), config.has("service")) {
+        (true, false) => url(&config.key("url")),
+        (false, true) => service(&config.key("service")),
+        _ => config.required("", "exactly one of url or service is required"),
     }
 }
 
 /// A webhook's URL.
-fn url(given: &str, path: &str, errors: &mut FieldErrors) {
-    let (scheme, rest) = given.split_once("://").unwrap_or(("", given));
+fn url(s: &Spot) {
+    let (scheme, rest) = s.text("").split_once("://").unwrap_or(("", s.text("")));
     let (rest, fragment) = rest.split_once('#').unwrap_or((rest, ""));
     let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
     let authority = if scheme.is_empty() { "" } else { rest.split('/').next().unwrap_or_default() };
     let (user, host) = authority.rsplit_once('@').unwrap_or(("", authority));
     if host.is_empty() {
-        errors.invalid(path, host, &format!("host must be specified{URL_FORM}"));
+        s.invalid("", host, &format!("host must be specified{URL_FORM}"));
     }
     if scheme != "https" {
-        errors.invalid(path, scheme, &format!("'https' is the only allowed URL scheme{URL_FORM}"));
+        s.invalid("", scheme, &format!("'https' is the only allowed URL scheme{URL_FORM}"));
     }
     for (part, words) in [
         (user, "user information is not permitted in the URL"),
@@ -171,110 +144,93 @@ fn url(given: &str, path: &str, errors: &mut FieldErrors) {
         (query, "query parameters are not permitted in the URL"),
     ] {
         if !part.is_empty() {
-            errors.invalid(path, part, words);
+            s.invalid("", part, words);
         }
     }
 }
 
 /// The service behind a webhook.
-fn service(service: &Value, path: &str, errors: &mut FieldErrors) {
+fn service(service: &Spot) {
     for key in ["name", "namespace"] {
-        if text(service, &format!("/{key}")).is_empty() {
-            errors.required(&format!("{path}.{key}"), &format!("service {key} is required"));
+        if service.text(key).is_empty() {
+            service.required(key, &format!("service {key} is required"));
         }
     }
-    port(service, path, errors);
-    let given = text(service, "/path");
-    let path = format!("{path}.path");
+    port(service);
+    let given = service.text("path");
     match given {
         "" | "/" => return,
-        "//" => return errors.invalid(&path, given, "segment[0] may not be empty"),
+        "//" => return service.wrong("path", "segment[0] may not be empty"),
         _ => {}
     }
     if !given.starts_with('/') {
-        errors.invalid(&path, given, "must start with a '/'");
+        service.wrong("path", "must start with a '/'");
     }
     let inner = given.get(1..).unwrap_or_default();
     for (i, step) in inner.strip_suffix('/').unwrap_or(inner).split('/').enumerate() {
         if step.is_empty() {
-            errors.invalid(&path, given, &format!("segment[{i}] may not be empty"));
+            service.wrong("path", &format!("segment[{i}] may not be empty"));
             continue;
         }
         for words in name::dns1123_subdomain(step) {
-            errors.invalid(&path, given, &format!("segment[{i}]: {words}"));
+            service.wrong("path", &format!("segment[{i}]: {words}"));
         }
     }
 }
 
 /// The port of a service reference.
-pub fn port(service: &Value, path: &str, errors: &mut FieldErrors) {
-    let port = int(service, "/port").unwrap_or(0);
+pub fn port(service: &Spot) {
+    let port = service.int("port").unwrap_or(0);
     let complaints = name::port_number(port);
     if !complaints.is_empty() {
-        errors.invalid(
-            &format!("{path}.port"),
-            port,
-            &format!("port is not valid: {}", complaints.join(",")),
-        );
+        service.invalid("port", port, &format!("port is not valid: {}", complaints.join(",")));
     }
 }
 
 /// One rule: operations and what they are done to.
-pub fn rule_with_operations(rule: &Value, path: &str, errors: &mut FieldErrors) {
-    let operations: Vec<&str> = texts(rule, "/operations").collect();
-    let at = format!("{path}.operations");
-    if operations.is_empty() {
-        errors.required(&at, "");
-    }
-    for (i, operation) in operations.iter().enumerate() {
-        errors.one_of(&format!("{at}[{i}]"), operation, &OPERATIONS);
-    }
-    alone(&operations, &at, "operations", errors);
+pub fn rule_with_operations(rule: &Spot) {
+    let some = |key: &str| {
+        if rule.list(key).is_empty() {
+            rule.required(key, "");
+        }
+    };
+    some("operations");
+    rule.each("operations").for_each(|o| o.known("", &OPERATIONS));
+    alone(rule, "operations", "operations");
     for (key, what) in [("apiGroups", "API groups"), ("apiVersions", "API versions")] {
-        let given: Vec<&str> = texts(rule, &format!("/{key}")).collect();
-        let at = format!("{path}.{key}");
-        if given.is_empty() {
-            errors.required(&at, "");
-        }
-        alone(&given, &at, what, errors);
-        for (i, _) in given.iter().enumerate().filter(|(_, v)| key == "apiVersions" && v.is_empty()) {
-            errors.required(&format!("{at}[{i}]"), "");
-        }
+        some(key);
+        alone(rule, key, what);
     }
-    resources(rule, &format!("{path}.resources"), errors);
-    enumerated_opt(rule, path, "scope", &SCOPES, errors);
+    for version in rule.each("apiVersions") {
+        version.need("");
+    }
+    some("resources");
+    resources(rule);
+    rule.one_of_opt("scope", &SCOPES);
 }
 
-fn alone(given: &[&str], path: &str, what: &str, errors: &mut FieldErrors) {
-    if given.len() > 1 && given.contains(&"*") {
-        let words = format!("if '*' is present, must not specify other {what}");
-        errors.invalid(path, given.to_vec(), &words);
+/// Is there a wildcard? Then it must stand alone.
+pub fn alone(rule: &Spot, key: &str, what: &str) -> bool {
+    let given = rule.texts(key);
+    let wild = given.contains(&"*");
+    if wild && given.len() > 1 {
+        rule.invalid(key, given, &format!("if '*' is present, must not specify other {what}"));
     }
+    wild
 }
 
-fn resources(rule: &Value, path: &str, errors: &mut FieldErrors) {
-    let given: Vec<&str> = texts(rule, "/resources").collect();
-    if given.is_empty() {
-        errors.required(path, "");
-    }
+fn resources(rule: &Spot) {
+    let given = rule.texts("resources");
     let (mut whole, mut everywhere) = (BTreeSet::new(), BTreeSet::new());
     let mut plain = false;
-    for (i, resource) in given.iter().enumerate() {
-        let path = format!("{path}[{i}]");
+    for s in rule.each("resources") {
+        let resource = s.text("");
         let Some((name, sub)) = resource.split_once('/') else {
-            if resource.is_empty() {
-                errors.required(&path, "");
-            }
-            plain |= !matches!(*resource, "*" | "");
+            s.need("");
+            plain |= !matches!(resource, "*" | "");
             continue;
         };
-        let mut clash = |pattern: String| {
-            errors.invalid(
-                &path,
-                *resource,
-                &format!("if '{pattern}' is present, must not specify {resource}"),
-            );
-        };
+        let clash = |p: String| s.wrong("", &format!("if '{p}' is present, must not specify {resource}"));
         if whole.contains(name) {
             clash(format!("{name}/*"));
         }
@@ -289,76 +245,60 @@ fn resources(rule: &Value, path: &str, errors: &mut FieldErrors) {
         }
     }
     if given.len() > 1 && given.contains(&"*/*") {
-        errors.invalid(path, given.clone(), "if '*/*' is present, must not specify other resources");
+        rule.wrong("resources", "if '*/*' is present, must not specify other resources");
     }
     if given.contains(&"*") && plain {
         let words = "if '*' is present, must not specify other resources without subresources";
-        errors.invalid(path, given, words);
+        rule.wrong("resources", words);
     }
 }
 
 /// `matchConditions` of a webhook or a policy.
-pub fn match_conditions(v: &Value, path: &str, errors: &mut FieldErrors) {
-    let path = field(path, "matchConditions");
-    let conditions = list(v, "/matchConditions");
-    if conditions.len() > MATCH_CONDITIONS_MAX {
-        errors.too_many(&path, conditions.len(), MATCH_CONDITIONS_MAX);
-    }
+pub fn match_conditions(v: &Spot) {
+    v.at_most("matchConditions", MATCH_CONDITIONS_MAX);
     let mut names = BTreeSet::new();
-    for (i, condition) in conditions.iter().enumerate() {
-        let path = format!("{path}[{i}]");
-        if text(condition, "/expression").trim().is_empty() {
-            errors.required(&format!("{path}.expression"), "");
+    for condition in v.each("matchConditions") {
+        if condition.text("expression").trim().is_empty() {
+            condition.required("expression", "");
         }
-        if let Some(own) = required(condition, &path, "name", errors) {
-            errors.invalid_all(&format!("{path}.name"), own, name::qualified_name(own));
-            if !names.insert(own) {
-                errors.duplicate(&format!("{path}.name"), own);
-            }
+        if let Some(own) = condition.need("name") {
+            condition.like("name", name::qualified_name);
+            condition.unique("name", own, &mut names);
         }
     }
 }
 
 /// The policies of a family, in upstream's words (they have no defaults where this is asked).
-pub fn failure_policy(spec: &Value, path: &str, errors: &mut FieldErrors) {
-    super::get::enumerated(spec, path, "failurePolicy", &FAILURE_POLICIES, errors);
+pub fn failure_policy(spec: &Spot) {
+    spec.one_of("failurePolicy", &FAILURE_POLICIES);
 }
 
 /// `matchConstraints` of a policy or `matchResources` of its binding.
-pub fn match_resources(v: &Value, path: &str, errors: &mut FieldErrors) {
-    super::get::enumerated(v, path, "matchPolicy", &MATCH_POLICIES, errors);
+pub fn match_resources(v: &Spot) {
+    v.one_of("matchPolicy", &MATCH_POLICIES);
     for key in ["namespaceSelector", "objectSelector"] {
-        if has(v, &format!("/{key}")) {
-            label_selector(v.get(key), &format!("{path}.{key}"), errors);
-        } else {
-            errors.required(&format!("{path}.{key}"), "");
-        }
+        if v.has(key) { v.selector(key) } else { v.required(key, "") }
     }
-    for key in ["resourceRules", "excludeResourceRules"] {
-        for (i, rule) in list(v, &format!("/{key}")).iter().enumerate() {
-            let path = format!("{path}.{key}[{i}]");
-            let mut names = BTreeSet::new();
-            for (n, own) in texts(rule, "/resourceNames").enumerate() {
-                let at = format!("{path}.resourceNames[{n}]");
-                errors.invalid_all(&at, own, name::path_segment(own));
-                if !names.insert(own) {
-                    errors.duplicate(&at, own);
-                }
-            }
-            rule_with_operations(rule, &path, errors);
+    for rule in v.each("resourceRules").chain(v.each("excludeResourceRules")) {
+        let mut names = BTreeSet::new();
+        for own in rule.each("resourceNames") {
+            own.like("", name::path_segment);
+            own.unique("", own.text(""), &mut names);
         }
+        rule_with_operations(&rule);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::field_errors::FieldErrors;
 
     fn fields(hook: &Value) -> Vec<(String, String)> {
         let mut errors = FieldErrors::new();
         let mut obj = json!({"webhooks": [hook]});
         defaults(&mut obj);
-        configuration(&obj, &mut errors);
+        configuration(&Spot::new(&obj, "", &mut errors));
         errors.causes().iter().map(|c| (c.field.clone(), c.message.clone())).collect()
     }
 

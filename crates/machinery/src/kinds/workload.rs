@@ -1,22 +1,26 @@
 //! ReplicaSet, Deployment, ReplicationController, StatefulSet, DaemonSet, ControllerRevision.
 
-use super::get::{child, default, each, entries, enumerated, has, int, list, non_negative, same, set, text};
+use super::get::{child, default, each, entries, has, int, list, same, set, text};
 use super::pod::{self, defaults, scheduling::label_selector};
 use super::service::selector_text;
-use super::{Behaviour, FieldKind, GENERIC, NameRule};
-use crate::field_errors::FieldErrors;
+use super::spot::Spot;
+use super::{Behaviour, CHECKED, COUNTED, FieldKind, NameRule};
 use crate::intstr::IntOrString;
 use crate::selector::LabelSelector;
 use crate::table::{Cell, Column, none_if_empty};
 use serde_json::{Value, json};
 
-const CONTAINERS: Column = Column::wide("Containers", Cell::Fn(|v| template_texts(v, "/name").into()));
-const IMAGES: Column = Column::wide("Images", Cell::Fn(|v| template_texts(v, "/image").into()));
+/// The containers of a workload's template.
+pub const CONTAINERS: Column =
+    Column::wide("Containers", Cell::Fn(|v| template_texts(&v["spec"]["template"], "/name").into()));
+/// The images of a workload's template.
+pub const IMAGES: Column =
+    Column::wide("Images", Cell::Fn(|v| template_texts(&v["spec"]["template"], "/image").into()));
 const SELECTOR: Column = Column::wide("Selector", Cell::Fn(|v| selector(v).into()));
 
-/// Names or images of a template's containers, comma separated.
-pub fn template_texts(v: &Value, at: &str) -> String {
-    let all = list(v, "/spec/template/spec/containers").iter().map(|c| text(c, at));
+/// Names or images of a pod template's containers, comma separated.
+pub fn template_texts(template: &Value, at: &str) -> String {
+    let all = list(template, "/spec/containers").iter().map(|c| text(c, at));
     all.collect::<Vec<_>>().join(",")
 }
 
@@ -46,30 +50,23 @@ pub static ROWS: &[Behaviour] = &[
     Behaviour {
         group: "apps",
         resource: "replicasets",
-        validated: true,
-        generation: true,
         defaults: |obj| {
             default_in_spec(obj, "replicas", 1);
             each_template(obj);
         },
         prepare_create: |obj| set(obj, "status", json!({"replicas": 0})),
-        validate_create: |obj, errors| replica_set(obj, errors),
-        validate_update: |new, old, errors| {
-            replica_set(new, errors);
-            errors.immutable("spec.selector", &new["spec"]["selector"], &old["spec"]["selector"]);
-        },
+        validate: replica_set,
+        immutable: &["spec.selector"],
         fields: REPLICAS,
         columns: REPLICA_COLUMNS,
-        ..GENERIC
+        ..COUNTED
     },
     Behaviour {
         resource: "replicationcontrollers",
-        validated: true,
-        generation: true,
         defaults: controller_defaults,
         prepare_create: |obj| set(obj, "status", json!({"replicas": 0})),
-        validate_create: controller,
-        validate_update: |new, _, errors| controller(new, errors),
+        validate: controller,
+
         fields: REPLICAS,
         columns: &[
             Column::NAME,
@@ -81,21 +78,16 @@ pub static ROWS: &[Behaviour] = &[
             IMAGES,
             Column::wide("Selector", Cell::Fn(|v| selector_text(v, "/spec/selector").into())),
         ],
-        ..GENERIC
+        ..COUNTED
     },
     Behaviour {
         group: "apps",
         resource: "deployments",
-        validated: true,
-        generation: true,
         annotations_count: true,
         defaults: deployment_defaults,
         prepare_create: |obj| set(obj, "status", json!({})),
-        validate_create: deployment,
-        validate_update: |new, old, errors| {
-            deployment(new, errors);
-            errors.immutable("spec.selector", &new["spec"]["selector"], &old["spec"]["selector"]);
-        },
+        validate: deployment,
+        immutable: &["spec.selector"],
         columns: &[
             Column::NAME,
             Column::new("Ready", Cell::Fn(ready_of_desired)),
@@ -106,18 +98,16 @@ pub static ROWS: &[Behaviour] = &[
             IMAGES,
             SELECTOR,
         ],
-        ..GENERIC
+        ..COUNTED
     },
     Behaviour {
         group: "apps",
         resource: "statefulsets",
-        validated: true,
-        generation: true,
         name: NameRule::Label,
         defaults: stateful_defaults,
         prepare_create: |obj| set(obj, "status", json!({"replicas": 0, "availableReplicas": 0})),
-        validate_create: stateful_set,
-        validate_update: stateful_update,
+        validate: stateful_set,
+        validate_update: Some(stateful_update),
         columns: &[
             Column::NAME,
             Column::new("Ready", Cell::Fn(ready_of_desired)),
@@ -125,24 +115,19 @@ pub static ROWS: &[Behaviour] = &[
             CONTAINERS,
             IMAGES,
         ],
-        ..GENERIC
+        ..COUNTED
     },
     Behaviour {
         group: "apps",
         resource: "daemonsets",
-        validated: true,
-        generation: true,
         defaults: daemon_defaults,
         prepare_create: |obj| {
             let zeros =
                 ["currentNumberScheduled", "numberMisscheduled", "desiredNumberScheduled", "numberReady"];
             set(obj, "status", zeros.iter().map(|k| ((*k).to_string(), json!(0))).collect::<Value>());
         },
-        validate_create: daemon_set,
-        validate_update: |new, old, errors| {
-            daemon_set(new, errors);
-            errors.immutable("spec.selector", &new["spec"]["selector"], &old["spec"]["selector"]);
-        },
+        validate: daemon_set,
+        immutable: &["spec.selector"],
         columns: &[
             Column::NAME,
             Column::new("Desired", Cell::Int("/status/desiredNumberScheduled")),
@@ -159,24 +144,20 @@ pub static ROWS: &[Behaviour] = &[
             IMAGES,
             SELECTOR,
         ],
-        ..GENERIC
+        ..COUNTED
     },
     Behaviour {
         group: "apps",
         resource: "controllerrevisions",
-        validated: true,
-        validate_create: |obj, errors| errors.non_negative("revision", int(obj, "/revision").unwrap_or(0)),
-        validate_update: |new, old, errors| {
-            errors.non_negative("revision", int(new, "/revision").unwrap_or(0));
-            errors.immutable("data", &new["data"], &old["data"]);
-        },
+        validate: |s| s.non_negative(&["revision"]),
+        immutable: &["data"],
         columns: &[
             Column::NAME,
             Column::new("Controller", Cell::Fn(|c| controller_name(c).into())),
             Column::new("Revision", Cell::Int("/revision")),
             Column::AGE,
         ],
-        ..GENERIC
+        ..CHECKED
     },
 ];
 
@@ -287,134 +268,105 @@ fn daemon_defaults(obj: &mut Value) {
 }
 
 /// Selector and template of a workload: selector there, not empty, matching; template valid and restarting.
-fn selector_and_template(spec: &Value, what: &str, selector_path: &str, errors: &mut FieldErrors) {
-    let given = spec.get("selector").filter(|s| !s.is_null());
-    match given {
-        None => errors.required(selector_path, ""),
+fn selector_and_template(spec: &Spot, what: &str) {
+    match spec.opt("selector") {
+        None => spec.required("selector", ""),
         Some(s) => {
-            label_selector(Some(s), selector_path, errors);
-            let parsed = LabelSelector::from_json(Some(s));
-            match parsed {
+            label_selector(&s);
+            match LabelSelector::from_json(Some(s.v)) {
                 Ok(p) if p.is_everything() => {
-                    errors.invalid(
-                        selector_path,
-                        s.clone(),
-                        &format!("empty selector is invalid for {what}"),
-                    );
+                    s.wrong("", &format!("empty selector is invalid for {what}"));
                 }
-                Ok(p) => matches_template(spec, &p, errors),
-                Err(_) => errors.invalid(selector_path, s.clone(), "invalid label selector"),
+                Ok(p) => matches_template(spec, &p),
+                Err(_) => s.wrong("", "invalid label selector"),
             }
         }
     }
-    template_of(spec, errors);
+    template_of(spec);
 }
 
-fn matches_template(spec: &Value, selector: &LabelSelector, errors: &mut FieldErrors) {
-    let labels = spec.pointer("/template/metadata/labels");
-    if has(spec, "/template") && !selector.matches_json(labels) {
+fn matches_template(spec: &Spot, selector: &LabelSelector) {
+    let labels = spec.v.pointer("/template/metadata/labels");
+    if spec.has("template") && !selector.matches_json(labels) {
         let shown = labels.cloned().unwrap_or_else(|| json!({}));
-        errors.invalid("spec.template.metadata.labels", shown, "`selector` does not match template `labels`");
+        spec.invalid("template.metadata.labels", shown, "`selector` does not match template `labels`");
     }
 }
 
 /// A template whose pods run for ever.
-fn template_of(spec: &Value, errors: &mut FieldErrors) {
-    if !has(spec, "/template") {
-        return errors.required("spec.template", "");
-    }
-    pod::template(&spec["template"], "spec.template", errors);
-    let policy = text(spec, "/template/spec/restartPolicy");
-    if !matches!(policy, "" | "Always") {
-        errors.not_supported("spec.template.spec.restartPolicy", policy, &["Always"]);
-    }
-    if has(spec, "/template/spec/activeDeadlineSeconds") {
+fn template_of(spec: &Spot) {
+    let Some(template) = spec.opt("template") else { return spec.required("template", "") };
+    pod::template(&template);
+    template.key("spec").one_of_opt("restartPolicy", &["Always"]);
+    if template.has("spec.activeDeadlineSeconds") {
         let words = "activeDeadlineSeconds in ReplicaSet is not Supported";
-        errors.forbidden("spec.template.spec.activeDeadlineSeconds", words);
+        template.forbidden("spec.activeDeadlineSeconds", words);
     }
 }
 
-fn counts(spec: &Value, keys: &[&str], errors: &mut FieldErrors) {
-    for key in keys {
-        non_negative(spec, "spec", key, errors);
-    }
+fn replica_set(obj: &Spot) {
+    let spec = obj.key("spec");
+    spec.non_negative(&["replicas", "minReadySeconds"]);
+    selector_and_template(&spec, "deployment");
 }
 
-fn replica_set(obj: &Value, errors: &mut FieldErrors) {
-    let spec = &obj["spec"];
-    counts(spec, &["replicas", "minReadySeconds"], errors);
-    selector_and_template(spec, "deployment", "spec.selector", errors);
-}
-
-fn controller(obj: &Value, errors: &mut FieldErrors) {
-    let spec = &obj["spec"];
-    counts(spec, &["replicas", "minReadySeconds"], errors);
+fn controller(obj: &Spot) {
+    let spec = obj.key("spec");
+    spec.non_negative(&["replicas", "minReadySeconds"]);
     let pairs: Vec<(&str, &str)> =
-        entries(spec, "/selector").map(|(k, v)| (k, v.as_str().unwrap_or_default())).collect();
+        entries(spec.v, "/selector").map(|(k, v)| (k, v.as_str().unwrap_or_default())).collect();
     if pairs.is_empty() {
-        errors.required("spec.selector", "");
+        spec.required("selector", "");
     } else {
-        matches_template(spec, &LabelSelector::from_map(pairs), errors);
+        matches_template(&spec, &LabelSelector::from_map(pairs));
     }
-    template_of(spec, errors);
+    template_of(&spec);
 }
 
-fn deployment(obj: &Value, errors: &mut FieldErrors) {
-    let spec = &obj["spec"];
-    counts(spec, &["replicas", "minReadySeconds", "revisionHistoryLimit", "progressDeadlineSeconds"], errors);
-    selector_and_template(spec, "deployment", "spec.selector", errors);
-    let strategy = &spec["strategy"];
-    enumerated(strategy, "spec.strategy", "type", &["Recreate", "RollingUpdate"], errors);
-    match text(strategy, "/type") {
-        "Recreate" if has(strategy, "/rollingUpdate") => {
+fn deployment(obj: &Spot) {
+    let spec = obj.key("spec");
+    spec.non_negative(&["replicas", "minReadySeconds", "revisionHistoryLimit", "progressDeadlineSeconds"]);
+    selector_and_template(&spec, "deployment");
+    let strategy = spec.key("strategy");
+    strategy.one_of("type", &["Recreate", "RollingUpdate"]);
+    match strategy.text("type") {
+        "Recreate" if strategy.has("rollingUpdate") => {
             let words = "may not be specified when strategy `type` is 'Recreate'";
-            errors.forbidden("spec.strategy.rollingUpdate", words);
+            strategy.forbidden("rollingUpdate", words);
         }
-        "RollingUpdate" => {
-            rolling(&strategy["rollingUpdate"], "spec.strategy.rollingUpdate", "maxSurge", errors)
-        }
+        "RollingUpdate" => rolling(&strategy.key("rollingUpdate")),
         _ => {}
     }
-    if let (Some(deadline), ready) =
-        (int(spec, "/progressDeadlineSeconds"), int(spec, "/minReadySeconds").unwrap_or(0))
-        && deadline >= 0
-        && deadline <= ready
-    {
-        errors.invalid("spec.progressDeadlineSeconds", deadline, "must be greater than minReadySeconds");
+    let ready = spec.int("minReadySeconds").unwrap_or(0);
+    if let Some(deadline) = spec.int("progressDeadlineSeconds").filter(|n| (0..=ready).contains(n)) {
+        spec.invalid("progressDeadlineSeconds", deadline, "must be greater than minReadySeconds");
     }
 }
 
 /// `maxUnavailable` and `maxSurge`: numbers or percentages, not both zero.
-fn rolling(r: &Value, path: &str, other: &str, errors: &mut FieldErrors) {
-    let mut zero = Vec::new();
-    for key in ["maxUnavailable", "maxSurge"] {
-        zero.push(pods_or_percent(r, &format!("{path}.{key}"), key, errors));
-    }
-    if zero.iter().all(|z| *z) {
-        let value = r.get("maxUnavailable").cloned().unwrap_or_else(|| json!(0));
-        errors.invalid(
-            &format!("{path}.maxUnavailable"),
-            value,
-            &format!("may not be 0 when `{other}` is 0"),
-        );
+fn rolling(r: &Spot) {
+    let zero = [pods_or_percent(r, "maxUnavailable"), pods_or_percent(r, "maxSurge")];
+    if zero == [true, true] {
+        let value = r.v.get("maxUnavailable").cloned().unwrap_or_else(|| json!(0));
+        r.invalid("maxUnavailable", value, "may not be 0 when `maxSurge` is 0");
     }
 }
 
 /// A number of pods or a percentage; is it zero?
-fn pods_or_percent(r: &Value, path: &str, key: &str, errors: &mut FieldErrors) -> bool {
-    let value = r.get(key).cloned().unwrap_or_else(|| json!(0));
+fn pods_or_percent(r: &Spot, key: &str) -> bool {
+    let value = r.v.get(key).cloned().unwrap_or_else(|| json!(0));
     match IntOrString::from_json(&value) {
         Some(IntOrString::Int(n)) => {
-            errors.non_negative(path, n.into());
+            r.non_negative(&[key]);
             n == 0
         }
         Some(IntOrString::Str(s)) => {
             let words = crate::name::percent(&s);
             let percent = IntOrString::Str(s.clone()).percent();
             let zero = words.is_empty() && percent == Some(0);
-            errors.invalid_all(path, &s, words);
+            r.invalid_all(key, &s, words);
             if key == "maxUnavailable" && percent.is_some_and(|p| p > 100) {
-                errors.invalid(path, s, "must not be greater than 100%");
+                r.invalid(key, s, "must not be greater than 100%");
             }
             zero
         }
@@ -422,41 +374,25 @@ fn pods_or_percent(r: &Value, path: &str, key: &str, errors: &mut FieldErrors) -
     }
 }
 
-fn stateful_set(obj: &Value, errors: &mut FieldErrors) {
-    let spec = &obj["spec"];
-    enumerated(spec, "spec", "podManagementPolicy", &["OrderedReady", "Parallel"], errors);
-    enumerated(
-        &spec["updateStrategy"],
-        "spec.updateStrategy",
-        "type",
-        &["OnDelete", "RollingUpdate"],
-        errors,
-    );
-    if text(spec, "/updateStrategy/type") == "OnDelete" && has(spec, "/updateStrategy/rollingUpdate") {
-        let words = "only allowed for updateStrategy 'RollingUpdate'";
-        errors.invalid(
-            "spec.updateStrategy.rollingUpdate",
-            spec["updateStrategy"]["rollingUpdate"].clone(),
-            words,
-        );
+fn stateful_set(obj: &Spot) {
+    let spec = obj.key("spec");
+    spec.one_of("podManagementPolicy", &["OrderedReady", "Parallel"]);
+    let strategy = spec.key("updateStrategy");
+    strategy.one_of("type", &["OnDelete", "RollingUpdate"]);
+    let rolling = strategy.key("rollingUpdate");
+    if strategy.text("type") == "OnDelete" && !rolling.v.is_null() {
+        rolling.wrong("", "only allowed for updateStrategy 'RollingUpdate'");
     }
-    if let Some(partition) = int(spec, "/updateStrategy/rollingUpdate/partition") {
-        errors.non_negative("spec.updateStrategy.rollingUpdate.partition", partition);
-    }
-    let rolling = &spec["updateStrategy"]["rollingUpdate"];
-    let path = "spec.updateStrategy.rollingUpdate.maxUnavailable";
-    if has(rolling, "/maxUnavailable") && pods_or_percent(rolling, path, "maxUnavailable", errors) {
-        errors.invalid(path, rolling["maxUnavailable"].clone(), "cannot be 0");
+    rolling.non_negative(&["partition"]);
+    if rolling.has("maxUnavailable") && pods_or_percent(&rolling, "maxUnavailable") {
+        rolling.wrong("maxUnavailable", "cannot be 0");
     }
     for key in ["whenDeleted", "whenScaled"] {
-        let path = "spec.persistentVolumeClaimRetentionPolicy";
-        enumerated(&spec["persistentVolumeClaimRetentionPolicy"], path, key, &["Delete", "Retain"], errors);
+        spec.key("persistentVolumeClaimRetentionPolicy").one_of(key, &["Delete", "Retain"]);
     }
-    counts(spec, &["replicas", "minReadySeconds", "revisionHistoryLimit"], errors);
-    if let Some(start) = int(spec, "/ordinals/start") {
-        errors.non_negative("spec.ordinals.start", start);
-    }
-    selector_and_template(&with_claims(spec), "statefulset", "spec.selector", errors);
+    spec.non_negative(&["replicas", "minReadySeconds", "revisionHistoryLimit", "ordinals.start"]);
+    let with_claims = with_claims(spec.v);
+    spec.with(|_, path, errors| selector_and_template(&Spot::new(&with_claims, path, errors), "statefulset"));
 }
 
 /// The spec with a volume for each claim template that the pod template does not define itself: mounts may
@@ -478,8 +414,8 @@ fn with_claims(spec: &Value) -> Value {
     spec
 }
 
-fn stateful_update(new: &Value, old: &Value, errors: &mut FieldErrors) {
-    const FREE: [&str; 8] = [
+fn stateful_update(new: &Spot, old: &Value) {
+    const FREE: [&str; 7] = [
         "replicas",
         "ordinals",
         "template",
@@ -487,34 +423,34 @@ fn stateful_update(new: &Value, old: &Value, errors: &mut FieldErrors) {
         "revisionHistoryLimit",
         "persistentVolumeClaimRetentionPolicy",
         "minReadySeconds",
-        "selector",
     ];
-    stateful_set(new, errors);
+    stateful_set(new);
     let fixed = |v: &Value| {
         let all = entries(v, "/spec").filter(|(k, _)| !FREE.contains(k));
         all.map(|(k, v)| (k.to_string(), v.clone())).collect::<Value>()
     };
-    if !same(&fixed(new), &fixed(old)) || !same(&new["spec"]["selector"], &old["spec"]["selector"]) {
+    if !same(&fixed(new.v), &fixed(old)) {
         let words = "updates to statefulset spec for fields other than 'replicas', 'ordinals', 'template', \
             'updateStrategy', 'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and 'minReadySeconds' are forbidden";
-        errors.forbidden("spec", words);
+        new.forbidden("spec", words);
     }
 }
 
-fn daemon_set(obj: &Value, errors: &mut FieldErrors) {
-    let spec = &obj["spec"];
-    counts(spec, &["minReadySeconds", "revisionHistoryLimit"], errors);
-    selector_and_template(spec, "daemonset", "spec.selector", errors);
-    let strategy = &spec["updateStrategy"];
-    enumerated(strategy, "spec.updateStrategy", "type", &["OnDelete", "RollingUpdate"], errors);
-    if text(strategy, "/type") == "RollingUpdate" {
-        rolling(&strategy["rollingUpdate"], "spec.updateStrategy.rollingUpdate", "maxSurge", errors);
+fn daemon_set(obj: &Spot) {
+    let spec = obj.key("spec");
+    spec.non_negative(&["minReadySeconds", "revisionHistoryLimit"]);
+    selector_and_template(&spec, "daemonset");
+    let strategy = spec.key("updateStrategy");
+    strategy.one_of("type", &["OnDelete", "RollingUpdate"]);
+    if strategy.text("type") == "RollingUpdate" {
+        rolling(&strategy.key("rollingUpdate"));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::field_errors::FieldErrors;
 
     fn web() -> Value {
         let mut d = json!({"metadata": {"name": "web"}, "spec": {"selector": {"matchLabels": {"a": "b"}},
@@ -527,7 +463,7 @@ mod tests {
         let mut d = web();
         change(&mut d);
         let mut errors = FieldErrors::new();
-        deployment(&d, &mut errors);
+        deployment(&Spot::new(&d, "", &mut errors));
         errors.causes().iter().map(|c| format!("{}: {}", c.field, c.message)).collect()
     }
 
@@ -602,11 +538,11 @@ mod tests {
             "template": {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i", "volumeMounts": [{"name": "data", "mountPath": "/d"}]}]}}}});
         stateful_defaults(&mut s);
         let mut errors = FieldErrors::new();
-        stateful_set(&s, &mut errors);
+        stateful_set(&Spot::new(&s, "", &mut errors));
         assert_eq!(errors, FieldErrors::new());
         let mut changed = s.clone();
         changed["spec"]["serviceName"] = json!("y");
-        stateful_update(&changed, &s, &mut errors);
+        stateful_update(&Spot::new(&changed, "", &mut errors), &s);
         assert_eq!(errors.causes()[0].field, "spec");
     }
 }

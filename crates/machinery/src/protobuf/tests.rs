@@ -247,6 +247,9 @@ fn envelopes() {
     // Every group version has delete options.
     let options = sealed(&json!({"apiVersion": "apps/v1", "kind": "DeleteOptions", "gracePeriodSeconds": 0}));
     assert_eq!(object(&options.unwrap()).unwrap()["gracePeriodSeconds"], 0);
+    // Old clients evict by a version that is gone.
+    let old = json!({"apiVersion": "policy/v1beta1", "kind": "Eviction", "metadata": {"name": "p"}});
+    assert_eq!(object(&sealed(&old).unwrap()), Ok(old));
 }
 
 #[test]

@@ -49,6 +49,8 @@ pub struct Endpoint {
     pub port: u16,
     /// Whether it is on this node.
     pub local: bool,
+    /// Whether it is left to other nodes or zones, which prefer what is near; a policy of `Local` asks it all the same.
+    pub far: bool,
 }
 
 /// A pod's port that is reachable at the node (`hostPort`).
@@ -188,7 +190,8 @@ pub fn desired(services: &[ServicePort], host_ports: &[HostPort], dns_ip: Ipv4Ad
         build.service(service);
     }
     for host_port in host_ports {
-        let endpoints = [Endpoint { ip: host_port.pod_ip, port: host_port.pod_port, local: true }];
+        let endpoints =
+            [Endpoint { ip: host_port.pod_ip, port: host_port.pod_port, local: true, far: false }];
         let view = if host_port.host_ip.is_some() { View::Address } else { View::Node };
         let front =
             Front { view, ip: host_port.host_ip, protocol: host_port.protocol, port: host_port.host_port };
@@ -208,20 +211,21 @@ impl Build {
         let all: Vec<Endpoint> =
             service.endpoints.iter().copied().collect::<BTreeSet<_>>().into_iter().collect();
         let local: Vec<Endpoint> = all.iter().copied().filter(|endpoint| endpoint.local).collect();
-        let internal = if service.internal_local { &local } else { &all };
+        let near: Vec<Endpoint> = all.iter().copied().filter(|endpoint| !endpoint.far).collect();
+        let internal = if service.internal_local { &local } else { &near };
         let affinity = service.affinity_secs;
         let at = |view, ip, port| Front { view, ip, protocol: service.protocol, port };
         for ip in &service.cluster_ips {
             self.front(at(View::Address, Some(*ip), service.port), internal, &all, affinity);
         }
         for ip in &service.external_ips {
-            self.front(at(View::Address, Some(*ip), service.port), &all, &all, affinity);
+            self.front(at(View::Address, Some(*ip), service.port), &near, &all, affinity);
             if service.external_local {
                 self.front(at(View::AddressOutside, Some(*ip), service.port), &local, &all, affinity);
             }
         }
         if let Some(port) = service.node_port {
-            self.front(at(View::Node, None, port), &all, &all, affinity);
+            self.front(at(View::Node, None, port), &near, &all, affinity);
             if service.external_local {
                 self.front(at(View::NodeOutside, None, port), &local, &all, affinity);
             }

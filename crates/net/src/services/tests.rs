@@ -20,7 +20,7 @@ fn service(endpoints: &[(u8, bool)]) -> ServicePort {
         node_port: None,
         endpoints: endpoints
             .iter()
-            .map(|(last, local)| Endpoint { ip: ip(*last), port: 8080, local: *local })
+            .map(|(last, local)| Endpoint { ip: ip(*last), port: 8080, local: *local, far: false })
             .collect(),
         affinity_secs: None,
         external_local: false,
@@ -93,6 +93,31 @@ fn external_local_differs_outside_only() {
             "alive NodeOutside *:30080 10.244.0.3:8080",
             "hairpin 10.244.0.3",
             "remote 10.244.0.2:8080",
+        ],
+    );
+}
+
+#[test]
+fn what_is_left_to_others_is_not_asked_but_by_local_policies() {
+    let mut web = service(&[(2, false), (3, true)]);
+    web.endpoints[1].far = true;
+    check(
+        &[web.clone()],
+        &[
+            "group c1",
+            "Address 10.96.0.1:80 -> c1",
+            "c1 Address 10.96.0.1:80 #0 = 10.244.0.2:8080",
+            "remote 10.244.0.2:8080",
+        ],
+    );
+    web.internal_local = true;
+    check(
+        &[web],
+        &[
+            "group c1",
+            "Address 10.96.0.1:80 -> c1",
+            "c1 Address 10.96.0.1:80 #0 = 10.244.0.3:8080",
+            "hairpin 10.244.0.3",
         ],
     );
 }

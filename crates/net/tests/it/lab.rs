@@ -17,7 +17,7 @@ pub const DNS: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
 pub const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 3, 4);
 /// Long enough for a loaded machine, short enough for tests of silence.
 pub const SILENCE: Duration = Duration::from_millis(400);
-const ANSWER: Duration = Duration::from_secs(10);
+pub const ANSWER: Duration = Duration::from_secs(30);
 
 pub struct Lab {
     pub net: Network,
@@ -81,7 +81,8 @@ pub fn on_node(test: impl FnOnce(&Lab) + Send) {
             sh(&format!("ip link set lo up; ip addr add {OUTSIDE}/24 dev eth0; ip link set eth0 up"));
         })
         .unwrap();
-        wait_until("the wire is up", || sh("ip -o link show wan0").contains("state UP"));
+        wait_link(&inside, "wan0");
+        wait_link(&outside, "eth0");
         let before = inventory();
         let lab = Lab { net: Network::open(config()).unwrap(), outside, node: inside };
         lab.net.setup_node().unwrap();
@@ -97,6 +98,8 @@ impl Lab {
     pub fn pod(&self, uid: &str) -> Pod {
         let ns = new_netns().unwrap();
         let PodNet { ip, host_link } = self.net.attach(uid, &path(&ns)).unwrap();
+        wait_link(&self.node, &host_link);
+        wait_link(&ns, "eth0");
         Pod { uid: uid.into(), ip, host_link, ns }
     }
 
@@ -114,6 +117,12 @@ impl Lab {
     pub fn serve_on_node(&self, at: Ipv4Addr, port: u16, name: &str) {
         serve_at(&self.node, at, port, name);
     }
+}
+
+/// The kernel drops what goes through a link before a worker of its own has noticed that it is up.
+pub fn wait_link(ns: &OwnedFd, link: &str) {
+    let up = || sh(&format!("ip -o link show {link}")).contains("state UP");
+    in_netns(ns.as_fd(), || wait_until("the link is up", up)).unwrap();
 }
 
 pub fn serve(ns: &OwnedFd, name: &str) {
@@ -184,7 +193,7 @@ pub fn ask_udp(
 }
 
 pub fn ping(ns: &OwnedFd, to: Ipv4Addr) -> bool {
-    // The kernel drops what goes through a link before a worker of its own has noticed that it is up.
+    // A new tunnel may lose the first one.
     let once = || {
         Command::new("busybox")
             .args(["ping", "-c1", "-W1", &to.to_string()])
@@ -205,7 +214,10 @@ pub fn service(pods: &[&Pod]) -> ServicePort {
         protocol: Protocol::Tcp,
         port: 80,
         node_port: Some(30080),
-        endpoints: pods.iter().map(|pod| Endpoint { ip: pod.ip, port: 8080, local: true }).collect(),
+        endpoints: pods
+            .iter()
+            .map(|pod| Endpoint { ip: pod.ip, port: 8080, local: true, far: false })
+            .collect(),
         affinity_secs: None,
         external_local: false,
         internal_local: false,

@@ -48,7 +48,7 @@ fn a_pod_cannot_use_an_address_that_is_not_its_own() {
             assert_eq!(received(&b), before, "{stolen} got through");
         }
         let before = received(&b);
-        ask_udp(&udp(&a.ns, a.ip), b.ip, 8080, Duration::from_secs(5)).unwrap();
+        ask_udp(&udp(&a.ns, a.ip), b.ip, 8080, ANSWER).unwrap();
         assert_eq!(received(&b), before + 1);
         // The node's loopback is not reachable although node ports make it routable.
         lab.serve_on_node(Ipv4Addr::LOCALHOST, 9001, "private");

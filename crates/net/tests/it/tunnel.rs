@@ -36,6 +36,7 @@ fn far_node(lab: &Lab) -> Network {
 fn far_pod(net: &Network) -> Pod {
     let ns = new_netns().unwrap();
     let PodNet { ip, host_link } = net.attach(FAR_SERVER, &path(&ns)).unwrap();
+    wait_link(&ns, "eth0");
     serve(&ns, FAR_SERVER);
     Pod { uid: FAR_SERVER.into(), ip, host_link, ns }
 }
@@ -54,7 +55,7 @@ fn pods_of_two_nodes_reach_each_other_and_services() {
         let own_end = Ipv4Addr::new(10, 244, 0, 0);
         assert_eq!(lab.ask(b.ip, 8080).unwrap(), (FAR_SERVER.into(), own_end), "node to far pod");
         let service = net::ServicePort {
-            endpoints: vec![Endpoint { ip: b.ip, port: 8080, local: false }],
+            endpoints: vec![Endpoint { ip: b.ip, port: 8080, local: false, far: false }],
             ..service(&[])
         };
         lab.net.apply(&[service], &[]).unwrap();

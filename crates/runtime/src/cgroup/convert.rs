@@ -140,6 +140,8 @@ pub(super) fn usage_v1(read: impl Fn(&str, &str) -> String) -> Usage {
         rss_bytes: field(&stat, "total_rss"),
         cache_bytes: field(&stat, "total_cache"),
         mapped_bytes: field(&stat, "total_mapped_file"),
+        file_bytes: ["total_active_file", "total_inactive_file"].map(|name| field(&stat, name)),
+        kernel_bytes: memory("kmem.usage_in_bytes"),
         swap_bytes: field(&stat, "total_swap"),
         peak_bytes: memory("max_usage_in_bytes"),
         memory_failures: memory("failcnt"),
@@ -152,6 +154,8 @@ pub(super) fn usage_v1(read: impl Fn(&str, &str) -> String) -> Usage {
             writes: operations[1],
         },
         pids: number(&read("pids", "pids.current")),
+        pids_max: number(&read("pids", "pids.max")),
+        ..Usage::default()
     }
 }
 
@@ -185,6 +189,8 @@ pub(super) fn usage_v2(read: impl Fn(&str, &str) -> String) -> Usage {
         rss_bytes: field(&stat, "anon"),
         cache_bytes: field(&stat, "file"),
         mapped_bytes: field(&stat, "file_mapped"),
+        file_bytes: ["active_file", "inactive_file"].map(|name| field(&stat, name)),
+        kernel_bytes: field(&stat, "kernel"),
         swap_bytes: number(&read("memory", "memory.swap.current")),
         peak_bytes: number(&read("memory", "memory.peak")),
         memory_failures: field(&events, "max"),
@@ -197,6 +203,8 @@ pub(super) fn usage_v2(read: impl Fn(&str, &str) -> String) -> Usage {
             writes: disk("wios"),
         },
         pids: number(&read("pids", "pids.current")),
+        pids_max: number(&read("pids", "pids.max")),
+        ..Usage::default()
     }
 }
 
@@ -263,6 +271,10 @@ mod tests {
             (77, 1000, 600, 0)
         );
         assert_eq!((usage.disk.read_bytes, usage.disk.written_bytes, usage.disk.reads), (15, 1, 0));
+        let text = "some avg10=1.77 avg60=13.02 avg300=0.19 total=12518291063\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=7\n";
+        let pressure = crate::api::Pressure::parse(text).unwrap();
+        assert_eq!((pressure.some.averages, pressure.some.total_us), ([177, 1302, 19], 12_518_291_063));
+        assert_eq!((pressure.full.total_us, crate::api::Pressure::parse("")), (7, None));
         let usage = usage_v2(|_, file| match file {
             "cpu.stat" => "usage_usec 3\nuser_usec 2\nnr_throttled 4\nthrottled_usec 5\n".to_owned(),
             "memory.stat" => "anon 7\npgfault 8\npgmajfault 9\n".to_owned(),

@@ -78,6 +78,14 @@ impl Layout {
         }
     }
 
+    /// The v2 tree, alone or beside v1's.
+    pub(super) fn unified(&self) -> Option<&Path> {
+        match self {
+            Self::V1 { unified, .. } => unified.as_deref(),
+            Self::V2 { mount } => Some(mount),
+        }
+    }
+
     fn used(&self) -> Vec<(&str, &Path)> {
         match self {
             Self::V1 { controllers, unified } => {

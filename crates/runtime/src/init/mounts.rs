@@ -120,6 +120,10 @@ fn mount_one(init: &mut Init, mount: &oci::Mount) -> Result<(), Failure> {
     if let Some(users) = &init.users {
         users.shift(&mut options.data);
     }
+    let label = &init.file.spec.config.linux.mount_label;
+    if mount.kind == "tmpfs" && !label.is_empty() {
+        options.data.insert("context".into(), label.clone());
+    }
     match mount.kind.as_str() {
         "cgroup" | "cgroup2" => return super::cgroupfs::mount(init, mount, &options),
         // A link there would let an image choose where the kernel's files appear (CVE-2019-19921).

@@ -38,6 +38,7 @@ pub(super) fn mount_root(init: &mut Init) -> Result<(), Failure> {
     let at = init.dir.join("rootfs");
     std::fs::create_dir_all(&at).map_err(|e| Failure::at(&at, e))?;
     let rootfs = &init.file.spec.rootfs;
+    let label = &init.file.spec.config.linux.mount_label;
     if rootfs.lowers.is_empty() {
         let mount = clone_at(folder(&root.path)?.as_fd(), true).map_err(|e| Failure::at(&root.path, e))?;
         if let Some(users) = &init.users {
@@ -46,11 +47,11 @@ pub(super) fn mount_root(init: &mut Init) -> Result<(), Failure> {
         attach(mount.as_fd(), folder(&at)?.as_fd()).map_err(|e| Failure::at(&at, e))?;
     } else {
         match &init.users {
-            None => overlay(rootfs, &at)?,
+            None => overlay(rootfs, &at, label)?,
             Some(users) => {
                 let lowers = users.layers(&rootfs.lowers, &init.dir)?;
                 let mapped = Rootfs { lowers, scratch: rootfs.scratch.clone() };
-                overlay(&mapped, &at)?;
+                overlay(&mapped, &at, label)?;
                 super::users::drop_layers(&mapped.lowers);
             }
         }
@@ -62,8 +63,8 @@ pub(super) fn mount_root(init: &mut Init) -> Result<(), Failure> {
 }
 
 /// Mounts the overlay at `at`. Layers are given one by one, so there is no limit on their number; kernels before
-/// 6.8 cannot do that and get one option string.
-pub(crate) fn overlay(rootfs: &Rootfs, at: &Path) -> Result<(), Failure> {
+/// 6.8 cannot do that and get one option string. `label`: SELinux' of all files in it; "" none.
+pub(crate) fn overlay(rootfs: &Rootfs, at: &Path, label: &str) -> Result<(), Failure> {
     let (upper, work) = (rootfs.scratch.join("upper"), rootfs.scratch.join("work"));
     for path in [&upper, &work] {
         std::fs::create_dir_all(path).map_err(|e| Failure::at(path, e))?;
@@ -75,11 +76,11 @@ pub(crate) fn overlay(rootfs: &Rootfs, at: &Path) -> Result<(), Failure> {
         fs::chown(&upper, Some(uid), Some(gid)).map_err(|e| Failure::at(&upper, e))?;
         fs::chmod(&upper, Mode::from_raw_mode(like.st_mode & 0o7777)).map_err(|e| Failure::at(&upper, e))?;
     }
-    overlay_layers(&rootfs.lowers, Some((&upper, &work)), at)
+    overlay_layers(&rootfs.lowers, Some((&upper, &work, label)), at)
 }
 
-/// A container's own layer, and the folder that the kernel works in.
-type Own<'a> = Option<(&'a Path, &'a Path)>;
+/// A container's own layer, the folder that the kernel works in, and the label of all files.
+type Own<'a> = Option<(&'a Path, &'a Path, &'a str)>;
 
 /// Mounts layers, without one of its own read-only (then two at least), at `at`.
 pub(super) fn overlay_layers(lowers: &[PathBuf], own: Own<'_>, at: &Path) -> Result<(), Failure> {
@@ -109,12 +110,16 @@ const OPTIONS_MAX: usize = 4095;
 fn overlay_by_string(lowers: &[PathBuf], own: Own<'_>, at: &Path) -> Result<(), Failure> {
     let open = |paths: &[PathBuf]| paths.iter().map(|p| folder(p)).collect::<Result<Vec<_>, _>>();
     let lowers = open(lowers)?;
-    let own = open(&own.map_or(Vec::new(), |(upper, work)| vec![upper.to_owned(), work.to_owned()]))?;
+    let label = own.map_or("", |(.., label)| label);
+    let own = open(&own.map_or(Vec::new(), |(upper, work, _)| vec![upper.to_owned(), work.to_owned()]))?;
     let name = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_raw_fd());
     let names: Vec<String> = lowers.iter().map(name).collect();
     let mut data = format!("lowerdir={}", names.join(":"));
     if let [upper, work] = &own[..] {
         data = format!("volatile,{data},upperdir={},workdir={}", name(upper), name(work));
+    }
+    if !label.is_empty() {
+        data = format!("{data},context=\"{label}\"");
     }
     if data.len() > OPTIONS_MAX {
         return Err(Failure::new("overlay: too many layers for this kernel", Errno::TOOBIG));
@@ -129,11 +134,14 @@ fn overlay_by_layer(lowers: &[PathBuf], own: Own<'_>) -> Result<OwnedFd, Errno> 
     for lower in lowers {
         fsconfig_set_string(&fs, "lowerdir+", lower)?;
     }
-    if let Some((upper, work)) = own {
+    if let Some((upper, work, label)) = own {
         fsconfig_set_string(&fs, "upperdir", upper)?;
         fsconfig_set_string(&fs, "workdir", work)?;
         // A container's own layer dies with it: syncing it at the end would be wasted (best effort, since 5.10).
         let _ = fsconfig_set_flag(&fs, "volatile");
+        if !label.is_empty() {
+            fsconfig_set_string(&fs, "context", label)?;
+        }
     }
     fsconfig_create(&fs)?;
     fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())

@@ -50,10 +50,15 @@ impl Shim {
                     }
                 }
                 Said::Message(ChildMessage::Failed { step, error }, _) => {
+                    if let Phase::Making(reply) = container.phase {
+                        // Before the answer: who has that may use the name again. Its end is that of an orphan.
+                        self.containers.remove(id);
+                        return self.refuse(reply, &step, &error);
+                    }
                     container.sync = None;
                     container.start_error =
                         if step == RUN_STEP { error.clone() } else { format!("{step}: {error}") };
-                    if let Phase::Making(reply) | Phase::Starting(reply) = container.phase {
+                    if let Phase::Starting(reply) = container.phase {
                         self.refuse(reply, &step, &error);
                     }
                     return;
@@ -131,19 +136,15 @@ impl Shim {
         let handled = container.head.handler.is_some();
         match container.phase {
             Phase::Making(_) if handled && code == 0 => return self.adopt(id),
-            Phase::Making(reply) if handled && container.start_error.is_empty() => {
+            Phase::Making(reply) if handled => {
                 self.containers.remove(id);
                 return self.not_made(id, reply);
             }
             Phase::Starting(_) if handled => self.started(id),
             Phase::Making(reply) => {
-                let failed = !container.start_error.is_empty();
                 self.containers.remove(id);
-                if !failed {
-                    let how = format!("the first process ended early (code {code}, signal {signal})");
-                    self.refuse(reply, "create", &how);
-                }
-                return;
+                let how = format!("the first process ended early (code {code}, signal {signal})");
+                return self.refuse(reply, "create", &how);
             }
             Phase::Starting(reply) if container.start_error.is_empty() => {
                 self.refuse(reply, "start", "the first process ended early");

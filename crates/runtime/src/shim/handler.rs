@@ -68,7 +68,7 @@ pub(super) fn create(birth: &Birth<'_>, runtime: &Path, shared_pids: bool) -> i3
         if !spec.rootfs.lowers.is_empty() {
             let root = spec.config.root.path.clone();
             std::fs::create_dir_all(&root).map_err(|e| fail("rootfs")(&e))?;
-            init::rootfs::overlay(&spec.rootfs, &root)?;
+            init::rootfs::overlay(&spec.rootfs, &root, &spec.config.linux.mount_label)?;
         }
         init::mounts::resolve_subpaths(&mut spec.config.mounts, birth.dir)?;
         let text = serde_json::to_vec(&spec.config).map_err(|e| fail("config.json")(&e))?;

@@ -208,24 +208,27 @@ const SHM_BYTES: u64 = 64 << 20;
 fn memory(setup: &mut Setup) -> Result<(), Failure> {
     let spec = &setup.pod.spec;
     for tmpfs in &spec.tmpfs {
-        let mode = "mode=1777".to_owned();
-        mount_tmpfs(&tmpfs.path, tmpfs.size_bytes, &mode)?;
+        let (kind, options) = match tmpfs.page_size.as_str() {
+            "" => ("tmpfs", "mode=1777".to_owned()),
+            size => ("hugetlbfs", format!("mode=1777,pagesize={size}")),
+        };
+        mount_memory(kind, &tmpfs.path, tmpfs.size_bytes, &options)?;
     }
     if !spec.host_ipc {
         let shm = setup.dir.join(SHM);
         std::fs::create_dir_all(&shm).map_err(|e| Failure::new(SHM, e))?;
         let owner = spec.users.map_or(0, |range| range.first);
-        mount_tmpfs(&shm, SHM_BYTES, &format!("mode=1777,uid={owner},gid={owner}"))?;
+        mount_memory("tmpfs", &shm, SHM_BYTES, &format!("mode=1777,uid={owner},gid={owner}"))?;
     }
     Ok(())
 }
 
-fn mount_tmpfs(at: &Path, size_bytes: u64, mode: &str) -> Result<(), Failure> {
+fn mount_memory(kind: &str, at: &Path, size_bytes: u64, options: &str) -> Result<(), Failure> {
     let fail = |e: &dyn std::fmt::Display| Failure::new(&at.display().to_string(), e);
     let size = if size_bytes > 0 { format!(",size={size_bytes}") } else { String::new() };
-    let data = CString::new(format!("{mode}{size}")).map_err(|e| fail(&e))?;
+    let data = CString::new(format!("{options}{size}")).map_err(|e| fail(&e))?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV;
-    mount("tmpfs", at, "tmpfs", flags, Some(data.as_c_str())).map_err(|e| fail(&e))
+    mount(kind, at, kind, flags, Some(data.as_c_str())).map_err(|e| fail(&e))
 }
 
 fn open_socket(setup: &mut Setup) -> Result<(), Failure> {

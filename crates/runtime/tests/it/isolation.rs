@@ -235,7 +235,7 @@ pub async fn pod_memory_volume(node: &mut Node) {
     let path = node.root.join("mem");
     fs::create_dir_all(&path).unwrap();
     let mut pod = node.pod_spec("p");
-    pod.tmpfs.push(runtime::api::Tmpfs { path: path.clone(), size_bytes: 1 << 20 });
+    pod.tmpfs.push(runtime::api::Tmpfs { path: path.clone(), size_bytes: 1 << 20, ..Default::default() });
     pod.sysctls.insert("net.ipv4.ip_unprivileged_port_start".into(), "7".into());
     node.runtime.create_pod(pod).await.unwrap();
     let mut spec = node.sh("c", "dd if=/dev/zero of=/mem/big bs=64k count=32; stat -c %s /mem/big; cat /proc/sys/net/ipv4/ip_unprivileged_port_start");

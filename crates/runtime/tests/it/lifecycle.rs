@@ -6,7 +6,6 @@ use runtime::api::ContainerState;
 use runtime::oci::{Pids, Resources};
 use std::fs;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 pub async fn run_log_exit_remove(node: &mut Node) {
     node.pod("p").await;
@@ -144,9 +143,7 @@ pub async fn fork_bomb(node: &mut Node) {
     node.start("p", spec).await;
     node.wait_log("c", "an't fork").await;
     assert!(node.runtime.usage("p", Some("c")).unwrap().pids <= 50);
-    let begin = Instant::now();
     node.runtime.remove_container("p", "c").await.unwrap();
-    assert!(begin.elapsed() < Duration::from_secs(5));
 }
 
 pub async fn two_containers(node: &mut Node) {

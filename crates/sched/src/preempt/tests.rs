@@ -4,6 +4,7 @@
 use super::*;
 use crate::filter::{Question, objection};
 use crate::interpod::PodContext;
+use crate::ratings::Ratings;
 use crate::volumes::Needs;
 use crate::{Plan, Rescue, schedule};
 use k8s_openapi::api::core::v1 as core;
@@ -214,8 +215,16 @@ impl Case {
             let context = PodContext::new(&snapshot, &pod);
             let (spec, node) = snapshot.node(&format!("n{at}")).unwrap();
             let profile = snapshot.profiles.of(pod.scheduler());
-            objection(&Question { pod: &pod, profile, spec, node, context: &context, volumes: &volumes })
-                .is_none()
+            objection(&Question {
+                pod: &pod,
+                profile,
+                spec,
+                node,
+                context: &context,
+                volumes: &volumes,
+                rating: None,
+            })
+            .is_none()
         };
         beside(placed.iter().chain(promised).cloned().collect()) && beside(placed.to_vec())
     }
@@ -305,7 +314,7 @@ proptest! {
         let snapshot = world(&case.nodes, &case.placed);
         let (pod, volumes) = (case.pod.info(), Needs::default());
         let fresh = PodContext::new(&snapshot, &pod);
-        let mut subject = Subject { pod: &pod, profile: snapshot.profiles.of(""), context: fresh.clone(), volumes: &volumes };
+        let mut subject = Subject { pod: &pod, profile: snapshot.profiles.of(""), context: fresh.clone(), volumes: &volumes, ratings: Ratings::default() };
         for (spec, node) in snapshot.nodes() {
             let mut trial = Trial::new(&mut subject, spec, node);
             node.pods.values().for_each(|p| trial.remove(p));

@@ -21,19 +21,26 @@ fn volume(name: &str, size: &str, class: &str, node: Option<&str>) -> Value {
     value
 }
 
+fn pod(name: &str, claims: &[&str]) -> PodInfo {
+    let volumes: Vec<Value> =
+        claims.iter().map(|c| json!({"name": c, "persistentVolumeClaim": {"claimName": c}})).collect();
+    let pod = json!({"metadata": {"name": name, "namespace": "n", "uid": name},
+        "spec": {"containers": [], "volumes": volumes}});
+    PodInfo::read(&serde_json::from_value(pod).unwrap())
+}
+
+fn node(name: &str) -> NodeSpec {
+    let labels = [("kubernetes.io/hostname".to_string(), name.to_string())].into();
+    NodeSpec { name: name.to_string(), labels, max_pods: 10, ..NodeSpec::default() }
+}
+
 struct World(Snapshot);
 
 impl World {
     fn new(nodes: &[&str]) -> World {
         let mut snapshot = Snapshot::default();
         for name in nodes {
-            let labels = [("kubernetes.io/hostname".to_string(), name.to_string())].into();
-            snapshot.set_node(NodeSpec {
-                name: name.to_string(),
-                labels,
-                max_pods: 10,
-                ..NodeSpec::default()
-            });
+            snapshot.set_node(node(name));
         }
         let class = |p: &str, mode: &str| Class::read(&json!({"provisioner": p, "volumeBindingMode": mode}));
         for (name, class) in [
@@ -57,12 +64,7 @@ impl World {
     }
 
     fn plan(&mut self, name: &str, claims: &[&str]) -> Plan {
-        let volumes: Vec<Value> =
-            claims.iter().map(|c| json!({"name": c, "persistentVolumeClaim": {"claimName": c}})).collect();
-        let pod = json!({"metadata": {"name": name, "namespace": "n", "uid": name},
-            "spec": {"containers": [], "volumes": volumes}});
-        let pod = serde_json::from_value(pod).unwrap();
-        schedule(&mut self.0, &[Arc::new(PodInfo::read(&pod))])
+        schedule(&mut self.0, &[Arc::new(pod(name, claims))])
     }
 
     fn refusal(&mut self, name: &str, claims: &[&str]) -> String {
@@ -163,4 +165,56 @@ fn kept_volumes_and_labels() {
     selecting["spec"]["selector"] = json!({"matchLabels": {"colour": "red"}});
     assert_eq!(found(&selecting), Some("red"));
     assert!(find_match(&Claim::read(&claim("d", "1Gi", "")), volumes.iter(), None, true).is_none());
+}
+
+#[test]
+fn room_limits_and_zones_in_upstreams_words() {
+    let mut it = World::new(&["a"]);
+    it.claim(&claim("c", "1Gi", "wait"));
+    it.0.volumes.telling.insert("x".into());
+    let words = |why: &str| format!("0/1 nodes are available: 1 {why}.");
+    assert!(it.refusal("p", &["c"]).starts_with(&words(NO_ROOM)), "nothing was told");
+    for (host, size, fits) in [("a", "512Mi", false), ("b", "2Gi", false), ("a", "2Gi", true)] {
+        let room = json!({"storageClassName": "wait", "capacity": "1Ti", "maximumVolumeSize": size,
+            "nodeTopology": {"matchLabels": {"kubernetes.io/hostname": host}}});
+        it.0.volumes.rooms.insert(("n".into(), "r".into()), Room::read(&room));
+        let asking = pod("q", &["c"]);
+        let needs = it.0.volumes.needs(&asking, &it.0).unwrap();
+        assert_eq!(needs.steps(&node("a")).is_some(), fits, "{host} {size}");
+    }
+
+    let csi = |name: &str, zone: &str| {
+        let mut value = volume(name, "1Gi", "static", None);
+        value["spec"]["csi"] = json!({"driver": "d", "volumeHandle": name});
+        value["metadata"]["labels"] = json!({"topology.kubernetes.io/zone": zone});
+        value
+    };
+    for name in ["v1", "v2", "v3"] {
+        it.volume(&csi(name, "z1__z2"));
+        let mut bound = claim(name, "1Gi", "static");
+        bound["spec"]["volumeName"] = json!(name);
+        bound["metadata"]["annotations"] = json!({BIND_COMPLETED: "yes"});
+        it.claim(&bound);
+    }
+    let node_info = NodeInfo {
+        pods: [(("n".into(), "o".into()), Arc::new(pod("o", &["v1"])))].into(),
+        ..NodeInfo::default()
+    };
+    let allocatable =
+        json!({"spec": {"drivers": [{"name": "d", "allocatable": {"count": 2}}, {"name": "e"}]}});
+    it.0.volumes.limits.insert("a".into(), limits(&allocatable));
+    let excess = |claims: &[&str]| {
+        let asks = pod("p", claims);
+        it.0.volumes.needs(&asks, &it.0).unwrap().excess(&asks, &node("a"), &node_info)
+    };
+    assert_eq!(excess(&["v1", "v2"]), None, "what is there already counts once");
+    assert_eq!(excess(&["v2", "v3"]), Some(TOO_MANY));
+    let asks = pod("p", &["v1"]);
+    let needs = it.0.volumes.needs(&asks, &it.0).unwrap();
+    let labelled = |zone: &str| {
+        let mut spec = node("a");
+        spec.labels.insert("failure-domain.beta.kubernetes.io/zone".into(), zone.into());
+        needs.elsewhere(&spec)
+    };
+    assert_eq!((needs.elsewhere(&node("a")), labelled("z2"), labelled("z3")), (None, None, Some(ZONE)));
 }

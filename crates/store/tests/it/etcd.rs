@@ -3,7 +3,7 @@
 //! Each test starts an etcd of its own on loopback. Where etcd is not installed the tests say so and pass.
 
 use crate::suite::conforms;
-use crate::tools::{DEADLINE, Dice, all, delete, done, events_until, next, put, set};
+use crate::tools::{DEADLINE, Dice, all, delete, done, events_until, eventually, next, put, set};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::TcpListener;
@@ -179,6 +179,12 @@ impl Load {
         Load { etcd: etcd.clone(), watch, writers: writers.collect(), stop }
     }
 
+    /// Waits for more writes.
+    pub async fn goes_on(&self) {
+        let enough = self.etcd.stats().writes + 40;
+        eventually("more writes", || self.etcd.stats().writes >= enough).await;
+    }
+
     /// Acknowledged writes stayed, others said that it is open, and the watch saw every revision once.
     pub async fn end(mut self) -> usize {
         self.stop.store(true, Ordering::Relaxed);
@@ -222,7 +228,7 @@ async fn write_on(etcd: Arc<Etcd>, stop: Arc<AtomicBool>, writer: u64) -> Told {
         let start = Instant::now();
         let value = format!("{writer} {n}");
         let outcome = etcd.txn(put(&key, expect, value.clone())).await;
-        assert!(start.elapsed() < 3 * CALL, "no call hangs");
+        assert!(start.elapsed() < DEADLINE, "no call hangs");
         match outcome {
             Ok(TxnOutcome::Done { revision, .. }) => {
                 acked.insert(revision, n);
@@ -259,15 +265,17 @@ async fn kill_9_of_etcd_loses_nothing_that_was_acknowledged() {
     let load = Load::start(&etcd).await;
     let mut dice = Dice(u64::from(std::process::id()));
     for _ in 0..4 {
-        tokio::time::sleep(Duration::from_millis(300 + dice.below(300))).await;
+        load.goes_on().await;
+        tokio::time::sleep(Duration::from_millis(dice.below(300))).await;
+        let resumes = etcd.stats().watch_resumes;
         server.kill9();
         tokio::time::sleep(Duration::from_millis(dice.below(500))).await;
         server.up();
         answers(&*etcd).await;
+        eventually("the watch goes on", || etcd.stats().watch_resumes > resumes).await;
     }
     let acked = load.end().await;
-    let stats = etcd.stats();
-    assert!(acked > 100 && stats.watch_resumes >= 4, "{acked} writes, {stats:?}");
+    assert!(acked > 100, "{acked} writes, {:?}", etcd.stats());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -283,7 +291,7 @@ async fn an_absent_etcd_is_an_error_in_time() {
         assert!(matches!(&read, StoreError::Unavailable(text) if text.contains("127.0.0.1")), "{read}");
         let write = etcd.txn(put("/k", Expect::Modified(revision), "never")).await.unwrap_err();
         assert!(matches!(write, StoreError::Unavailable(_)), "{write}");
-        assert!(start.elapsed() < 4 * CALL);
+        assert!(start.elapsed() < DEADLINE);
     }
     let mut later = etcd.watch("/", revision).await.unwrap();
     let refused = Etcd::connect(server.options()).await.err().unwrap();
@@ -302,7 +310,7 @@ async fn an_absent_etcd_is_an_error_in_time() {
     let write = etcd.txn(put("/k", Expect::Modified(second), "3")).await.unwrap_err();
     assert!(matches!(write, StoreError::UnknownOutcome(_)), "{write}");
     assert!(etcd.revision().await.is_err());
-    assert!(start.elapsed() < 5 * CALL);
+    assert!(start.elapsed() < DEADLINE);
     server.signal("-CONT");
     let third = done(&etcd, put("/k", Expect::Any, "4")).await;
     let last = events_until(&mut watch, third).await.pop().unwrap();

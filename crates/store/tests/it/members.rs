@@ -124,17 +124,13 @@ async fn killing_leaders_loses_nothing_that_was_acknowledged() {
     let etcd = Arc::new(connect(members.options()).await);
     let load = Load::start(&etcd).await;
     for _ in 0..3 {
-        tokio::time::sleep(Duration::from_millis(400)).await;
+        load.goes_on().await;
         let leader = members.leader().await;
         members.kill9(leader);
         // Two of three go on without it.
         let next = members.leader().await;
         assert_ne!(next, leader);
-        let (before, deadline) = (etcd.stats().writes, Instant::now() + DEADLINE);
-        while etcd.stats().writes < before + 20 {
-            assert!(Instant::now() < deadline, "no writes: {:?}", etcd.stats());
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        load.goes_on().await;
         members.up(leader);
     }
     let acked = load.end().await;
@@ -146,7 +142,7 @@ async fn killing_leaders_loses_nothing_that_was_acknowledged() {
     let start = Instant::now();
     let refused = etcd.revision().await.unwrap_err();
     assert!(matches!(refused, StoreError::Unavailable(_) | StoreError::UnknownOutcome(_)), "{refused}");
-    assert!(start.elapsed() < 3 * CALL);
+    assert!(start.elapsed() < DEADLINE);
     members.up(0);
     answers(&*etcd).await;
 }
@@ -176,7 +172,7 @@ async fn strangers_are_refused_and_refuse() {
         let start = Instant::now();
         let error = Etcd::connect(options).await.err().expect("a stranger is let in");
         assert!(matches!(&error, StoreError::Unavailable(text) if text.contains(words)), "{error}");
-        assert!(start.elapsed() < 4 * CALL);
+        assert!(start.elapsed() < DEADLINE);
     }
     assert_eq!(etcd.get("/k", None).await.unwrap().unwrap().value, "");
 }

@@ -28,6 +28,15 @@ pub fn open(path: &Path) -> Embedded {
     }
 }
 
+/// Waits until something holds.
+pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = std::time::Instant::now() + DEADLINE;
+    while !holds() {
+        assert!(std::time::Instant::now() < deadline, "not in time: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 pub fn put(key: &str, expect: Expect, value: impl Into<Bytes>) -> Txn {
     Txn { key: key.into(), expect, op: TxnOp::Put(value.into()) }
 }

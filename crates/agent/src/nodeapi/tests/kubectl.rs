@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
 
 const POD: &str = r#"{"kind":"Pod","apiVersion":"v1","metadata":{"name":"p","namespace":"default"},
-    "spec":{"containers":[{"name":"c","image":"i","stdin":true}]},"status":{"phase":"Running"}}"#;
+    "spec":{"containers":[{"name":"c","image":"i","stdin":true},{"name":"open","image":"i","stdin":true}]},"status":{"phase":"Running"}}"#;
 const API: &str = r#"{"kind":"APIVersions","versions":["v1"]}"#;
 const APIS: &str = r#"{"kind":"APIGroupList","apiVersion":"v1","groups":[]}"#;
 const V1: &str = r#"{"kind":"APIResourceList","groupVersion":"v1","resources":[{"name":"pods","singularName":"",
@@ -58,7 +58,11 @@ async fn serve(mut socket: TcpStream, bench: &Bench, websockets: &str) {
                     socket.write_all(gone.as_bytes()).await.unwrap();
                     continue;
                 };
-                let container = if *node == "portForward" { "" } else { "/c" };
+                let named = query.split('&').find_map(|p| p.strip_prefix("container="));
+                let container = match *node {
+                    "portForward" => String::new(),
+                    _ => format!("/{}", named.unwrap_or("c")),
+                };
                 let request = format!("{} /{node}/default/p{container}?{query} HTTP/1.1\r\n", parts[0]);
                 let rest = headers.trim_end_matches("\r\n").to_string() + "\r\n";
                 let mut node = bench.send(&bench.connector, &(request + &rest)).await;
@@ -142,10 +146,11 @@ async fn everything(websockets: &'static str) {
     let head = run(vec!["exec", "-i", "p", "--", "head", "-c", "100000"], big.clone()).await;
     assert!(head.status.success() && head.stdout == big[..100_000], "head gives {} bytes", head.stdout.len());
 
-    assert_eq!(
-        stdout(&run(vec!["attach", "-i", "p", "-c", "c"], b"typed".to_vec()).await),
-        "attached\ntyped"
-    );
+    // The one ends with its input, the other waits for another client's.
+    for container in ["c", "open"] {
+        let attached = run(vec!["attach", "-i", "p", "-c", container], b"typed".to_vec()).await;
+        assert_eq!(stdout(&attached), "attached\ntyped", "{container}");
+    }
     assert_eq!(stdout(&run(vec!["logs", "p"], vec![]).await), "from the log\n");
 
     let missing = run(vec!["exec", "p", "--", "no-such-thing"], vec![]).await;

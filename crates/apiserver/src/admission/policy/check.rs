@@ -2,8 +2,9 @@
 
 use super::policy_environment;
 use crate::admission::{Attempt, Operation};
+use crate::metrics::expressions::compile;
 use crate::webhooks::conditions::environment;
-use machinery::cel::{Env, Type, compile};
+use machinery::cel::{Env, Type};
 use machinery::field_errors::FieldErrors;
 use machinery::kinds::get::{list, text};
 use machinery::status::ApiError;

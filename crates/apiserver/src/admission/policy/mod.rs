@@ -9,6 +9,7 @@ pub mod types;
 pub mod validating;
 
 use crate::Api;
+use crate::metrics::expressions::compile;
 use crate::resources::Resource;
 use crate::rules;
 use crate::webhooks::Request;
@@ -16,7 +17,7 @@ use crate::webhooks::conditions::{Conditions, Facts, environment};
 use crate::webhooks::matching::Matcher;
 use client::Object;
 use k8s_schema::{Gvr, gvr};
-use machinery::cel::{Env, Program, Type, Value, compile};
+use machinery::cel::{Env, Program, Type, Value};
 use machinery::kinds::get::{list, text};
 use machinery::selector::LabelSelector;
 use machinery::status::ApiError;

@@ -164,7 +164,7 @@ mod tests {
     use crate::resources::Registry;
 
     fn found(validation: Value) -> Vec<(String, String)> {
-        let registry = Registry::builtin("main", false);
+        let registry = Registry::builtin("main", false, &Default::default());
         let deployments = registry.find(&k8s_schema::gvr::DEPLOYMENTS).unwrap().clone();
         let spec = json!({"validations": [validation], "variables": [{"name": "n", "expression": "object.spec.replicas"}]});
         let all = warnings(&[deployments], &spec);

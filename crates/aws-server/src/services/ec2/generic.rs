@@ -90,7 +90,7 @@ pub(super) async fn describe(store: &Store, call: &Call, kind: &Kind) -> Outcome
 
 /// The answer to a `Describe…` of these documents.
 pub(super) fn listed(call: &Call, kind: &Kind, mut all: Vec<Value>) -> Outcome {
-    let ids = items(&call.input[kind.ids]);
+    let ids = items(&call.input[format!("{}s", kind.id)]);
     let unknown = ids.iter().find(|id| !all.iter().any(|spec| spec[kind.id] == **id));
     if let Some(id) = unknown {
         return Err(missing(kind, id.as_str().unwrap_or_default()));

@@ -206,7 +206,8 @@ fn given(call: &Call, egress: bool) -> Vec<Value> {
     list.iter().flat_map(|p| rules(p, egress, &call.caller.account)).collect()
 }
 
-async fn authorize(store: &Store, call: &Call, egress: bool) -> Outcome {
+/// AuthorizeSecurityGroupIngress, AuthorizeSecurityGroupEgress.
+pub(super) async fn authorize(store: &Store, call: &Call, egress: bool) -> Outcome {
     let id = meant(store, call).await?;
     dry(call)?;
     let mut new = given(call, egress);
@@ -246,7 +247,8 @@ fn already(rule: &Value) -> String {
     format!("the specified rule \"peer: {peer}, {ports}\" already exists")
 }
 
-async fn revoke(store: &Store, call: &Call, egress: bool) -> Outcome {
+/// RevokeSecurityGroupIngress, RevokeSecurityGroupEgress.
+pub(super) async fn revoke(store: &Store, call: &Call, egress: bool) -> Outcome {
     let id = meant(store, call).await?;
     dry(call)?;
     let (gone, ids) = (given(call, egress), items(&call.input["SecurityGroupRuleIds"]));
@@ -267,26 +269,6 @@ async fn revoke(store: &Store, call: &Call, egress: bool) -> Outcome {
         Ok(json!({"Return": true, "RevokedSecurityGroupRules": out}))
     });
     changed.await
-}
-
-/// AuthorizeSecurityGroupIngress.
-pub(super) async fn authorize_ingress(store: &Store, call: &Call) -> Outcome {
-    authorize(store, call, false).await
-}
-
-/// AuthorizeSecurityGroupEgress.
-pub(super) async fn authorize_egress(store: &Store, call: &Call) -> Outcome {
-    authorize(store, call, true).await
-}
-
-/// RevokeSecurityGroupIngress.
-pub(super) async fn revoke_ingress(store: &Store, call: &Call) -> Outcome {
-    revoke(store, call, false).await
-}
-
-/// RevokeSecurityGroupEgress.
-pub(super) async fn revoke_egress(store: &Store, call: &Call) -> Outcome {
-    revoke(store, call, true).await
 }
 
 /// DescribeSecurityGroupRules.

@@ -1,7 +1,7 @@
 //! Route tables, gateways, addresses and key pairs: kept as they are told, nothing routes by them.
 
 use super::generic::{change, delete, dry, get, listed, make, missing, new_id};
-use super::kinds::{ADDRESS, INTERNET_GATEWAY, KEY_PAIR, NAT_GATEWAY, ROUTE_TABLE, SUBNET, VPC};
+use super::kinds::{ADDRESS, INTERNET_GATEWAY, KEY_PAIR, ROUTE_TABLE, SUBNET, VPC};
 use super::store::{Store, bad};
 use crate::service::{AwsError, Call, Outcome};
 use crate::services::kept::{items, text};
@@ -47,7 +47,8 @@ fn no_route(call: &Call) -> AwsError {
     AwsError::client("InvalidRoute.NotFound", words)
 }
 
-async fn put_route(store: &Store, call: &Call, replaces: bool) -> Outcome {
+/// CreateRoute, ReplaceRoute.
+pub(super) async fn put_route(store: &Store, call: &Call, replaces: bool) -> Outcome {
     dry(call)?;
     let mut route = json!({"State": "active", "Origin": "CreateRoute"});
     for member in DESTINATIONS.iter().chain(&NEXT_HOPS) {
@@ -73,16 +74,6 @@ async fn put_route(store: &Store, call: &Call, replaces: bool) -> Outcome {
         Ok(json!({"Return": true}))
     });
     changed.await
-}
-
-/// CreateRoute.
-pub(super) async fn create_route(store: &Store, call: &Call) -> Outcome {
-    put_route(store, call, false).await
-}
-
-/// ReplaceRoute.
-pub(super) async fn replace_route(store: &Store, call: &Call) -> Outcome {
-    put_route(store, call, true).await
 }
 
 /// DeleteRoute.
@@ -210,11 +201,6 @@ pub(super) async fn delete_table(store: &Store, call: &Call) -> Outcome {
         return Err(AwsError::client("DependencyViolation", words));
     }
     delete(store, call, &ROUTE_TABLE).await
-}
-
-/// DescribeNatGateways.
-pub(super) async fn describe_nat(store: &Store, call: &Call) -> Outcome {
-    listed(call, &NAT_GATEWAY, store.all(call, &NAT_GATEWAY).await?)
 }
 
 /// DescribeAddresses.

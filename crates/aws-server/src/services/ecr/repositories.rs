@@ -2,7 +2,7 @@
 
 use super::{State, invalid, new_repository};
 use crate::service::{AwsError, Call, Outcome};
-use crate::services::kept::{items, page, text};
+use crate::services::kept::{copy, items, page, text};
 use crate::services::tags;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -55,17 +55,9 @@ pub(super) async fn create(state: &State, call: &Call) -> Outcome {
         )));
     }
     let mut spec = new_repository(state, call, name)?;
-    for member in [
-        "imageTagMutability",
-        "imageTagMutabilityExclusionFilters",
-        "imageScanningConfiguration",
-        "encryptionConfiguration",
-        "tags",
-    ] {
-        if let Some(value) = call.input.get(member) {
-            spec[member] = value.clone();
-        }
-    }
+    let members = "imageTagMutability imageTagMutabilityExclusionFilters imageScanningConfiguration \
+                   encryptionConfiguration tags";
+    copy(&mut spec, &call.input, members);
     match state.repositories.create(call, name, spec.clone()).await? {
         true => Ok(json!({"repository": spec})),
         false => {
@@ -147,19 +139,8 @@ fn name_in<'a>(call: &Call, arn: &'a str) -> Result<&'a str, AwsError> {
 }
 
 pub(super) async fn tag(state: &State, call: &Call) -> Outcome {
-    change(state, call, name_in(call, text(&call.input, "resourceArn"))?, |spec| {
-        spec["tags"] = tags::merged(&spec["tags"], &call.input["tags"]);
-        Ok(json!({}))
-    })
-    .await
-}
-
-pub(super) async fn untag(state: &State, call: &Call) -> Outcome {
-    change(state, call, name_in(call, text(&call.input, "resourceArn"))?, |spec| {
-        spec["tags"] = tags::without(&spec["tags"], &call.input["tagKeys"]);
-        Ok(json!({}))
-    })
-    .await
+    let name = name_in(call, text(&call.input, "resourceArn"))?;
+    change(state, call, name, |spec| tags::change(spec, call, ("tags", "tagKeys"))).await
 }
 
 pub(super) async fn list_tags(state: &State, call: &Call) -> Outcome {

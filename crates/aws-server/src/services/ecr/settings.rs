@@ -15,41 +15,21 @@ fn answer(call: &Call, member: &str, value: Value) -> Value {
 }
 
 /// Copies a member of the call into the repository.
-async fn copy(state: &State, call: &Call, from: &str, to: &str) -> Outcome {
+pub(super) async fn copy(state: &State, call: &Call, member: &str) -> Outcome {
     change(state, call, name(call), |spec| {
-        spec[to] = call.input[from].clone();
-        Ok(answer(call, from, spec[to].clone()))
+        spec[member] = call.input[member].clone();
+        Ok(answer(call, member, spec[member].clone()))
     })
     .await
 }
 
-pub(super) async fn tag_mutability(state: &State, call: &Call) -> Outcome {
-    copy(state, call, "imageTagMutability", "imageTagMutability").await
-}
-
-pub(super) async fn scanning(state: &State, call: &Call) -> Outcome {
-    copy(state, call, "imageScanningConfiguration", "imageScanningConfiguration").await
-}
-
-/// A policy text must be JSON.
-fn policy(text: &str) -> Result<(), AwsError> {
-    match serde_json::from_str::<Value>(text) {
-        Ok(Value::Object(_)) => Ok(()),
-        _ => {
-            let text = "Invalid parameter at 'PolicyText' failed to satisfy constraint: 'Invalid repository policy provided'";
-            Err(AwsError::client("InvalidParameterException", text))
-        }
+/// The same for a policy, whose text must be JSON.
+pub(super) async fn put(state: &State, call: &Call, member: &str) -> Outcome {
+    if !matches!(serde_json::from_str(text(&call.input, member)), Ok(Value::Object(_))) {
+        let text = "Invalid parameter at 'PolicyText' failed to satisfy constraint: 'Invalid repository policy provided'";
+        return Err(AwsError::client("InvalidParameterException", text));
     }
-}
-
-pub(super) async fn set_policy(state: &State, call: &Call) -> Outcome {
-    policy(text(&call.input, "policyText"))?;
-    copy(state, call, "policyText", "policyText").await
-}
-
-pub(super) async fn put_lifecycle(state: &State, call: &Call) -> Outcome {
-    policy(text(&call.input, "lifecyclePolicyText"))?;
-    copy(state, call, "lifecyclePolicyText", "lifecyclePolicyText").await
+    copy(state, call, member).await
 }
 
 fn missing(call: &Call, member: &str) -> AwsError {
@@ -65,7 +45,7 @@ fn missing(call: &Call, member: &str) -> AwsError {
     AwsError::client(code, text)
 }
 
-async fn get(state: &State, call: &Call, member: &str) -> Outcome {
+pub(super) async fn get(state: &State, call: &Call, member: &str) -> Outcome {
     let spec = find(state, call, name(call)).await?;
     match spec[member].is_null() {
         true => Err(missing(call, member)),
@@ -73,26 +53,10 @@ async fn get(state: &State, call: &Call, member: &str) -> Outcome {
     }
 }
 
-async fn delete(state: &State, call: &Call, member: &str) -> Outcome {
+pub(super) async fn delete(state: &State, call: &Call, member: &str) -> Outcome {
     change(state, call, name(call), |spec| match spec[member].take() {
         Value::Null => Err(missing(call, member)),
         old => Ok(answer(call, member, old)),
     })
     .await
-}
-
-pub(super) async fn get_policy(state: &State, call: &Call) -> Outcome {
-    get(state, call, "policyText").await
-}
-
-pub(super) async fn delete_policy(state: &State, call: &Call) -> Outcome {
-    delete(state, call, "policyText").await
-}
-
-pub(super) async fn get_lifecycle(state: &State, call: &Call) -> Outcome {
-    get(state, call, "lifecyclePolicyText").await
-}
-
-pub(super) async fn delete_lifecycle(state: &State, call: &Call) -> Outcome {
-    delete(state, call, "lifecyclePolicyText").await
 }

@@ -10,13 +10,13 @@ use super::paging::{PAGE_MAX, Page};
 use crate::service::{AwsError, Call, Outcome};
 use client::{DeleteOptions, ObjectKey};
 use ecs_model::capacity::{Strategy, is_fargate};
-use ecs_model::doc::object;
+use ecs_model::doc::{copy, object};
 use ecs_model::names::DEFAULT_CLUSTER;
 use ecs_model::task::desired_status;
 use ecs_model::taskdef::is_name;
 use k8s_schema::gvr;
 use machinery::kinds::get::{list as items, text};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
 /// How long an inactive cluster can be seen.
@@ -77,11 +77,7 @@ fn wanted(cx: &Context<'_>, name: &str) -> Result<Value, AwsError> {
     let input = &cx.call.input;
     let mut spec = base(cx, name);
     check_settings(items(input, "/settings"))?;
-    for member in ["settings", "configuration", "serviceConnectDefaults", "tags"] {
-        if let Some(given) = input.get(member).filter(|v| !v.is_null()) {
-            spec[member] = given.clone();
-        }
-    }
+    copy(&mut spec, input, "settings configuration serviceConnectDefaults tags");
     super::tag::check(items(input, "/tags"))?;
     let (providers, strategy) = providers(cx)?;
     spec["capacityProviders"] = providers;
@@ -240,13 +236,9 @@ pub async fn list(ecs: &Ecs, call: &Call) -> Outcome {
 pub async fn update(ecs: &Ecs, call: &Call) -> Outcome {
     let cx = ecs.enter(call).await;
     check_settings(items(&call.input, "/settings"))?;
-    let mut patch = Map::new();
-    for member in ["settings", "configuration", "serviceConnectDefaults"] {
-        if let Some(given) = call.input.get(member).filter(|v| !v.is_null()) {
-            patch.insert(member.into(), given.clone());
-        }
-    }
-    change(&cx, Value::Object(patch)).await
+    let mut patch = json!({});
+    copy(&mut patch, &call.input, "settings configuration serviceConnectDefaults");
+    change(&cx, patch).await
 }
 
 /// UpdateClusterSettings.

@@ -6,6 +6,7 @@ use client::{ApiClient, ListOptions, Object};
 use ecs_model::doc::Doc;
 use ecs_model::ledger::{Ledger, Place, Usage};
 use ecs_model::names::{Arn, Resource};
+use ecs_model::overrides::GPU_RESOURCE;
 use ecs_model::task::{desired_status, is_stopped};
 use k8s_openapi::api::core::v1::{Pod, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource;
@@ -154,6 +155,8 @@ fn place_of(pod: &Pod) -> Option<Place> {
         let (cpu, memory) = requests(container.resources.as_ref());
         usage.milliunits += cpu.unwrap_or(0);
         usage.bytes += memory.unwrap_or(0);
+        let limits = container.resources.as_ref().and_then(|r| r.limits.as_ref());
+        usage.gpus += limits.and_then(|l| quantity(l.get(GPU_RESOURCE)?)).map_or(0, |q| q.units());
         let ports = container.ports.iter().flatten().filter_map(|p| {
             let number = u16::try_from(p.host_port?).ok().filter(|n| *n > 0)?;
             Some((number, p.protocol.as_deref().unwrap_or("tcp").to_ascii_lowercase()))

@@ -10,6 +10,7 @@ use crate::service::AwsError;
 use client::{Object, ObjectKey};
 use ecs_model::doc::{Doc, object};
 use ecs_model::names::{Resource, derived_id};
+use ecs_model::overrides::GPU_RESOURCE;
 use ecs_model::placement::{Instance, ZONE};
 use ecs_model::query::Facts;
 use ecs_model::task::{desired_status, is_stopped};
@@ -17,6 +18,7 @@ use ecs_model::taskdef::capabilities;
 use k8s_openapi::api::core::v1::Node;
 use k8s_schema::gvr;
 use machinery::kinds::get::{list, text};
+use machinery::quantity::Quantity;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -140,12 +142,19 @@ impl Row {
         ecs_model::targets::instance_id(&self.node_uid)
     }
 
+    fn allocatable_of(&self, name: &str) -> Option<Quantity> {
+        let all = self.node.status.as_ref().and_then(|s| s.allocatable.as_ref());
+        quantity(all?.get(name)?)
+    }
+
     /// CPU units and MiB that pods can have.
     pub fn allocatable(&self) -> (i64, i64) {
-        let all = self.node.status.as_ref().and_then(|s| s.allocatable.as_ref());
-        let of = |name: &str| all.and_then(|a| a.get(name)).and_then(quantity);
-        let cpu = of("cpu").map_or(0, |q| q.milli() * 1024 / 1000);
-        (cpu, of("memory").map_or(0, |q| q.units() / MIB))
+        let cpu = self.allocatable_of("cpu").map_or(0, |q| q.milli() * 1024 / 1000);
+        (cpu, self.allocatable_of("memory").map_or(0, |q| q.units() / MIB))
+    }
+
+    fn gpus(&self) -> i64 {
+        self.allocatable_of(GPU_RESOURCE).map_or(0, |q| q.units())
     }
 
     /// What placement needs to know. `tasks` are this cluster's on the node.
@@ -173,6 +182,7 @@ impl Row {
             cpu: cpu - taken.milliunits.div_euclid(1000),
             memory: memory - taken.bytes.div_euclid(MIB),
             ports: taken.ports.into_keys().collect(),
+            gpus: self.gpus() - taken.gpus,
             tasks: groups,
         }
     }
@@ -192,6 +202,15 @@ impl Row {
             };
             json!([number("CPU", cpu), number("MEMORY", memory), set("PORTS", tcp), set("PORTS_UDP", udp)])
         };
+        // By number: the devices' own names are known to their plug-in.
+        let with_gpus = |mut all: Value, gpus: i64| {
+            if let Some(list) = all.as_array_mut().filter(|_| self.gpus() > 0) {
+                let ids: Vec<String> = (0..gpus).map(|n| n.to_string()).collect();
+                list.push(json!({"name": "GPU", "type": "STRINGSET", "doubleValue": 0.0, "longValue": 0,
+                    "integerValue": 0, "stringSetValue": ids}));
+            }
+            all
+        };
         let status = |task: &&Arc<Doc>| text(task.status(), "/lastStatus") == "RUNNING";
         let running = tasks.iter().filter(status).count();
         let attribute = |(name, value): (&str, &str)| match value {
@@ -206,8 +225,10 @@ impl Row {
             "containerInstanceArn": self.arn, "ec2InstanceId": self.ec2_instance_id(), "version": 1,
             "versionInfo": {"agentVersion": free.facts.agent_version,
                 "dockerVersion": runtime.map(|i| i.container_runtime_version.clone()).unwrap_or_default()},
-            "registeredResources": resources(cpu, memory, Vec::new(), Vec::new()),
-            "remainingResources": resources(free.cpu.max(0), free.memory.max(0), ports("tcp"), ports("udp")),
+            "registeredResources":
+                with_gpus(resources(cpu, memory, Vec::new(), Vec::new()), self.gpus()),
+            "remainingResources": with_gpus(
+                resources(free.cpu.max(0), free.memory.max(0), ports("tcp"), ports("udp")), free.gpus),
             "status": self.status(), "agentConnected": self.is_ready(),
             "runningTasksCount": running, "pendingTasksCount": tasks.len() - running,
             "attributes": attributes,

@@ -10,7 +10,7 @@ use super::{capacity_provider, instance_ops, service_checks, tag};
 use crate::service::{AwsError, Call, Outcome};
 use client::{Object, ObjectKey};
 use ecs_model::capacity::{Strategy, is_fargate};
-use ecs_model::doc::{Doc, object};
+use ecs_model::doc::{Doc, copy, object};
 use ecs_model::ledger::Usage;
 use ecs_model::names::{Resource, derived_id};
 use ecs_model::overrides::{self, Demand};
@@ -229,11 +229,7 @@ pub fn plan(cx: &Context<'_>, cluster: Cluster, on_fargate: bool) -> Result<Plan
         "tags": tags(cx, &cluster, definition.spec())?,
         "attributes": [{"name": "ecs.cpu-architecture", "value": architecture}],
     });
-    for member in ["startedBy", "networkConfiguration"] {
-        if has(input, &format!("/{member}")) {
-            spec[member] = input[member].clone();
-        }
-    }
+    copy(&mut spec, input, "startedBy networkConfiguration");
     for member in ["cpu", "memory"] {
         if let Some(level) = overrides::level(&spec["overrides"], definition.spec(), member) {
             spec[member] = json!(level.to_string());
@@ -446,6 +442,7 @@ fn promise(cx: &Context<'_>, plan: &Plan, id: &str, node: &str) {
         milliunits: plan.demand.cpu.saturating_mul(1000),
         bytes: plan.demand.memory.saturating_mul(MIB),
         ports: plan.demand.ports.clone(),
+        gpus: plan.demand.gpus,
     };
     cx.views.ledger.lock().set_task(&ledger_key(plan, id), Some((node.to_string(), usage)));
 }

@@ -9,7 +9,7 @@ use super::run::{Launch, launch, network, platform};
 use super::service_checks;
 use crate::service::{AwsError, Call, Outcome};
 use client::{Object, ObjectKey};
-use ecs_model::doc::{Doc, object};
+use ecs_model::doc::{Doc, copy, object};
 use ecs_model::names::Resource;
 use ecs_model::placement;
 use ecs_model::service::{DEPLOYMENT, MEMBERS, check, describe as shown, renews};
@@ -17,7 +17,7 @@ use ecs_model::task::is_stopped;
 use ecs_model::taskdef::is_name;
 use k8s_schema::gvr;
 use machinery::kinds::get::{has, list as items, text, texts};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use std::sync::Arc;
 
 /// Most services in one DescribeServices.
@@ -69,8 +69,9 @@ fn deployment(cx: &Context<'_>) -> Value {
 
 /// The members that the request gives.
 fn given(input: &Value) -> Value {
-    let member = |m: &str| Some((m.to_string(), input.get(m).filter(|v| !v.is_null())?.clone()));
-    Value::Object(MEMBERS.into_iter().filter_map(member).collect::<Map<_, _>>())
+    let mut spec = json!({});
+    copy(&mut spec, input, MEMBERS);
+    spec
 }
 
 /// Checks a spec as a whole against its task definition, and settles where its tasks go.

@@ -8,7 +8,7 @@ use super::Elb;
 use super::find::{What, invalid, listing, new_id, refused};
 use super::{actions, fixed};
 use crate::service::{AwsError, Call, Outcome};
-use crate::services::kept::{items, text};
+use crate::services::kept::{copy, items, text};
 use client::ObjectKey;
 use ecs_model::names::AWS_NAMESPACE;
 use k8s_schema::gvr::SECRETS;
@@ -24,11 +24,7 @@ const CERTIFICATES_MAX: usize = 25;
 /// What a listener is asked to be: port, protocol, TLS; checked against the load balancer's kind.
 async fn settle(elb: &Elb, call: &Call, spec: &mut Value, kind: &str) -> Result<(), AwsError> {
     let input = &call.input;
-    for member in ["Port", "Protocol", "SslPolicy", "AlpnPolicy", "MutualAuthentication"] {
-        if !input[member].is_null() {
-            spec[member] = input[member].clone();
-        }
-    }
+    copy(spec, input, "Port Protocol SslPolicy AlpnPolicy MutualAuthentication");
     if spec["Port"].is_null() {
         return Err(invalid("A listener port must be specified"));
     }
@@ -151,17 +147,9 @@ pub(super) async fn modify(elb: &Elb, call: &Call) -> Outcome {
     new["DefaultActions"] = actions::checked(elb, call, default, (&balancer, text(&new, "Protocol"))).await?;
     What::Listener
         .change(elb, call, own, |spec| {
-            for member in [
-                "Port",
-                "Protocol",
-                "SslPolicy",
-                "AlpnPolicy",
-                "MutualAuthentication",
-                "Certificates",
-                "DefaultActions",
-            ] {
-                spec[member] = new[member].clone();
-            }
+            let members =
+                "Port Protocol SslPolicy AlpnPolicy MutualAuthentication Certificates DefaultActions";
+            members.split(' ').for_each(|member| spec[member] = new[member].clone());
             Ok(())
         })
         .await?;

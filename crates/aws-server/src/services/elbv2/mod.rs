@@ -22,6 +22,7 @@ use super::kept::{Kept, Reach};
 use crate::operation;
 use crate::service::{Operation, Service, Shared, Table};
 use client::ApiClient;
+use find::What;
 use k8s_schema::gvr;
 use std::sync::Arc;
 
@@ -59,12 +60,12 @@ static OPERATIONS: &[Operation<Elb>] = &[
     operation!("SetIpAddressType", load_balancer::set_ip_address_type),
     operation!("SetSecurityGroups", load_balancer::set_security_groups),
     operation!("SetSubnets", load_balancer::set_subnets),
-    operation!("DescribeLoadBalancerAttributes", attributes::describe_balancer),
-    operation!("ModifyLoadBalancerAttributes", attributes::modify_balancer),
-    operation!("DescribeTargetGroupAttributes", attributes::describe_group),
-    operation!("ModifyTargetGroupAttributes", attributes::modify_group),
-    operation!("DescribeListenerAttributes", attributes::describe_listener),
-    operation!("ModifyListenerAttributes", attributes::modify_listener),
+    operation!("DescribeLoadBalancerAttributes", attributes::describe, What::Balancer),
+    operation!("ModifyLoadBalancerAttributes", attributes::modify, What::Balancer),
+    operation!("DescribeTargetGroupAttributes", attributes::describe, What::Group),
+    operation!("ModifyTargetGroupAttributes", attributes::modify, What::Group),
+    operation!("DescribeListenerAttributes", attributes::describe, What::Listener),
+    operation!("ModifyListenerAttributes", attributes::modify, What::Listener),
     operation!("CreateTargetGroup", target_group::create),
     operation!("DeleteTargetGroup", target_group::delete),
     operation!("DescribeTargetGroups", target_group::describe),
@@ -84,9 +85,9 @@ static OPERATIONS: &[Operation<Elb>] = &[
     operation!("DescribeRules", rule::describe),
     operation!("ModifyRule", rule::modify),
     operation!("SetRulePriorities", rule::set_priorities),
-    operation!("AddTags", tag::add),
+    operation!("AddTags", tag::change),
     operation!("DescribeTags", tag::describe),
-    operation!("RemoveTags", tag::remove),
+    operation!("RemoveTags", tag::change),
     operation!("DescribeAccountLimits", fixed::limits),
     operation!("DescribeSSLPolicies", fixed::ssl_policies),
     operation!("DescribeTrustStores", fixed::trust_stores),

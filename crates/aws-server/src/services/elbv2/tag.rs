@@ -14,26 +14,13 @@ fn arns(call: &Call) -> impl Iterator<Item = &str> {
     items(&call.input["ResourceArns"]).iter().filter_map(Value::as_str)
 }
 
-async fn change(elb: &Elb, call: &Call, change: impl Fn(&Value) -> Value) -> Outcome {
+/// AddTags, RemoveTags.
+pub(super) async fn change(elb: &Elb, call: &Call) -> Outcome {
     for arn in arns(call) {
         let (what, _) = named(arn).ok_or_else(|| invalid(format!("'{arn}' is not a valid ARN")))?;
-        let changed = what.change(elb, call, arn, |spec| {
-            spec["Tags"] = change(&spec["Tags"]);
-            Ok(())
-        });
-        changed.await?;
+        what.change(elb, call, arn, |spec| tags::change(spec, call, tags::MEMBERS)).await?;
     }
     Ok(json!({}))
-}
-
-/// AddTags.
-pub(super) async fn add(elb: &Elb, call: &Call) -> Outcome {
-    change(elb, call, |old| tags::merged(old, &call.input["Tags"])).await
-}
-
-/// RemoveTags.
-pub(super) async fn remove(elb: &Elb, call: &Call) -> Outcome {
-    change(elb, call, |old| tags::without(old, &call.input["TagKeys"])).await
 }
 
 /// DescribeTags.

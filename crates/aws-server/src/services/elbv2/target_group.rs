@@ -4,24 +4,15 @@ use super::Elb;
 use super::find::{What, arn, invalid, listing, new_id, refused};
 use super::load_balancer::check_name;
 use crate::service::{AwsError, Call, Outcome};
-use crate::services::kept::{items, text};
+use crate::services::kept::{copy, items, text};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
 /// What must be equal for a second create to be the same one.
 const SETTINGS: [&str; 6] = ["Protocol", "Port", "VpcId", "TargetType", "ProtocolVersion", "HealthCheckPath"];
 /// What ModifyTargetGroup can change.
-const CHANGEABLE: [&str; 9] = [
-    "HealthCheckEnabled",
-    "HealthCheckIntervalSeconds",
-    "HealthCheckPath",
-    "HealthCheckPort",
-    "HealthCheckProtocol",
-    "HealthCheckTimeoutSeconds",
-    "HealthyThresholdCount",
-    "Matcher",
-    "UnhealthyThresholdCount",
-];
+const CHANGEABLE: &str = "HealthCheckEnabled HealthCheckIntervalSeconds HealthCheckPath HealthCheckPort \
+    HealthCheckProtocol HealthCheckTimeoutSeconds HealthyThresholdCount Matcher UnhealthyThresholdCount";
 
 /// Which load balancers use each group: `(group ARN, load balancer ARN)`, from their listeners and rules.
 pub(super) async fn uses(elb: &Elb, call: &Call) -> Result<BTreeSet<(String, String)>, AwsError> {
@@ -126,11 +117,7 @@ async fn wanted(elb: &Elb, call: &Call, name: &str) -> Outcome {
 
 /// Takes the health check's members of a call into a `spec`, and fills in what follows.
 fn set_check(spec: &mut Value, input: &Value) -> Result<(), AwsError> {
-    for member in CHANGEABLE {
-        if !input[member].is_null() {
-            spec[member] = input[member].clone();
-        }
-    }
+    copy(spec, input, CHANGEABLE);
     let protocol = text(spec, "HealthCheckProtocol").to_string();
     let http = protocol.starts_with("HTTP");
     if !http && protocol != "TCP" {

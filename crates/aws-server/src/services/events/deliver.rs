@@ -4,7 +4,7 @@ use super::engine::{Event, Rule};
 use super::targets::Kind;
 use super::transform::input;
 use super::{CONNECTIONS, DESTINATIONS};
-use crate::service::{Call, Caller, Service, Shared};
+use crate::service::{Call, Service, Shared};
 use crate::services::kept::{Kept, Reach, items, text};
 use crate::services::logs::{Sink, SinkError};
 use base64::Engine as _;
@@ -15,6 +15,7 @@ use serde_json::{Map, Value, json};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use stdx::backoff::Backoff;
+use stdx::{UNRESERVED, percent};
 
 /// How often a delivery is tried again when the target does not say: some ten minutes. (AWS: 185 times in a day; here
 /// the queue lives in memory.)
@@ -127,20 +128,8 @@ impl Deliverer {
     async fn run_task(&self, rule: &Rule, target: &Value, arn: &str, input: &str) -> Result<(), Failure> {
         let ecs = self.services.get().and_then(|all| all.iter().find(|s| s.name() == "ecs"));
         let Some(ecs) = ecs else { return Err(Failure::Later("ECS is not up yet".into())) };
-        let call = Call {
-            caller: Caller {
-                account: rule.account.clone(),
-                access_key: String::new(),
-                arn: format!("arn:aws:iam::{}:root", rule.account),
-                user_id: rule.account.clone(),
-            },
-            region: rule.region.clone(),
-            operation: "RunTask",
-            input: run_task(rule, target, arn, input),
-            request_id: "in-process".into(),
-            now_ms: u64::try_from(Timestamp::now().as_millisecond()).unwrap_or_default(),
-            endpoint: String::new(),
-        };
+        let input = run_task(rule, target, arn, input);
+        let call = Call::own(&rule.account, &rule.region, "RunTask", input);
         let answer = ecs.call(&call).await.map_err(|error| match error.status {
             500.. => Failure::Later(error.to_string()),
             _ => Failure::Refused(error.to_string()),
@@ -264,18 +253,13 @@ fn outgoing(destination: &Value, connection: &Value, target: &Value, body: Strin
     }
     let mut url = text(destination, "InvocationEndpoint").to_string();
     for value in items(&more["PathParameterValues"]) {
-        url = url.replacen('*', &encoded(value.as_str().unwrap_or_default()), 1);
+        url = url.replacen('*', &percent(value.as_str().unwrap_or_default(), UNRESERVED), 1);
     }
     for (name, value) in query {
         url.push(if url.contains('?') { '&' } else { '?' });
-        url.push_str(&format!("{}={}", encoded(&name), encoded(&value)));
+        url.push_str(&format!("{}={}", percent(&name, UNRESERVED), percent(&value, UNRESERVED)));
     }
     Outgoing { method: text(destination, "HttpMethod").to_string(), url, headers, body: body.into_bytes() }
-}
-
-fn encoded(text: &str) -> String {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~".contains(&b);
-    text.bytes().map(|b| if plain(b) { (b as char).to_string() } else { format!("%{b:02X}") }).collect()
 }
 
 #[cfg(test)]

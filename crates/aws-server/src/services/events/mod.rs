@@ -70,8 +70,8 @@ const OPERATIONS: &[Operation<State>] = &[
     operation!("PutRule", rules::put),
     operation!("DeleteRule", rules::delete),
     operation!("DescribeRule", rules::describe),
-    operation!("EnableRule", rules::enable),
-    operation!("DisableRule", rules::disable),
+    operation!("EnableRule", rules::switch, "ENABLED"),
+    operation!("DisableRule", rules::switch, "DISABLED"),
     operation!("ListRules", rules::list),
     operation!("ListRuleNamesByTarget", rules::names_by_target),
     operation!("PutTargets", targets::put),
@@ -93,7 +93,7 @@ const OPERATIONS: &[Operation<State>] = &[
     operation!("UpdateApiDestination", webhooks::update_destination),
     operation!("ListApiDestinations", webhooks::list_destinations),
     operation!("TagResource", tags::tag),
-    operation!("UntagResource", tags::untag),
+    operation!("UntagResource", tags::tag),
     operation!("ListTagsForResource", tags::list),
 ];
 

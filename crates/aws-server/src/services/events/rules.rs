@@ -3,7 +3,7 @@
 use super::buses::{self, DEFAULT, cut, listed};
 use super::{Pattern, Schedule, State, invalid, limit, not_found};
 use crate::service::{AwsError, Call, Outcome};
-use crate::services::kept::{items, now, text};
+use crate::services::kept::{copy, items, now, text};
 use serde_json::{Value, json};
 
 /// AWS's quota for a bus.
@@ -51,11 +51,7 @@ pub(super) async fn put(state: &State, call: &Call) -> Outcome {
     let arn = arn(call, &bus, name);
     let mut spec = json!({"Name": name, "Arn": arn, "EventBusName": bus, "CreatedBy": call.caller.account,
         "State": "ENABLED"});
-    for member in ["EventPattern", "ScheduleExpression", "State", "Description", "RoleArn"] {
-        if !call.input[member].is_null() {
-            spec[member] = call.input[member].clone();
-        }
-    }
+    copy(&mut spec, &call.input, "EventPattern ScheduleExpression State Description RoleArn");
     let answer = json!({"RuleArn": arn});
     let object = key(&bus, name);
     let replaced = state.rules.change(call, &object, |old| {
@@ -114,7 +110,8 @@ pub(super) async fn describe(state: &State, call: &Call) -> Outcome {
     of_call(state, call, "Name").await.map(|(_, rule)| shown(&rule))
 }
 
-async fn switch(state: &State, call: &Call, to: &str) -> Outcome {
+/// EnableRule, DisableRule.
+pub(super) async fn switch(state: &State, call: &Call, to: &str) -> Outcome {
     let (key, _) = of_call(state, call, "Name").await?;
     let changed = state.rules.change(call, &key, |spec| {
         spec["State"] = json!(to);
@@ -122,14 +119,6 @@ async fn switch(state: &State, call: &Call, to: &str) -> Outcome {
     });
     changed.await?;
     Ok(json!({}))
-}
-
-pub(super) async fn enable(state: &State, call: &Call) -> Outcome {
-    switch(state, call, "ENABLED").await
-}
-
-pub(super) async fn disable(state: &State, call: &Call) -> Outcome {
-    switch(state, call, "DISABLED").await
 }
 
 /// The rules of the call's bus, by name.

@@ -5,7 +5,7 @@
 use super::buses::DEFAULT;
 use super::ecs_events::{Told, of_instance, of_service, of_task};
 use super::engine::{Engine, Event};
-use crate::service::{Call, Caller, Service, Shared};
+use crate::service::{Call, Service, Shared};
 use client::cache::Cache;
 use client::{ListOptions, Object};
 use ecs_model::doc::Doc;
@@ -135,15 +135,7 @@ impl Source {
     }
 
     async fn ask(&self, operation: &'static str, input: Value) -> Option<Value> {
-        let call = Call {
-            caller: Caller::root(&self.shared.account),
-            region: self.shared.region.clone(),
-            operation,
-            input,
-            request_id: "in-process".into(),
-            now_ms: u64::try_from(Timestamp::now().as_millisecond()).unwrap_or_default(),
-            endpoint: String::new(),
-        };
+        let call = Call::own(&self.shared.account, &self.shared.region, operation, input);
         self.ecs.as_ref()?.call(&call).await.ok()
     }
 

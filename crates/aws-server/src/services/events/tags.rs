@@ -4,9 +4,9 @@ use super::rules::unknown;
 use super::{State, buses, invalid};
 use crate::service::{AwsError, Call, Outcome};
 use crate::services::kept::{Kept, text};
-use crate::services::tags::{merged, without};
+use crate::services::tags;
 use ecs_model::names::Arn;
-use serde_json::{Value, json};
+use serde_json::json;
 
 /// Which objects, and the name there.
 fn of_call<'a>(state: &'a State, call: &'a Call) -> Result<(&'a Kept, &'a str), AwsError> {
@@ -20,22 +20,11 @@ fn of_call<'a>(state: &'a State, call: &'a Call) -> Result<(&'a Kept, &'a str), 
     }
 }
 
-async fn change(state: &State, call: &Call, new: impl Fn(&Value) -> Value) -> Outcome {
-    let (kept, name) = of_call(state, call)?;
-    let changed = kept.change(call, name, |spec| {
-        spec["Tags"] = new(&spec["Tags"]);
-        Ok(())
-    });
-    changed.await?.ok_or_else(|| unknown(buses::DEFAULT, name))?;
-    Ok(json!({}))
-}
-
+/// TagResource, UntagResource.
 pub(super) async fn tag(state: &State, call: &Call) -> Outcome {
-    change(state, call, |old| merged(old, &call.input["Tags"])).await
-}
-
-pub(super) async fn untag(state: &State, call: &Call) -> Outcome {
-    change(state, call, |old| without(old, &call.input["TagKeys"])).await
+    let (kept, name) = of_call(state, call)?;
+    let changed = kept.change(call, name, |spec| tags::change(spec, call, tags::MEMBERS)).await;
+    changed?.ok_or_else(|| unknown(buses::DEFAULT, name))
 }
 
 pub(super) async fn list(state: &State, call: &Call) -> Outcome {

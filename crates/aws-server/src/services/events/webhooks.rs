@@ -6,7 +6,7 @@
 use super::buses::{cut, listed};
 use super::{State, exists, invalid, not_found};
 use crate::service::{AwsError, Call, Outcome};
-use crate::services::kept::{items, now, text};
+use crate::services::kept::{copy, items, now, text};
 use serde_json::{Value, json};
 
 pub(super) fn no_destination(name: &str) -> AwsError {
@@ -23,16 +23,13 @@ fn arn(call: &Call, kind: &str, name: &str) -> String {
 }
 
 /// The members that an answer shows.
-fn only(document: &Value, members: &[&str]) -> Value {
-    members
-        .iter()
-        .filter(|m| !document[**m].is_null())
-        .map(|m| ((*m).to_string(), document[*m].clone()))
-        .collect()
+fn only(document: &Value, members: &str) -> Value {
+    let mut out = json!({});
+    copy(&mut out, document, members);
+    out
 }
 
-const CONNECTION: [&str; 6] =
-    ["Name", "ConnectionArn", "ConnectionState", "AuthorizationType", "CreationTime", "LastModifiedTime"];
+const CONNECTION: &str = "Name ConnectionArn ConnectionState AuthorizationType CreationTime LastModifiedTime";
 
 pub(super) async fn create_connection(state: &State, call: &Call) -> Outcome {
     let (name, kind) = (text(&call.input, "Name"), text(&call.input, "AuthorizationType"));
@@ -49,7 +46,7 @@ pub(super) async fn create_connection(state: &State, call: &Call) -> Outcome {
         "AuthorizationType": kind, "AuthParameters": parameters, "Description": call.input["Description"],
         "CreationTime": now(call), "LastModifiedTime": now(call), "LastAuthorizedTime": now(call)});
     match state.connections.create(call, name, spec.clone()).await? {
-        true => Ok(only(&spec, &["ConnectionArn", "ConnectionState", "CreationTime", "LastModifiedTime"])),
+        true => Ok(only(&spec, "ConnectionArn ConnectionState CreationTime LastModifiedTime")),
         false => Err(exists(format!("Connection '{name}' already exists."))),
     }
 }
@@ -58,7 +55,7 @@ pub(super) async fn delete_connection(state: &State, call: &Call) -> Outcome {
     let name = text(&call.input, "Name");
     let spec = state.connections.get(call, name).await?.ok_or_else(|| no_connection(name))?;
     state.connections.remove(call, name).await?;
-    let mut out = only(&spec, &["ConnectionArn", "CreationTime", "LastModifiedTime", "LastAuthorizedTime"]);
+    let mut out = only(&spec, "ConnectionArn CreationTime LastModifiedTime LastAuthorizedTime");
     out["ConnectionState"] = json!("DELETING");
     Ok(out)
 }
@@ -66,7 +63,7 @@ pub(super) async fn delete_connection(state: &State, call: &Call) -> Outcome {
 pub(super) async fn describe_connection(state: &State, call: &Call) -> Outcome {
     let name = text(&call.input, "Name");
     let spec = state.connections.get(call, name).await?.ok_or_else(|| no_connection(name))?;
-    let mut out = only(&spec, &CONNECTION);
+    let mut out = only(&spec, CONNECTION);
     let given = &spec["AuthParameters"];
     out["AuthParameters"] = match text(&spec, "AuthorizationType") {
         "BASIC" => {
@@ -85,12 +82,11 @@ pub(super) async fn list_connections(state: &State, call: &Call) -> Outcome {
     all.retain(|c| wanted.is_empty() || text(c, "ConnectionState") == wanted);
     all.sort_by(|a, b| text(a, "Name").cmp(text(b, "Name")));
     let (rows, next) = cut(call, &all, |c| text(c, "Name").to_string())?;
-    Ok(listed("Connections", rows.iter().map(|c| only(c, &CONNECTION)).collect(), next))
+    Ok(listed("Connections", rows.iter().map(|c| only(c, CONNECTION)).collect(), next))
 }
 
 /// What may be said about a destination.
-const SAID: [&str; 5] =
-    ["ConnectionArn", "InvocationEndpoint", "HttpMethod", "InvocationRateLimitPerSecond", "Description"];
+const SAID: &str = "ConnectionArn InvocationEndpoint HttpMethod InvocationRateLimitPerSecond Description";
 
 fn endpoint(call: &Call) -> Result<(), AwsError> {
     let url = text(&call.input, "InvocationEndpoint");
@@ -110,20 +106,20 @@ async fn connection(state: &State, call: &Call) -> Result<(), AwsError> {
     }
 }
 
-const ANSWER: [&str; 4] = ["ApiDestinationArn", "ApiDestinationState", "CreationTime", "LastModifiedTime"];
+const ANSWER: &str = "ApiDestinationArn ApiDestinationState CreationTime LastModifiedTime";
 
 pub(super) async fn create_destination(state: &State, call: &Call) -> Outcome {
     endpoint(call)?;
     connection(state, call).await?;
     let name = text(&call.input, "Name");
-    let mut spec = only(&call.input, &SAID);
+    let mut spec = only(&call.input, SAID);
     spec["Name"] = json!(name);
     spec["ApiDestinationArn"] = json!(arn(call, "api-destination", name));
     spec["ApiDestinationState"] = json!("ACTIVE");
     spec["CreationTime"] = now(call);
     spec["LastModifiedTime"] = now(call);
     match state.destinations.create(call, name, spec.clone()).await? {
-        true => Ok(only(&spec, &ANSWER)),
+        true => Ok(only(&spec, ANSWER)),
         false => Err(exists(format!("An API destination '{name}' already exists."))),
     }
 }
@@ -135,11 +131,9 @@ pub(super) async fn update_destination(state: &State, call: &Call) -> Outcome {
     }
     let name = text(&call.input, "Name");
     let changed = state.destinations.change(call, name, |spec| {
-        for member in SAID.iter().filter(|m| !call.input[**m].is_null()) {
-            spec[*member] = call.input[*member].clone();
-        }
+        copy(spec, &call.input, SAID);
         spec["LastModifiedTime"] = now(call);
-        Ok(only(spec, &ANSWER))
+        Ok(only(spec, ANSWER))
     });
     changed.await?.ok_or_else(|| no_destination(name))
 }

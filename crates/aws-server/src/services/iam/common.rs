@@ -31,14 +31,7 @@ pub(super) fn document(text: &str) -> Result<&str, AwsError> {
 
 /// Documents are percent-encoded in answers.
 pub(super) fn encoded(document: &Value) -> Value {
-    let mut out = String::new();
-    for byte in document.as_str().unwrap_or_default().bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => out.push(byte as char),
-            _ => out.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    out.into()
+    stdx::percent(document.as_str().unwrap_or_default(), stdx::UNRESERVED).into()
 }
 
 /// The path of a new thing: `/` or `/a/b/`.

@@ -15,7 +15,7 @@ mod users;
 use super::Parts;
 use super::kept::{Kept, Reach};
 use crate::operation;
-use crate::service::{Call, Caller, Operation, Service, Table};
+use crate::service::{Call, Operation, Service, Table};
 use auth::AccessKeys;
 use k8s_schema::{Gvr, gvr};
 use serde_json::Value;
@@ -40,18 +40,7 @@ pub struct State {
 impl State {
     /// A call of the home account, where access keys are.
     fn home_call(&self) -> Call {
-        let (account, region) = self.home.clone();
-        let nobody =
-            Caller { account, access_key: String::new(), arn: String::new(), user_id: String::new() };
-        Call {
-            caller: nobody,
-            region,
-            operation: "",
-            input: Value::Null,
-            request_id: String::new(),
-            now_ms: 0,
-            endpoint: String::new(),
-        }
+        Call::own(&self.home.0, &self.home.1, "", Value::Null)
     }
 }
 
@@ -65,7 +54,7 @@ const OPERATIONS: &[Operation<State>] = &[
     operation!("UpdateAssumeRolePolicy", roles::update_trust),
     operation!("DeleteRole", roles::delete),
     operation!("TagRole", roles::tag),
-    operation!("UntagRole", roles::untag),
+    operation!("UntagRole", roles::tag),
     operation!("ListRoleTags", roles::list_tags),
     operation!("PutRolePolicy", role_policies::put),
     operation!("GetRolePolicy", role_policies::get),
@@ -79,7 +68,7 @@ const OPERATIONS: &[Operation<State>] = &[
     operation!("ListUsers", users::list),
     operation!("DeleteUser", users::delete),
     operation!("TagUser", users::tag),
-    operation!("UntagUser", users::untag),
+    operation!("UntagUser", users::tag),
     operation!("ListUserTags", users::list_tags),
     operation!("CreateAccessKey", users::create_key),
     operation!("ListAccessKeys", users::list_keys),
@@ -103,7 +92,7 @@ const OPERATIONS: &[Operation<State>] = &[
     operation!("DeletePolicyVersion", policies::delete_version),
     operation!("ListEntitiesForPolicy", policies::entities),
     operation!("TagPolicy", policies::tag),
-    operation!("UntagPolicy", policies::untag),
+    operation!("UntagPolicy", policies::tag),
     operation!("ListPolicyTags", policies::list_tags),
     operation!("CreateInstanceProfile", profiles::create),
     operation!("GetInstanceProfile", profiles::get),

@@ -213,19 +213,7 @@ pub(super) async fn entities(state: &State, call: &Call) -> Outcome {
 }
 
 pub(super) async fn tag(state: &State, call: &Call) -> Outcome {
-    change(state, call, |policy| {
-        policy["Tags"] = tags::merged(&policy["Tags"], &call.input["Tags"]);
-        Ok(json!({}))
-    })
-    .await
-}
-
-pub(super) async fn untag(state: &State, call: &Call) -> Outcome {
-    change(state, call, |policy| {
-        policy["Tags"] = tags::without(&policy["Tags"], &call.input["TagKeys"]);
-        Ok(json!({}))
-    })
-    .await
+    change(state, call, |policy| tags::change(policy, call, tags::MEMBERS)).await
 }
 
 pub(super) async fn list_tags(state: &State, call: &Call) -> Outcome {

@@ -3,7 +3,7 @@
 use super::State;
 use super::common::{conflict, document, encoded, exists, id, listing, not_found, path};
 use crate::service::{AwsError, Call, Outcome};
-use crate::services::kept::{items, now, text};
+use crate::services::kept::{copy, items, now, text};
 use crate::services::tags;
 use serde_json::{Value, json};
 
@@ -115,11 +115,7 @@ async fn change(
 
 pub(super) async fn update(state: &State, call: &Call) -> Outcome {
     change(state, call, |role| {
-        for member in ["Description", "MaxSessionDuration"] {
-            if let Some(value) = call.input.get(member) {
-                role[member] = value.clone();
-            }
-        }
+        copy(role, &call.input, "Description MaxSessionDuration");
         Ok(json!({}))
     })
     .await
@@ -160,19 +156,7 @@ pub(super) async fn delete(state: &State, call: &Call) -> Outcome {
 }
 
 pub(super) async fn tag(state: &State, call: &Call) -> Outcome {
-    change(state, call, |role| {
-        role["Tags"] = tags::merged(&role["Tags"], &call.input["Tags"]);
-        Ok(json!({}))
-    })
-    .await
-}
-
-pub(super) async fn untag(state: &State, call: &Call) -> Outcome {
-    change(state, call, |role| {
-        role["Tags"] = tags::without(&role["Tags"], &call.input["TagKeys"]);
-        Ok(json!({}))
-    })
-    .await
+    change(state, call, |role| tags::change(role, call, tags::MEMBERS)).await
 }
 
 pub(super) async fn list_tags(state: &State, call: &Call) -> Outcome {

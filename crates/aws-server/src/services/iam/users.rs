@@ -100,19 +100,7 @@ async fn change(
 }
 
 pub(super) async fn tag(state: &State, call: &Call) -> Outcome {
-    change(state, call, |user| {
-        user["Tags"] = tags::merged(&user["Tags"], &call.input["Tags"]);
-        Ok(json!({}))
-    })
-    .await
-}
-
-pub(super) async fn untag(state: &State, call: &Call) -> Outcome {
-    change(state, call, |user| {
-        user["Tags"] = tags::without(&user["Tags"], &call.input["TagKeys"]);
-        Ok(json!({}))
-    })
-    .await
+    change(state, call, |user| tags::change(user, call, tags::MEMBERS)).await
 }
 
 pub(super) async fn list_tags(state: &State, call: &Call) -> Outcome {

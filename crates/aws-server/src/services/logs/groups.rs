@@ -4,6 +4,7 @@ use super::homes;
 use super::names::{self, Group, group_error, text};
 use super::{State, blocking, exists, invalid, token, unavailable};
 use crate::service::{AwsError, Call, Outcome};
+use crate::services::kept::copy;
 use client::{DeleteOptions, ListOptions};
 use ecs_model::names::AWS_NAMESPACE;
 use k8s_schema::gvr::LOG_GROUPS;
@@ -126,11 +127,7 @@ pub(super) async fn describe(state: &State, call: &Call) -> Outcome {
             })
             .collect::<Result<Vec<Value>, logs::LogsError>>()
     });
-    let mut out = json!({"logGroups": described.await?});
-    if let Some(next) = next {
-        out["nextToken"] = json!(next);
-    }
-    Ok(out)
+    Ok(json!({"logGroups": described.await?, "nextToken": next}))
 }
 
 fn document(group: &Group, bytes: u64) -> Value {
@@ -139,13 +136,8 @@ fn document(group: &Group, bytes: u64) -> Value {
         "logGroupName": group.name, "arn": format!("{arn}:*"), "logGroupArn": arn,
         "metricFilterCount": 0, "storedBytes": bytes,
     });
-    for member in
-        ["creationTime", "retentionInDays", "kmsKeyId", "logGroupClass", "deletionProtectionEnabled"]
-    {
-        if !group.spec[member].is_null() {
-            out[member] = group.spec[member].clone();
-        }
-    }
+    let members = "creationTime retentionInDays kmsKeyId logGroupClass deletionProtectionEnabled";
+    copy(&mut out, &group.spec, members);
     out
 }
 
@@ -163,11 +155,7 @@ pub(super) async fn list(state: &State, call: &Call) -> Outcome {
     let (page, next) =
         token::page("groups", text(call, "nextToken"), limit(call), groups, |g| g.name.clone())?;
     let row = |g: &Group| json!({"logGroupName": g.name, "logGroupArn": g.arn(), "logGroupClass": g.spec["logGroupClass"]});
-    let mut out = json!({"logGroups": page.iter().map(row).collect::<Vec<_>>()});
-    if let Some(next) = next {
-        out["nextToken"] = json!(next);
-    }
-    Ok(out)
+    Ok(json!({"logGroups": page.iter().map(row).collect::<Vec<_>>(), "nextToken": next}))
 }
 
 /// Changes a group's facts by a merge patch.

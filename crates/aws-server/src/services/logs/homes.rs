@@ -7,7 +7,7 @@
 
 use super::names::{self, Group};
 use super::{State, invalid};
-use crate::service::{AwsError, Call, Caller, Outcome};
+use crate::service::{AwsError, Call, Outcome};
 use async_trait::async_trait;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -59,22 +59,9 @@ pub(super) async fn forwarded_put(
 ) -> Option<Outcome> {
     let (peers, home) = (state.peers.as_ref()?, elsewhere(state, group)?);
     let region = group.spec["region"].as_str().unwrap_or_default();
-    let mut call = own_call(state, region, operation, input);
+    let mut call = Call::own(&state.shared.account, region, operation, input);
     call.input["logGroupName"] = json!(group.name);
     Some(peers.call(home, &call).await)
-}
-
-/// A call of the account itself.
-fn own_call(state: &State, region: &str, operation: &'static str, input: Value) -> Call {
-    Call {
-        caller: Caller::root(&state.shared.account),
-        region: region.into(),
-        operation,
-        input,
-        request_id: "in-process".into(),
-        now_ms: u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or_default(),
-        endpoint: String::new(),
-    }
 }
 
 /// Bytes of those groups that are elsewhere, by name; a home that is away says nothing.

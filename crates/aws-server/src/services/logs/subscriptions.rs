@@ -37,11 +37,7 @@ pub(super) async fn describe(state: &State, call: &Call) -> Outcome {
     let limit = call.input["limit"].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(PAGE);
     let name = |filter: &Value| filter["filterName"].as_str().unwrap_or_default().to_string();
     let (page, next) = token::page("filters", text(call, "nextToken"), limit, list, name)?;
-    let mut out = json!({"subscriptionFilters": page});
-    if let Some(next) = next {
-        out["nextToken"] = json!(next);
-    }
-    Ok(out)
+    Ok(json!({"subscriptionFilters": page, "nextToken": next}))
 }
 
 pub(super) async fn delete(state: &State, call: &Call) -> Outcome {

@@ -4,7 +4,6 @@ use super::store::{Bucket, Meta, Store};
 use super::{Answer, Ask, HEAD, Reply, answer, iso, refused, xml};
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
-use std::fmt::Write;
 
 /// Entries of one page, as in AWS.
 const PAGE_MAX: usize = 1_000;
@@ -83,15 +82,7 @@ fn encoder(ask: &Ask) -> impl Fn(&str) -> String + use<> {
     let encoded = ask.query("encoding-type").as_deref() == Some("url");
     move |text: &str| match encoded {
         false => text.to_string(),
-        true => text.bytes().fold(String::new(), |mut out, b| {
-            match b {
-                b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'/' | b'*' => {
-                    out.push(b as char)
-                }
-                b => drop(write!(out, "%{b:02X}")),
-            }
-            out
-        }),
+        true => stdx::percent(text, b"-._/*"),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{CURRENT, PREVIOUS, State, deleted, find, invalid, not_found, refused};
 use crate::service::{AwsError, Call, Outcome};
-use crate::services::kept::{items, now, text};
+use crate::services::kept::{copy, items, now, text};
 use crate::services::tags;
 use serde_json::{Map, Value, json};
 
@@ -187,11 +187,7 @@ pub(super) async fn update(state: &State, call: &Call) -> Outcome {
     one_value(call)?;
     let id = version_id(call);
     change(state, call, |spec| {
-        for member in ["Description", "KmsKeyId", "Type"] {
-            if let Some(value) = call.input.get(member) {
-                spec[member] = value.clone();
-            }
-        }
+        copy(spec, &call.input, "Description KmsKeyId Type");
         spec["LastChangedDate"] = now(call);
         if has_value(call) {
             add(spec, call, &id, &[CURRENT.to_string()])?;
@@ -284,19 +280,7 @@ pub(super) async fn restore(state: &State, call: &Call) -> Outcome {
 }
 
 pub(super) async fn tag(state: &State, call: &Call) -> Outcome {
-    change(state, call, |spec| {
-        spec["Tags"] = tags::merged(&spec["Tags"], &call.input["Tags"]);
-        Ok(json!({}))
-    })
-    .await
-}
-
-pub(super) async fn untag(state: &State, call: &Call) -> Outcome {
-    change(state, call, |spec| {
-        spec["Tags"] = tags::without(&spec["Tags"], &call.input["TagKeys"]);
-        Ok(json!({}))
-    })
-    .await
+    change(state, call, |spec| tags::change(spec, call, tags::MEMBERS)).await
 }
 
 #[cfg(test)]

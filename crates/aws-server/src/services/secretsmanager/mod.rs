@@ -28,7 +28,7 @@ const OPERATIONS: &[Operation<State>] = &[
     operation!("DeleteSecret", change::delete),
     operation!("RestoreSecret", change::restore),
     operation!("TagResource", change::tag),
-    operation!("UntagResource", change::untag),
+    operation!("UntagResource", change::tag),
     operation!("GetSecretValue", read::value),
     operation!("BatchGetSecretValue", read::values),
     operation!("DescribeSecret", read::describe),

@@ -2,7 +2,7 @@
 
 use super::{CURRENT, State, deleted, find, invalid};
 use crate::service::{AwsError, Call, Outcome};
-use crate::services::kept::{items, page, text};
+use crate::services::kept::{copy, items, page, text};
 use serde_json::{Map, Value, json};
 
 /// Secrets of one page, unless asked for fewer.
@@ -87,21 +87,10 @@ fn stages(spec: &Value) -> Value {
 }
 
 fn described(spec: &Value, stages_member: &str) -> Value {
-    let mut out = Map::new();
-    let members = [
-        "ARN",
-        "Name",
-        "Description",
-        "KmsKeyId",
-        "CreatedDate",
-        "LastChangedDate",
-        "DeletedDate",
-        "Tags",
-        "Type",
-    ];
-    out.extend(members.iter().map(|m| (m.to_string(), spec[*m].clone())));
-    out.insert(stages_member.into(), stages(spec));
-    Value::Object(out)
+    let mut out = json!({stages_member: stages(spec)});
+    let members = "ARN Name Description KmsKeyId CreatedDate LastChangedDate DeletedDate Tags Type";
+    copy(&mut out, spec, members);
+    out
 }
 
 pub(super) async fn describe(state: &State, call: &Call) -> Outcome {

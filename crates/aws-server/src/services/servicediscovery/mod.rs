@@ -70,6 +70,6 @@ static OPERATIONS: &[Operation<State>] = &[
     operation!("GetOperation", operation::get),
     operation!("ListOperations", operation::list),
     operation!("TagResource", tag::tag),
-    operation!("UntagResource", tag::untag),
+    operation!("UntagResource", tag::tag),
     operation!("ListTagsForResource", tag::list),
 ];

@@ -5,7 +5,7 @@ use super::find::{id_of, invalid};
 use crate::service::{AwsError, Call, Outcome};
 use crate::services::kept::{Kept, items, text};
 use crate::services::tags;
-use serde_json::{Value, json};
+use serde_json::json;
 
 fn located<'a>(state: &'a State, call: &'a Call) -> Result<(&'a Kept, &'a str), AwsError> {
     let arn = text(&call.input, "ResourceARN");
@@ -21,23 +21,11 @@ fn missing(call: &Call) -> AwsError {
     AwsError::client("ResourceNotFoundException", words)
 }
 
-async fn change(state: &State, call: &Call, new: impl Fn(&Value) -> Value) -> Outcome {
-    let (kept, id) = located(state, call)?;
-    let changed = kept.change(call, id, |spec| {
-        spec["Tags"] = new(&spec["Tags"]);
-        Ok(json!({}))
-    });
-    changed.await?.ok_or_else(|| missing(call))
-}
-
-/// TagResource.
+/// TagResource, UntagResource.
 pub(super) async fn tag(state: &State, call: &Call) -> Outcome {
-    change(state, call, |old| tags::merged(old, &call.input["Tags"])).await
-}
-
-/// UntagResource.
-pub(super) async fn untag(state: &State, call: &Call) -> Outcome {
-    change(state, call, |old| tags::without(old, &call.input["TagKeys"])).await
+    let (kept, id) = located(state, call)?;
+    let changed = kept.change(call, id, |spec| tags::change(spec, call, tags::MEMBERS)).await;
+    changed?.ok_or_else(|| missing(call))
 }
 
 /// ListTagsForResource.

@@ -98,22 +98,10 @@ fn no_resource() -> AwsError {
     )
 }
 
-pub(super) async fn add_tags(state: &State, call: &Call) -> Outcome {
-    let name = resource(call)?;
-    let changed = state.parameters.change(call, &name, |spec| {
-        spec["Tags"] = tags::merged(&spec["Tags"], &call.input["Tags"]);
-        Ok(json!({}))
-    });
-    changed.await?.ok_or_else(no_resource)
-}
-
-pub(super) async fn remove_tags(state: &State, call: &Call) -> Outcome {
-    let name = resource(call)?;
-    let changed = state.parameters.change(call, &name, |spec| {
-        spec["Tags"] = tags::without(&spec["Tags"], &call.input["TagKeys"]);
-        Ok(json!({}))
-    });
-    changed.await?.ok_or_else(no_resource)
+pub(super) async fn tag(state: &State, call: &Call) -> Outcome {
+    let changed =
+        state.parameters.change(call, &resource(call)?, |spec| tags::change(spec, call, tags::MEMBERS)).await;
+    changed?.ok_or_else(no_resource)
 }
 
 pub(super) async fn list_tags(state: &State, call: &Call) -> Outcome {

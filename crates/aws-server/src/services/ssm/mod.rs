@@ -34,8 +34,8 @@ const OPERATIONS: &[Operation<State>] = &[
     operation!("DescribeParameters", read::describe),
     operation!("LabelParameterVersion", labels::label),
     operation!("UnlabelParameterVersion", labels::unlabel),
-    operation!("AddTagsToResource", labels::add_tags),
-    operation!("RemoveTagsFromResource", labels::remove_tags),
+    operation!("AddTagsToResource", labels::tag),
+    operation!("RemoveTagsFromResource", labels::tag),
     operation!("ListTagsForResource", labels::list_tags),
 ];
 

@@ -85,8 +85,10 @@ impl Ecs {
         (code, message)
     }
 
-    /// A ready node of that many CPUs and MiB.
+    /// A ready node of that many CPUs and MiB, once the front end has seen it.
     pub async fn node(&self, name: &str, cpus: u32, mib: u32) {
+        let count = |seen: &Value| seen["containerInstanceArns"].as_array().map_or(0, Vec::len);
+        let before = count(&self.ok("ListContainerInstances", json!({})).await);
         let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name,
             "labels": {"topology.kubernetes.io/zone": format!("us-east-1{}", name.chars().last().unwrap())}}});
         let mut node = self.client.create(&gvr::NODES, node).await.unwrap().value().unwrap();
@@ -98,6 +100,11 @@ impl Ecs {
                 "kernelVersion": "", "kubeProxyVersion": "", "kubeletVersion": "", "machineID": "",
                 "operatingSystem": "linux", "osImage": "", "systemUUID": ""}});
         self.client.update_status(&gvr::NODES, &ObjectKey::cluster(name), node).await.unwrap();
+        let seen = self.until("ListContainerInstances", json!({}), |seen| count(seen) > before).await;
+        let all = json!({"containerInstances": seen["containerInstanceArns"]});
+        let sized = |one: &Value| one["registeredResources"][0]["integerValue"] != 0;
+        let all_sized = |seen: &Value| seen["containerInstances"].as_array().unwrap().iter().all(sized);
+        self.until("DescribeContainerInstances", all, all_sized).await;
     }
 
     /// Registers a bridge definition of one container with that memory; its ARN.

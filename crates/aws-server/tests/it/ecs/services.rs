@@ -239,7 +239,7 @@ async fn what_cannot_be_is_refused_with_the_models_own_errors() {
     let instance = ecs.ok("ListContainerInstances", json!({})).await["containerInstanceArns"][0].clone();
     let update = json!({"containerInstance": instance});
     assert_eq!(ecs.refused("UpdateContainerAgent", update).await.0, "NoUpdateAvailableException");
-    // No node could hold the task, however empty; on EC2 no GPU is told of.
+    // No node could hold the task, however empty; on EC2 the node has no GPU.
     let big = json!({"family": "big", "networkMode": "awsvpc", "cpu": "4096", "memory": "30720",
         "requiresCompatibilities": ["FARGATE"], "containerDefinitions": [{"name": "c", "image": "i"}]});
     ecs.ok("RegisterTaskDefinition", big).await;
@@ -267,4 +267,16 @@ async fn what_cannot_be_is_refused_with_the_models_own_errors() {
     ecs.ok("RegisterTaskDefinition", gpu).await;
     let answer = ecs.ok("RunTask", json!({"taskDefinition": "gpu"})).await;
     assert_eq!(answer["failures"][0]["reason"], "RESOURCE:GPU");
+    // A device plug-in counts them on a node.
+    let amounts = json!({"status": {"allocatable": {"nvidia.com/gpu": "2"}}});
+    ecs.client.merge_patch_status(&gvr::NODES, &ObjectKey::cluster("node-a"), amounts).await.unwrap();
+    let found = json!({"containerInstances": [instance]});
+    let counted = |seen: &Value| seen["containerInstances"][0]["registeredResources"][4].is_object();
+    ecs.until("DescribeContainerInstances", found, counted).await;
+    let answer = ecs.ok("RunTask", json!({"taskDefinition": "gpu", "count": 3})).await;
+    let failures = json!([{"arn": instance, "reason": "RESOURCE:GPU"}]);
+    assert_eq!((answer["tasks"].as_array().unwrap().len(), &answer["failures"]), (2, &failures));
+    let described = ecs.ok("DescribeContainerInstances", json!({"containerInstances": [instance]})).await;
+    let of = |list: &str| described["containerInstances"][0][list][4]["stringSetValue"].clone();
+    assert_eq!((of("registeredResources"), of("remainingResources")), (json!(["0", "1"]), json!([])));
 }

@@ -44,6 +44,25 @@ fn finalizer(driver: &str) -> String {
     format!("external-attacher/{}", driver.replace('.', "-"))
 }
 
+/// What is told of a failure.
+struct Failure {
+    text: String,
+    /// The driver's.
+    code: Option<u32>,
+}
+
+impl From<String> for Failure {
+    fn from(text: String) -> Failure {
+        Failure { text, code: None }
+    }
+}
+
+impl From<grpc::Status> for Failure {
+    fn from(status: grpc::Status) -> Failure {
+        Failure { text: status.to_string(), code: Some(status.code) }
+    }
+}
+
 impl Attacher {
     fn node_id(&self, node: &str, driver: &str) -> Option<String> {
         let value = self.csi.csi_nodes.get(&ObjectKey::cluster(node))?.value().ok()?;
@@ -68,13 +87,17 @@ impl Attacher {
         Ok(())
     }
 
-    async fn failed(&self, object: &Object, field: &str, error: String) -> Outcome {
+    async fn failed(&self, object: &Object, field: &str, error: impl Into<Failure>) -> Outcome {
         let now = machinery::time::format(self.csi.context.now());
-        let told = object.value().is_ok_and(|v| v["status"][field]["message"] == error);
+        let Failure { text, code } = error.into();
+        let told = object.value().is_ok_and(|v| v["status"][field]["message"] == text);
         if !told {
             let mut status =
                 json!({"attached": object.value().is_ok_and(|v| v["status"]["attached"] == true)});
-            status[field] = json!({"time": now, "message": error});
+            status[field] = json!({"time": now, "message": text});
+            if let Some(code) = code {
+                status[field]["errorCode"] = json!(code);
+            }
             self.status(object, status).await?;
         }
         Ok(Some(RETRY))
@@ -86,7 +109,7 @@ impl Attacher {
         let Some(place) = self.csi.place(&driver, Role::Attacher).await? else { return Ok(None) };
         let abilities = match self.csi.abilities(&place, &driver).await {
             Ok(abilities) => abilities,
-            Err(error) => return self.failed(&object, "attachError", error.to_string()).await,
+            Err(error) => return self.failed(&object, "attachError", error).await,
         };
         if !abilities.contains(&ability::PUBLISH) {
             self.status(&object, json!({"attached": true, "attachError": null})).await?;
@@ -125,7 +148,7 @@ impl Attacher {
                 self.status(&object, status).await?;
                 Ok(None)
             }
-            Err(error) => self.failed(&object, "attachError", error.to_string()).await,
+            Err(error) => self.failed(&object, "attachError", error).await,
         }
     }
 
@@ -148,7 +171,7 @@ impl Attacher {
             json!({"volume_id": handle, "node_id": id, "secrets": self.csi.secrets(&secrets).await?});
         match self.csi.call(&place, driver, "ControllerUnpublishVolume", &request).await {
             Err(error) if error.code != grpc::code::NOT_FOUND => {
-                self.failed(&object, "detachError", error.to_string()).await
+                self.failed(&object, "detachError", error).await
             }
             _ => {
                 let rest: Vec<&String> = object.meta().finalizers.iter().filter(|f| **f != name).collect();

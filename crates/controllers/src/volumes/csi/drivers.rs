@@ -25,10 +25,14 @@ const ROLES: &str = "gantry.dev/csi-roles";
 /// On a CSINode: the drivers with a controller service there, and their sockets' folders.
 const CONTROLLERS: &str = "gantry.dev/csi-controllers";
 
+/// `PluginCapability.Service`: volumes are not everywhere.
+const TOPOLOGY: i64 = 2;
+
 /// Types of `ControllerServiceCapability.RPC`.
 pub mod ability {
     pub const CREATE: i64 = 1;
     pub const PUBLISH: i64 = 2;
+    pub const ROOM: i64 = 4;
     pub const CLONE: i64 = 7;
     pub const READ_ONLY: i64 = 8;
     pub const EXPAND: i64 = 9;
@@ -70,7 +74,7 @@ pub struct Csi {
     pub volumes: Arc<Cache>,
     pub nodes: Arc<Cache>,
     pub csi_nodes: Arc<Cache>,
-    drivers: Arc<Cache>,
+    pub drivers: Arc<Cache>,
     pods: Arc<Cache>,
 }
 
@@ -165,6 +169,13 @@ impl Csi {
         let answer = self.call(node, driver, "ControllerGetCapabilities", &json!({})).await?;
         let list = answer["capabilities"].as_array().into_iter().flatten();
         Ok(list.filter_map(|c| c["rpc"]["type"].as_i64()).collect())
+    }
+
+    /// Are its volumes not everywhere?
+    pub async fn has_places(&self, node: &str, driver: &str) -> Result<bool, grpc::Status> {
+        let traits = self.call(node, driver, "GetPluginCapabilities", &json!({})).await?;
+        let mut all = traits["capabilities"].as_array().into_iter().flatten();
+        Ok(all.any(|c| c["service"]["type"] == TOPOLOGY))
     }
 
     /// A secret's texts; null for none.

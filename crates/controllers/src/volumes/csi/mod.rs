@@ -8,20 +8,19 @@
 
 mod attach;
 mod attacher;
+mod capacity;
 mod drivers;
 mod provision;
 mod resize;
 mod snapshot;
 mod topology;
 
+use super::{ATTRIBUTES_CLASSES, CSI_DRIVERS, CSI_NODES};
 use crate::context::Context;
 use k8s_schema::Gvr;
 use tokio::task::JoinHandle;
 
-const CSI_DRIVERS: Gvr = Gvr::new("storage.k8s.io", "v1", "csidrivers");
-const CSI_NODES: Gvr = Gvr::new("storage.k8s.io", "v1", "csinodes");
 const ATTACHMENTS: Gvr = Gvr::new("storage.k8s.io", "v1", "volumeattachments");
-const ATTRIBUTES_CLASSES: Gvr = Gvr::new("storage.k8s.io", "v1", "volumeattributesclasses");
 
 /// Starts all of it.
 pub fn start(context: &Context) -> Vec<JoinHandle<()>> {
@@ -29,6 +28,7 @@ pub fn start(context: &Context) -> Vec<JoinHandle<()>> {
     let mut tasks = attach::start(context);
     tasks.extend(attacher::start(&csi));
     tasks.extend(provision::start(&csi));
+    tasks.extend(capacity::start(&csi));
     tasks.extend(resize::start(&csi));
     tasks.extend(snapshot::start(&csi));
     tasks

@@ -7,7 +7,7 @@ use super::snapshot::{CONTENTS, SNAPSHOTS};
 use super::topology::{affinity, of_nodes, requirement};
 use super::{ATTACHMENTS, ATTRIBUTES_CLASSES};
 use crate::context::{Outcome, Reconcile, enqueue_self, run};
-use crate::volumes::{LOCAL, PROVISIONED_BY, PROVISIONERS, STORAGE_CLASSES};
+use crate::volumes::{LOCAL, PROVISIONED_BY, PROVISIONERS, STORAGE_CLASSES, is_held, with, without};
 use async_trait::async_trait;
 use client::cache::Cache;
 use client::events::{EventType, Subject};
@@ -39,8 +39,8 @@ const DELETION_SECRET: [&str; 2] = [
     "volume.kubernetes.io/provisioner-deletion-secret-name",
     "volume.kubernetes.io/provisioner-deletion-secret-namespace",
 ];
-/// `PluginCapability.Service`: volumes are not everywhere.
-const TOPOLOGY: i64 = 2;
+/// Holds a volume whose class wants it deleted until the driver has deleted it, in whatever order claim and volume go.
+const FINALIZER: &str = "external-provisioner.volume.kubernetes.io/finalizer";
 
 struct Provisioner {
     csi: Arc<Csi>,
@@ -92,7 +92,7 @@ fn bytes(value: &Value) -> i64 {
 }
 
 /// A class's parameters: the driver's, and ours without their prefix.
-fn split(parameters: &Value) -> (Map<String, Value>, Map<String, Value>) {
+pub fn split(parameters: &Value) -> (Map<String, Value>, Map<String, Value>) {
     let (mut theirs, mut ours) = (Map::new(), Map::new());
     for (key, value) in parameters.as_object().into_iter().flatten() {
         match key.strip_prefix(OWN) {
@@ -155,17 +155,18 @@ fn persistent_volume(made: &Made) -> Value {
     } else {
         json!(Quantity::from_bytes(got).to_string())
     };
+    let policy = class["reclaimPolicy"].as_str().unwrap_or("Delete");
+    let finalizers: &[&str] = if policy == "Delete" { &[FINALIZER] } else { &[] };
     let mut annotations = json!({PROVISIONED_BY: driver});
     let deletion = secret(ours, "provisioner", name, &claim.key);
     for (key, field) in DELETION_SECRET.iter().zip(["name", "namespace"]) {
         annotations[key] = json!(deletion[field].as_str().unwrap_or_default());
     }
     json!({"apiVersion": "v1", "kind": "PersistentVolume",
-        "metadata": {"name": name, "annotations": annotations},
+        "metadata": {"name": name, "annotations": annotations, "finalizers": finalizers},
         "spec": {"capacity": {"storage": capacity}, "accessModes": spec["accessModes"],
             "volumeMode": spec["volumeMode"], "mountOptions": class["mountOptions"], "csi": source,
-            "persistentVolumeReclaimPolicy": class["reclaimPolicy"].as_str().unwrap_or("Delete"),
-            "storageClassName": spec["storageClassName"],
+            "persistentVolumeReclaimPolicy": policy, "storageClassName": spec["storageClassName"],
             "volumeAttributesClassName": spec["volumeAttributesClassName"],
             "nodeAffinity": affinity(&volume["accessible_topology"]),
             "claimRef": {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "uid": claim.uid(),
@@ -240,9 +241,7 @@ impl Provisioner {
             "volume_capabilities": capability(spec, fs_type, &class["mountOptions"], finely),
             "secrets": csi.secrets(&secret(&ours, "provisioner", &name, &claim.key)).await?,
             "volume_content_source": self.content(driver, &claim.key, spec, &abilities).await?});
-        let traits = csi.call(place, driver, "GetPluginCapabilities", &json!({})).await?;
-        let mut traits = traits["capabilities"].as_array().into_iter().flatten();
-        if traits.any(|c| c["service"]["type"] == TOPOLOGY) {
+        if csi.has_places(place, driver).await? {
             let segments = of_nodes(driver, &csi.csi_nodes.list(), &csi.nodes.list());
             let chosen = claim.meta().annotations.get(SELECTED_NODE).map(String::as_str);
             request["accessibility_requirements"] =
@@ -319,18 +318,36 @@ impl Provisioner {
         }
     }
 
+    async fn patch(&self, volume: &Object, patch: Value) -> Result<(), ApiError> {
+        match self.csi.context.client.merge_patch(&VOLUMES, &volume.key, patch).await {
+            Ok(stored) => self.csi.volumes.observe(stored),
+            Err(error) if error.is_not_found() => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
     async fn volume(&self, object: Arc<Object>) -> Outcome {
         let value = object.value().map_err(ApiError::internal)?;
         let source = &value["spec"]["csi"];
         let driver = source["driver"].as_str().unwrap_or_default();
         let annotations = &object.meta().annotations;
-        let over = value["status"]["phase"] == "Released"
-            && value["spec"]["persistentVolumeReclaimPolicy"] == "Delete"
-            && annotations.get(PROVISIONED_BY).is_some_and(|by| by == driver);
-        if !over || driver == LOCAL {
+        if annotations.get(PROVISIONED_BY).is_none_or(|by| by != driver) || driver == LOCAL {
+            return Ok(None);
+        }
+        let delete = value["spec"]["persistentVolumeReclaimPolicy"] == "Delete";
+        let (held, going) = (is_held(&object, FINALIZER), object.meta().deletion_timestamp.is_some());
+        let over = delete && value["status"]["phase"] == "Released";
+        // One that is going and not held has been dealt with.
+        if going && !held || !over && held == delete {
             return Ok(None);
         }
         let Some(place) = self.csi.place(driver, Role::Provisioner).await? else { return Ok(None) };
+        if !over {
+            // Who changes the policy changes this too.
+            let patch = if delete { with(&object, FINALIZER) } else { without(&object, FINALIZER) };
+            return self.patch(&object, patch).await.map(|_| None);
+        }
         let name = &*object.key.name;
         let attached =
             |a: &Arc<Object>| a.value().is_ok_and(|v| v["spec"]["source"]["persistentVolumeName"] == name);
@@ -355,6 +372,9 @@ impl Provisioner {
                 return Err(ApiError::internal(text));
             }
             _ => {}
+        }
+        if held {
+            self.patch(&object, without(&object, FINALIZER)).await?;
         }
         let options = DeleteOptions { uid: Some(object.uid().into()), ..DeleteOptions::default() };
         match self.csi.context.client.delete(&VOLUMES, &object.key, options).await {
@@ -412,6 +432,7 @@ mod tests {
         assert_eq!(spec["csi"]["nodePublishSecretRef"], json!({"name": "c-pvc-u", "namespace": "n"}));
         assert_eq!((&spec["csi"]["fsType"], &spec["capacity"]["storage"]), (&json!("ext4"), &json!("2Gi")));
         assert_eq!(spec["persistentVolumeReclaimPolicy"], "Delete");
+        assert_eq!(made["metadata"]["finalizers"], json!([FINALIZER]));
         assert_eq!(spec["claimRef"]["uid"], "u");
         assert!(spec["nodeAffinity"]["required"].is_object());
     }

@@ -112,7 +112,7 @@ fn find<'a>(of: &'a Value, index: &Value) -> Result<Option<&'a Value>, EvalError
             let at = position(index).ok_or_else(|| EvalError::failed("unsupported index type in list"))?;
             Ok(usize::try_from(at).ok().and_then(|at| items.get(at)))
         }
-        Value::Map(map) => Ok(index.key().and_then(|key| map.get(&key))),
+        Value::Map(map) => Ok(index.key().and_then(|key| map.get(&key).or_else(|| map.get(&Key::Any)))),
         _ => Err(EvalError::no_such_overload()),
     }
 }
@@ -137,7 +137,7 @@ fn size(a: &[Value]) -> Outcome {
     Ok(Value::Int(match &a[0] {
         Value::Bytes(bytes) => bytes.len(),
         Value::List(items) => items.len(),
-        Value::Map(map) => map.len(),
+        Value::Map(map) => map.len() - usize::from(map.contains_key(&Key::Any)),
         other => other.as_str().map_or(0, |s| s.chars().count()),
     } as i64))
 }

@@ -30,8 +30,20 @@ impl fmt::Display for Semver {
 }
 
 impl Semver {
-    /// The order of versions; builds do not count.
-    pub fn cmp(&self, other: &Semver) -> Ordering {
+    /// Reads a version, strictly.
+    pub fn parse(text: &str) -> Option<Semver> {
+        parse(text)
+    }
+
+    /// The same, where a `v`, missing numbers and leading zeros are forgiven.
+    pub fn parse_tolerant(text: &str) -> Option<Semver> {
+        parse(&normalized(text.trim()))
+    }
+}
+
+/// The order of versions; builds do not count.
+impl Ord for Semver {
+    fn cmp(&self, other: &Semver) -> Ordering {
         let before = match (self.before.is_empty(), other.before.is_empty()) {
             (true, true) => Ordering::Equal,
             (true, false) => Ordering::Greater,
@@ -47,6 +59,20 @@ impl Semver {
         self.numbers.cmp(&other.numbers).then(before)
     }
 }
+
+impl PartialOrd for Semver {
+    fn partial_cmp(&self, other: &Semver) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Semver {
+    fn eq(&self, other: &Semver) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Semver {}
 
 /// Rows of this library.
 pub const ROWS: &[Row] = &[

@@ -33,7 +33,7 @@ pub const ROWS: &[Row] = &[
     ("url:getHost() string", Cost::Flat, |a| with(a, |u| u.host.clone().into())),
     ("url:getHostname() string", Cost::Flat, |a| with(a, |u| split_host(&u.host).0.into())),
     ("url:getPort() string", Cost::Flat, |a| with(a, |u| split_host(&u.host).1.into())),
-    ("url:getEscapedPath() string", Cost::Flat, |a| with(a, |u| u.path.clone().into())),
+    ("url:getEscapedPath() string", Cost::Flat, |a| with(a, |u| escaped(&u.path).into())),
     ("url:getQuery() map<string, list<string>>", Cost::Flat, |a| {
         with(a, |u| {
             let mut keys: Vec<&String> = u.query.iter().map(|(k, _)| k).collect();
@@ -71,7 +71,7 @@ pub fn is_url(text: &str) -> bool {
 }
 
 fn parse(text: &str) -> Option<Url> {
-    if text.is_empty() || text.bytes().any(|b| b.is_ascii_control() || b == b' ') {
+    if text.is_empty() || text.bytes().any(|b| b.is_ascii_control()) {
         return None;
     }
     let (scheme, rest) = match text.strip_prefix('/') {
@@ -94,7 +94,10 @@ fn parse(text: &str) -> Option<Url> {
     }
     let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
     let (name, port) = split_host(host);
-    if port.bytes().any(|b| !b.is_ascii_digit()) || (name.contains(':') && !host.starts_with('[')) {
+    if host.contains(' ')
+        || port.bytes().any(|b| !b.is_ascii_digit())
+        || (name.contains(':') && !host.starts_with('['))
+    {
         return None;
     }
     if !percent_is_fine(path) {
@@ -114,6 +117,23 @@ fn parse(text: &str) -> Option<Url> {
         path: path.into(),
         query: pairs,
     })
+}
+
+/// A path as it is written, where that is allowed; else with everything escaped that must be (as Go does).
+fn escaped(path: &str) -> String {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.~$&+/:=@".contains(&b);
+    if path.bytes().all(|b| plain(b) || b"!'()*,;[]%".contains(&b)) {
+        return path.into();
+    }
+    let mut out = String::new();
+    // A plus sign is one, outside of queries.
+    for byte in unescape(&path.replace('+', "%2B")).bytes() {
+        match plain(byte) {
+            true => out.push(byte.into()),
+            false => out.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    out
 }
 
 fn percent_is_fine(text: &str) -> bool {

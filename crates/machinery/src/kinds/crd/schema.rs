@@ -5,13 +5,18 @@
 //! their form (both need the compiled schema).
 
 use super::super::admission_policy::message;
-use crate::field_errors::FieldErrors;
-use crate::kinds::get::{entries, flag, has, list, text, texts};
+use crate::kinds::get::entries;
+use crate::kinds::spot::Spot;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
 const TYPES: [&str; 6] = ["array", "boolean", "integer", "number", "object", "string"];
-const META: [&str; 3] = ["metadata", "kind", "apiVersion"];
+/// Fields that are no resource's own, and where a default stands that is set there.
+const META: [(&str, &str); 3] = [
+    ("metadata", "in top-level metadata"),
+    ("kind", "in top-level kind"),
+    ("apiVersion", "in top-level apiVersion"),
+];
 const REASONS: [&str; 4] =
     ["FieldValueDuplicate", "FieldValueForbidden", "FieldValueInvalid", "FieldValueRequired"];
 /// Keywords that OpenAPI has and Kubernetes does not support.
@@ -44,19 +49,19 @@ const AT_ROOT_WITH_STATUS: [&str; 24] = [
     "nullable",
     "default",
 ];
-/// What may not stand inside `allOf`, `anyOf`, `oneOf`, `not`, with the words for it.
+/// What may not stand inside `allOf`, `anyOf`, `oneOf`, `not`, and what it must be there.
 const OUTSIDE_ONLY: [(&str, &str); 11] = [
-    ("type", "must be empty to be structural"),
-    ("title", "must be empty to be structural"),
-    ("description", "must be empty to be structural"),
-    ("default", "must be undefined to be structural"),
-    ("additionalProperties", "must be undefined to be structural"),
-    ("nullable", "must be false to be structural"),
-    ("x-kubernetes-preserve-unknown-fields", "must be false to be structural"),
-    ("x-kubernetes-embedded-resource", "must be false to be structural"),
-    ("x-kubernetes-int-or-string", "must be false to be structural"),
-    ("x-kubernetes-list-map-keys", "must be empty to be structural"),
-    ("x-kubernetes-list-type", "must be undefined to be structural"),
+    ("type", "empty"),
+    ("title", "empty"),
+    ("description", "empty"),
+    ("default", "undefined"),
+    ("additionalProperties", "undefined"),
+    ("nullable", "false"),
+    ("x-kubernetes-preserve-unknown-fields", "false"),
+    ("x-kubernetes-embedded-resource", "false"),
+    ("x-kubernetes-int-or-string", "false"),
+    ("x-kubernetes-list-map-keys", "empty"),
+    ("x-kubernetes-list-type", "undefined"),
 ];
 
 /// Where a schema stands.
@@ -68,27 +73,27 @@ enum Level {
 }
 
 /// Checks the root schema of a version.
-pub fn root(schema: &Value, with_status: bool, path: &str, errors: &mut FieldErrors) {
+pub fn root(schema: &Spot, with_status: bool) {
     if with_status {
-        let kind = text(schema, "/type");
+        let kind = schema.text("type");
         if !kind.is_empty() && kind != "object" {
             let words = "only \"object\" is allowed as the type at the root of the schema if the status subresource is enabled";
-            errors.invalid(&format!("{path}.type"), kind, words);
+            schema.wrong("type", words);
         }
-        if entries(schema, "").any(|(k, v)| !v.is_null() && !AT_ROOT_WITH_STATUS.contains(&k)) {
+        if entries(schema.v, "").any(|(k, v)| !v.is_null() && !AT_ROOT_WITH_STATUS.contains(&k)) {
             let words = format!(
                 "only {AT_ROOT_WITH_STATUS:?} fields are allowed at the root of the schema if the status subresource is enabled"
             );
-            errors.invalid(path, "", &words);
+            schema.invalid("", "", &words);
         }
     }
-    if flag(schema, "/nullable") {
-        errors.forbidden(&format!("{path}.nullable"), "nullable cannot be true at the root");
+    if schema.flag("nullable") {
+        schema.forbidden("nullable", "nullable cannot be true at the root");
     }
-    let before = errors.causes().len();
-    supported(schema, path, Place { root: true, no_default: "", in_meta: false }, errors);
-    if errors.causes().len() == before {
-        structural(schema, Level::Root, path, errors);
+    let before = schema.count();
+    supported(schema, Place { root: true, no_default: "", in_meta: false });
+    if schema.count() == before {
+        structural(schema, Level::Root);
     }
 }
 
@@ -101,212 +106,190 @@ struct Place {
     in_meta: bool,
 }
 
-/// The schemas directly below, with their paths.
-fn children<'a>(schema: &'a Value, path: &str) -> Vec<(String, &'a Value)> {
-    let mut all = Vec::new();
-    for key in ["properties", "definitions"] {
-        all.extend(entries(schema, &format!("/{key}")).map(|(k, v)| (format!("{path}.{key}[{k}]"), v)));
-    }
-    for key in ["additionalProperties", "items", "not"] {
-        if schema.get(key).is_some_and(Value::is_object) {
-            all.push((format!("{path}.{key}"), &schema[key]));
-        }
-    }
-    for key in ["allOf", "oneOf", "anyOf"] {
-        let nested = list(schema, &format!("/{key}")).iter().enumerate();
-        all.extend(nested.map(|(i, v)| (format!("{path}.{key}[{i}]"), v)));
-    }
-    all
+/// The schema under a keyword, where it is one.
+fn below<'a>(schema: &Spot<'a>, key: &str) -> Option<Spot<'a>> {
+    schema.opt(key).filter(|s| s.v.is_object())
+}
+
+/// Those of `allOf`, `oneOf` and `anyOf`.
+fn combined<'a>(schema: &Spot<'a>) -> impl Iterator<Item = Spot<'a>> + use<'a> {
+    let all = ["allOf", "oneOf", "anyOf"].map(|key| schema.each(key));
+    all.into_iter().flatten()
+}
+
+/// What stands under `not` and its like.
+fn junctors<'a>(schema: &Spot<'a>) -> impl Iterator<Item = Spot<'a>> + use<'a> {
+    below(schema, "not").into_iter().chain(combined(schema))
 }
 
 /// What is not supported at all, here and below.
-fn supported(schema: &Value, path: &str, place: Place, errors: &mut FieldErrors) {
-    let kind = text(schema, "/type");
-    if kind == "null" {
-        let words = "type cannot be set to null, use nullable as an alternative";
-        errors.forbidden(&format!("{path}.type"), words);
-    } else if !kind.is_empty() {
-        errors.one_of(&format!("{path}.type"), kind, &TYPES);
+fn supported(schema: &Spot, place: Place) {
+    match schema.text("type") {
+        "" => {}
+        "null" => {
+            schema.forbidden("type", "type cannot be set to null, use nullable as an alternative");
+        }
+        _ => schema.known("type", &TYPES),
     }
-    if has(schema, "/default") && !place.no_default.is_empty() {
-        errors.forbidden(&format!("{path}.default"), &format!("must not be set {}", place.no_default));
+    if schema.has("default") && !place.no_default.is_empty() {
+        schema.forbidden("default", &format!("must not be set {}", place.no_default));
     }
     for key in UNSUPPORTED {
-        let given = schema.get(key).filter(|v| !v.is_null() && **v != json!("") && **v != json!({}));
+        let given = schema.v.get(key).filter(|v| !v.is_null() && **v != json!("") && **v != json!({}));
         if given.is_some() {
-            errors.forbidden(&format!("{path}.{key}"), &format!("{key} is not supported"));
+            schema.forbidden(key, &format!("{key} is not supported"));
         }
     }
-    if schema.get("items").is_some_and(Value::is_array) {
-        errors.forbidden(&format!("{path}.items"), "items must be a schema object and not an array");
+    if schema.v["items"].is_array() {
+        schema.forbidden("items", "items must be a schema object and not an array");
     }
-    if place.in_meta && flag(schema, "/x-kubernetes-embedded-resource") {
-        let words = "must not be used inside of resource meta";
-        errors.forbidden(&format!("{path}.x-kubernetes-embedded-resource"), words);
+    let embedded = schema.flag("x-kubernetes-embedded-resource");
+    if place.in_meta && embedded {
+        schema.forbidden("x-kubernetes-embedded-resource", "must not be used inside of resource meta");
     }
-    if flag(schema, "/uniqueItems") {
+    if schema.flag("uniqueItems") {
         let words = "uniqueItems cannot be set to true since the runtime complexity becomes quadratic";
-        errors.forbidden(&format!("{path}.uniqueItems"), words);
+        schema.forbidden("uniqueItems", words);
     }
-    let additional = schema.get("additionalProperties").filter(|v| !v.is_null() && **v != json!(true));
-    if additional.is_some() && entries(schema, "/properties").next().is_some() {
-        let words = "additionalProperties and properties are mutual exclusive";
-        errors.forbidden(&format!("{path}.additionalProperties"), words);
+    let additional = schema.has("additionalProperties") && schema.v["additionalProperties"] != true;
+    if additional && schema.entries("properties").next().is_some() {
+        schema.forbidden("additionalProperties", "additionalProperties and properties are mutual exclusive");
     }
-    extensions(schema, path, errors);
-    rules(schema, path, errors);
-    let embedded = flag(schema, "/x-kubernetes-embedded-resource");
-    for (below, child) in children(schema, path) {
-        let meta = META.iter().find(|m| below == format!("{path}.properties[{m}]"));
-        let inner = match meta {
-            Some(own) if place.root => Place { root: false, no_default: in_top_level(own), in_meta: true },
-            Some(_) if embedded => Place { root: false, in_meta: true, ..place },
-            _ if place.in_meta && below.ends_with(".additionalProperties") => Place {
-                root: false,
-                no_default: "inside additionalProperties applying to object metadata",
-                ..place
-            },
-            _ => Place { root: false, ..place },
+    extensions(schema);
+    rules(schema);
+    let inner = Place { root: false, ..place };
+    for (name, child) in schema.entries("properties") {
+        let own = META.iter().find(|(own, _)| *own == name);
+        let inner = match own {
+            Some((_, words)) if place.root => Place { no_default: words, in_meta: true, ..inner },
+            Some(_) if embedded => Place { in_meta: true, ..inner },
+            _ => inner,
         };
-        supported(child, &below, inner, errors);
+        supported(&child, inner);
     }
-}
-
-fn in_top_level(field: &str) -> &'static str {
-    match field {
-        "metadata" => "in top-level metadata",
-        "kind" => "in top-level kind",
-        _ => "in top-level apiVersion",
+    schema.entries("definitions").for_each(|(_, child)| supported(&child, inner));
+    if let Some(child) = below(schema, "additionalProperties") {
+        let no_default = "inside additionalProperties applying to object metadata";
+        supported(&child, if place.in_meta { Place { no_default, ..inner } } else { inner });
     }
+    let rest = below(schema, "items").into_iter().chain(junctors(schema));
+    rest.for_each(|child| supported(&child, inner));
 }
 
 /// List and map types.
-fn extensions(schema: &Value, path: &str, errors: &mut FieldErrors) {
-    if schema.get("x-kubernetes-preserve-unknown-fields") == Some(&json!(false)) {
-        let at = format!("{path}.x-kubernetes-preserve-unknown-fields");
-        errors.invalid(&at, false, "must be true or undefined");
+fn extensions(schema: &Spot) {
+    if schema.v["x-kubernetes-preserve-unknown-fields"] == false {
+        schema.invalid("x-kubernetes-preserve-unknown-fields", false, "must be true or undefined");
     }
-    let kind = text(schema, "/type");
     for (key, wanted, known) in [
         ("x-kubernetes-map-type", "object", &["atomic", "granular"][..]),
         ("x-kubernetes-list-type", "array", &["atomic", "map", "set"]),
     ] {
-        let Some(given) = schema.get(key).and_then(Value::as_str) else { continue };
+        if !schema.v[key].is_string() {
+            continue;
+        }
         let words = format!("must be {wanted} if {key} is specified");
-        match kind {
-            "" => errors.required(&format!("{path}.type"), &words),
-            kind if kind != wanted => errors.invalid(&format!("{path}.type"), kind, &words),
+        match schema.text("type") {
+            "" => schema.required("type", &words),
+            kind if kind != wanted => schema.wrong("type", &words),
             _ => {}
         }
-        errors.one_of(&format!("{path}.{key}"), given, known);
+        schema.known(key, known);
     }
-    let list_type = text(schema, "/x-kubernetes-list-type");
-    let keys: Vec<&str> = texts(schema, "/x-kubernetes-list-map-keys").collect();
+    let list_type = schema.text("x-kubernetes-list-type");
+    let keys = schema.texts("x-kubernetes-list-map-keys");
     if !keys.is_empty() && list_type != "map" {
-        let at = format!("{path}.x-kubernetes-list-type");
         let words = "must be map if x-kubernetes-list-map-keys is non-empty";
-        if list_type.is_empty() { errors.required(&at, words) } else { errors.invalid(&at, list_type, words) }
+        match list_type {
+            "" => schema.required("x-kubernetes-list-type", words),
+            _ => schema.wrong("x-kubernetes-list-type", words),
+        }
     }
-    let items = &schema["items"];
+    let items = schema.key("items");
     match list_type {
-        "set" => set_items(items, &format!("{path}.items"), errors),
-        "map" => map_items(items, &keys, path, errors),
+        "set" => set_items(&items),
+        "map" => map_items(schema, &items, &keys),
         _ => return,
     }
-    if flag(items, "/nullable") {
+    if items.flag("nullable") {
         let words = format!("cannot be nullable when x-kubernetes-list-type is {list_type}");
-        errors.forbidden(&format!("{path}.items.nullable"), &words);
+        items.forbidden("nullable", &words);
     }
 }
 
-fn set_items(items: &Value, path: &str, errors: &mut FieldErrors) {
+fn set_items(items: &Spot) {
     let words = "must be atomic as item of a list with x-kubernetes-list-type=set";
-    let (list_type, map_type) =
-        (text(items, "/x-kubernetes-list-type"), text(items, "/x-kubernetes-map-type"));
-    match text(items, "/type") {
-        "array" if !matches!(list_type, "" | "atomic") => {
-            errors.invalid(&format!("{path}.x-kubernetes-list-type"), list_type, words);
-        }
-        "object" if map_type != "atomic" => {
-            errors.invalid(&format!("{path}.x-kubernetes-map-type"), map_type, words);
-        }
+    let (list_type, map_type) = (items.text("x-kubernetes-list-type"), items.text("x-kubernetes-map-type"));
+    match items.text("type") {
+        "array" if !matches!(list_type, "" | "atomic") => items.wrong("x-kubernetes-list-type", words),
+        "object" if map_type != "atomic" => items.invalid("x-kubernetes-map-type", map_type, words),
         _ => {}
     }
 }
 
-fn map_items(items: &Value, keys: &[&str], path: &str, errors: &mut FieldErrors) {
-    let at_keys = format!("{path}.x-kubernetes-list-map-keys");
+fn map_items(schema: &Spot, items: &Spot, keys: &[&str]) {
+    let at_keys = "x-kubernetes-list-map-keys";
     if keys.is_empty() {
-        errors.required(&at_keys, "must not be empty if x-kubernetes-list-type is map");
+        schema.required(at_keys, "must not be empty if x-kubernetes-list-type is map");
     }
-    if items.is_null() {
-        let words = "must have a schema if x-kubernetes-list-type is map";
-        return errors.required(&format!("{path}.items"), words);
+    if items.v.is_null() {
+        return items.required("", "must have a schema if x-kubernetes-list-type is map");
     }
-    let kind = text(items, "/type");
+    let kind = items.text("type");
     if kind != "object" {
         let words = "must be object if parent array's x-kubernetes-list-type is map";
-        return errors.invalid(&format!("{path}.items.type"), kind, words);
+        return items.invalid("type", kind, words);
     }
     let mut seen = BTreeSet::new();
     for key in keys {
         if !seen.insert(*key) {
-            errors.invalid(&at_keys, keys.to_vec(), "must not contain duplicate entries");
+            schema.invalid(at_keys, keys.to_vec(), "must not contain duplicate entries");
         }
-        let Some((_, property)) = entries(items, "/properties").find(|(k, _)| k == key) else {
-            errors.invalid(&at_keys, keys.to_vec(), "entries must all be names of item properties");
+        let Some((_, property)) = items.entries("properties").find(|(k, _)| k == key) else {
+            schema.invalid(at_keys, keys.to_vec(), "entries must all be names of item properties");
             continue;
         };
-        let at = format!("{path}.items.properties[{key}]");
-        if matches!(text(property, "/type"), "array" | "object") {
+        if matches!(property.text("type"), "array" | "object") {
             let words = "must be a scalar type if parent array's x-kubernetes-list-type is map";
-            errors.invalid(&format!("{at}.type"), kind, words);
+            property.invalid("type", kind, words);
         }
-        if !texts(items, "/required").any(|r| r == *key) && !has(property, "/default") {
-            let words = "this property is in x-kubernetes-list-map-keys, so it must have a default or be a required property";
-            errors.required(&format!("{at}.default"), words);
+        let listed = "this property is in x-kubernetes-list-map-keys, so it";
+        if !items.texts("required").contains(key) && !property.has("default") {
+            property.required("default", &format!("{listed} must have a default or be a required property"));
         }
-        if flag(property, "/nullable") {
-            let words = "this property is in x-kubernetes-list-map-keys, so it cannot be nullable";
-            errors.forbidden(&format!("{at}.nullable"), words);
+        if property.flag("nullable") {
+            property.forbidden("nullable", &format!("{listed} cannot be nullable"));
         }
     }
 }
 
 /// The form of CEL rules.
-fn rules(schema: &Value, path: &str, errors: &mut FieldErrors) {
-    for (i, rule) in list(schema, "/x-kubernetes-validations").iter().enumerate() {
-        let path = format!("{path}.x-kubernetes-validations[{i}]");
-        let own = text(rule, "/rule").trim();
+fn rules(schema: &Spot) {
+    for rule in schema.each("x-kubernetes-validations") {
+        let own = rule.text("rule").trim();
         if own.is_empty() {
-            errors.required(&format!("{path}.rule"), "rule is not specified");
+            rule.required("rule", "rule is not specified");
         }
-        message(rule, &path, errors);
-        if own.contains('\n') && text(rule, "/message").is_empty() {
-            let words = "message must be specified if rule contains line breaks";
-            errors.required(&format!("{path}.message"), words);
+        message(&rule);
+        if own.contains('\n') && rule.text("message").is_empty() {
+            rule.required("message", "message must be specified if rule contains line breaks");
         }
-        let expression = text(rule, "/messageExpression");
+        let expression = rule.text("messageExpression");
         if !expression.is_empty() && expression.trim().is_empty() {
-            let words = "messageExpression must be non-empty if specified";
-            errors.required(&format!("{path}.messageExpression"), words);
+            rule.required("messageExpression", "messageExpression must be non-empty if specified");
         }
-        let reason = text(rule, "/reason");
-        if !reason.is_empty() {
-            errors.one_of(&format!("{path}.reason"), reason, &REASONS);
-        }
+        rule.one_of_opt("reason", &REASONS);
     }
 }
 
 /// The rules of structural schemas, here and below.
-fn structural(schema: &Value, level: Level, path: &str, errors: &mut FieldErrors) {
-    let kind = text(schema, "/type");
-    let either = flag(schema, "/x-kubernetes-int-or-string");
-    let open = flag(schema, "/x-kubernetes-preserve-unknown-fields");
-    let embedded = flag(schema, "/x-kubernetes-embedded-resource");
-    let at = |key: &str| format!("{path}.{key}");
-    if kind == "array" && !has(schema, "/items") {
-        errors.required(&at("items"), "must be specified");
+fn structural(schema: &Spot, level: Level) {
+    let kind = schema.text("type");
+    let either = schema.flag("x-kubernetes-int-or-string");
+    let open = schema.flag("x-kubernetes-preserve-unknown-fields");
+    let embedded = schema.flag("x-kubernetes-embedded-resource");
+    if kind == "array" && !schema.has("items") {
+        schema.required("items", "must be specified");
     }
     if kind.is_empty() && (level == Level::Root || !(either || open)) {
         let words = match level {
@@ -314,137 +297,105 @@ fn structural(schema: &Value, level: Level, path: &str, errors: &mut FieldErrors
             Level::Item => "must not be empty for specified array items",
             Level::Field => "must not be empty for specified object fields",
         };
-        errors.required(&at("type"), words);
+        schema.required("type", words);
     }
     if either && !kind.is_empty() {
-        errors.invalid(&at("type"), kind, "must be empty if x-kubernetes-int-or-string is true");
+        schema.wrong("type", "must be empty if x-kubernetes-int-or-string is true");
     }
     if level == Level::Root && !kind.is_empty() && kind != "object" {
-        errors.invalid(&at("type"), kind, "must be object at the root");
+        schema.wrong("type", "must be object at the root");
     }
-    if level == Level::Root && has(schema, "/additionalProperties") {
-        errors.forbidden(&at("additionalProperties"), "must not be used at the root");
+    if level == Level::Root && schema.has("additionalProperties") {
+        schema.forbidden("additionalProperties", "must not be used at the root");
     }
-    if either && (open || embedded) {
-        for (key, given) in
-            [("x-kubernetes-preserve-unknown-fields", open), ("x-kubernetes-embedded-resource", embedded)]
-        {
-            if given {
-                errors.invalid(&at(key), true, "must be false if x-kubernetes-int-or-string is true");
-            }
+    for (key, given) in
+        [("x-kubernetes-preserve-unknown-fields", open), ("x-kubernetes-embedded-resource", embedded)]
+    {
+        if either && given {
+            schema.invalid(key, true, "must be false if x-kubernetes-int-or-string is true");
         }
     }
     if embedded {
-        embedded_resource(schema, path, errors);
+        embedded_resource(schema);
     }
     if embedded || level == Level::Root {
-        metadata(schema, level, path, errors);
+        metadata(schema, level);
     }
-    for (name, property) in entries(schema, "/properties") {
-        structural(property, Level::Field, &format!("{path}.properties[{name}]"), errors);
-    }
-    if schema.get("additionalProperties").is_some_and(Value::is_object) {
-        structural(&schema["additionalProperties"], Level::Field, &at("additionalProperties"), errors);
-    }
-    if schema.get("items").is_some_and(Value::is_object) {
-        structural(&schema["items"], Level::Item, &at("items"), errors);
-    }
-    for (nested, value) in junctors(schema, path) {
-        value_validation(value, schema, &nested, either, errors);
-    }
+    schema.entries("properties").for_each(|(_, property)| structural(&property, Level::Field));
+    below(schema, "additionalProperties").iter().for_each(|s| structural(s, Level::Field));
+    below(schema, "items").iter().for_each(|s| structural(s, Level::Item));
+    junctors(schema).for_each(|s| value_validation(&s, schema, either));
 }
 
-fn junctors<'a>(schema: &'a Value, path: &str) -> Vec<(String, &'a Value)> {
-    let logic = ["allOf", "oneOf", "anyOf"];
-    let below = children(schema, path).into_iter();
-    let ours = |p: &str| {
-        let own = p.strip_prefix(path).unwrap_or_default();
-        own == ".not" || logic.iter().any(|l| own.starts_with(&format!(".{l}[")))
-    };
-    below.filter(|(p, _)| ours(p)).collect()
-}
-
-fn embedded_resource(schema: &Value, path: &str, errors: &mut FieldErrors) {
-    if has(schema, "/additionalProperties") {
+fn embedded_resource(schema: &Spot) {
+    if schema.has("additionalProperties") {
         let words = "must not be used if x-kubernetes-embedded-resource is set";
-        errors.forbidden(&format!("{path}.additionalProperties"), words);
+        schema.forbidden("additionalProperties", words);
     }
-    let kind = text(schema, "/type");
+    let kind = schema.text("type");
     if kind != "object" {
-        let words = "must be object if x-kubernetes-embedded-resource is true";
-        errors.invalid(&format!("{path}.type"), kind, words);
+        schema.invalid("type", kind, "must be object if x-kubernetes-embedded-resource is true");
     }
-    let open = flag(schema, "/x-kubernetes-preserve-unknown-fields");
-    if !open && entries(schema, "/properties").next().is_none() {
+    let open = schema.flag("x-kubernetes-preserve-unknown-fields");
+    if !open && schema.entries("properties").next().is_none() {
         let words = "must not be empty if x-kubernetes-embedded-resource is true without x-kubernetes-preserve-unknown-fields";
-        errors.required(&format!("{path}.properties"), words);
+        schema.required("properties", words);
     }
 }
 
 /// `kind`, `apiVersion` and `metadata` have fixed types; at the root, `metadata` may say little.
-fn metadata(schema: &Value, level: Level, path: &str, errors: &mut FieldErrors) {
+fn metadata(schema: &Spot, level: Level) {
+    let property = |key: &str| schema.entries("properties").find(|(k, _)| *k == key).map(|(_, own)| own);
     for (key, wanted) in [("kind", "string"), ("apiVersion", "string"), ("metadata", "object")] {
-        let Some((_, own)) = entries(schema, "/properties").find(|(k, _)| *k == key) else { continue };
-        let kind = text(own, "/type");
-        if kind != wanted {
-            let at = format!("{path}.properties[{key}].type");
-            errors.invalid(&at, kind, &format!("must be {wanted}"));
+        let Some(own) = property(key) else { continue };
+        if own.text("type") != wanted {
+            own.invalid("type", own.text("type"), &format!("must be {wanted}"));
         }
     }
-    let Some(metadata) = schema.pointer("/properties/metadata").filter(|_| level == Level::Root) else {
-        return;
-    };
-    let only_names = entries(metadata, "/properties").all(|(k, _)| matches!(k, "name" | "generateName"));
-    let says_more = entries(metadata, "")
+    let Some(metadata) = property("metadata").filter(|_| level == Level::Root) else { return };
+    let only_names = metadata.entries("properties").all(|(k, _)| matches!(k, "name" | "generateName"));
+    let says_more = entries(metadata.v, "")
         .any(|(k, v)| !v.is_null() && !matches!(k, "type" | "properties" | "default" | "description"));
     if !only_names || says_more {
         let words = "must not specify anything other than name and generateName, but metadata is implicitly specified";
-        errors.forbidden(&format!("{path}.properties[metadata]"), words);
+        metadata.forbidden("", words);
     }
 }
 
 /// What stands inside a junctor: value validation only, of fields that `outer` specifies.
-fn value_validation(value: &Value, outer: &Value, path: &str, either: bool, errors: &mut FieldErrors) {
-    for (key, words) in OUTSIDE_ONLY {
-        let given = value.get(key).filter(|v| !v.is_null() && **v != json!(false) && **v != json!(""));
+fn value_validation(value: &Spot, outer: &Spot, either: bool) {
+    for (key, state) in OUTSIDE_ONLY {
+        let given = value.v.get(key).filter(|v| !v.is_null() && **v != json!(false) && **v != json!(""));
         // `anyOf: [{type: integer}, {type: string}]` is how int-or-string is written for other readers.
-        let allowed = key == "type" && either && matches!(text(value, "/type"), "integer" | "string");
+        let allowed = key == "type" && either && matches!(value.text("type"), "integer" | "string");
         if given.is_some() && !allowed {
-            errors.forbidden(&format!("{path}.{key}"), words);
+            value.forbidden(key, &format!("must be {state} to be structural"));
         }
     }
-    for (name, property) in entries(value, "/properties") {
-        let at = format!("{path}.properties[{name}]");
-        match entries(outer, "/properties").find(|(k, _)| *k == name) {
-            Some((_, own)) => {
-                value_validation(property, own, &at, flag(own, "/x-kubernetes-int-or-string"), errors)
-            }
-            None => errors.required(&outer_path(&at), &format!("because it is defined in {at}")),
+    let missing = |inner: &Spot| {
+        let at = inner.at("");
+        inner.named(outer_path(&at)).required("", &format!("because it is defined in {at}"));
+    };
+    for (name, property) in value.entries("properties") {
+        match outer.entries("properties").find(|(k, _)| *k == name) {
+            Some((_, own)) => value_validation(&property, &own, own.flag("x-kubernetes-int-or-string")),
+            None => missing(&property),
         }
     }
-    if value.get("items").is_some_and(Value::is_object) {
-        let at = format!("{path}.items");
-        if outer.get("items").is_some_and(Value::is_object) {
-            value_validation(&value["items"], &outer["items"], &at, false, errors);
-        } else {
-            errors.required(&outer_path(&at), &format!("because it is defined in {at}"));
+    if let Some(items) = below(value, "items") {
+        match below(outer, "items") {
+            Some(own) => value_validation(&items, &own, false),
+            None => missing(&items),
         }
     }
-    for (nested, inner) in junctors(value, path) {
-        value_validation(inner, outer, &nested, either, errors);
-    }
+    junctors(value).for_each(|inner| value_validation(&inner, outer, either));
 }
 
 /// The path without its junctors: where the field must be specified.
 fn outer_path(path: &str) -> String {
-    let mut out: Vec<&str> = Vec::new();
-    for part in path.split('.') {
-        let junctor = part == "not" || ["allOf[", "anyOf[", "oneOf["].iter().any(|j| part.starts_with(j));
-        if !junctor {
-            out.push(part);
-        }
-    }
-    out.join(".")
+    let is_junctor =
+        |part: &&str| *part == "not" || ["allOf[", "anyOf[", "oneOf["].iter().any(|j| part.starts_with(j));
+    path.split('.').filter(|part| !is_junctor(part)).collect::<Vec<_>>().join(".")
 }
 
 /// The schema of the field at a simple path (`.spec.replicas`).
@@ -457,10 +408,11 @@ pub fn at_path<'a>(schema: &'a Value, path: &str) -> Option<&'a Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::field_errors::FieldErrors;
 
     fn found(schema: Value) -> Vec<String> {
         let mut errors = FieldErrors::new();
-        root(&schema, false, "s", &mut errors);
+        root(&Spot::new(&schema, "s", &mut errors), false);
         errors.causes().iter().map(|c| format!("{}: {}", c.field, c.message)).collect()
     }
 

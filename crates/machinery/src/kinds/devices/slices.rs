@@ -1,10 +1,9 @@
 //! ResourceSlice: the devices of a pool, as their driver publishes them.
 
-use super::{bounded, condition_types, label, pool_name, qualified_keys, taint, unique};
-use crate::field_errors::FieldErrors;
-use crate::kinds::csi::driver_name;
-use crate::kinds::get::{entries, flag, has, int, list, text, texts};
+use super::{driver, pool_name, qualified, taint, unique};
+use crate::kinds::get::{entries, has, list, text};
 use crate::kinds::pod::scheduling::node_selector;
+use crate::kinds::spot::Spot;
 use crate::name;
 use crate::quantity::Quantity;
 use serde_json::Value;
@@ -30,47 +29,37 @@ pub fn node_text(s: &Value) -> Value {
 }
 
 /// Checks a whole slice.
-pub fn slice(obj: &Value, errors: &mut FieldErrors) {
-    let spec = &obj["spec"];
-    driver_name(text(spec, "/driver"), "spec.driver", errors);
-    pool_name(text(spec, "/pool/name"), "spec.pool.name", errors);
-    let count = int(spec, "/pool/resourceSliceCount").unwrap_or(0);
-    if count <= 0 {
-        errors.invalid("spec.pool.resourceSliceCount", count, "must be greater than zero");
-    }
-    if let Some(n) = int(spec, "/pool/generation").filter(|n| *n < 0) {
-        errors.invalid("spec.pool.generation", n, "must be greater than or equal to zero");
-    }
-    let chosen = places(spec, &["allNodes", "perDeviceNodeSelection"], "spec", errors);
-    if list(spec, "/nodeSelector/nodeSelectorTerms").len() > 1 {
-        let terms = spec.pointer("/nodeSelector/nodeSelectorTerms").cloned().unwrap_or_default();
-        let words = "must have exactly one node selector term";
-        errors.invalid("spec.nodeSelector.nodeSelectorTerms", terms, words);
+pub fn slice(obj: &Spot) {
+    let spec = obj.key("spec");
+    driver(&spec.key("driver"));
+    pool_name(&spec.key("pool.name"));
+    spec.within_or_zero("pool.resourceSliceCount", 1..=i64::MAX, "must be greater than zero");
+    spec.within("pool.generation", 0..=i64::MAX, "must be greater than or equal to zero");
+    let chosen = places(&spec, &["allNodes", "perDeviceNodeSelection"]);
+    if spec.list("nodeSelector.nodeSelectorTerms").len() > 1 {
+        spec.wrong("nodeSelector.nodeSelectorTerms", "must have exactly one node selector term");
     }
     match chosen.len() {
-        0 => errors.required("spec", ONE_OF),
+        0 => spec.required("", ONE_OF),
         1 => {}
         _ => {
             let words = format!("{ONE_OF}, but multiple fields are set");
-            errors.invalid("spec", format!("{{{}}}", chosen.join(", ")), &words);
+            spec.invalid("", format!("{{{}}}", chosen.join(", ")), &words);
         }
     }
-    if has(spec, "/sharedCounters") && has(spec, "/devices") {
-        errors.invalid("spec", "", "only one of `sharedCounters` or `devices` is allowed");
+    if spec.has("sharedCounters") && spec.has("devices") {
+        spec.invalid("", "", "only one of `sharedCounters` or `devices` is allowed");
     }
-    let advanced = list(spec, "/devices").iter().any(is_advanced);
-    let max = if advanced { DEVICES_ADVANCED_MAX } else { DEVICES_MAX };
-    let devices = bounded(spec, "devices", max, "spec", errors);
-    let each_its_own = flag(spec, "/perDeviceNodeSelection");
-    for (i, d) in devices.iter().enumerate() {
-        device(d, each_its_own, &format!("spec.devices[{i}]"), errors);
+    let advanced = spec.list("devices").iter().any(is_advanced);
+    let each_its_own = spec.flag("perDeviceNodeSelection");
+    if spec.at_most("devices", if advanced { DEVICES_ADVANCED_MAX } else { DEVICES_MAX }) {
+        spec.each("devices").for_each(|d| device(&d, each_its_own));
+        unique(spec.each("devices"), "name");
     }
-    unique(devices.iter().map(|d| text(d, "/name")), "spec.devices", errors);
-    let sets = bounded(spec, "sharedCounters", COUNTER_SETS_MAX, "spec", errors);
-    for (i, set) in sets.iter().enumerate() {
-        counters(set, "name", &format!("spec.sharedCounters[{i}]"), errors);
+    if spec.at_most("sharedCounters", COUNTER_SETS_MAX) {
+        spec.each("sharedCounters").for_each(|set| counters(&set, "name"));
+        unique(spec.each("sharedCounters"), "name");
     }
-    unique(sets.iter().map(|s| text(s, "/name")), "spec.sharedCounters", errors);
 }
 
 fn is_advanced(device: &Value) -> bool {
@@ -81,104 +70,86 @@ fn is_advanced(device: &Value) -> bool {
 }
 
 /// Where the devices are: which of the ways is given, in the words of messages.
-fn places(v: &Value, flags: &[&str], path: &str, errors: &mut FieldErrors) -> Vec<String> {
+fn places(v: &Spot, flags: &[&str]) -> Vec<String> {
     let mut chosen = Vec::new();
-    if let Some(node) = v.get("nodeName").and_then(Value::as_str) {
-        if node.is_empty() {
-            let words = "must be either unset or set to a non-empty string";
-            errors.invalid(&format!("{path}.nodeName"), "", words);
-        } else {
+    match v.v.get("nodeName").and_then(Value::as_str) {
+        Some("") => v.invalid("nodeName", "", "must be either unset or set to a non-empty string"),
+        Some(_) => {
             chosen.push("`nodeName`".to_string());
-            errors.invalid_all(&format!("{path}.nodeName"), node, name::dns1123_subdomain(node));
+            v.like("nodeName", name::dns1123_subdomain);
         }
+        None => {}
     }
-    if has(v, "/nodeSelector") {
+    if let Some(selector) = v.opt("nodeSelector") {
         chosen.push("`nodeSelector`".into());
-        node_selector(&v["nodeSelector"], &format!("{path}.nodeSelector"), errors);
+        node_selector(&selector);
     }
     for key in flags {
-        match v.get(*key).and_then(Value::as_bool) {
+        match v.v.get(*key).and_then(Value::as_bool) {
             Some(true) => chosen.push(format!("`{key}`")),
-            Some(false) => {
-                errors.invalid(&format!("{path}.{key}"), false, "must be either unset or set to true");
-            }
+            Some(false) => v.invalid(key, false, "must be either unset or set to true"),
             None => {}
         }
     }
     chosen
 }
 
-fn device(d: &Value, own_place: bool, path: &str, errors: &mut FieldErrors) {
-    label(text(d, "/name"), &format!("{path}.name"), errors);
-    let total = entries(d, "/attributes").count() + entries(d, "/capacity").count();
+fn device(d: &Spot, own_place: bool) {
+    d.like("name", name::dns1123_label);
+    let total = d.entries("attributes").count() + d.entries("capacity").count();
     if total > ATTRIBUTES_MAX {
         let words = format!("the total number of attributes and capacities must not exceed {ATTRIBUTES_MAX}");
-        errors.invalid(path, total, &words);
+        d.invalid("", total, &words);
     }
-    qualified_keys(d, "attributes", path, errors);
-    for (key, value) in entries(d, "/attributes") {
-        attribute(value, &format!("{path}.attributes[{key}]"), errors);
-    }
-    qualified_keys(d, "capacity", path, errors);
-    for (key, capacity) in entries(d, "/capacity") {
-        let path = format!("{path}.capacity[{key}].requestPolicy");
-        if has(capacity, "/requestPolicy") {
-            if flag(d, "/allowMultipleAllocations") {
-                policy(&capacity["requestPolicy"], &path, errors);
-            } else {
-                errors.forbidden(&path, "allowMultipleAllocations must be true");
-            }
+    d.entries("attributes").for_each(|(own, _)| qualified(own, &d.key("attributes")));
+    d.entries("attributes").for_each(|(_, a)| attribute(&a));
+    d.entries("capacity").for_each(|(own, _)| qualified(own, &d.key("capacity")));
+    for policy in d.entries("capacity").filter_map(|(_, c)| c.opt("requestPolicy")) {
+        if d.flag("allowMultipleAllocations") {
+            request_policy(&policy);
+        } else {
+            policy.forbidden("", "allowMultipleAllocations must be true");
         }
     }
-    for (i, t) in bounded(d, "taints", TAINTS_MAX, path, errors).iter().enumerate() {
-        taint(t, &format!("{path}.taints[{i}]"), errors);
+    d.bounded("taints", TAINTS_MAX).for_each(|t| taint(&t));
+    if d.at_most("consumesCounters", CONSUMPTIONS_MAX) {
+        d.each("consumesCounters").for_each(|c| counters(&c, "counterSet"));
+        unique(d.each("consumesCounters"), "counterSet");
     }
-    let consumed = bounded(d, "consumesCounters", CONSUMPTIONS_MAX, path, errors);
-    for (i, c) in consumed.iter().enumerate() {
-        counters(c, "counterSet", &format!("{path}.consumesCounters[{i}]"), errors);
-    }
-    unique(consumed.iter().map(|c| text(c, "/counterSet")), &format!("{path}.consumesCounters"), errors);
-    let given = ["nodeName", "nodeSelector", "allNodes"].iter().any(|k| has(d, &format!("/{k}")));
     if own_place {
-        let chosen = places(d, &["allNodes"], path, errors);
+        let chosen = places(d, &["allNodes"]);
         match chosen.len() {
-            0 => errors.required(path, ONE_OF_DEVICE),
+            0 => d.required("", ONE_OF_DEVICE),
             1 => {}
-            _ => errors.invalid(path, format!("{{{}}}", chosen.join(", ")), ONE_OF_DEVICE),
+            _ => d.invalid("", format!("{{{}}}", chosen.join(", ")), ONE_OF_DEVICE),
         }
-    } else if given {
+    } else if !d.given(&["nodeName", "nodeSelector", "allNodes"]).is_empty() {
         let words = "`nodeName`, `nodeSelector` and `allNodes` can only be set if `perDeviceNodeSelection` is set to true in the ResourceSlice spec";
-        errors.invalid(path, Value::Null, words);
+        d.invalid("", Value::Null, words);
     }
     for key in ["bindingConditions", "bindingFailureConditions"] {
-        condition_types(d, key, path, errors);
+        d.each(key).for_each(|c| c.like("", name::qualified_name));
     }
 }
 
-fn attribute(a: &Value, path: &str, errors: &mut FieldErrors) {
-    let given = VALUES.iter().filter(|k| has(a, &format!("/{k}"))).count();
+fn attribute(a: &Spot) {
+    let given = a.given(&VALUES).len();
     if given != 1 {
-        let shown = if given == 0 { Value::from("") } else { a.clone() };
-        errors.invalid(path, shown, "exactly one value must be specified");
+        let shown = if given == 0 { Value::from("") } else { a.v.clone() };
+        a.invalid("", shown, "exactly one value must be specified");
     }
-    for key in ["bools", "ints", "strings", "versions"] {
-        if has(a, &format!("/{key}")) && list(a, &format!("/{key}")).is_empty() {
-            let at = format!("{path}.{key}");
-            errors.invalid(&at, Value::Array(Vec::new()), "must not be empty if specified");
+    for key in a.given(&["bools", "ints", "strings", "versions"]) {
+        if a.list(key).is_empty() {
+            a.invalid(key, Value::Array(Vec::new()), "must not be empty if specified");
         }
     }
     for (one, many) in [("string", "strings"), ("version", "versions")] {
-        let single = Some(text(a, &format!("/{one}"))).filter(|t| !t.is_empty());
-        let single = single.map(|t| (format!("{path}.{one}"), t));
-        let several = format!("/{many}");
-        let several = texts(a, &several).enumerate().map(|(i, t)| (format!("{path}.{many}[{i}]"), t));
-        for (at, value) in single.into_iter().chain(several) {
-            if one == "version" && !is_semver(value) {
-                errors.invalid(&at, value, "must be a string compatible with semver.org spec 2.0.0");
+        let single = a.opt(one).filter(|s| !s.text("").is_empty());
+        for s in single.into_iter().chain(a.each(many)) {
+            if one == "version" && !is_semver(s.text("")) {
+                s.wrong("", "must be a string compatible with semver.org spec 2.0.0");
             }
-            if value.len() > VALUE_BYTES_MAX {
-                errors.too_long(&at, VALUE_BYTES_MAX);
-            }
+            s.no_longer("", s.text("").len(), VALUE_BYTES_MAX);
         }
     }
 }
@@ -196,54 +167,45 @@ fn is_semver(text: &str) -> bool {
         && build.is_none_or(|b| b.split('.').all(word))
 }
 
-fn counters(v: &Value, key: &str, path: &str, errors: &mut FieldErrors) {
-    let at = format!("{path}.{key}");
-    match text(v, &format!("/{key}")) {
-        "" => errors.required(&at, ""),
-        own => label(own, &at, errors),
-    }
-    let count = entries(v, "/counters").count();
+fn counters(v: &Spot, key: &str) {
+    v.need_like(key, name::dns1123_label);
+    let count = v.entries("counters").count();
     if count == 0 {
-        errors.required(&format!("{path}.counters"), "");
-    } else if count > COUNTERS_MAX {
-        errors.too_many(&format!("{path}.counters"), count, COUNTERS_MAX);
+        v.required("counters", "");
     }
-    for (own, _) in entries(v, "/counters") {
-        label(own, &format!("{path}.counters"), errors);
-    }
+    v.few("counters", count, COUNTERS_MAX);
+    v.entries("counters").for_each(|(own, _)| v.invalid_all("counters", own, name::dns1123_label(own)));
 }
 
-fn policy(p: &Value, path: &str, errors: &mut FieldErrors) {
-    let (values, range) = (list(p, "/validValues"), has(p, "/validRange"));
+fn request_policy(p: &Spot) {
+    let (values, range) = (p.list("validValues"), p.has("validRange"));
     let amount = |v: &Value| Quantity::from_json(v).and_then(Result::ok);
     if !values.is_empty() && range {
         let words = "exactly one policy can be specified, cannot specify \"validValues\" and \"validRange\" at the same time";
-        return errors.forbidden(path, words);
+        return p.forbidden("", words);
     }
-    let default = amount(&p["default"]);
+    let default = amount(&p.v["default"]);
     for (given, key) in [(!values.is_empty(), "validValues"), (range, "validRange")] {
         if given && default.is_none() {
-            errors.required(&format!("{path}.default"), &format!("required when {key} is defined"));
+            p.required("default", &format!("required when {key} is defined"));
         }
     }
     let Some(default) = default else { return };
     let all: Vec<Quantity> = values.iter().filter_map(amount).collect();
     if !all.is_empty() && !all.contains(&default) {
         let words = "default value is not valid according to the requestPolicy";
-        errors.invalid(&format!("{path}.validValues"), default.to_string(), words);
+        p.invalid("validValues", default.to_string(), words);
     }
     if range {
-        let at = format!("{path}.validRange");
-        let Some(min) = amount(&p["validRange"]["min"]) else {
-            return errors.required(&format!("{at}.min"), "required when validRange is defined");
+        let range = p.key("validRange");
+        let Some(min) = amount(&range.v["min"]) else {
+            return range.required("min", "required when validRange is defined");
         };
         if default < min {
-            let words = format!("default is less than min: {min}");
-            errors.invalid(&format!("{at}.default"), default.to_string(), &words);
+            range.invalid("default", default.to_string(), &format!("default is less than min: {min}"));
         }
-        if let Some(max) = amount(&p["validRange"]["max"]).filter(|max| default > *max) {
-            let words = format!("default is more than max: {max}");
-            errors.invalid(&format!("{at}.default"), default.to_string(), &words);
+        if let Some(max) = amount(&range.v["max"]).filter(|max| default > *max) {
+            range.invalid("default", default.to_string(), &format!("default is more than max: {max}"));
         }
     }
 }
@@ -251,11 +213,12 @@ fn policy(p: &Value, path: &str, errors: &mut FieldErrors) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::field_errors::FieldErrors;
     use serde_json::json;
 
     fn fields(spec: Value) -> Vec<String> {
         let mut errors = FieldErrors::new();
-        slice(&json!({"spec": spec}), &mut errors);
+        slice(&Spot::new(&json!({"spec": spec}), "", &mut errors));
         errors.causes().iter().map(|c| c.field.clone()).collect()
     }
 

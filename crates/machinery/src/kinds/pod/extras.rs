@@ -1,9 +1,8 @@
 //! Validation of what few pods have: resource claims, Windows options, the fields an operating system excludes.
 
-use crate::field_errors::FieldErrors;
-use crate::kinds::get::{flag, has, list, required, text};
+use crate::kinds::spot::Spot;
+
 use crate::name;
-use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Fields of a pod's security context that only Linux has.
@@ -33,164 +32,142 @@ const LINUX_CONTAINER: [&str; 10] = [
     "seLinuxOptions",
     "seccompProfile",
 ];
-const LISTS: [&str; 3] = ["containers", "initContainers", "ephemeralContainers"];
 const SPEC_MAX: usize = 64 * 1024;
 const USER_MAX: usize = 256;
 
-/// All of it, for a pod spec at `path`.
-pub fn validate(spec: &Value, path: &str, errors: &mut FieldErrors) {
-    claims(spec, path, errors);
-    windows(spec, path, errors);
-    system(spec, path, errors);
+/// All of it, for a pod spec.
+pub fn validate(spec: &Spot) {
+    claims(spec);
+    windows(spec);
+    system(spec);
 }
 
-fn claims(spec: &Value, path: &str, errors: &mut FieldErrors) {
+fn containers<'a>(spec: &Spot<'a>) -> impl Iterator<Item = Spot<'a>> + use<'a> {
+    let all = ["containers", "initContainers", "ephemeralContainers"].map(|key| spec.each(key));
+    all.into_iter().flatten()
+}
+
+fn claims(spec: &Spot) {
     let mut names = BTreeSet::new();
-    for (i, claim) in list(spec, "/resourceClaims").iter().enumerate() {
-        let path = format!("{path}.resourceClaims[{i}]");
-        if let Some(own) = required(claim, &path, "name", errors) {
-            errors.invalid_all(&format!("{path}.name"), own, name::dns1123_label(own));
-            if !names.insert(own) {
-                errors.duplicate(&format!("{path}.name"), own);
-            }
+    for claim in spec.each("resourceClaims") {
+        if let Some(own) = claim.need("name") {
+            claim.like("name", name::dns1123_label);
+            claim.unique("name", own, &mut names);
         }
         let sources = ["resourceClaimName", "resourceClaimTemplateName"];
-        match sources.iter().filter(|s| has(claim, &format!("/{s}"))).count() {
-            0 => errors.invalid(
-                &path,
-                claim.clone(),
-                "must specify one of: `resourceClaimName`, `resourceClaimTemplateName`",
-            ),
+        match claim.given(&sources).len() {
+            0 => {
+                claim.wrong("", "must specify one of: `resourceClaimName`, `resourceClaimTemplateName`");
+            }
             1 => {}
-            _ => errors.invalid(
-                &path,
-                claim.clone(),
-                "at most one of `resourceClaimName` or `resourceClaimTemplateName` may be specified",
-            ),
-        }
-        for key in sources {
-            if let Some(given) = claim.get(key).and_then(Value::as_str) {
-                errors.invalid_all(&format!("{path}.{key}"), given, name::dns1123_subdomain(given));
+            _ => {
+                let words =
+                    "at most one of `resourceClaimName` or `resourceClaimTemplateName` may be specified";
+                claim.wrong("", words);
             }
         }
+        claim.given(&sources).iter().for_each(|key| claim.like(key, name::dns1123_subdomain));
     }
-    for key in LISTS {
-        for (i, c) in list(spec, &format!("/{key}")).iter().enumerate() {
-            used_claims(c, &names, &format!("{path}.{key}[{i}].resources.claims"), errors);
-        }
-    }
+    containers(spec).for_each(|c| used_claims(&c, &names));
 }
 
-fn used_claims(c: &Value, known: &BTreeSet<&str>, path: &str, errors: &mut FieldErrors) {
+fn used_claims(c: &Spot, known: &BTreeSet<&str>) {
     // With and without a request: a claim as a whole stands alone.
     let mut used: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
-    for (i, claim) in list(c, "/resources/claims").iter().enumerate() {
-        let path = format!("{path}[{i}]");
-        let Some(own) = required(claim, &path, "name", errors) else { continue };
+    for claim in c.each("resources.claims") {
+        let Some(own) = claim.need("name") else { continue };
         if !known.contains(own) {
-            errors.not_found(&format!("{path}.name"), own);
+            claim.not_found("name", own);
         }
         let requests = used.entry(own).or_default();
-        if !requests.insert(text(claim, "/request")) || (requests.len() > 1 && requests.contains("")) {
-            errors.duplicate(&path, own);
+        if !requests.insert(claim.text("request")) || (requests.len() > 1 && requests.contains("")) {
+            claim.duplicate("", own);
         }
     }
 }
 
 /// `windowsOptions` of the pod and its containers.
-fn windows(spec: &Value, path: &str, errors: &mut FieldErrors) {
-    let pods = &spec["securityContext"]["windowsOptions"];
-    options(pods, &format!("{path}.securityContext.windowsOptions"), errors);
-    let whole = pods.get("hostProcess").and_then(Value::as_bool);
-    for key in LISTS {
-        for (i, c) in list(spec, &format!("/{key}")).iter().enumerate() {
-            let path = format!("{path}.{key}[{i}].securityContext.windowsOptions");
-            let own = &c["securityContext"]["windowsOptions"];
-            options(own, &path, errors);
-            let host = own.get("hostProcess").and_then(Value::as_bool);
-            if let (Some(a), Some(b)) = (whole, host)
-                && a != b
-            {
-                let words = format!("pod hostProcess value must be identical if both are specified, was {a}");
-                errors.invalid(&format!("{path}.hostProcess"), b, &words);
-            }
-            if host.or(whole) == Some(true) && !flag(spec, "/hostNetwork") {
-                let words = "hostNetwork must be true if pod contains any hostProcess containers";
-                errors.invalid(&format!("{path}.hostProcess"), true, words);
-            }
+fn windows(spec: &Spot) {
+    const OPTIONS: &str = "securityContext.windowsOptions";
+    let pods = spec.key(OPTIONS);
+    options(&pods);
+    let whole = pods.v["hostProcess"].as_bool();
+    for own in containers(spec).map(|c| c.key(OPTIONS)) {
+        options(&own);
+        let host = own.v["hostProcess"].as_bool();
+        if let (Some(a), Some(b)) = (whole, host)
+            && a != b
+        {
+            let words = format!("pod hostProcess value must be identical if both are specified, was {a}");
+            own.invalid("hostProcess", b, &words);
+        }
+        if host.or(whole) == Some(true) && !spec.flag("hostNetwork") {
+            let words = "hostNetwork must be true if pod contains any hostProcess containers";
+            own.invalid("hostProcess", true, words);
         }
     }
 }
 
-fn options(own: &Value, path: &str, errors: &mut FieldErrors) {
-    if let Some(given) = own.get("gmsaCredentialSpecName").and_then(Value::as_str) {
-        errors.invalid_all(&format!("{path}.gmsaCredentialSpecName"), given, name::dns1123_subdomain(given));
-    }
-    if let Some(given) = own.get("gmsaCredentialSpec").and_then(Value::as_str) {
-        let at = format!("{path}.gmsaCredentialSpec");
+fn options(own: &Spot) {
+    own.given(&["gmsaCredentialSpecName"]).iter().for_each(|key| own.like(key, name::dns1123_subdomain));
+    if let Some(s) = own.opt("gmsaCredentialSpec") {
+        let given = s.text("");
         if given.is_empty() {
-            errors.invalid(&at, given, "gmsaCredentialSpec cannot be an empty string");
+            s.wrong("", "gmsaCredentialSpec cannot be an empty string");
         } else if given.len() > SPEC_MAX {
-            errors.invalid(&at, given.len(), "gmsaCredentialSpec size must be under 64 KiB");
+            s.invalid("", given.len(), "gmsaCredentialSpec size must be under 64 KiB");
         }
     }
-    if let Some(given) = own.get("runAsUserName").and_then(Value::as_str) {
-        let at = format!("{path}.runAsUserName");
+    if let Some(s) = own.opt("runAsUserName") {
+        let given = s.text("");
         if given.is_empty() {
-            errors.invalid(&at, given, "runAsUserName cannot be an empty string");
+            s.wrong("", "runAsUserName cannot be an empty string");
         } else if given.len() > USER_MAX {
-            errors.invalid(&at, given, "runAsUserName's total length cannot be longer than 256 characters");
+            s.wrong("", "runAsUserName's total length cannot be longer than 256 characters");
         } else if given.contains(char::is_control) {
-            errors.invalid(&at, given, "runAsUserName cannot contain control characters");
+            s.wrong("", "runAsUserName cannot contain control characters");
         } else if given.matches('\\').count() > 1 {
-            errors.invalid(&at, given, "runAsUserName cannot contain more than one backslash");
+            s.wrong("", "runAsUserName cannot contain more than one backslash");
         }
     }
 }
 
 /// A pod that says which system it is for must not ask for what the other one has.
-fn system(spec: &Value, path: &str, errors: &mut FieldErrors) {
-    let (os, context) = (text(spec, "/os/name"), &spec["securityContext"]);
-    let mut refuse = |given: bool, at: String| {
-        if given {
-            errors.forbidden(&at, &format!("cannot be set for a {os} pod"));
+fn system(spec: &Spot) {
+    let (os, context) = (spec.text("os.name"), spec.key("securityContext"));
+    let refuse = |s: &Spot, keys: &[&str]| {
+        for key in s.given(keys) {
+            s.forbidden(key, &format!("cannot be set for a {os} pod"));
         }
     };
-    match os {
+    let of_containers: &[&str] = match os {
         "linux" => {
-            let at = format!("{path}.securityContext.windowsOptions");
-            refuse(has(context, "/windowsOptions"), at);
+            refuse(&context, &["windowsOptions"]);
+            &["windowsOptions"]
         }
         "windows" => {
-            for key in LINUX_POD {
-                refuse(has(context, &format!("/{key}")), format!("{path}.securityContext.{key}"));
+            refuse(&context, &LINUX_POD);
+            for key in ["hostPID", "hostIPC", "shareProcessNamespace"].into_iter().filter(|k| spec.flag(k)) {
+                refuse(spec, &[key]);
             }
-            for key in ["hostPID", "hostIPC", "shareProcessNamespace"] {
-                refuse(flag(spec, &format!("/{key}")), format!("{path}.{key}"));
-            }
-            refuse(has(spec, "/hostUsers"), format!("{path}.hostUsers"));
+            refuse(spec, &["hostUsers"]);
+            &LINUX_CONTAINER
         }
         _ => return,
-    }
-    for key in LISTS {
-        for (i, c) in list(spec, &format!("/{key}")).iter().enumerate() {
-            let (own, path) = (&c["securityContext"], format!("{path}.{key}[{i}].securityContext"));
-            let fields: &[&str] = if os == "linux" { &["windowsOptions"] } else { &LINUX_CONTAINER };
-            for field in fields {
-                refuse(has(own, &format!("/{field}")), format!("{path}.{field}"));
-            }
-        }
-    }
+    };
+    containers(spec).for_each(|c| refuse(&c.key("securityContext"), of_containers));
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::field_errors::FieldErrors;
+    use serde_json::Value;
     use serde_json::json;
 
     fn found(spec: Value) -> Vec<String> {
         let mut errors = FieldErrors::new();
-        validate(&spec, "spec", &mut errors);
+        validate(&Spot::new(&spec, "spec", &mut errors));
         errors.causes().iter().map(|c| c.field.clone()).collect()
     }
 

@@ -5,6 +5,7 @@ pub mod containers;
 pub mod defaults;
 pub mod ephemeral;
 mod extras;
+mod label_keys;
 pub mod resize;
 pub mod scheduling;
 pub mod volumes;
@@ -12,13 +13,14 @@ mod whole;
 
 pub use cells::condition;
 
-use super::get::{
-    each, entries, enumerated, enumerated_opt, flag, has, int, list, remove, same, set, text, texts,
-};
-use super::{Behaviour, FieldKind, GENERIC, meta};
-use crate::field_errors::FieldErrors;
+use super::get::{each, int, list, remove, same, set, text};
+use super::service::selector_text;
+use super::spot::{Rule, Spot};
+use super::workload::template_texts;
+use super::{Behaviour, CHECKED, COUNTED, FieldKind, meta};
 use crate::name;
 use crate::quantity::Quantity;
+use crate::table::{Cell, Column};
 use serde_json::{Value, json};
 
 /// What a pod may set without harm to others (Kubernetes' safe list), in the order in which versions began to allow it.
@@ -41,14 +43,12 @@ pub const SAFE_SYSCTLS: [&str; 12] = [
 pub static ROWS: &[Behaviour] = &[
     Behaviour {
         resource: "pods",
-        validated: true,
-        generation: true,
         defaults: defaults::pod,
         prepare_create,
         prepare_update,
         prepare_status,
-        validate_create,
-        validate_update,
+        validate: validate_create,
+        validate_update: Some(validate_update),
         grace,
         fields: &[
             ("spec.nodeName", FieldKind::Text("/spec/nodeName")),
@@ -62,15 +62,19 @@ pub static ROWS: &[Behaviour] = &[
             ("status.nominatedNodeName", FieldKind::Text("/status/nominatedNodeName")),
         ],
         columns: cells::COLUMNS,
-        ..GENERIC
+        ..COUNTED
     },
     Behaviour {
         resource: "podtemplates",
-        validated: true,
         defaults: defaults::template,
-        validate_create: |v, e| template(&v["template"], "template", e),
-        validate_update: |v, _, e| template(&v["template"], "template", e),
-        ..GENERIC
+        validate: |s| template(&s.key("template")),
+        columns: &[
+            Column::NAME,
+            Column::new("Containers", Cell::Fn(|t| template_texts(&t["template"], "/name").into())),
+            Column::new("Images", Cell::Fn(|t| template_texts(&t["template"], "/image").into())),
+            Column::new("Pod Labels", Cell::Fn(|t| selector_text(t, "/template/metadata/labels").into())),
+        ],
+        ..CHECKED
     },
 ];
 
@@ -78,6 +82,7 @@ fn prepare_create(obj: &mut Value) {
     if let Some(spec) = obj.get_mut("spec") {
         defaults::mirror_service_account(spec);
     }
+    label_keys::merge(obj);
     let mut status = json!({"phase": "Pending", "qosClass": qos(obj)});
     if !list(obj, "/spec/schedulingGates").is_empty() {
         status["conditions"] = json!([{"type": "PodScheduled", "status": "False", "reason": "SchedulingGated",
@@ -146,103 +151,75 @@ pub fn qos(p: &Value) -> &'static str {
     }
 }
 
-fn validate_create(obj: &Value, errors: &mut FieldErrors) {
-    let spec = &obj["spec"];
-    pod_spec(spec, "spec", errors);
-    if !list(spec, "/ephemeralContainers").is_empty() {
-        errors.forbidden("spec.ephemeralContainers", "cannot be set on create");
+fn validate_create(obj: &Spot) {
+    let spec = obj.key("spec");
+    pod_spec(&spec);
+    if !spec.list("ephemeralContainers").is_empty() {
+        spec.forbidden("ephemeralContainers", "cannot be set on create");
     }
-    for (kind, key) in [("containers", "/containers"), ("initContainers", "/initContainers")] {
-        for (i, c) in list(spec, key).iter().enumerate() {
-            let image = text(c, "/image");
-            if image != image.trim() {
-                errors.invalid(
-                    &format!("spec.{kind}[{i}].image"),
-                    image,
-                    "must not have leading or trailing whitespace",
-                );
+    for c in spec.each("containers").chain(spec.each("initContainers")) {
+        if c.text("image") != c.text("image").trim() {
+            c.wrong("image", "must not have leading or trailing whitespace");
+        }
+    }
+    if spec.flag("hostNetwork") {
+        for port in spec.each("containers").flat_map(|c| c.each("ports")) {
+            let host = port.int("hostPort").unwrap_or(0);
+            if host != port.int("containerPort").unwrap_or(0) {
+                port.invalid("hostPort", host, "must match `containerPort` when `hostNetwork` is true");
             }
         }
     }
-    if flag(spec, "/hostNetwork") {
-        host_ports(spec, errors);
-    }
-    if !list(spec, "/schedulingGates").is_empty() && !text(spec, "/nodeName").is_empty() {
-        errors.forbidden("spec.nodeName", "cannot be set until all schedulingGates have been cleared");
+    if !spec.list("schedulingGates").is_empty() && !spec.text("nodeName").is_empty() {
+        spec.forbidden("nodeName", "cannot be set until all schedulingGates have been cleared");
     }
 }
 
-fn host_ports(spec: &Value, errors: &mut FieldErrors) {
-    for (i, c) in list(spec, "/containers").iter().enumerate() {
-        for (j, port) in list(c, "/ports").iter().enumerate() {
-            let host = int(port, "/hostPort").unwrap_or(0);
-            if host != int(port, "/containerPort").unwrap_or(0) {
-                let path = format!("spec.containers[{i}].ports[{j}].hostPort");
-                errors.invalid(&path, host, "must match `containerPort` when `hostNetwork` is true");
-            }
-        }
+/// A pod template.
+pub fn template(t: &Spot) {
+    meta::labels(&t.key("metadata.labels").named(t.at("labels")));
+    meta::annotations(&t.key("metadata.annotations").named(t.at("annotations")));
+    let spec = t.key("spec");
+    pod_spec(&spec);
+    if !spec.list("ephemeralContainers").is_empty() {
+        spec.forbidden("ephemeralContainers", "ephemeral containers not allowed in pod template");
     }
 }
 
-/// A pod template at `path` (`spec.template`).
-pub fn template(t: &Value, path: &str, errors: &mut FieldErrors) {
-    meta::labels(t, "/metadata/labels", &format!("{path}.labels"), errors);
-    meta::annotations(t, "/metadata/annotations", &format!("{path}.annotations"), errors);
-    let path = format!("{path}.spec");
-    pod_spec(&t["spec"], &path, errors);
-    if !list(t, "/spec/ephemeralContainers").is_empty() {
-        errors.forbidden(
-            &format!("{path}.ephemeralContainers"),
-            "ephemeral containers not allowed in pod template",
-        );
+/// A pod spec.
+pub fn pod_spec(spec: &Spot) {
+    let names = volumes::validate(spec);
+    containers::validate(spec, &names);
+    spec.one_of("restartPolicy", &["Always", "OnFailure", "Never"]);
+    spec.one_of("dnsPolicy", &["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"]);
+    dns(spec);
+    meta::labels(&spec.key("nodeSelector"));
+    security(spec);
+    scheduling::validate(spec);
+    names_of(spec);
+    for alias in spec.each("hostAliases") {
+        alias.like("ip", name::ip);
+        alias.each("hostnames").for_each(|host| host.like("", name::dns1123_subdomain));
     }
-}
-
-/// A pod spec at `path`.
-pub fn pod_spec(spec: &Value, path: &str, errors: &mut FieldErrors) {
-    let names = volumes::validate(spec, &format!("{path}.volumes"), errors);
-    containers::validate(spec, &names, path, errors);
-    enumerated(spec, path, "restartPolicy", &["Always", "OnFailure", "Never"], errors);
-    let policies = ["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"];
-    enumerated(spec, path, "dnsPolicy", &policies, errors);
-    dns(spec, path, errors);
-    volumes::label_map(spec, "nodeSelector", &format!("{path}.nodeSelector"), errors);
-    security(spec, path, errors);
-    scheduling::validate(spec, path, errors);
-    names_of(spec, path, errors);
-    host_aliases(spec, path, errors);
-    containers::resources(&spec["resources"], &format!("{path}.resources"), errors);
-    whole::validate(spec, path, errors);
-    match int(spec, "/activeDeadlineSeconds") {
-        Some(n) if !(1..=i64::from(i32::MAX)).contains(&n) => {
-            let words = name::range_words(1, i64::from(i32::MAX));
-            errors.invalid(&format!("{path}.activeDeadlineSeconds"), n, &words);
-        }
-        _ => {}
+    containers::resources(&spec.key("resources"));
+    spec.with(whole::validate);
+    let most = i64::from(i32::MAX);
+    spec.within("activeDeadlineSeconds", 1..=most, &name::range_words(1, most));
+    spec.one_of_opt("preemptionPolicy", &["Never", "PreemptLowerPriority"]);
+    for gate in spec.each("readinessGates") {
+        gate.like("conditionType", name::qualified_name);
     }
-    enumerated_opt(spec, path, "preemptionPolicy", &["Never", "PreemptLowerPriority"], errors);
-    for (i, gate) in list(spec, "/readinessGates").iter().enumerate() {
-        let own = text(gate, "/conditionType");
-        errors.invalid_all(
-            &format!("{path}.readinessGates[{i}].conditionType"),
-            own,
-            name::qualified_name(own),
-        );
+    for (resource, amount) in spec.entries("overhead") {
+        containers::resource_amount(resource, &amount);
     }
-    for (resource, amount) in entries(spec, "/overhead") {
-        let path = format!("{path}.overhead[{resource}]");
-        containers::resource_name(resource, &path, errors);
-        containers::amount_of(resource, amount, &path, errors);
+    if let Some(os) = spec.opt("os") {
+        os.one_of("name", &["linux", "windows"]);
     }
-    if has(spec, "/os") {
-        enumerated(&spec["os"], &format!("{path}.os"), "name", &["linux", "windows"], errors);
-    }
-    extras::validate(spec, path, errors);
+    extras::validate(spec);
 }
 
 /// Fields that must be names of a certain form; absent is fine.
-fn names_of(spec: &Value, path: &str, errors: &mut FieldErrors) {
-    type Rule = fn(&str) -> Vec<String>;
+fn names_of(spec: &Spot) {
     let rules: [(&str, Rule); 7] = [
         ("hostnameOverride", name::dns1123_subdomain),
         ("serviceAccountName", name::dns1123_subdomain),
@@ -252,123 +229,79 @@ fn names_of(spec: &Value, path: &str, errors: &mut FieldErrors) {
         ("priorityClassName", name::dns1123_subdomain),
         ("runtimeClassName", name::dns1123_subdomain),
     ];
-    for (key, rule) in rules {
-        let given = text(spec, &format!("/{key}"));
-        if !given.is_empty() {
-            errors.invalid_all(&format!("{path}.{key}"), given, rule(given));
-        }
-    }
-    if has(spec, "/hostnameOverride") {
-        let path = format!("{path}.hostnameOverride");
-        if text(spec, "/hostnameOverride").len() > HOSTNAME_MAX {
-            errors.too_long(&path, HOSTNAME_MAX);
-        }
-        for key in ["hostNetwork", "setHostnameAsFQDN"] {
-            if flag(spec, &format!("/{key}")) {
-                errors.forbidden(&path, &format!("may not be specified when `{key}` is true"));
-            }
+    rules.iter().for_each(|(key, rule)| spec.like_opt(key, *rule));
+    if let Some(own) = spec.opt("hostnameOverride") {
+        own.no_longer("", own.text("").len(), HOSTNAME_MAX);
+        for key in ["hostNetwork", "setHostnameAsFQDN"].iter().filter(|key| spec.flag(key)) {
+            own.forbidden("", &format!("may not be specified when `{key}` is true"));
         }
     }
 }
 
-fn host_aliases(spec: &Value, path: &str, errors: &mut FieldErrors) {
-    for (i, alias) in list(spec, "/hostAliases").iter().enumerate() {
-        let path = format!("{path}.hostAliases[{i}]");
-        errors.invalid_all(&format!("{path}.ip"), text(alias, "/ip"), name::ip(text(alias, "/ip")));
-        for (j, host) in texts(alias, "/hostnames").enumerate() {
-            errors.invalid_all(&format!("{path}.hostnames[{j}]"), host, name::dns1123_subdomain(host));
-        }
-    }
-}
-
-fn dns(spec: &Value, path: &str, errors: &mut FieldErrors) {
+fn dns(spec: &Spot) {
     const NAMESERVERS_MAX: usize = 3;
     const SEARCHES_MAX: usize = 32;
-    let path = format!("{path}.dnsConfig");
-    let servers: Vec<&str> = texts(spec, "/dnsConfig/nameservers").collect();
-    if text(spec, "/dnsPolicy") == "None" {
-        if !has(spec, "/dnsConfig") {
-            return errors.required(&path, "must provide `dnsConfig` when `dnsPolicy` is None");
+    let config = spec.key("dnsConfig");
+    let (servers, searches) = (config.texts("nameservers"), config.texts("searches"));
+    if spec.text("dnsPolicy") == "None" {
+        if config.v.is_null() {
+            return config.required("", "must provide `dnsConfig` when `dnsPolicy` is None");
         }
         if servers.is_empty() {
             let words = "must provide at least one DNS nameserver when `dnsPolicy` is None";
-            return errors.required(&format!("{path}.nameservers"), words);
+            return config.required("nameservers", words);
         }
     }
     if servers.len() > NAMESERVERS_MAX {
-        errors.invalid(
-            &format!("{path}.nameservers"),
-            servers.clone(),
-            "must not have more than 3 nameservers",
-        );
+        config.wrong("nameservers", "must not have more than 3 nameservers");
     }
-    for (i, server) in servers.iter().enumerate() {
-        errors.invalid_all(&format!("{path}.nameservers[{i}]"), server, name::ip(server));
-    }
-    let searches: Vec<&str> = texts(spec, "/dnsConfig/searches").collect();
+    config.each("nameservers").for_each(|server| server.like("", name::ip));
     if searches.len() > SEARCHES_MAX {
-        errors.invalid(
-            &format!("{path}.searches"),
-            searches.clone(),
-            "must not have more than 32 search paths",
-        );
+        config.wrong("searches", "must not have more than 32 search paths");
     }
-    for (i, search) in searches.iter().enumerate().filter(|(_, s)| **s != ".") {
-        let plain = search.strip_suffix('.').unwrap_or(search).replace('_', "-");
-        let words = name::dns1123_subdomain(plain.trim_matches('-'));
-        errors.invalid_all(&format!("{path}.searches[{i}]"), search, words);
+    for search in config.each("searches").filter(|s| s.text("") != ".") {
+        let given = search.text("");
+        let plain = given.strip_suffix('.').unwrap_or(given).replace('_', "-");
+        search.invalid_all("", given, name::dns1123_subdomain(plain.trim_matches('-')));
     }
-    for (i, option) in list(spec, "/dnsConfig/options").iter().enumerate() {
-        if text(option, "/name").is_empty() {
-            errors.required(&format!("{path}.options[{i}]"), "must not be empty");
-        }
+    for option in config.each("options").filter(|o| o.text("name").is_empty()) {
+        option.required("", "must not be empty");
     }
 }
 
-fn security(spec: &Value, path: &str, errors: &mut FieldErrors) {
-    let context = &spec["securityContext"];
-    let own = format!("{path}.securityContext");
-    containers::ids(context, &own, &["runAsUser", "runAsGroup", "fsGroup"], errors);
-    containers::profile(context, &own, errors);
-    enumerated_opt(context, &own, "fsGroupChangePolicy", &["Always", "OnRootMismatch"], errors);
-    for (i, group) in list(context, "/supplementalGroups").iter().enumerate() {
-        let id = group.as_i64().unwrap_or(-1);
-        if !(0..=i64::from(i32::MAX)).contains(&id) {
-            let words = name::range_words(0, i64::from(i32::MAX));
-            errors.invalid(&format!("{own}.supplementalGroups[{i}]"), id, &words);
-        }
-    }
+fn security(spec: &Spot) {
+    let context = spec.key("securityContext");
+    containers::ids(&context, &["runAsUser", "runAsGroup", "fsGroup"]);
+    containers::profile(&context);
+    context.one_of_opt("fsGroupChangePolicy", &["Always", "OnRootMismatch"]);
+    context.each("supplementalGroups").for_each(|group| containers::ids(&group, &[""]));
     let mut sysctls = std::collections::BTreeSet::new();
-    for (i, sysctl) in list(context, "/sysctls").iter().enumerate() {
-        let given = text(sysctl, "/name");
-        let at = format!("{own}.sysctls[{i}].name");
+    for sysctl in context.each("sysctls") {
+        let given = sysctl.text("name");
         if given.is_empty() {
-            errors.required(&at, "");
+            sysctl.required("name", "");
         } else if !is_sysctl(given) {
             let words = "must have at most 253 characters and match regex ^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$";
-            errors.invalid(&at, given, words);
+            sysctl.wrong("name", words);
         } else if !sysctls.insert(given.replace('/', ".")) {
-            errors.duplicate(&at, given);
+            sysctl.duplicate("name", given);
         }
     }
-    if flag(spec, "/shareProcessNamespace") && flag(spec, "/hostPID") {
+    if spec.flag("shareProcessNamespace") && spec.flag("hostPID") {
         let words = "ShareProcessNamespace and HostPID cannot both be enabled";
-        errors.invalid(&format!("{own}.shareProcessNamespace"), true, words);
+        context.invalid("shareProcessNamespace", true, words);
     }
-    if spec.get("hostUsers").and_then(Value::as_bool) == Some(false) {
+    if spec.v["hostUsers"] == false {
         for (key, shown) in [("hostNetwork", "hostNetwork"), ("hostPID", "HostPID"), ("hostIPC", "HostIPC")] {
-            if flag(spec, &format!("/{key}")) {
-                errors.forbidden(&format!("{path}.{shown}"), "when `pod.Spec.HostUsers` is false");
+            if spec.flag(key) {
+                spec.forbidden(shown, "when `pod.Spec.HostUsers` is false");
             }
         }
         return;
     }
-    for key in ["containers", "initContainers", "ephemeralContainers"] {
-        for (i, c) in list(spec, &format!("/{key}")).iter().enumerate() {
-            if text(c, "/securityContext/procMount") == "Unmasked" {
-                let at = format!("{path}.{key}[{i}].securityContext.procMount");
-                errors.invalid(&at, "Unmasked", "`hostUsers` must be false to use `Unmasked`");
-            }
+    for c in ["containers", "initContainers", "ephemeralContainers"].iter().flat_map(|key| spec.each(key)) {
+        if c.text("securityContext.procMount") == "Unmasked" {
+            c.wrong("securityContext.procMount", "`hostUsers` must be false to use `Unmasked`");
         }
     }
 }
@@ -392,61 +325,52 @@ const UPDATE_WORDS: &str = "pod updates may not change fields other than `spec.c
 `spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),\
 `spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";
 
-fn validate_update(new: &Value, old: &Value, errors: &mut FieldErrors) {
-    let (spec, before) = (&new["spec"], &old["spec"]);
+fn validate_update(new: &Spot, old: &Value) {
+    let (spec, before) = (new.key("spec"), &old["spec"]);
     for key in ["containers", "initContainers"] {
-        let at = format!("/{key}");
-        if list(spec, &at).len() != list(before, &at).len() {
-            return errors.forbidden(&format!("spec.{key}"), "pod updates may not add or remove containers");
+        if spec.list(key).len() != list(before, &format!("/{key}")).len() {
+            return spec.forbidden(key, "pod updates may not add or remove containers");
         }
-        for (i, c) in list(spec, &at).iter().enumerate() {
-            if text(c, "/image").is_empty() {
-                errors.required(&format!("spec.{key}[{i}].image"), "");
-            }
+        for c in spec.each(key) {
+            c.need("image");
         }
     }
-    deadline(spec, before, errors);
-    let added = list(spec, "/tolerations");
+    deadline(&spec, before);
+    let added = spec.list("tolerations");
     for old in list(before, "/tolerations") {
-        let same = |t: &&Value| {
-            let strip = |t: &Value| {
-                let mut t = t.clone();
-                remove(&mut t, "tolerationSeconds");
-                t
-            };
-            strip(t) == strip(old)
+        let strip = |t: &Value| {
+            let mut t = t.clone();
+            remove(&mut t, "tolerationSeconds");
+            t
         };
-        if !added.iter().any(|t| same(&t)) {
-            errors.forbidden(
-                "spec.tolerations",
-                "existing toleration can not be modified except its tolerationSeconds",
-            );
+        if !added.iter().any(|t| strip(t) == strip(old)) {
+            let words = "existing toleration can not be modified except its tolerationSeconds";
+            spec.forbidden("tolerations", words);
             break;
         }
     }
-    let gated = !list(before, "/schedulingGates").is_empty();
-    let gates: Vec<&Value> = list(before, "/schedulingGates").iter().collect();
-    if let Some(i) = list(spec, "/schedulingGates").iter().position(|g| !gates.contains(&g)) {
-        let words = "only deletion is allowed, but found new scheduling gate";
-        errors.forbidden(&format!("spec.schedulingGates[{i}]"), words);
+    let gates = list(before, "/schedulingGates");
+    if let Some(gate) = spec.each("schedulingGates").find(|g| !gates.contains(g.v)) {
+        gate.forbidden("", "only deletion is allowed, but found new scheduling gate");
     }
+    let gated = !gates.is_empty();
     if gated {
-        scheduling::tightened(spec, before, errors);
+        scheduling::tightened(&spec, before);
     }
-    if !same(&comparable(spec, before, gated), &comparable(before, before, gated)) {
-        errors.forbidden("spec", UPDATE_WORDS);
+    if !same(&comparable(spec.v, before, gated), &comparable(before, before, gated)) {
+        spec.forbidden("", UPDATE_WORDS);
     }
 }
 
-fn deadline(spec: &Value, before: &Value, errors: &mut FieldErrors) {
-    let path = "spec.activeDeadlineSeconds";
-    match (int(before, "/activeDeadlineSeconds"), int(spec, "/activeDeadlineSeconds")) {
+fn deadline(spec: &Spot, before: &Value) {
+    let key = "activeDeadlineSeconds";
+    match (before[key].as_i64(), spec.int(key)) {
         (Some(_), None) => {
-            errors.invalid(path, Value::Null, "must not update from a positive integer to nil value")
+            spec.invalid(key, Value::Null, "must not update from a positive integer to nil value");
         }
-        (_, Some(n)) if n < 0 => errors.non_negative(path, n),
+        (_, Some(n)) if n < 0 => spec.non_negative(&[key]),
         (Some(old), Some(n)) if n > old => {
-            errors.invalid(path, n, &format!("must be less than or equal to previous value of {old}"));
+            spec.invalid(key, n, &format!("must be less than or equal to previous value of {old}"));
         }
         _ => {}
     }

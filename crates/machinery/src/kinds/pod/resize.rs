@@ -6,6 +6,7 @@
 use super::qos;
 use crate::field_errors::FieldErrors;
 use crate::kinds::get::{entries, has, list, remove, same, same_exactly, set, text};
+use crate::kinds::spot::Spot;
 use crate::status::ApiError;
 use serde_json::Value;
 
@@ -55,7 +56,7 @@ fn check(new: &Value, old: &Value, errors: &mut FieldErrors) {
     if text(old, "/spec/os/name") == "windows" {
         return errors.forbidden("", "windows pods cannot be resized");
     }
-    super::pod_spec(&new["spec"], "spec", errors);
+    super::pod_spec(&Spot::new(&new["spec"], "spec", errors));
     let class = match text(old, "/status/qosClass") {
         "" => qos(old),
         given => given,
