@@ -26,6 +26,16 @@ pub enum Rescue {
     Consult(Candidates),
 }
 
+impl Rescue {
+    /// Who must go.
+    pub fn victims(&self) -> &[Arc<PodInfo>] {
+        match self {
+            Rescue::Found(found) => &found.victims,
+            _ => &[],
+        }
+    }
+}
+
 /// Why a pod found no node.
 #[derive(Clone, Debug)]
 pub struct Diagnosis {

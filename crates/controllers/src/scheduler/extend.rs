@@ -5,7 +5,7 @@
 
 use super::hints::Change;
 use super::state::{Decision, State};
-use super::{Answer, Caches, Shell, key};
+use super::{Caches, Shell, key};
 use async_trait::async_trait;
 use client::{Object, ObjectKey};
 use futures_util::future::join_all;
@@ -82,16 +82,20 @@ impl State {
 
 impl Shell {
     /// Asks those who are interested.
-    pub(super) async fn consult(&self, info: Arc<PodInfo>, question: Question, caches: &Caches) -> Answer {
-        let interested: Vec<&Extender> = self.extenders.iter().filter(|e| e.is_interested(&info)).collect();
-        let said = match question {
-            Question::Nodes(nodes) => self.ask_nodes(&info, &interested, nodes, caches).await,
+    pub(super) async fn consult(
+        &self,
+        info: &PodInfo,
+        question: Question,
+        caches: &Caches,
+    ) -> Result<Advice, String> {
+        let interested: Vec<&Extender> = self.extenders.iter().filter(|e| e.is_interested(info)).collect();
+        match question {
+            Question::Nodes(nodes) => self.ask_nodes(info, &interested, nodes, caches).await,
             Question::Victims(victims, advice) => {
-                let left = self.ask_victims(&info, &interested, victims, caches).await;
+                let left = self.ask_victims(info, &interested, victims, caches).await;
                 left.map(|left| advice.with_victims(left))
             }
-        };
-        Answer::Advised(info, said)
+        }
     }
 
     async fn ask(&self, extender: &Extender, verb: &str, document: &Value) -> Result<Value, String> {

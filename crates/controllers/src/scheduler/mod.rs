@@ -20,6 +20,7 @@ use client::cache::Cache;
 use client::events::{EventType, Recorder, Subject};
 use client::{ApiClient, ListOptions, ObjectKey, Verb, Write};
 pub use extend::Call;
+use futures_util::FutureExt;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1 as core;
 use k8s_schema::{Gates, Gvr, gates, gvr};
@@ -33,6 +34,7 @@ use sched::extend::{Advice, Extender};
 use sched::volumes::Step;
 use serde_json::json;
 use state::{About, Decision, News, State};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use tokio::sync::Notify;
 use tokio::task::{JoinHandle, JoinSet};
@@ -206,28 +208,36 @@ impl Shell {
     async fn carry_out(self: Arc<Self>, decision: Decision, caches: Arc<Caches>) -> Answer {
         let begun = Instant::now();
         match decision {
-            Decision::Bind(info, node, steps, effort) => match self.bind(&info, &node, &steps, &caches).await
-            {
-                Ok(()) => {
-                    self.metrics.attempted(Attempt::Scheduled, begun.elapsed());
-                    self.metrics.bound(effort);
-                    Answer::Done
+            Decision::Bind(info, node, steps, effort) => {
+                let bound = caught(self.bind(&info, &node, &steps, &caches)).await;
+                match bound.map_err(ApiError::internal).flatten() {
+                    Ok(()) => {
+                        self.metrics.attempted(Attempt::Scheduled, begun.elapsed());
+                        self.metrics.bound(effort);
+                        Answer::Done
+                    }
+                    Err(error) => {
+                        self.metrics.attempted(Attempt::Error, begun.elapsed());
+                        tracing::debug!(pod = %key(&info), %node, %error, "binding refused");
+                        let _told = caught(caches.volumes.devices.undo(&info)).await;
+                        Answer::Unbound(info)
+                    }
                 }
-                Err(error) => {
-                    self.metrics.attempted(Attempt::Error, begun.elapsed());
-                    tracing::debug!(pod = %key(&info), %node, %error, "binding refused");
-                    caches.volumes.devices.undo(&info).await;
-                    Answer::Unbound(info)
-                }
-            },
+            }
             Decision::Refuse(info, diagnosis) => {
                 self.metrics.attempted(Attempt::Unschedulable, begun.elapsed());
-                caches.volumes.devices.relieve(&info, &diagnosis).await;
-                Answer::Spared(self.refuse(&info, &diagnosis, &caches.pods).await)
+                let refused = caught(async {
+                    caches.volumes.devices.relieve(&info, &diagnosis).await;
+                    self.refuse(&info, &diagnosis, &caches.pods).await
+                });
+                Answer::Spared(refused.await.unwrap_or_else(|_| diagnosis.rescue.victims().to_vec()))
             }
-            Decision::Consult(info, question) => self.consult(info, question, &caches).await,
+            Decision::Consult(info, question) => {
+                let said = caught(self.consult(&info, question, &caches)).await;
+                Answer::Advised(info, said.flatten())
+            }
             Decision::Group(id, verdict) => {
-                self.tell_group(&id, &verdict, &caches).await;
+                let _told = caught(self.tell_group(&id, &verdict, &caches)).await;
                 Answer::Done
             }
         }
@@ -260,6 +270,16 @@ impl Shell {
         self.recorder.record(subject(info), EventType::Normal, "Scheduled", message);
         Ok(())
     }
+}
+
+/// What a write comes to, or that it panicked: its pod must not be forgotten then.
+async fn caught<T>(write: impl Future<Output = T>) -> Result<T, String> {
+    AssertUnwindSafe(write).catch_unwind().await.map_err(|panic| {
+        let words = panic.downcast_ref::<&str>().copied();
+        let words = words.or(panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("panic");
+        tracing::error!(panic = words, "a decision was not carried out");
+        format!("panic: {words}")
+    })
 }
 
 fn key(info: &PodInfo) -> ObjectKey {

@@ -1,11 +1,13 @@
 //! What the scheduler does over the real API beyond single pods: groups of pods, extenders.
 
 use crate::harness::{Cluster, cluster, cluster_with, key};
+use client::{Verb, Write};
 use controllers::{Call, SchedulerConfig};
 use k8s_schema::{Gates, gvr};
 use parking_lot::Mutex;
 use sched::extend::Extender;
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 impl Cluster {
@@ -144,4 +146,39 @@ async fn extenders_filter_rate_and_bind() {
         assert!(tokio::time::Instant::now() < deadline, "{:?}", peer.0.lock());
         tokio::task::yield_now().await;
     }
+}
+
+/// Panics at the first call of each verb; after that it lets every node be and binds.
+struct Clumsy(client::ApiClient, Mutex<BTreeSet<String>>);
+
+#[async_trait::async_trait]
+impl Call for Clumsy {
+    async fn call(&self, _: &Extender, verb: &str, asked: &Value) -> Result<Value, String> {
+        let first = self.1.lock().insert(verb.to_string());
+        assert!(!first, "clumsy {verb}");
+        if verb == "filter" {
+            return Ok(json!({"Nodes": asked["Nodes"]}));
+        }
+        let name = asked["PodName"].as_str().unwrap();
+        let body = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name, "namespace": "default"},
+            "target": {"apiVersion": "v1", "kind": "Node", "name": asked["Node"]}});
+        let write =
+            Write { gvr: gvr::PODS, key: key(name), subresource: "binding", verb: Verb::Create(body) };
+        self.0.write(write).await.map(|_| json!({})).map_err(|e| e.message)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_panic_costs_a_pod_no_more_than_a_pause() {
+    let cluster = cluster().await;
+    cluster.node("one", "1").await;
+    let text = "{apiVersion: kubescheduler.config.k8s.io/v1, kind: KubeSchedulerConfiguration, extenders: [\
+        {urlPrefix: 'http://clumsy', filterVerb: filter, bindVerb: bind}]}";
+    let configuration = sched::config::read(text.as_bytes()).unwrap();
+    let calls = Some(Arc::new(Clumsy(cluster.client.clone(), Mutex::default())) as Arc<dyn Call>);
+    let _scheduler = cluster.scheduler_with(SchedulerConfig { calls, configuration, ..Default::default() });
+    cluster.asks("p", "1", "").await;
+    let said = |all: &[Value]| all.iter().any(|e| e["message"] == "panic: clumsy filter");
+    cluster.until(&gvr::EVENTS, "the pod is told", said).await;
+    assert_eq!(cluster.node_of("p").await, "one", "neither its question nor its place is lost");
 }
