@@ -82,6 +82,10 @@ pub struct AgentConfig {
     pub cpus: cpus::Settings,
     /// A folder with manifests of static pods.
     pub manifests: Option<PathBuf>,
+    /// What `/flagz` tells: settings by name, without secrets; `None`: there is no such page.
+    pub flags: Option<BTreeMap<String, String>>,
+    /// Is there a `/statusz`?
+    pub statusz: bool,
     /// Labels of the Node beside the well-known ones.
     pub labels: BTreeMap<String, String>,
     /// Overrides of what the node has.
@@ -401,5 +405,8 @@ fn facts(config: &AgentConfig) -> NodeFacts {
         resolv_conf: text("/etc/resolv.conf"),
         hosts: text("/etc/hosts"),
         hostname: text("/proc/sys/kernel/hostname").trim().to_string(),
+        started: jiff::Timestamp::now(),
+        flags: config.flags.clone(),
+        statusz: config.statusz,
     }
 }

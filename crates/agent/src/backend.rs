@@ -11,6 +11,7 @@ use client::{Object, ObjectKey};
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use k8s_schema::gvr::PODS;
 use machinery::status::ApiError;
+use machinery::zpages::Page;
 use parking_lot::Mutex;
 use runtime::RuntimeError;
 use runtime::api::{ContainerInfo, ContainerState, ExecSpec, PodInfo};
@@ -327,6 +328,10 @@ impl NodeBackend for Backend {
 
     fn config(&self) -> Value {
         self.node.facts.as_configuration()
+    }
+
+    fn page(&self, path: &str) -> Option<Page> {
+        self.node.facts.page(path, jiff::Timestamp::now())
     }
 
     async fn stats_summary(&self) -> Value {

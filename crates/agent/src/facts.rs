@@ -1,7 +1,10 @@
 //! What is true of this node: names, addresses, capacity, folders. Fixed at start, so deciders may read it.
 
 use crate::csi::Place;
+use jiff::Timestamp;
+use machinery::zpages::{self, Page};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -40,6 +43,12 @@ pub struct NodeFacts {
     pub hosts: String,
     /// The node's host name.
     pub hostname: String,
+    /// When the agent started.
+    pub started: Timestamp,
+    /// What it was told, for `/flagz`.
+    pub flags: Option<BTreeMap<String, String>>,
+    /// Is there a `/statusz`?
+    pub statusz: bool,
 }
 
 impl NodeFacts {
@@ -69,7 +78,21 @@ impl NodeFacts {
     }
 }
 
+/// Paths of the node API that `/statusz` names: those that tell of the agent itself.
+const PATHS: [&str; 4] = ["/configz", "/flagz", "/healthz", "/metrics"];
+
 impl NodeFacts {
+    /// What `/statusz` or `/flagz` tells, if there is such.
+    pub fn page(&self, path: &str, now: Timestamp) -> Option<Page> {
+        let (component, flags) = ("kubelet", self.flags.as_ref());
+        let known = |p: &&str| *p != "/flagz" || flags.is_some();
+        let paths: Vec<String> = PATHS.into_iter().filter(known).map(String::from).collect();
+        match path {
+            "flagz" => flags.map(|f| zpages::flags(component, f)),
+            _ => self.statusz.then(|| zpages::status(component, self.started, now, &paths)),
+        }
+    }
+
     /// The node's settings in the words of `/configz`; what has no counterpart here is left out.
     pub fn as_configuration(&self) -> Value {
         json!({
@@ -114,6 +137,25 @@ pub(crate) mod tests {
             resolv_conf: "nameserver 192.0.2.53\nsearch example.org\noptions timeout:1\n".into(),
             hosts: "127.0.0.1 localhost\n".into(),
             hostname: "host-1".into(),
+            started: Timestamp::UNIX_EPOCH,
+            flags: None,
+            statusz: true,
         }
+    }
+
+    #[test]
+    fn pages_are_there_when_they_shall_be() {
+        let mut facts = facts(std::path::Path::new("/"));
+        let text = |facts: &NodeFacts, path| match facts.page(path, Timestamp::UNIX_EPOCH)?.answer("") {
+            Some(zpages::Answer::Text(text)) => Some(text),
+            _ => panic!(),
+        };
+        assert_eq!(text(&facts, "flagz"), None);
+        assert!(text(&facts, "statusz").unwrap().ends_with("\nPaths: /configz /healthz /metrics\n"));
+        facts.flags = Some([("port".to_string(), "6443".to_string())].into());
+        assert!(text(&facts, "flagz").unwrap().ends_with("\n\nport=6443\n"));
+        assert!(text(&facts, "statusz").unwrap().contains("/flagz"));
+        facts.statusz = false;
+        assert_eq!(text(&facts, "statusz"), None);
     }
 }

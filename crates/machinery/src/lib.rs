@@ -28,3 +28,4 @@ pub mod time;
 pub mod usage;
 pub mod walk;
 pub mod yaml;
+pub mod zpages;

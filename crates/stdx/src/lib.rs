@@ -3,6 +3,7 @@
 //! Invariants: nothing here does I/O; nothing here has a single user (then it belongs to that user).
 //! Deliberately not here: error types, collections, anything about Kubernetes, AWS or Linux.
 
+pub mod accept;
 pub mod backoff;
 mod newtype;
 

@@ -25,11 +25,13 @@ const NO_FOR: Duration = Duration::from_secs(30);
 const REMEMBERED_MAX: usize = 1_000;
 
 /// What the first part of a path is about, finest first; everything else is `proxy` alone.
-const SUBRESOURCES: [(&str, &[&str]); 8] = [
+const SUBRESOURCES: [(&str, &[&str]); 10] = [
     ("stats", &["stats"]),
     ("metrics", &["metrics"]),
     ("logs", &["log"]),
     ("checkpoint", &["checkpoint"]),
+    ("statusz", &["statusz"]),
+    ("flagz", &["configz"]),
     ("pods", &["pods", "proxy"]),
     ("runningpods", &["pods", "proxy"]),
     ("healthz", &["healthz", "proxy"]),

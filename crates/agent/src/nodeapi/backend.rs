@@ -5,6 +5,7 @@
 
 use async_trait::async_trait;
 use machinery::status::ApiError;
+use machinery::zpages::Page;
 use runtime::api::ExecSpec;
 use serde_json::Value;
 use std::future::Future;
@@ -112,6 +113,11 @@ pub trait NodeBackend: Send + Sync + 'static {
 
     /// The agent's settings as a `KubeletConfiguration`.
     fn config(&self) -> Value;
+
+    /// What `/statusz` or `/flagz` tells; `None`: there is no such page.
+    fn page(&self, _path: &str) -> Option<Page> {
+        None
+    }
 
     /// The kubelet's stats summary.
     async fn stats_summary(&self) -> Value;

@@ -10,12 +10,13 @@ use super::{files, forward, logs, ws};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, stream};
-use http::{Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, Limited, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper_util::rt::TokioIo;
 use machinery::status::ApiError;
+use machinery::zpages::Answer;
 use runtime::api::ExecSpec;
 use serde_json::json;
 use std::convert::Infallible;
@@ -61,7 +62,7 @@ pub(super) fn plain(status: StatusCode, text: impl Into<Bytes>) -> Response<Body
 pub(super) fn typed(status: StatusCode, kind: &'static str, text: impl Into<Bytes>) -> Response<Body> {
     let mut response = Response::new(Full::new(text.into()).boxed_unsync());
     *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     response
 }
 
@@ -84,6 +85,7 @@ async fn route(context: Context, request: Request<Incoming>) -> Result<Response<
             };
             Ok(typed(StatusCode::OK, json, answer.to_string()))
         }
+        (&Method::GET, [path @ ("statusz" | "flagz")]) => page(&context, path, request.headers()),
         (&Method::GET, ["logs", rest @ ..]) => {
             let (answer, send) = files::answer(LOG_FOLDER, rest.join("/")).await?;
             if let Some(send) = send {
@@ -148,6 +150,22 @@ pub(super) fn not_found() -> ApiError {
     ApiError::new(404, "NotFound", "404 page not found")
 }
 
+/// `/statusz` or `/flagz` as the client wants it.
+fn page(context: &Context, path: &str, headers: &HeaderMap) -> Result<Response<Body>, ApiError> {
+    let accept = headers.get(header::ACCEPT).and_then(|v| v.to_str().ok());
+    let page = context.backend.page(path).ok_or_else(not_found)?;
+    match page.answer(accept.unwrap_or_default()) {
+        None => Err(ApiError::new(406, "NotAcceptable", "406 Not Acceptable")),
+        Some(Answer::Text(text)) => Ok(plain(StatusCode::OK, text)),
+        Some(Answer::Document(fields, old)) => {
+            let mut answer = typed(StatusCode::OK, "application/json", fields.to_string());
+            let warning = old.and_then(|words| HeaderValue::try_from(format!("299 - \"{words}\"")).ok());
+            answer.headers_mut().extend(warning.map(|value| (header::WARNING, value)));
+            Ok(answer)
+        }
+    }
+}
+
 /// A call of a CSI driver: requests and answers in JSON, failures as 422 with code and message.
 async fn csi(
     context: &Context,
@@ -208,7 +226,7 @@ pub(super) fn streamed() -> (Sink, Response<Body>) {
     let pieces = stream::unfold(pieces, |mut pieces| async move { Some((pieces.recv().await?, pieces)) });
     let body = StreamBody::new(pieces.map(|bytes| Ok::<_, Infallible>(Frame::data(bytes))));
     let mut response = Response::new(body.boxed_unsync());
-    let kind = header::HeaderValue::from_static("text/plain");
+    let kind = HeaderValue::from_static("text/plain");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
     (out, response)
 }

@@ -7,6 +7,7 @@ use super::ws::frame::encode_masked;
 use super::*;
 use async_trait::async_trait;
 use machinery::status::ApiError;
+use machinery::zpages;
 use parking_lot::Mutex;
 use runtime::api::ExecSpec;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
@@ -103,6 +104,9 @@ impl NodeBackend for Fake {
     }
     fn config(&self) -> Value {
         Value::Null
+    }
+    fn page(&self, path: &str) -> Option<zpages::Page> {
+        (path == "flagz").then(|| zpages::flags("kubelet", &Default::default()))
     }
     async fn stats_summary(&self) -> Value {
         json!({"node": {"nodeName": "n"}})
@@ -528,6 +532,8 @@ async fn plain_requests_and_refusals() {
         ("/run/ns/p/c?cmd=x", "405", ""),
         ("/checkpoint/ns/p/c", "405", ""),
         ("/configz", "200", "kubeletconfig"),
+        ("/flagz", "200", "\nkubelet flagz\n"),
+        ("/statusz", "404", "404 page not found"),
         ("/logs/", "200", "<pre>"),
         ("/logs/../etc/passwd", "404", ""),
         ("/nothing", "404", "404 page not found"),

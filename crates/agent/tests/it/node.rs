@@ -106,6 +106,8 @@ impl Bench {
             pids_max: 0,
             cpus: Default::default(),
             manifests: Some(root.join("manifests")),
+            flags: None,
+            statusz: true,
             labels: Default::default(),
             capacity: Capacity::default(),
             eviction: Default::default(),

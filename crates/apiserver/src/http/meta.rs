@@ -280,9 +280,6 @@ fn health(api: &Api, inbound: &Inbound, probe: &str, rest: &[&str]) -> Result<Re
     }
 }
 
-/// What clients take for the version of Go.
-pub(super) const COMPILER: &str = "go1.26";
-
 /// An architecture as Go names it.
 fn go_arch(rust: &str) -> &str {
     match rust {
@@ -299,7 +296,7 @@ fn version() -> Value {
         "minCompatibilityMajor": "1", "minCompatibilityMinor": "35",
         "gitVersion": concat!("v1.36.0+gantry", env!("CARGO_PKG_VERSION")),
         "gitCommit": option_env!("GANTRY_COMMIT").unwrap_or_default(), "gitTreeState": "clean", "buildDate": "1970-01-01T00:00:00Z",
-        "goVersion": COMPILER, "compiler": "rustc",
+        "goVersion": machinery::zpages::COMPILER, "compiler": "rustc",
         "platform": format!("linux/{}", go_arch(std::env::consts::ARCH)),
     })
 }

@@ -1,6 +1,7 @@
 //! Media types: what the client wants back and what it sent.
 
 use machinery::status::ApiError;
+use stdx::accept::ranges;
 
 /// The form of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,26 +62,6 @@ pub fn prefers_protobuf(accept: &str) -> bool {
 /// What Go clients send built-in kinds as.
 pub const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
 const WATCH_PROTOBUF: &str = "application/vnd.kubernetes.protobuf;stream=watch";
-
-/// Names and values.
-pub type Parameters<'a> = Vec<(&'a str, &'a str)>;
-
-/// Media ranges of an Accept header: type, parameters; most wanted first.
-pub fn ranges(accept: &str) -> Vec<(&str, Parameters<'_>)> {
-    let mut all: Vec<(u32, &str, Parameters<'_>)> = accept
-        .split(',')
-        .map(|range| {
-            let mut parts = range.split(';').map(str::trim);
-            let media = parts.next().unwrap_or_default();
-            let parameters: Parameters<'_> = parts.filter_map(|p| p.split_once('=')).collect();
-            let q = parameters.iter().find(|(k, _)| *k == "q").and_then(|(_, v)| v.parse::<f32>().ok());
-            ((q.unwrap_or(1.0) * 1000.0) as u32, media, parameters)
-        })
-        .filter(|(q, media, _)| *q > 0 && !media.is_empty())
-        .collect();
-    all.sort_by_key(|(q, _, _)| std::cmp::Reverse(*q));
-    all.into_iter().map(|(_, media, parameters)| (media, parameters)).collect()
-}
 
 fn meta_version(version: Option<&str>) -> Option<&'static str> {
     match version {

@@ -11,6 +11,7 @@ use agent::{Agent, AgentConfig, Capacity};
 use anyhow::{Context, Result, ensure};
 use auth::Identity;
 use image::{Images, Sweep};
+use k8s_schema::gates;
 use machinery::status::ApiError;
 use net::{Ipv4Net, NetConfig, Network};
 use runtime::api::RuntimeConfig;
@@ -210,6 +211,8 @@ pub async fn agent(instance: &mut Instance) -> Result<()> {
         pids_max: instance.config.pod_pids_max,
         cpus: instance.config.cpus.clone(),
         manifests: Some(&config.pod_manifests).filter(|p| !p.is_empty()).map(PathBuf::from),
+        flags: config.gates.on(gates::COMPONENT_FLAGZ).then(|| config.given.clone()),
+        statusz: config.gates.on(gates::COMPONENT_STATUSZ),
         labels: BTreeMap::new(),
         capacity: Capacity::default(),
         eviction: eviction(config)?,
