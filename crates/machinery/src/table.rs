@@ -55,6 +55,10 @@ impl Column {
     /// The object's age.
     pub const AGE: Column = Column::new("Age", Cell::Age("/metadata/creationTimestamp"));
 
+    /// When the object was made, as a time.
+    pub const CREATED: Column =
+        Column { ty: "date", ..Column::new("Created At", Cell::Text("/metadata/creationTimestamp")) };
+
     /// A string column that is always shown.
     pub const fn new(name: &'static str, cell: Cell) -> Column {
         let ty = match cell {

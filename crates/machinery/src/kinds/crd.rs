@@ -12,7 +12,7 @@ use super::spot::Spot;
 use super::webhooks::{client_config, review_versions};
 use super::{Behaviour, COUNTED};
 use crate::name;
-use crate::table::{Cell, Column};
+use crate::table::Column;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
@@ -44,16 +44,7 @@ pub static ROWS: &[Behaviour] = &[Behaviour {
     validate: create,
     validate_update: Some(update),
     validate_status: |s, _| names(&s.key("status.acceptedNames")),
-    columns: &[
-        Column::NAME,
-        Column {
-            name: "Created At",
-            ty: "date",
-            format: "",
-            priority: 0,
-            cell: Cell::Text("/metadata/creationTimestamp"),
-        },
-    ],
+    columns: &[Column::NAME, Column::CREATED],
     ..COUNTED
 }];
 

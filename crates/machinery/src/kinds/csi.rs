@@ -258,12 +258,7 @@ fn attributes_class(obj: &Spot) {
 mod tests {
     use super::*;
     use crate::field_errors::FieldErrors;
-
-    fn fields(check: fn(&Spot), obj: &Value) -> Vec<String> {
-        let mut errors = FieldErrors::new();
-        check(&Spot::new(obj, "", &mut errors));
-        errors.causes().iter().map(|c| c.field.clone()).collect()
-    }
+    use crate::kinds::spot::fields;
 
     #[test]
     fn good_and_bad() {

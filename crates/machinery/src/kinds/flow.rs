@@ -314,13 +314,7 @@ fn queuing(v: &Spot) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::field_errors::FieldErrors;
-
-    fn fields(check: fn(&Spot), obj: &Value) -> Vec<String> {
-        let mut errors = FieldErrors::new();
-        check(&Spot::new(obj, "", &mut errors));
-        errors.causes().iter().map(|c| c.field.clone()).collect()
-    }
+    use crate::kinds::spot::fields;
 
     #[test]
     fn levels() {

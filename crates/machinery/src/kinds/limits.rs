@@ -8,7 +8,7 @@ use super::spot::Spot;
 use super::{Behaviour, CHECKED};
 use crate::name;
 use crate::quantity::Quantity;
-use crate::table::{Cell, Column};
+use crate::table::Column;
 use serde_json::Value;
 use std::collections::BTreeSet;
 
@@ -47,16 +47,7 @@ pub static ROWS: &[Behaviour] = &[Behaviour {
     defaults,
     validate,
 
-    columns: &[
-        Column::NAME,
-        Column {
-            name: "Created At",
-            ty: "date",
-            format: "",
-            priority: 0,
-            cell: Cell::Text("/metadata/creationTimestamp"),
-        },
-    ],
+    columns: &[Column::NAME, Column::CREATED],
     ..CHECKED
 }];
 

@@ -9,13 +9,6 @@ use crate::table::{Cell, Column};
 use serde_json::{Value, json};
 
 const RBAC: &str = "rbac.authorization.k8s.io";
-const CREATED: Column = Column {
-    name: "Created At",
-    ty: "date",
-    format: "",
-    priority: 0,
-    cell: Cell::Text("/metadata/creationTimestamp"),
-};
 /// User-defined priorities end here; the rest is the system's.
 const USER_PRIORITY_MAX: i64 = 1_000_000_000;
 const SYSTEM_PRIORITIES: [(&str, i64); 2] =
@@ -25,7 +18,7 @@ const ROLE: Behaviour = Behaviour {
     group: RBAC,
     name: NameRule::PathSegment,
     create_on_update: true,
-    columns: &[Column::NAME, CREATED],
+    columns: &[Column::NAME, Column::CREATED],
     ..CHECKED
 };
 const BINDING: Behaviour = Behaviour {

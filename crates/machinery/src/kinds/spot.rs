@@ -285,3 +285,11 @@ impl<'a> Spot<'a> {
 fn value_of<'v>(v: &'v Value, key: &str) -> &'v Value {
     key.split('.').filter(|k| !k.is_empty()).fold(v, |v, k| v.get(k).unwrap_or(&NULL))
 }
+
+/// The fields that a check complains of.
+#[cfg(test)]
+pub(super) fn fields(check: fn(&Spot), obj: &Value) -> Vec<String> {
+    let mut errors = FieldErrors::new();
+    check(&Spot::new(obj, "", &mut errors));
+    errors.causes().iter().map(|c| c.field.clone()).collect()
+}
