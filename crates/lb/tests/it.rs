@@ -42,6 +42,9 @@ async fn server(name: &'static str) -> (SocketAddr, Arc<AtomicU16>) {
     (address, status)
 }
 
+/// The longest wait for what must come.
+const LIMIT: Duration = Duration::from_secs(60);
+
 fn check() -> Check {
     Check {
         protocol: Protocol::Http,
@@ -49,7 +52,7 @@ fn check() -> Check {
         path: "/health".into(),
         matcher: vec![(200, 299)],
         interval: Duration::from_millis(20),
-        timeout: Duration::from_secs(2),
+        timeout: LIMIT,
         healthy_threshold: 2,
         unhealthy_threshold: 2,
     }
@@ -95,7 +98,7 @@ async fn raw(address: SocketAddr, text: &str) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(text.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
-    let read = tokio::time::timeout(Duration::from_secs(20), stream.read_to_end(&mut answer)).await;
+    let read = tokio::time::timeout(LIMIT, stream.read_to_end(&mut answer)).await;
     let _ = read.expect("the connection ends");
     String::from_utf8_lossy(&answer).into_owned()
 }
@@ -110,7 +113,7 @@ async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), wait).await.unwrap_or_else(|_| panic!("{what}"));
+    tokio::time::timeout(LIMIT, wait).await.unwrap_or_else(|_| panic!("{what}"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -131,8 +134,9 @@ async fn a_sick_target_gets_nothing_and_comes_back() {
     let mut changes = balancer.changes();
     changes.mark_unchanged();
     sick.store(503, Ordering::Relaxed);
-    tokio::time::timeout(Duration::from_secs(20), changes.changed()).await.unwrap().unwrap();
-    assert_eq!(state("a", &balancer), State::Unhealthy(lb::health::Failure::Status(503)));
+    tokio::time::timeout(LIMIT, changes.changed()).await.unwrap().unwrap();
+    let sick_now = State::Unhealthy(lb::health::Failure::Status(503));
+    until("a is sick", async || state("a", &balancer) == sick_now).await;
     for _ in 0..6 {
         assert!(get(front, "/").await.ends_with("\r\n\r\nb"));
     }
@@ -144,7 +148,10 @@ async fn a_sick_target_gets_nothing_and_comes_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn rules_weights_and_our_own_answers() {
     let ((a, _), (b, _)) = (server("a").await, server("b").await);
-    let refused = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    // Bound, so that nobody else gets the port, but not listening.
+    let deaf = tokio::net::TcpSocket::new_v4().unwrap();
+    deaf.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let refused = deaf.local_addr().unwrap();
     let rule = |path: &str, action| Rule { conditions: vec![Condition::Path(vec![path.into()])], action };
     let fixed = Fixed { status: 418, content_type: "text/plain".into(), body: "tea".into() };
     let redirect = Redirect {
@@ -249,11 +256,17 @@ async fn connections_outlive_changes_of_everything_else() {
     let mut config = Config { listeners, groups: vec![group("web", &[("a", a)])] };
     let front = address(&balancer, &config);
     let mut stream = TcpStream::connect(front).await.unwrap();
+    // The last letter of an answer; none when the connection ended.
     let mut ask = async || {
-        stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
-        let mut buffer = [0; 1024];
-        let length = stream.read(&mut buffer).await.unwrap();
-        String::from_utf8_lossy(&buffer[..length]).chars().last()
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.ok()?;
+        let (mut answer, mut buffer) = (String::new(), [0; 1024]);
+        while answer.split_once("\r\n\r\n").is_none_or(|(_, body)| body.is_empty()) {
+            match stream.read(&mut buffer).await {
+                Ok(0) | Err(_) => break,
+                Ok(length) => answer += &String::from_utf8_lossy(&buffer[..length]),
+            }
+        }
+        answer.chars().last()
     };
     assert_eq!(ask().await, Some('a'));
     config.groups = vec![group("web", &[("b", b)])];
@@ -440,10 +453,7 @@ async fn datagrams_of_a_client_stay_with_a_target() {
         for word in ["1", "2", "3"] {
             client.send(word.as_bytes()).await.unwrap();
             let mut buffer = [0; 64];
-            let length = tokio::time::timeout(Duration::from_secs(5), client.recv(&mut buffer))
-                .await
-                .unwrap()
-                .unwrap();
+            let length = tokio::time::timeout(LIMIT, client.recv(&mut buffer)).await.unwrap().unwrap();
             let said = String::from_utf8_lossy(&buffer[..length]).into_owned();
             assert!(said.ends_with(word), "{said}");
             own.push(said[..1].to_string());

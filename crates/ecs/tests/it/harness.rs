@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long a test waits for what must come.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(180);
 /// The namespace of cluster `prod`.
 pub const NAMESPACE: &str = "ecs-prod";
 const ACCOUNT: &str = "123456789012";
@@ -82,7 +82,8 @@ pub struct World {
     pub client: ApiClient,
     api: Arc<Api>,
     ecs: Option<Ecs>,
-    retention: Duration,
+    /// How long stopped tasks are kept, from the next start on.
+    pub retention: Duration,
     /// Tasks of services that were started.
     pub started: Arc<AtomicU64>,
     _folder: tempfile::TempDir,

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 async fn task(client: &ApiClient, id: &str, status: Value) -> ObjectKey {
     let body = json!({"apiVersion": "ecs.gantry.dev/v1", "kind": "Task", "metadata": {"namespace": NAMESPACE, "name": id},

@@ -25,12 +25,12 @@ fn three_endpoints_share_evenly_and_see_the_client() {
         let client = lab.pod("client");
         lab.net.apply(&[service(&[&pods[0], &pods[1], &pods[2]])], &[]).unwrap();
         let shares = counts(&client.ns, SERVICE, 80, 300);
-        // Six standard deviations around 100.
-        assert!(shares.len() == 3 && shares.values().all(|n| (51..150).contains(n)), "{shares:?}");
+        // Seven standard deviations around 100.
+        assert!(shares.len() == 3 && shares.values().all(|n| (42..159).contains(n)), "{shares:?}");
         assert_eq!(ask(&client.ns, SERVICE, 80).unwrap().1, client.ip, "source is kept");
         assert_eq!(lab.ask(SERVICE, 80).unwrap().1, NODE, "the node reaches services too");
         for (ns, to) in [(&lab.outside, NODE), (&client.ns, NODE)] {
-            assert_eq!(counts(ns, to, 30080, 30).len(), 3);
+            assert_eq!(counts(ns, to, 30080, 70).len(), 3);
         }
         assert_eq!(
             ask(&lab.outside, NODE, 30080).unwrap().1,
@@ -100,7 +100,7 @@ fn external_local_serves_outsiders_from_this_node_only() {
         web.external_ips = vec![NODE];
         web.endpoints.push(Endpoint { ip: OUTSIDE, port: 8080, local: false, far: false });
         lab.net.apply(std::slice::from_ref(&web), &[]).unwrap();
-        assert_eq!(counts(&lab.outside, NODE, 80, 30).len(), 2);
+        assert_eq!(counts(&lab.outside, NODE, 80, 40).len(), 2);
         let far = (0..60).map(|_| ask(&lab.outside, NODE, 30080).unwrap()).find(|(name, _)| name == "far");
         assert_eq!(far, Some(("far".into(), NODE)), "sent elsewhere as ours");
         web.external_local = true;
@@ -144,7 +144,7 @@ fn a_client_with_affinity_stays_until_its_endpoint_goes() {
         web.affinity_secs = Some(2);
         lab.net.apply(&[web], &[]).unwrap();
         let mut seen = BTreeMap::new();
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_secs(240);
         while seen.len() < 2 && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(2200));
             seen.extend(counts(&client.ns, SERVICE, 80, 1));
@@ -238,7 +238,7 @@ fn figures_of_a_thousand_services() {
         // Two elements of the pair go, the front moves to another group, one element comes; the group is new.
         assert_eq!((first.changes, one.changes), (1000 * 3 + 2 + 1, 6));
         assert_eq!(counts(&client.ns, Ipv4Addr::from_bits(0x0a61_0000 + 500), 80, 10).len(), 1);
-        assert_eq!(counts(&client.ns, Ipv4Addr::from_bits(0x0a61_0000 + 999), 80, 30).len(), 2);
+        assert_eq!(counts(&client.ns, Ipv4Addr::from_bits(0x0a61_0000 + 999), 80, 40).len(), 2);
         eprintln!("1,000 services x 2 endpoints: {load:?}; one change: {change:?}");
     });
 }
