@@ -20,7 +20,7 @@ pub(super) fn judge(attempt: &Attempt<'_>, object: &Value, _: &mut Vec<String>) 
     }
     let forbidden = |why: &str| ApiError::forbidden(attempt.call.resource.gvr(), &attempt.key.name, why);
     if attempt.old.is_some() && !may(attempt, &attempt.call.attributes("delete")) {
-        return Err(forbidden("cannot set an ownerRef on a resource you can't delete: , "));
+        return Err(forbidden("cannot set an ownerRef on a resource you can't delete: , <nil>"));
     }
     for reference in newly_blocking(new, old) {
         let Some(wanted) = finalizers_of(attempt, reference) else {
@@ -33,7 +33,7 @@ pub(super) fn judge(attempt: &Attempt<'_>, object: &Value, _: &mut Vec<String>) 
         };
         if !may(attempt, &wanted) {
             return Err(forbidden(
-                "cannot set blockOwnerDeletion if an ownerReference refers to a resource you can't set finalizers on: , ",
+                "cannot set blockOwnerDeletion if an ownerReference refers to a resource you can't set finalizers on: , <nil>",
             ));
         }
     }

@@ -10,7 +10,7 @@ pub mod names;
 
 use crate::resources::Resource;
 use client::Object;
-use k8s_schema::{Def, DefRef, Gvr, Held, ResourceRow, Subresource};
+use k8s_schema::{Def, DefRef, Gvr, Held, ResourceRow, Subresource, compare_versions};
 use machinery::crd::columns::Column;
 use machinery::crd::jsonpath::JsonPath;
 use machinery::crd::{self, Schema};
@@ -73,6 +73,8 @@ pub struct Custom {
     pub reshapes: bool,
     /// Who converts between the versions, where that is a webhook.
     pub webhook: Option<convert::Webhook>,
+    /// What users of a deprecated version are told.
+    pub deprecation: Option<String>,
 }
 
 /// Where a custom resource keeps what a Scale shows; JSON pointers.
@@ -212,8 +214,23 @@ fn custom(definition: &Value, version: &Value, own: Arc<Version>) -> Custom {
         reshapes: several || has_default(&version["schema"]["openAPIV3Schema"]),
         webhook: convert::webhook(&definition["spec"], stored),
         stamp: stamp(definition),
+        deprecation: (version["deprecated"] == true).then(|| deprecation(spec, version)),
         version: own,
     }
+}
+
+/// The definition's own words, or which newer version should be used.
+fn deprecation(spec: &Value, version: &Value) -> String {
+    if let Some(words) = version["deprecationWarning"].as_str() {
+        return words.to_string();
+    }
+    let text = |v: &Value| v.as_str().unwrap_or_default().to_string();
+    let (group, kind, name) = (text(&spec["group"]), text(&spec["names"]["kind"]), text(&version["name"]));
+    let fresh = spec["versions"].as_array().into_iter().flatten();
+    let fresh = fresh.filter(|v| v["served"] == true && v["deprecated"] != true).map(|v| text(&v["name"]));
+    let newer = fresh.filter(|v| compare_versions(v, &name).is_lt()).min_by(|a, b| compare_versions(a, b));
+    let instead = newer.map(|newest| format!("; use {group}/{newest} {kind}")).unwrap_or_default();
+    format!("{group}/{name} {kind} is deprecated{instead}")
 }
 
 fn has_default(schema: &Value) -> bool {

@@ -26,6 +26,12 @@ use machinery::status::ApiError;
 use serde_json::{Value, json};
 use std::sync::Arc;
 
+/// Built-in kinds that upstream advises against, and its words (`APILifecycleDeprecated`).
+const DEPRECATED: [(&str, &str, &str); 2] = [
+    ("", "componentstatuses", "v1 ComponentStatus is deprecated in v1.19+"),
+    ("", "endpoints", "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"),
+];
+
 /// What every answer needs to know of the request.
 struct Shape {
     form: Form,
@@ -48,6 +54,22 @@ pub async fn answer(
         resource: path.resource.clone().into(),
     };
     let resource = api.registry.find(&gvr).ok_or_else(no_such_resource)?;
+    let deprecation = deprecation(&resource);
+    let mut response = served(api, inbound, path, verb, resource).await?;
+    if let Some(words) = deprecation {
+        crate::audit::annotate("k8s.io/deprecated", "true");
+        respond::warn(&mut response, &[words]);
+    }
+    Ok(response)
+}
+
+async fn served(
+    api: &Arc<Api>,
+    inbound: Inbound,
+    path: ResourcePath,
+    verb: &str,
+    resource: Arc<Resource>,
+) -> Result<Response<Body>, ApiError> {
     check_scope(&resource, &path, verb)?;
     if !path.subresource.is_empty() && !resource.has_subresource(&path.subresource) {
         return Err(no_such_resource());
@@ -361,15 +383,19 @@ async fn write(
     let written = api.write(call.clone(), verb).await?;
     let mut response = written_answer(api, &call, &written, is_delete, shape)?;
     respond::warn(&mut response, &written.warnings);
-    if call.resource.row.legacy {
-        respond::warn(&mut response, &[deprecation(&call.resource)]);
-    }
     Ok(response)
 }
 
-fn deprecation(resource: &Resource) -> String {
+/// What whoever uses this resource is told, whatever the verb.
+fn deprecation(resource: &Resource) -> Option<String> {
     let (row, stored) = (&*resource.row, &*resource.stored);
-    format!("{} {} is deprecated; use {} {}", row.api_version(), row.kind, stored.api_version(), stored.kind)
+    if row.legacy {
+        let own = format!("{} {}", row.api_version(), row.kind);
+        return Some(format!("{own} is deprecated; use {} {}", stored.api_version(), stored.kind));
+    }
+    let told = DEPRECATED.iter().find(|(group, name, _)| resource.is(group, name));
+    let own = || resource.custom.as_ref().and_then(|custom| custom.deprecation.clone());
+    told.map(|(.., words)| words.to_string()).or_else(own)
 }
 
 /// `POST bindings` is `POST pods/{name}/binding`.

@@ -303,3 +303,34 @@ async fn rules_of_a_definition_are_enforced() {
     let message = s.patch(&format!("{WIDGETS}/a"), "merge-patch", &changed).await.fails(422, "Invalid");
     assert!(message.ends_with("spec: Invalid value: \"object\": stays red"), "{message}");
 }
+
+/// Whoever uses a version that its definition calls deprecated is told, whatever he does; so with two old kinds.
+#[tokio::test]
+async fn deprecated_versions_say_so() {
+    let s = server().await;
+    let mut body = definition();
+    body["spec"]["versions"][1]["deprecated"] = json!(true);
+    s.post(CRDS, &body).await.expect(201);
+    established(&s, "widgets.example.org").await;
+    let told = async |path: &str| {
+        let reply = s.get(path).await;
+        assert_eq!(reply.code, 200, "{path}");
+        reply.headers.get("warning").map(|w| w.to_str().unwrap().to_string())
+    };
+    let words = |text: &str| Some(format!("299 - \"{text}\""));
+    let old = WIDGETS.replace("/v1/", "/v2beta1/");
+    assert_eq!(told(WIDGETS).await, None);
+    let newer = "example.org/v2beta1 Widget is deprecated; use example.org/v1 Widget";
+    assert_eq!(told(&old).await, words(newer));
+    let mut made = widget("a", json!({}));
+    made["apiVersion"] = json!("example.org/v2beta1");
+    assert_eq!(s.post(&old, &made).await.headers["warning"], words(newer).unwrap());
+    body = s.get(&format!("{CRDS}/widgets.example.org")).await.expect(200);
+    body["spec"]["versions"][1]["deprecationWarning"] = json!("go away");
+    s.put(&format!("{CRDS}/widgets.example.org"), &body).await.expect(200);
+    eventually("own words", async || (told(&old).await == words("go away")).then_some(())).await;
+    let core = "/api/v1/namespaces/default/endpoints";
+    let slices = "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice";
+    assert_eq!(told(core).await, words(slices));
+    assert_eq!(told("/api/v1/componentstatuses").await, words("v1 ComponentStatus is deprecated in v1.19+"));
+}

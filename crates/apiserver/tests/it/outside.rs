@@ -175,22 +175,35 @@ async fn groups_may_be_known_elsewhere() {
     }
 }
 
-/// A judge in trouble is asked again, with growing pauses, and what it says then counts.
+/// Judges in trouble are asked again, with growing pauses, and what they say then counts: of tokens and of access.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_judge_in_trouble_is_asked_again() {
-    let before = AtomicUsize::new(0);
-    let (port, ca_pem, asked) = outside(Arc::new(move |_, _| match before.fetch_add(1, Ordering::Relaxed) {
-        0 => Value::Null,
-        _ => json!({"status": {"authenticated": true, "user": {"username": "carol"}}}),
+    let (tokens, access) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let first = |count: &AtomicUsize| count.fetch_add(1, Ordering::Relaxed) == 0;
+    let (port, ca_pem, asked) = outside(Arc::new(move |path, _| match path {
+        "/review" if !first(&tokens) => {
+            json!({"status": {"authenticated": true, "user": {"username": "carol"}}})
+        }
+        "/access" if !first(&access) => json!({"status": {"allowed": true}}),
+        _ => Value::Null,
     }))
     .await;
-    let endpoint = Endpoint::of_url(&format!("https://localhost:{port}/review"), &ca_pem, None).unwrap();
+    let at =
+        |path: &str| Endpoint::of_url(&format!("https://localhost:{port}{path}"), &ca_pem, None).unwrap();
     let providers = Arc::new(Providers::new(Vec::new(), &None));
-    let hook = TokenWebhook::new(endpoint, Vec::new());
-    let server = server_with(|c| c.authenticator = Some(outside_tokens(providers, Some(hook)))).await;
+    let hook = TokenWebhook::new(at("/review"), Vec::new());
+    let judge = AccessWebhook::new(at("/access"), Manner::default());
+    let server = server_with(|c| {
+        c.authenticator = Some(outside_tokens(providers, Some(hook)));
+        c.authorization.push(Step::Webhook(Arc::new(judge)));
+    })
+    .await;
     let (code, user) = who(&server, "good").await;
     assert_eq!((code, user["username"].as_str()), (201, Some("carol")));
     assert_eq!(asked.load(Ordering::Relaxed), 2);
+    let dave = server.with_identity(Identity::new("dave", ["system:authenticated"]));
+    dave.get(MAPS).await.expect(200);
+    assert_eq!(asked.load(Ordering::Relaxed), 4);
 }
 
 #[tokio::test]

@@ -299,6 +299,48 @@ async fn optional_plugins_run_where_they_are_asked_for() {
     assert!(message.ends_with("Use of external IPs is denied by admission control"), "{message}");
 }
 
+/// OwnerReferencesPermissionEnforcement: who may neither delete an object nor finalize its owner leaves the owner free.
+#[tokio::test]
+async fn owners_are_blocked_by_those_who_may_change_them() {
+    let s = server_with(|c| {
+        c.plugins = apiserver::Plugins::read("OwnerReferencesPermissionEnforcement", "").unwrap();
+    })
+    .await;
+    let owner = s.post(MAPS, &config_map("owner")).await.expect(201);
+    let owned = |name: &str, kind: &str, blocks: bool| {
+        let mut map = config_map(name);
+        map["metadata"]["ownerReferences"] = json!([{"apiVersion": "v1", "kind": kind, "name": "owner",
+            "uid": owner["metadata"]["uid"], "blockOwnerDeletion": blocks}]);
+        map
+    };
+    let rbac = "/apis/rbac.authorization.k8s.io/v1";
+    let rules = async |rules: serde_json::Value| {
+        let role = json!({"metadata": {"name": "r"}, "rules": rules});
+        s.delete(&format!("{rbac}/clusterroles/r")).await;
+        s.post(&format!("{rbac}/clusterroles"), &role).await.expect(201);
+    };
+    let maps = |verbs: &[&str]| json!({"apiGroups": [""], "resources": ["configmaps"], "verbs": verbs});
+    rules(json!([maps(&["create", "update"])])).await;
+    let binding = json!({"metadata": {"name": "b"}, "roleRef": {"apiGroup": "rbac.authorization.k8s.io",
+        "kind": "ClusterRole", "name": "r"}, "subjects": [{"kind": "User", "name": "carol",
+        "apiGroup": "rbac.authorization.k8s.io"}]});
+    s.post(&format!("{rbac}/clusterrolebindings"), &binding).await.expect(201);
+    let carol = s.with_identity(Identity::new("carol", ["system:authenticated"]));
+    carol.post(MAPS, &owned("free", "ConfigMap", false)).await.expect(201);
+    for (body, why) in [
+        (owned("a", "ConfigMap", true), "refers to a resource you can't set finalizers on: , <nil>"),
+        (owned("a", "Nothing", true), "no matches for kind \"Nothing\" in version \"v1\""),
+    ] {
+        let message = carol.post(MAPS, &body).await.fails(403, "Forbidden");
+        assert!(message.ends_with(why), "{message}");
+    }
+    let message = carol.put(&format!("{MAPS}/free"), &config_map("free")).await.fails(403, "Forbidden");
+    assert!(message.ends_with("cannot set an ownerRef on a resource you can't delete: , <nil>"), "{message}");
+    let finalizers = json!({"apiGroups": [""], "resources": ["configmaps/finalizers"], "verbs": ["update"]});
+    rules(json!([maps(&["create", "update", "delete"]), finalizers])).await;
+    carol.put(&format!("{MAPS}/free"), &owned("free", "ConfigMap", true)).await.expect(200);
+}
+
 const ADDRESSES: &str = "/apis/networking.k8s.io/v1/ipaddresses";
 const RANGES: &str = "/apis/networking.k8s.io/v1/servicecidrs";
 
