@@ -1,11 +1,11 @@
 //! Extenders: servers outside that have a say in filtering, rating, preempting and binding (`extender/v1`). What the file
 //! says of them, the documents they are sent, and what their answers come to.
 //!
-//! A pod that an extender is interested in is decided for in two steps: [`feasible`] names the nodes to ask about, and
-//! when the answers are there ([`Advice`]) the decision is made anew with them. Keys of answers are read in any case, as
-//! Go reads them. Deliberately not here: the calls (`controllers`, `gantry`).
+//! A pod that an extender is interested in is decided for in several steps: the decision is a [`Question`], and when the
+//! answer is there ([`Advice`]) the decision is made anew with it. Keys of answers are read in any case, as Go reads
+//! them. Deliberately not here: the calls (`controllers`, `gantry`).
 
-use crate::model::{PodInfo, Snapshot};
+use crate::model::PodInfo;
 use crate::preempt::Victims;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -140,6 +140,11 @@ impl Extender {
             || self.managed_resources.iter().any(|r| pod.requests.extended.contains_key(&r.name))
     }
 
+    /// Does it filter or rate nodes for this pod?
+    pub(crate) fn judges(&self, pod: &PodInfo) -> bool {
+        self.is_interested(pod) && !(self.filter_verb.is_empty() && self.prioritize_verb.is_empty())
+    }
+
     /// Where a verb of it is.
     pub fn url(&self, verb: &str) -> String {
         format!("{}/{verb}", self.url_prefix.trim_end_matches('/'))
@@ -186,15 +191,24 @@ impl Extender {
 /// Nodes that victims would leave, with them and the number of budgets that break.
 pub type Candidates = BTreeMap<String, Victims>;
 
+/// What extenders are to be asked about a pod.
+#[derive(Clone, Debug)]
+pub enum Question {
+    /// Which of these nodes.
+    Nodes(Vec<String>),
+    /// Which of these victims; in which domain, "" where that is open.
+    Victims(String, Candidates),
+}
+
 /// What extenders said of a pod.
 #[derive(Clone, Debug, Default)]
 pub struct Advice {
     /// The nodes that are left, with the points that they got.
     pub nodes: BTreeMap<String, i64>,
-    /// Those that were refused: why, and could an eviction help?
-    refused: BTreeMap<String, (String, bool)>,
-    /// Whom they let go; `None`: they were not asked.
-    pub(crate) victims: Option<Candidates>,
+    /// Those that were refused: why ("": they did not say), and could an eviction help?
+    pub(crate) refused: BTreeMap<String, (String, bool)>,
+    /// Whom they let go, by the domain that was asked about.
+    pub(crate) victims: BTreeMap<String, Candidates>,
 }
 
 /// A field of an answer, whatever the case of its name.
@@ -217,9 +231,16 @@ impl Advice {
         Advice { nodes: nodes.into_iter().map(|n| (n, 0)).collect(), ..Advice::default() }
     }
 
-    /// The same with the victims that they let go.
-    pub fn with_victims(self, victims: Candidates) -> Advice {
-        Advice { victims: Some(victims), ..self }
+    /// They let these victims go.
+    pub fn of_victims(place: String, victims: Candidates) -> Advice {
+        Advice { victims: [(place, victims)].into(), ..Advice::default() }
+    }
+
+    /// Takes up what was said later.
+    pub fn extend(&mut self, later: Advice) {
+        self.nodes.extend(later.nodes);
+        self.refused.extend(later.refused);
+        self.victims.extend(later.victims);
     }
 
     /// An answer to a filter's question.
@@ -241,7 +262,8 @@ impl Advice {
                 by.url_prefix
             ));
         }
-        self.nodes.retain(|name, _| left.contains(name.as_str()));
+        let refused = self.nodes.extract_if(.., |name, _| !left.contains(name.as_str()));
+        self.refused.extend(refused.map(|(name, _)| (name, (String::new(), false))));
         for (key, helpable) in [("FailedNodes", true), ("FailedAndUnresolvableNodes", false)] {
             for (node, why) in field(answer, key).as_object().into_iter().flatten() {
                 let why = why.as_str().unwrap_or_default().to_string();
@@ -286,24 +308,6 @@ impl Advice {
         }
         Ok(left)
     }
-
-    /// Why a node may not be had; `None`: it may. The second: could an eviction help?
-    pub(crate) fn against(&self, node: &str) -> Option<Option<(&str, bool)>> {
-        if self.nodes.contains_key(node) {
-            return None;
-        }
-        Some(self.refused.get(node).map(|(why, helpable)| (why.as_str(), *helpable)))
-    }
-
-    /// Was it asked about?
-    pub fn knows(&self, node: &str) -> bool {
-        self.nodes.contains_key(node) || self.refused.contains_key(node)
-    }
-}
-
-/// The nodes to ask extenders about; none where our own filters object everywhere.
-pub fn feasible(snapshot: &Snapshot, pod: &PodInfo) -> Vec<String> {
-    crate::schedule::feasible(snapshot, pod)
 }
 
 #[cfg(test)]

@@ -73,6 +73,11 @@ impl Groups {
         self.fence.as_ref().is_none_or(|(key, value)| node.labels.get(key) == Some(value))
     }
 
+    /// The domain that is tried, "" for none.
+    pub(crate) fn fence(&self) -> &str {
+        self.fence.as_ref().map_or("", |(_, value)| value)
+    }
+
     /// A pod came to a node (`there`) or left it.
     pub(crate) fn placed(&mut self, pod: &PodInfo, there: bool) {
         let (Some(group), Some(id)) = (&pod.group, &pod.id) else { return };
@@ -146,15 +151,33 @@ pub fn schedule(snapshot: &mut Snapshot, id: &PodId, pods: &[&Arc<PodInfo>], pla
         });
         return plan.groups.push((id.clone(), Verdict::Wrong(why)));
     }
+    let placed = place(snapshot, (id, &group), pods, plan);
+    snapshot.groups.fence = None;
+    if let Err((pod, diagnosis)) = placed {
+        plan.refuse(snapshot, &pod, *diagnosis);
+    }
+}
+
+/// A pod about which extenders must be asked before the group can be decided for.
+type Unasked = (Arc<PodInfo>, Box<Diagnosis>);
+
+/// Tries what there is to try and keeps the best; nothing has changed where somebody must be asked.
+fn place(
+    snapshot: &mut Snapshot,
+    (id, group): (&PodId, &Group),
+    pods: &[&Arc<PodInfo>],
+    plan: &mut Plan,
+) -> Result<(), Unasked> {
     let Some(key) = &group.topology else {
-        let tried = attempt(snapshot, id, pods);
-        return settle(snapshot, (id, &group), pods, tried, plan);
+        let tried = attempt(snapshot, id, pods)?;
+        settle(snapshot, (id, group), pods, tried, plan);
+        return Ok(());
     };
     let domains = domains(snapshot, id, key);
     let mut best: Option<(bool, Reverse<usize>, &String)> = None;
     for value in &domains {
         snapshot.groups.fence = Some((key.clone(), value.clone()));
-        let tried = attempt(snapshot, id, pods);
+        let tried = attempt(snapshot, id, pods)?;
         let good = tried.placed >= group.min;
         let rank = (tried.preempts(), Reverse(tried.placed), value);
         take_back(snapshot, tried);
@@ -163,15 +186,15 @@ pub fn schedule(snapshot: &mut Snapshot, id: &PodId, pods: &[&Arc<PodInfo>], pla
     // The best one once more, to keep it; where none will do, the first one's words are told.
     let chosen = best.map(|(.., value)| value).or(domains.first());
     snapshot.groups.fence = Some((key.clone(), chosen.cloned().unwrap_or_default()));
-    let tried = attempt(snapshot, id, pods);
-    settle(snapshot, (id, &group), pods, tried, plan);
-    snapshot.groups.fence = None;
+    let tried = attempt(snapshot, id, pods)?;
+    settle(snapshot, (id, group), pods, tried, plan);
     if let (None, Some((_, verdict))) = (best, plan.groups.last_mut()) {
         let n = domains.len();
         *verdict = Verdict::Unschedulable(format!(
             "0/{n} placements are available, first placement status: {UNSCHEDULABLE}"
         ));
     }
+    Ok(())
 }
 
 /// The domains to try: that of the group's placed pods, if there are such; else all.
@@ -184,7 +207,7 @@ fn domains(snapshot: &Snapshot, id: &PodId, key: &str) -> Vec<String> {
 }
 
 /// Places the pods as far as they fit.
-fn attempt(snapshot: &mut Snapshot, id: &PodId, pods: &[&Arc<PodInfo>]) -> Try {
+fn attempt(snapshot: &mut Snapshot, id: &PodId, pods: &[&Arc<PodInfo>]) -> Result<Try, Unasked> {
     let mut tried = Try { outcomes: Vec::new(), undo: Vec::new(), next: snapshot.next.clone(), placed: 0 };
     for pod in pods {
         let promised = pod.id.as_ref().and_then(|id| snapshot.nominated_node(id)).map(str::to_string);
@@ -201,6 +224,10 @@ fn attempt(snapshot: &mut Snapshot, id: &PodId, pods: &[&Arc<PodInfo>]) -> Try {
                     snapshot.place(&found.node, (*pod).clone());
                     Outcome::Preempts(diagnosis)
                 }
+                Rescue::Consult(_) => {
+                    take_back(snapshot, tried);
+                    return Err(((*pod).clone(), diagnosis));
+                }
                 _ => Outcome::Refused(diagnosis),
             },
         };
@@ -210,7 +237,7 @@ fn attempt(snapshot: &mut Snapshot, id: &PodId, pods: &[&Arc<PodInfo>]) -> Try {
         tried.outcomes.push(outcome);
     }
     tried.placed = snapshot.groups.placed_of(id).count();
-    tried
+    Ok(tried)
 }
 
 /// Leaves the snapshot as it was before the try.

@@ -434,8 +434,8 @@ pub struct Snapshot {
     pub groups: Groups,
     /// Servers outside that have a say.
     pub extenders: Arc<Vec<Extender>>,
-    /// What they said of the pod that is decided for now.
-    pub advice: Option<(PodId, Advice)>,
+    /// What they said of the pods that are decided for now.
+    pub advice: BTreeMap<PodId, Advice>,
     pub(crate) nominations: Nominations,
     /// Placed pods that have terms about others: only then must nodes be looked through for a pod without rules.
     pub(crate) termed: usize,
@@ -560,7 +560,7 @@ impl Snapshot {
 
     /// What extenders said of this pod.
     pub(crate) fn advice_of(&self, pod: &PodInfo) -> Option<&Advice> {
-        self.advice.as_ref().filter(|(id, _)| pod.id.as_ref() == Some(id)).map(|(_, advice)| advice)
+        self.advice.get(pod.id.as_ref()?)
     }
 
     pub(crate) fn node(&self, name: &str) -> Option<(&NodeSpec, &NodeInfo)> {

@@ -5,7 +5,7 @@
 //! fits. Who cannot come back is a victim. Of the nodes, the one that hurts least is taken.
 //! Deliberately not here: deleting victims; a claim that only one pod may use frees nobody's place.
 
-use crate::extend::{Candidates, Extender};
+use crate::extend::{Candidates, Extender, Question};
 use crate::model::{NodeInfo, NodeSpec, PodId, PodInfo, Snapshot};
 use crate::schedule::tie;
 use crate::trial::{Subject, Trial};
@@ -59,14 +59,14 @@ pub struct Preemption {
 }
 
 /// Why there is none.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub enum Refused {
     /// The pod may not, or need not yet.
     NotEligible(&'static str),
     /// It was tried; upstream's sentence.
     Hopeless(String),
     /// Extenders must be asked first.
-    Consult(Candidates),
+    Consult(Question),
 }
 
 /// Who must go from a node, and how many budgets break.
@@ -167,13 +167,20 @@ pub fn preempt(
 ) -> Result<Preemption, Refused> {
     let pod = subject.pod;
     eligible(snapshot, pod, helpable)?;
-    let found = match snapshot.advice_of(pod).and_then(|advice| advice.victims.clone()) {
-        Some(left) => left,
+    let place = snapshot.groups.fence();
+    let found = match snapshot.advice_of(pod).and_then(|advice| advice.victims.get(place)) {
+        Some(left) => {
+            let here =
+                |node: &str, p: &PodInfo| p.id.as_ref().and_then(|id| snapshot.place_of(id)) == Some(node);
+            let mut left = left.clone();
+            left.retain(|node, (pods, _)| pods.iter().all(|p| here(node, p)));
+            left
+        }
         None => {
             let found = candidates(snapshot, subject, helpable, all)?;
             let consulted = |e: &Extender| !e.preempt_verb.is_empty() && e.is_interested(pod);
             if snapshot.extenders.iter().any(consulted) {
-                return Err(Refused::Consult(found));
+                return Err(Refused::Consult(Question::Victims(place.into(), found)));
             }
             found
         }

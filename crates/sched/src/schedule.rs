@@ -1,6 +1,6 @@
 //! The decision itself: for each waiting pod in turn, filter, score, place; or say why not.
 
-use crate::extend::{self, Advice, Candidates};
+use crate::extend::{self, Advice};
 use crate::filter::{Objection, Question, is_local, objection};
 use crate::groups::{self, Verdict};
 use crate::interpod::PodContext;
@@ -22,8 +22,8 @@ pub enum Rescue {
     Hopeless(String),
     /// These must go.
     Found(Preemption),
-    /// Extenders must be asked which of these may.
-    Consult(Candidates),
+    /// Extenders must be asked this first; nothing is decided yet.
+    Consult(extend::Question),
 }
 
 impl Rescue {
@@ -216,20 +216,21 @@ fn place(
     let profile = snapshot.profiles.of(pod.scheduler());
     let mut subject = Subject { pod, profile, context, volumes: &volumes, ratings: std::mem::take(ratings) };
     let mut asked = ask(snapshot, &mut subject);
-    snapshot.advice_of(pod).into_iter().for_each(|advice| asked.heed(advice));
+    let unasked = asked.heed(snapshot, &subject);
     let found = best(snapshot, &subject, &asked);
     *ratings = std::mem::take(&mut subject.ratings);
     if let Some(place) = found {
         return (Ok(place), subject.context);
     }
     let rescue = match asked.nodes {
+        _ if !unasked.is_empty() => Rescue::Consult(extend::Question::Nodes(unasked)),
         0 => hopeless(0),
         _ if !profile.preempts => Rescue::NotEligible(String::new()),
         all => match preempt(snapshot, &mut subject, &asked.helpable, all) {
             Ok(found) => Rescue::Found(found),
             Err(Refused::NotEligible(words)) => Rescue::NotEligible(words.into()),
             Err(Refused::Hopeless(words)) => Rescue::Hopeless(words),
-            Err(Refused::Consult(candidates)) => Rescue::Consult(candidates),
+            Err(Refused::Consult(question)) => Rescue::Consult(question),
         },
     };
     let Asked { nodes, reasons, filters, .. } = asked;
@@ -314,30 +315,33 @@ impl<'a> Asked<'a> {
 }
 
 impl Asked<'_> {
-    /// Takes up what extenders said.
-    fn heed(&mut self, advice: &Advice) {
+    /// Takes up what extenders said; yields the nodes to ask them about, where they let none of the others be.
+    fn heed(&mut self, snapshot: &Snapshot, subject: &Subject<'_>) -> Vec<String> {
+        if !snapshot.extenders.iter().any(|e| e.judges(subject.pod)) {
+            return Vec::new();
+        }
+        let nobody = Advice::default();
+        let (advice, mut unasked) = (snapshot.advice_of(subject.pod).unwrap_or(&nobody), Vec::new());
         for at in std::mem::take(&mut self.feasible) {
-            let Some(refused) = advice.against(&at.0.name) else {
-                self.feasible.push(at);
-                continue;
-            };
-            self.filters.insert(extend::NAME);
-            let Some((why, helpable)) = refused else { continue };
-            *self.reasons.entry(why.to_string()).or_default() += 1;
-            if helpable {
-                self.helpable.push(at.0);
+            let name = &at.0.name;
+            match advice.refused.get(name) {
+                _ if advice.nodes.contains_key(name) => self.feasible.push(at),
+                None => unasked.push(name.clone()),
+                Some((why, helpable)) => {
+                    self.filters.insert(extend::NAME);
+                    if !why.is_empty() {
+                        *self.reasons.entry(why.clone()).or_default() += 1;
+                    }
+                    self.helpable.extend(helpable.then_some(at.0));
+                }
             }
         }
+        if !self.feasible.is_empty() {
+            return Vec::new();
+        }
+        unasked.truncate(subject.profile.enough(snapshot.nodes_len()));
+        unasked
     }
-}
-
-/// The nodes that no filter objects to, as far as it looks.
-pub(crate) fn feasible(snapshot: &Snapshot, pod: &PodInfo) -> Vec<String> {
-    let Ok(volumes) = snapshot.volumes.needs(pod, snapshot) else { return Vec::new() };
-    let (profile, context) = (snapshot.profiles.of(pod.scheduler()), PodContext::new(snapshot, pod));
-    let asked =
-        ask(snapshot, &mut Subject { pod, profile, context, volumes: &volumes, ratings: Ratings::default() });
-    asked.feasible.iter().map(|(spec, _)| spec.name.clone()).collect()
 }
 
 /// Asks the nodes that the pod names, if it does; else as many as yield enough good ones, each time from where the

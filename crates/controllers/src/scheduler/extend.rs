@@ -1,17 +1,18 @@
 //! Asking extenders: their calls, in the order of the file; the answers come back to the loop, which decides anew.
 //!
-//! Pods that extenders are interested in are asked about at the same time; the decision holds what the snapshot says by
-//! then. Deliberately not here: what an answer means (`sched::extend`), HTTP (whoever starts the scheduler brings it).
+//! Pods that extenders are interested in are asked about at the same time, those of a group one after the other; the
+//! decision holds what the snapshot says by then. Deliberately not here: what an answer means (`sched::extend`), HTTP (whoever starts the scheduler brings it).
 
-use super::hints::Change;
 use super::state::{Decision, State};
+use super::waiting::Entry;
 use super::{Caches, Shell, key};
 use async_trait::async_trait;
 use client::{Object, ObjectKey};
 use futures_util::future::join_all;
-use sched::extend::{Advice, Candidates, Extender, failed, feasible};
-use sched::{Diagnosis, PodInfo, Rescue};
+use sched::extend::{Advice, Candidates, Extender, Question, failed};
+use sched::{Diagnosis, GroupVerdict, PodId, PodInfo, Rescue};
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::time::Instant;
 
@@ -22,61 +23,93 @@ pub trait Call: Send + Sync {
     async fn call(&self, extender: &Extender, verb: &str, document: &Value) -> Result<Value, String>;
 }
 
-/// What extenders are to be asked.
-#[derive(Clone, Debug)]
-pub enum Question {
-    /// Which of these nodes.
-    Nodes(Vec<String>),
-    /// Which of these victims; and what they said of nodes.
-    Victims(Candidates, Advice),
+/// A pod by itself, or (`true`) a group of pods.
+type Unit = (bool, PodId);
+
+/// Pods that are decided for when an answer is there.
+struct Asked {
+    about: Arc<PodInfo>,
+    /// All that are decided for together.
+    entries: Vec<Entry>,
+    /// What was said of them so far.
+    advice: BTreeMap<PodId, Advice>,
+}
+
+/// All that wait for answers.
+///
+/// Invariant: a pod stands in one unit at most.
+#[derive(Default)]
+pub struct Asking(BTreeMap<Unit, Asked>);
+
+impl Asking {
+    /// Is an answer awaited for this pod, whether it is about it or about another of its group?
+    pub fn contains(&self, id: &PodId, uid: &str) -> bool {
+        let mut entries = self.0.values().flat_map(|asked| &asked.entries);
+        entries.any(|e| e.info.id.as_ref() == Some(id) && e.info.uid == uid)
+    }
+
+    /// Its answer is not awaited any more: yields those who waited with the pod.
+    pub fn stop(&mut self, id: &PodId) -> Vec<Entry> {
+        let has = |asked: &Asked| asked.entries.iter().any(|e| e.info.id.as_ref() == Some(id));
+        let stopped = self.0.extract_if(.., |_, asked| has(asked));
+        let entries = stopped.flat_map(|(_, asked)| asked.entries);
+        entries.filter(|e| e.info.id.as_ref() != Some(id)).collect()
+    }
+
+    /// The same for a group: yields all of it.
+    pub fn stop_group(&mut self, group: &PodId) -> Vec<Entry> {
+        self.0.remove(&(true, group.clone())).map(|asked| asked.entries).unwrap_or_default()
+    }
 }
 
 impl State {
-    /// The question about a pod before it is decided for; none where nobody is interested or no node is left.
-    pub(super) fn question(&self, info: &PodInfo) -> Option<Question> {
-        let asked = |e: &&Extender| {
-            e.is_interested(info) && !(e.filter_verb.is_empty() && e.prioritize_verb.is_empty())
-        };
-        // Pods of a group are placed together, by our own rules.
-        if info.group.is_some() || !self.snapshot.extenders.iter().any(|e| asked(&e)) {
-            return None;
-        }
-        let nodes = feasible(&self.snapshot, info);
-        (!nodes.is_empty()).then_some(Question::Nodes(nodes))
+    /// Those who are decided for together wait for an answer about one of them.
+    pub(super) fn ask(&mut self, about: Arc<PodInfo>, entries: Vec<Entry>) {
+        let Some(id) = about.id.clone() else { return };
+        let group = about.group.clone().filter(|g| self.snapshot.groups.get(g).is_some());
+        let unit = (group.is_some(), group.unwrap_or(id));
+        self.asking.0.insert(unit, Asked { about, entries, advice: self.snapshot.advice.clone() });
     }
 
-    /// What extenders said of a pod, or why one did not: it is decided for.
+    /// What extenders said of a pod, or why one did not: it is decided for, with its group.
     pub fn advised(
         &mut self,
         info: &Arc<PodInfo>,
         said: Result<Advice, String>,
         now: Instant,
     ) -> Vec<Decision> {
-        let Some(id) = info.id.clone() else { return Vec::new() };
-        let Some(entry) = self.asking.remove(&id) else { return Vec::new() };
-        if !Arc::ptr_eq(&entry.info, info) {
-            // Another form of the pod is being asked about.
-            self.asking.insert(id, entry);
-            return Vec::new();
-        }
+        // Another form of the pod may be asked about by now, or another pod of its group.
+        let mut mine = self.asking.0.extract_if(.., |_, asked| Arc::ptr_eq(&asked.about, info));
+        let (unit, mut asked) = match (mine.next(), &info.id) {
+            (Some(found), Some(_)) => found,
+            _ => return Vec::new(),
+        };
+        drop(mine);
         match said {
             Ok(advice) => {
-                self.snapshot.advice = Some((id, advice));
-                let decisions = self.plan(vec![entry], now);
-                let (_, advice) = self.snapshot.advice.take().unwrap_or_default();
-                let refused = decisions.iter().any(|d| matches!(d, Decision::Refuse(..)));
-                // Others were quicker, and there are more nodes: those are asked about after its pause.
-                if refused && feasible(&self.snapshot, info).iter().any(|n| !advice.knows(n)) {
-                    self.changes.insert(Change::Left);
-                }
+                let id = info.id.clone().unwrap_or_default();
+                asked.advice.entry(id).or_default().extend(advice);
+                self.snapshot.advice = asked.advice;
+                let decisions = self.plan(asked.entries, now);
+                self.snapshot.advice.clear();
                 decisions
             }
-            Err(why) => {
-                self.waiting.retry(entry, now);
-                let diagnosis = Diagnosis::wrong(&why, Rescue::NotEligible(String::new()));
-                vec![Decision::Refuse(info.clone(), diagnosis)]
-            }
+            Err(why) => self.unanswered(&unit, asked, &why, now),
         }
+    }
+
+    /// An extender failed: all of the unit are tried again after their pause.
+    fn unanswered(&mut self, (is_group, id): &Unit, asked: Asked, why: &str, now: Instant) -> Vec<Decision> {
+        let of_group = format!("failed to schedule other pod from a pod group: {why}");
+        let mut decisions = Vec::new();
+        for entry in asked.entries {
+            let why = if Arc::ptr_eq(&entry.info, &asked.about) { why } else { &of_group };
+            let diagnosis = Diagnosis::wrong(why, Rescue::NotEligible(String::new()));
+            decisions.push(Decision::Refuse(entry.info.clone(), diagnosis));
+            self.waiting.retry(entry, now);
+        }
+        decisions.extend(is_group.then(|| Decision::Group(id.clone(), GroupVerdict::Wrong(of_group))));
+        decisions
     }
 }
 
@@ -91,9 +124,9 @@ impl Shell {
         let interested: Vec<&Extender> = self.extenders.iter().filter(|e| e.is_interested(info)).collect();
         match question {
             Question::Nodes(nodes) => self.ask_nodes(info, &interested, nodes, caches).await,
-            Question::Victims(victims, advice) => {
+            Question::Victims(place, victims) => {
                 let left = self.ask_victims(info, &interested, victims, caches).await;
-                left.map(|left| advice.with_victims(left))
+                left.map(|left| Advice::of_victims(place, left))
             }
         }
     }

@@ -3,7 +3,7 @@
 //! Invariants: a pod stands in at most one of `waiting` and `assumed`; an assumed pod holds its place in the snapshot
 //! until the cache shows it bound, or its binding failed.
 
-use super::extend::Question;
+use super::extend::Asking;
 use super::groups::Groups;
 use super::hints::{Change, node_changes};
 use super::waiting::{Effort, Entry, Waiting};
@@ -12,6 +12,7 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_schema::{Gates, gates};
 use sched::config::Configuration;
 use sched::dra::{ClaimId, Inventory, Wanted};
+use sched::extend::Question;
 use sched::volumes::{Catalog, Step};
 use sched::{
     Budget, DEFAULT_NAME, Diagnosis, Group, GroupVerdict, NodeSpec, PodId, PodInfo, Profiles, Rescue,
@@ -61,7 +62,7 @@ pub struct State {
     pub waiting: Waiting,
     assumed: BTreeMap<PodId, Entry>,
     /// Extenders are being asked about these.
-    pub(super) asking: BTreeMap<PodId, Entry>,
+    pub(super) asking: Asking,
     /// Pods that somebody else must let go first.
     gated: BTreeSet<PodId>,
     /// Which features are on.
@@ -173,26 +174,26 @@ impl State {
         let of = |pod: &Option<Arc<core::Pod>>| pod.as_ref().and_then(|p| p.metadata.uid.clone());
         let replaced = new.is_some() && old.is_some_and(|o| of(&read(o)) != of(&pod));
         if let Some(old) = old.filter(|_| replaced || new.is_none()) {
-            self.pod_gone(&id_of(old));
+            self.pod_gone(&id_of(old), now);
         }
         let (Some(new), Some(pod)) = (new, pod) else { return };
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
         let (id, old) = (id_of(new), old.filter(|_| !replaced));
         let ours = is_ours(&pod, &self.snapshot.profiles);
         if is_finished(&pod) {
-            self.pod_gone(&id);
+            self.pod_gone(&id, now);
         } else if let Some(node) = node_of(&pod) {
             self.pod_bound((&id, node), &pod, old, now);
         } else if self.assumed.get(&id).is_some_and(|e| e.info.uid == uid) {
             // Its binding is under way; the answer decides.
         } else if !ours || is_gated(&pod) {
-            self.pod_gone(&id);
+            self.pod_gone(&id, now);
             if ours {
                 self.gated.insert(id);
             }
         } else {
             self.gated.remove(&id);
-            let asked = self.asking.get(&id).is_some_and(|e| e.info.uid == uid);
+            let asked = self.asking.contains(&id, uid);
             let known = asked || self.waiting.contains(&id, uid);
             self.promise_changed(&id, &pod, old.filter(|_| known));
             if differs(old, &pod) || !known {
@@ -210,12 +211,19 @@ impl State {
 
     /// A pod may be tried from now on, or with its group.
     fn enter(&mut self, id: PodId, info: PodInfo, now: Instant) {
-        self.asking.remove(&id);
+        self.stop_asking(&id, now);
         let (social, info) = (info.wants_company(), Arc::new(info));
         let Some(group) = info.group.clone() else { return self.waiting.put(id, info, social, now) };
         self.groups.join(&id, &group);
         self.groups.hold(info);
         self.release(&group, now);
+    }
+
+    /// No answer about the pod is awaited any more; who waited with it is tried anew.
+    fn stop_asking(&mut self, id: &PodId, now: Instant) {
+        for entry in self.asking.stop(id) {
+            self.waiting.again(entry, now);
+        }
     }
 
     /// Lets the pods of a group be tried, when it is there and enough of them are.
@@ -236,6 +244,9 @@ impl State {
         let topology = self.gates.on(gates::TOPOLOGY_AWARE_WORKLOADS);
         let group = new.and_then(|o| o.value().ok()).map(|g| Group::read(&g, topology));
         let gone = group.is_none();
+        for entry in self.asking.stop_group(&id) {
+            self.waiting.again(entry, now);
+        }
         self.snapshot.groups.set(id.clone(), group);
         let members: Vec<PodId> = self.groups.members(&id).filter(|_| gone).cloned().collect();
         for entry in self.waiting.take_these(members.iter()) {
@@ -259,10 +270,10 @@ impl State {
         }
     }
 
-    fn pod_gone(&mut self, id: &PodId) {
+    fn pod_gone(&mut self, id: &PodId, now: Instant) {
         self.waiting.remove(id);
         self.assumed.remove(id);
-        self.asking.remove(id);
+        self.stop_asking(id, now);
         self.gated.remove(id);
         self.groups.leave(id);
         self.snapshot.volumes.forget(id);
@@ -283,7 +294,7 @@ impl State {
     ) {
         self.waiting.remove(id);
         self.assumed.remove(id);
-        self.asking.remove(id);
+        self.stop_asking(id, now);
         self.snapshot.volumes.forget(id);
         let known = self.snapshot.place_of(id) == Some(node) && !differs(old, pod) && !resized(old, pod);
         if known && old.and_then(|o| started(&*o.view::<core::Pod>().ok()?)) == started(pod) {
@@ -375,19 +386,11 @@ impl State {
         self.waiting.wake(&std::mem::take(&mut self.changes));
         let mut due = self.waiting.take_due(now, max);
         let groups: BTreeSet<PodId> = due.iter().filter_map(|e| e.info.group.clone()).collect();
-        due.extend(self.waiting.take_these(groups.iter().flat_map(|g| self.groups.members(g))));
-        let mut decisions = Vec::new();
-        if !self.snapshot.extenders.is_empty() {
-            let (asked, rest): (Vec<_>, Vec<_>) =
-                due.into_iter().map(|e| (self.question(&e.info), e)).partition(|(q, _)| q.is_some());
-            due = rest.into_iter().map(|(_, entry)| entry).collect();
-            for (question, entry) in asked {
-                decisions.extend(question.map(|q| Decision::Consult(entry.info.clone(), q)));
-                self.asking.extend(entry.info.id.clone().map(|id| (id, entry)));
-            }
+        for group in &groups {
+            due.extend(self.asking.stop_group(group));
         }
-        decisions.extend(self.plan(due, now));
-        decisions
+        due.extend(self.waiting.take_these(groups.iter().flat_map(|g| self.groups.members(g))));
+        self.plan(due, now)
     }
 
     /// Decides for these.
@@ -406,14 +409,18 @@ impl State {
             decisions.push(Decision::Bind(info, node, steps, effort));
         }
         for (info, diagnosis) in plan.unschedulable {
-            let entry = take(&info);
-            if let (Rescue::Consult(victims), Some((id, entry))) = (&diagnosis.rescue, &entry) {
-                let advice = self.snapshot.advice.as_ref().map(|(_, advice)| advice.clone());
-                let question = Question::Victims(victims.clone(), advice.unwrap_or_default());
+            if let Rescue::Consult(question) = &diagnosis.rescue {
+                let question = question.clone();
+                let group = info.group.as_ref().filter(|g| self.snapshot.groups.get(g).is_some());
+                let with = |other: &&Arc<PodInfo>| {
+                    Arc::ptr_eq(other, &info) || (group.is_some() && other.group.as_ref() == group)
+                };
+                let together = infos.iter().filter(with).filter_map(|i| Some(take(i)?.1)).collect();
+                self.ask(info.clone(), together);
                 decisions.push(Decision::Consult(info, question));
-                self.asking.insert(id.clone(), entry.clone());
                 continue;
             }
+            let entry = take(&info);
             if let Some((_, entry)) = entry {
                 self.waiting.park(entry, diagnosis.filters.clone(), now);
             }

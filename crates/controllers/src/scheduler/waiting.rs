@@ -194,6 +194,12 @@ impl Waiting {
         self.insert(id, entry);
     }
 
+    /// Puts a pod back that was not decided for: it is tried at once.
+    pub fn again(&mut self, entry: Entry, now: Instant) {
+        let Some(id) = entry.info.id.clone() else { return };
+        self.insert(id, Entry { due: now, ..entry });
+    }
+
     /// Something changed; those whom it may help are tried again after their pause.
     pub fn wake(&mut self, changes: &BTreeSet<Change>) {
         let Some(first) = changes.first() else { return };

@@ -3,6 +3,7 @@
 #![cfg(test)]
 
 mod collection;
+mod extender;
 mod harness;
 mod kubectl;
 mod kubectl_sets;

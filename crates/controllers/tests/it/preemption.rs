@@ -1,5 +1,6 @@
 //! An important pod gets its place over the real API: the scheduler asks others to go, the test plays the agents.
 
+use crate::extender::extender;
 use crate::harness::{Cluster, cluster, key};
 use k8s_schema::{Gvr, gvr};
 use serde_json::{Value, json};
@@ -90,4 +91,37 @@ async fn an_important_pod_takes_the_place_of_the_least_important() {
     assert!(late["spec"]["nodeName"].is_null(), "a promised place is nobody else's");
     let guarded = cluster.client.get(&gvr::PODS, &key("guarded")).await.unwrap().value().unwrap();
     assert!(!going(&guarded));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_extender_may_drop_a_node_of_victims() {
+    let cluster = cluster().await;
+    let config = extender("preemptVerb: preempt", |path, asked| {
+        assert_eq!((path, &asked["Pod"]["metadata"]["name"]), ("/preempt", &json!("vip")));
+        let left = |node: &str| {
+            let pods = asked["NodeNameToVictims"][node]["Pods"].as_array().unwrap();
+            let pods: Vec<Value> = pods.iter().map(|p| json!({"UID": p["metadata"]["uid"]})).collect();
+            json!({"Pods": pods, "NumPDBViolations": 0})
+        };
+        assert_ne!(left("one")["Pods"], json!([]), "it is among those to choose from");
+        json!({"NodeNameToMetaVictims": {"two": left("two")}})
+    });
+    let _scheduler = cluster.scheduler_with(config.await);
+    for (name, value) in [("least", 1), ("less", 5), ("high", 100)] {
+        cluster.class(name, value, "PreemptLowerPriority").await;
+    }
+    for (node, class) in [("one", "least"), ("two", "less")] {
+        cluster.node(node, "1").await;
+        let victim = format!("victim-{node}");
+        cluster.ranked(&victim, class, "600m").await;
+        assert_eq!(cluster.bound(&victim).await["spec"]["nodeName"], node);
+    }
+    cluster.play_agents().await;
+    cluster.ranked("vip", "high", "600m").await;
+    let going = |p: &Value| p["metadata"]["deletionTimestamp"].is_string();
+    cluster.until_object(&gvr::PODS, &key("victim-two"), going).await;
+    cluster.play_agents().await;
+    assert_eq!(cluster.bound("vip").await["spec"]["nodeName"], "two");
+    let spared = cluster.client.get(&gvr::PODS, &key("victim-one")).await.unwrap().value().unwrap();
+    assert!(!going(&spared), "the less important one, but the extender keeps its node");
 }

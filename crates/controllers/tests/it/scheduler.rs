@@ -1,5 +1,6 @@
 //! What the scheduler does over the real API beyond single pods: groups of pods, extenders.
 
+use crate::extender::extender;
 use crate::harness::{Cluster, cluster, cluster_with, key};
 use client::{Verb, Write};
 use controllers::{Call, SchedulerConfig};
@@ -181,4 +182,45 @@ async fn a_panic_costs_a_pod_no_more_than_a_pause() {
     let said = |all: &[Value]| all.iter().any(|e| e["message"] == "panic: clumsy filter");
     cluster.until(&gvr::EVENTS, "the pod is told", said).await;
     assert_eq!(cluster.node_of("p").await, "one", "neither its question nor its place is lost");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn extenders_are_asked_about_each_pod_of_a_gang() {
+    let gates = Gates::parse("GenericWorkload=true,GangScheduling=true").unwrap();
+    let cluster = cluster_with(gates.clone()).await;
+    // A pod may be on the node that its name ends with; about one pod the extender fails.
+    let config = extender("filterVerb: filter", |_, asked| {
+        let name = asked["Pod"]["metadata"]["name"].as_str().unwrap();
+        let liked = |node: &&Value| name.ends_with(node["metadata"]["name"].as_str().unwrap());
+        let items = asked["Nodes"]["items"].as_array().unwrap();
+        match name {
+            "bad-one" => json!({"Error": "down"}),
+            _ => json!({"Nodes": {"items": items.iter().filter(liked).collect::<Vec<_>>()}}),
+        }
+    });
+    let _scheduler = cluster.scheduler_with(SchedulerConfig { gates, ..config.await });
+    let template = |name: &str| json!({"name": name, "schedulingPolicy": {"gang": {"minCount": 2}}});
+    let workload = json!({"apiVersion": "scheduling.k8s.io/v1alpha2", "kind": "Workload",
+        "metadata": {"name": "w", "namespace": "default"},
+        "spec": {"podGroupTemplates": [template("good"), template("bad")]}});
+    cluster.create(&gvr::WORKLOADS, workload).await;
+    for name in ["good", "bad"] {
+        let group = json!({"apiVersion": "scheduling.k8s.io/v1alpha2", "kind": "PodGroup",
+            "metadata": {"name": name, "namespace": "default"},
+            "spec": {"schedulingPolicy": {"gang": {"minCount": 2}},
+                "podGroupTemplateRef": {"workload": {"workloadName": "w", "podGroupTemplateName": name}}}});
+        cluster.create(&gvr::POD_GROUPS, group).await;
+    }
+    for node in ["one", "two", "three"] {
+        cluster.node(node, "2").await;
+    }
+    for pod in ["good-one", "good-two", "bad-one", "bad-two"] {
+        cluster.asks(pod, "1", pod.split('-').next().unwrap()).await;
+    }
+    assert_eq!(cluster.node_of("good-one").await, "one");
+    assert_eq!(cluster.node_of("good-two").await, "two");
+    cluster.told("bad-one", "down").await;
+    cluster.told("bad-two", "failed to schedule other pod from a pod group: down").await;
+    let wrong = |g: &Value| g["status"]["conditions"][0]["reason"] == "SchedulerError";
+    cluster.until_object(&gvr::POD_GROUPS, &key("bad"), wrong).await;
 }

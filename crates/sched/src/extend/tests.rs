@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::config::read;
-use crate::{NodeSpec, Plan, Rescue, schedule};
+use crate::{Group, NodeSpec, Plan, Rescue, Snapshot, schedule};
 use k8s_openapi::api::core::v1 as core;
 use std::sync::Arc;
 
@@ -34,10 +34,18 @@ fn cluster(extender: &str) -> Snapshot {
 }
 
 fn advised(snapshot: &mut Snapshot, pod: &Arc<PodInfo>, advice: Advice) -> Plan {
-    snapshot.advice = pod.id.clone().map(|id| (id, advice));
+    snapshot.advice = pod.id.clone().map(|id| (id, advice)).into_iter().collect();
     let plan = schedule(snapshot, std::slice::from_ref(pod));
-    snapshot.advice = None;
+    snapshot.advice.clear();
     plan
+}
+
+/// The pod that extenders must be asked about, and the nodes.
+fn asks(plan: &Plan) -> (String, Vec<String>) {
+    let [(pod, diagnosis)] = &plan.unschedulable[..] else { panic!("{plan:?}") };
+    let Rescue::Consult(Question::Nodes(nodes)) = &diagnosis.rescue else { panic!("{plan:?}") };
+    assert!(plan.bindings.is_empty() && plan.groups.is_empty());
+    (pod.uid.clone(), nodes.clone())
 }
 
 #[test]
@@ -79,7 +87,8 @@ fn it_minds_its_business_and_our_filter_leaves_that_alone() {
     let (its, other) = (pod("p", 0, "e.io/d"), pod("q", 0, "cpu"));
     let extender = snapshot.extenders[0].clone();
     assert!(extender.is_interested(&its) && !extender.is_interested(&other));
-    assert_eq!(feasible(&snapshot, &its), ["a", "b", "c"], "no node says that it has any");
+    let (_, nodes) = asks(&schedule(&mut snapshot, &[its]));
+    assert_eq!(nodes, ["a", "b", "c"], "no node says that it has any");
     assert_eq!(schedule(&mut snapshot, &[other]).bindings.len(), 1);
 }
 
@@ -87,7 +96,7 @@ fn it_minds_its_business_and_our_filter_leaves_that_alone() {
 fn filters_and_ratings_decide() {
     let both = "- {urlPrefix: x, filterVerb: f, prioritizeVerb: p, weight: 2, nodeCacheCapable: true}";
     let (mut snapshot, p, by) = (cluster(both), pod("p", 0, "cpu"), one(both));
-    let mut advice = Advice::begin(feasible(&snapshot, &p));
+    let mut advice = Advice::begin(asks(&schedule(&mut snapshot, std::slice::from_ref(&p))).1);
     let asked = by.about_nodes(&json!({"metadata": {}}), &advice, |_| Value::Null);
     assert_eq!(asked, json!({"Pod": {"metadata": {}}, "Nodes": null, "NodeNames": ["a", "b", "c"]}));
     assert_eq!(advice.filtered(&by, &json!({"Error": "broken"})).unwrap_err(), "broken");
@@ -123,7 +132,50 @@ fn filters_and_ratings_decide() {
     let answer =
         json!({"Nodes": {"items": [{"metadata": {"name": "b"}}]}, "FailedAndUnresolvableNodes": {"a": "no"}});
     advice.filtered(&whole, &answer).unwrap();
-    assert_eq!((advice.nodes.len(), advice.against("a")), (1, Some(Some(("no", false)))));
+    assert_eq!((advice.nodes.len(), &advice.refused["a"]), (1, &("no".into(), false)));
+}
+
+#[test]
+fn nodes_are_asked_about_once() {
+    let text = "- {urlPrefix: x, filterVerb: f, nodeCacheCapable: true}";
+    let (mut snapshot, by, p) = (cluster(text), one(text), pod("p", 0, "cpu"));
+    let mut advice = Advice::begin(vec!["a".into(), "b".into()]);
+    advice.filtered(&by, &json!({"NodeNames": []})).unwrap();
+    let (_, nodes) = asks(&advised(&mut snapshot, &p, advice.clone()));
+    assert_eq!(nodes, ["c"], "the others are left out without a word");
+    let mut later = Advice::begin(nodes);
+    later.filtered(&by, &json!({"FailedNodes": {"c": "no"}})).unwrap();
+    advice.extend(later);
+    let plan = advised(&mut snapshot, &p, advice);
+    assert!(plan.unschedulable[0].1.message().starts_with("0/3 nodes are available: 1 no."));
+}
+
+#[test]
+fn each_pod_of_a_gang_is_asked_about_with_those_before_it_in_their_places() {
+    let text = "- {urlPrefix: x, filterVerb: f, nodeCacheCapable: true}";
+    let (mut snapshot, by) = (cluster(text), one(text));
+    let gang = ("n".into(), "g".into());
+    snapshot.groups.set(gang, Some(Group { min: 2, topology: None }));
+    let member = |name: &str| {
+        let pod = json!({"metadata": {"name": name, "namespace": "n", "uid": name}, "spec": {
+            "schedulingGroup": {"podGroupName": "g"},
+            "containers": [{"name": "c", "resources": {"requests": {"cpu": "1"}}}]}});
+        Arc::new(PodInfo::read(&serde_json::from_value::<core::Pod>(pod).unwrap()))
+    };
+    let pods = [member("p"), member("q")];
+    let told = |snapshot: &mut Snapshot, pod: usize, asked: &[&str], left: &[&str]| {
+        let mut advice = Advice::begin(asked.iter().map(ToString::to_string).collect());
+        advice.filtered(&by, &json!({"NodeNames": left})).unwrap();
+        snapshot.advice.entry(pods[pod].id.clone().unwrap()).or_default().extend(advice);
+        schedule(snapshot, &pods)
+    };
+    assert_eq!(asks(&schedule(&mut snapshot, &pods)), ("p".into(), vec!["a".into(), "b".into(), "c".into()]));
+    let plan = told(&mut snapshot, 0, &["a", "b", "c"], &["a"]);
+    assert_eq!(asks(&plan), ("q".into(), vec!["b".into(), "c".into()]));
+    assert!(pods.iter().all(|p| snapshot.place_of(p.id.as_ref().unwrap()).is_none()), "nothing is decided");
+    let plan = told(&mut snapshot, 1, &["b", "c"], &["c"]);
+    let placed: Vec<_> = plan.bindings.iter().map(|(p, node)| (p.uid.as_str(), node.as_str())).collect();
+    assert_eq!(placed, [("p", "a"), ("q", "c")]);
 }
 
 #[test]
@@ -135,18 +187,20 @@ fn extenders_have_a_say_about_victims() {
     }
     let vip = pod("vip", 9, "cpu");
     let plan = schedule(&mut snapshot, std::slice::from_ref(&vip));
-    let Rescue::Consult(victims) = &plan.unschedulable[0].1.rescue else { panic!() };
+    let Rescue::Consult(Question::Victims(place, victims)) = &plan.unschedulable[0].1.rescue else {
+        panic!()
+    };
+    assert_eq!(place, "", "there is no group");
     let asked = by.about_victims(&Value::Null, victims, |_| Value::Null);
     assert_eq!(asked["NodeNameToMetaVictims"]["b"], json!({"Pods": [{"UID": "vb"}], "NumPDBViolations": 0}));
     let answer = json!({"NodeNameToMetaVictims": {"c": {"Pods": [{"UID": "vc"}]}}});
     let left = Advice::spared(&by, victims, &answer).unwrap();
     let stranger = json!({"NodeNameToMetaVictims": {"c": {"Pods": [{"UID": "va"}]}}});
     assert!(Advice::spared(&by, victims, &stranger).unwrap_err().contains("is not found on that node"));
-    let plan = advised(&mut snapshot, &vip, Advice { victims: Some(left), ..Advice::default() });
+    let plan = advised(&mut snapshot, &vip, Advice::of_victims(String::new(), left));
     let Rescue::Found(found) = &plan.unschedulable[0].1.rescue else { panic!() };
     assert_eq!((found.node.as_str(), found.victims[0].uid.as_str()), ("c", "vc"));
     let other = pod("other", 9, "cpu");
-    let plan =
-        advised(&mut snapshot, &other, Advice { victims: Some(Candidates::new()), ..Advice::default() });
+    let plan = advised(&mut snapshot, &other, Advice::of_victims(String::new(), Candidates::new()));
     assert!(plan.unschedulable[0].1.message().ends_with("preemption: no candidate node for preemption"));
 }

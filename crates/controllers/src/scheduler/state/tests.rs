@@ -228,3 +228,48 @@ fn a_promise_survives_a_restart_and_ends_with_its_pod() {
     assert_eq!(play.state.pending(play.start)[3], ("gated", 1));
     assert_eq!(play.decide(1), ["late→one"]);
 }
+
+#[test]
+fn a_gang_waits_for_answers_together() {
+    let text = "{apiVersion: kubescheduler.config.k8s.io/v1, kind: KubeSchedulerConfiguration, extenders: [\
+        {urlPrefix: x, filterVerb: f}]}";
+    let mut play = Play::new();
+    play.state = State::new(sched::config::read(text.as_bytes()).unwrap(), Gates::all());
+    for name in ["one", "two"] {
+        play.state.node_changed(None, Some(&node(name, "1")));
+    }
+    let member = |name: &str, uid: &str| {
+        let mut pod = pod(name, uid, "", "1").value().unwrap();
+        pod["spec"]["schedulingGroup"] = json!({"podGroupName": "g"});
+        object(pod)
+    };
+    let group = object(json!({"metadata": {"name": "g", "namespace": "n", "uid": "g"},
+        "spec": {"schedulingPolicy": {"gang": {"minCount": 2}}}}));
+    let now = play.start;
+    play.state.group_changed(None, Some(&group), now);
+    play.pod(None, Some(&member("a", "a")));
+    play.pod(None, Some(&member("b", "b")));
+    let asked = |play: &mut Play| match &play.state.decide(now, 10)[..] {
+        [Decision::Consult(info, Question::Nodes(nodes))] => (info.clone(), nodes.clone()),
+        other => panic!("{other:?}"),
+    };
+    let (first, nodes) = asked(&mut play);
+    assert_eq!((first.uid.as_str(), nodes.len()), ("a", 2));
+    assert!(play.decide(0).is_empty(), "both wait for the answer");
+    // The other one is replaced meanwhile: the answer is about another group by then.
+    play.pod(Some(&member("b", "b")), Some(&member("b", "c")));
+    assert!(play.state.advised(&first, Ok(sched::extend::Advice::begin(nodes.clone())), now).is_empty());
+    let (again, nodes) = asked(&mut play);
+    assert_eq!(again.uid, "a");
+    let decisions = play.state.advised(&again, Ok(sched::extend::Advice::begin(nodes)), now);
+    let [Decision::Consult(second, Question::Nodes(nodes))] = &decisions[..] else { panic!("{decisions:?}") };
+    assert_eq!((second.uid.as_str(), nodes.len()), ("c", 1));
+    let why = "failed to schedule other pod from a pod group: down";
+    let failed = told(&play.state.advised(second, Err("down".into()), now));
+    assert_eq!(failed, [format!("a: {why}"), "c: down".into(), format!("g? Wrong({why:?})")]);
+    assert!(play.decide(0).is_empty(), "first a pause");
+    assert!(play.decide(1)[0].starts_with("a? Nodes("));
+    // Without its group nobody is asked about.
+    play.state.group_changed(Some(&group), None, now);
+    assert_eq!(play.state.pending(now)[3], ("gated", 2));
+}
