@@ -6,9 +6,10 @@
 mod rules;
 
 use crate::context::{Context, Outcome, Reconcile, enqueue_self, run};
-use crate::taint_eviction::{Words, evict};
+use crate::taint_eviction::{Running, Words, evict, spare};
 use async_trait::async_trait;
 use client::cache::Cache;
+use client::events::Subject;
 use client::queue::Queue;
 use client::{Object, ObjectKey};
 use jiff::Timestamp;
@@ -41,6 +42,8 @@ struct Controller {
     rules: Option<Arc<Cache>>,
     queue: Arc<Queue<ObjectKey>>,
     seen: Mutex<Seen>,
+    /// Pods whose time runs, by claim.
+    running_out: Mutex<BTreeMap<ObjectKey, Running>>,
     /// Pods that were driven away because of a rule, by the rule's UID.
     evicted: Mutex<BTreeMap<String, BTreeSet<String>>>,
 }
@@ -80,6 +83,7 @@ pub fn start(context: &Context) -> Vec<JoinHandle<()>> {
         rules,
         queue: queue.clone(),
         seen: Mutex::default(),
+        running_out: Mutex::default(),
         evicted: Mutex::default(),
     };
     run("device-taint-eviction", caches, queue, 1, Arc::new(controller))
@@ -145,14 +149,14 @@ fn stays_for(
         let told = taints.get(&place).into_iter().flatten().map(|(taint, since)| (taint, since, None));
         let ruled = rules.iter().filter(|r| r.drives(&place)).map(|r| (r.taint(), &r.since, Some(&r.uid)));
         for (taint, since, rule) in told.chain(ruled) {
-            let left = match tolerations.iter().find(|t| sched::covers(t, taint)) {
-                None => Duration::ZERO,
-                Some(toleration) => match toleration.toleration_seconds {
-                    None => continue,
-                    Some(seconds) => Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
-                        .saturating_sub(machinery::time::since(now, *since)),
-                },
-            };
+            let covering = tolerations.iter().filter(|t| sched::covers(t, taint));
+            let covering: Vec<Option<i64>> = covering.map(|t| t.toleration_seconds).collect();
+            if covering.contains(&None) {
+                continue;
+            }
+            let seconds = covering.into_iter().flatten().min().unwrap_or(0);
+            let left = Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
+                .saturating_sub(machinery::time::since(now, *since));
             by.extend(rule.cloned());
             shortest = Some(shortest.map_or(left, |s| s.min(left)));
         }
@@ -171,6 +175,15 @@ impl Controller {
         pods.collect()
     }
 
+    /// Tells those that are still there that they may stay.
+    fn spare(&self, mut pods: Running) {
+        pods.retain(|key, subject| {
+            let pod = self.pods.get(key).filter(|pod| pod.uid() == subject.uid);
+            pod.is_some_and(|pod| pod.meta().deletion_timestamp.is_none())
+        });
+        spare(&self.context, &pods, WORDS);
+    }
+
     fn all_rules(&self) -> Vec<Rule> {
         let all = self.rules.iter().flat_map(|rules| rules.list());
         all.filter_map(|rule| Rule::read(&rule, self.context.now())).collect()
@@ -183,9 +196,11 @@ impl Reconcile for Controller {
         if key.namespace.is_empty() {
             return self.tell(key).await;
         }
-        let Some(claim) = self.claims.get(key).and_then(|c| c.value().ok()) else { return Ok(None) };
+        let was_running = self.running_out.lock().remove(key).unwrap_or_default();
+        let claim = self.claims.get(key).and_then(|c| c.value().ok()).unwrap_or_default();
         let pods = self.users(&claim, &key.namespace);
         if pods.is_empty() {
+            self.spare(was_running);
             return Ok(None);
         }
         let slices: Vec<Value> = self.slices.list().iter().filter_map(|s| s.value().ok()).collect();
@@ -200,6 +215,11 @@ impl Reconcile for Controller {
                 }
             }
             rules.iter().filter(|r| by.contains(&r.uid)).for_each(|r| self.queue.add(r.key.clone()));
+        } else if left.is_some() {
+            let running = pods.iter().map(|p| (p.key.clone(), Subject::of("v1", "Pod", p))).collect();
+            self.running_out.lock().insert(key.clone(), running);
+        } else {
+            self.spare(was_running);
         }
         Ok(left.filter(|l| !l.is_zero()))
     }
@@ -231,6 +251,9 @@ mod tests {
         assert_eq!(of(json!([{"operator": "Exists"}]), &all), None);
         let minute = json!([{"key": "broken", "operator": "Exists", "tolerationSeconds": 60}]);
         assert_eq!(of(minute, &all), Some(Duration::from_secs(40)));
+        let several = json!([{"operator": "Exists", "tolerationSeconds": 60},
+            {"key": "broken", "operator": "Exists", "tolerationSeconds": 30}]);
+        assert_eq!(of(several, &all), Some(Duration::from_secs(10)), "the shortest counts");
         assert_eq!(of(json!([]), &[slice(1, json!([{"key": "k", "effect": "NoSchedule"}]))]), None);
         assert_eq!(of(json!([]), &[broken, slice(3, json!([]))]), None, "the driver says otherwise by now");
     }

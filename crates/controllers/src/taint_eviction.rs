@@ -28,7 +28,7 @@ struct Controller {
     pods: Arc<Cache>,
     seen: Mutex<BTreeMap<ObjectKey, Seen>>,
     /// Pods whose time runs, by node.
-    running_out: Mutex<BTreeMap<ObjectKey, BTreeMap<ObjectKey, Subject>>>,
+    running_out: Mutex<BTreeMap<ObjectKey, Running>>,
 }
 
 /// Starts it. A key is a node.
@@ -123,7 +123,7 @@ impl Reconcile for Controller {
         };
         let mut running = self.running_out.lock().remove(key).unwrap_or_default();
         if taints.is_empty() {
-            self.spare(&running);
+            spare(&self.context, &running, WORDS);
             return Ok(None);
         }
         let (mut next, mut still): (Option<Duration>, _) = (None, BTreeMap::new());
@@ -150,7 +150,7 @@ impl Reconcile for Controller {
                 }
             }
         }
-        self.spare(&running);
+        spare(&self.context, &running, WORDS);
         if !still.is_empty() {
             self.running_out.lock().insert(key.clone(), still);
         }
@@ -158,13 +158,14 @@ impl Reconcile for Controller {
     }
 }
 
-impl Controller {
-    /// Tells pods whose time no longer runs: the taint is gone, or they are.
-    fn spare(&self, pods: &BTreeMap<ObjectKey, Subject>) {
-        for (key, subject) in pods {
-            let words = format!("Cancelling deletion of Pod {key}");
-            self.context.recorder.record(subject.clone(), EventType::Normal, WORDS.0, words);
-        }
+/// Pods whose time under a taint runs.
+pub type Running = BTreeMap<ObjectKey, Subject>;
+
+/// Tells pods whose time no longer runs: the taint is gone, or they are.
+pub fn spare(context: &Context, pods: &Running, (event, ..): Words) {
+    for (key, subject) in pods {
+        let words = format!("Cancelling deletion of Pod {key}");
+        context.recorder.record(subject.clone(), EventType::Normal, event, words);
     }
 }
 

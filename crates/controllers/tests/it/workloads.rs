@@ -384,3 +384,38 @@ async fn a_harried_deployment_converges() {
     c.until(&gvr::PODS, "no pod too many", clean).await;
     assert!(c.list(&gvr::REPLICA_SETS).await.len() <= 11, "ten old sets are kept");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_is_told_when_the_taint_that_would_have_driven_it_away_goes() {
+    let cluster = cluster().await;
+    cluster.node("one", "4").await;
+    let taint = |taints: Value| json!({"spec": {"taints": taints}});
+    let patch = client::PatchKind::Merge;
+    for (name, seconds) in [("stays", Some(600)), ("goes", None)] {
+        let tolerations: Vec<Value> = seconds
+            .map(|n| json!({"key": "k", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": n}))
+            .into_iter()
+            .collect();
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "default"},
+            "spec": {"nodeName": "one", "tolerations": tolerations, "containers": [{"name": "c", "image": "i"}]}});
+        cluster.create(&gvr::PODS, pod).await;
+    }
+    let change = |taints: Value| {
+        let verb = client::Verb::Patch(patch, taint(taints));
+        client::Write { gvr: gvr::NODES, key: ObjectKey::cluster("one"), subresource: "", verb }
+    };
+    cluster.client.write(change(json!([{"key": "k", "effect": "NoExecute"}]))).await.unwrap();
+    // One look at the node drives the one away and starts the other's time; the next one comes after it.
+    let going = |p: &Value| p["metadata"]["deletionTimestamp"].is_string();
+    let goes = |all: &[Value]| all.iter().all(|p| p["metadata"]["name"] != "goes" || going(p));
+    cluster.until(&gvr::PODS, "the other one goes", goes).await;
+    cluster.client.write(change(Value::Null)).await.unwrap();
+    let told = |all: &[Value]| {
+        all.iter().any(|e| {
+            e["reason"] == "TaintManagerEviction"
+                && e["message"] == "Cancelling deletion of Pod default/stays"
+        })
+    };
+    cluster.until(&gvr::EVENTS, "it is told", told).await;
+    assert!(!going(&cluster.client.get(&gvr::PODS, &key("stays")).await.unwrap().value().unwrap()));
+}
