@@ -78,6 +78,9 @@ pub struct Facts {
     pub groups: Vec<u32>,
     /// How the instance before it ended.
     pub last: Option<Terminated>,
+    /// How often a rule had had all containers of the pod start anew.
+    #[serde(default)]
+    pub round: u32,
     /// What it was started with.
     #[serde(default)]
     pub resources: Option<Box<ResourceRequirements>>,
@@ -225,6 +228,9 @@ pub struct ContainerRecord {
     pub stopping: Option<Stopping>,
     /// Restart without back-off (its definition changed).
     pub restart_now: bool,
+    /// How often a rule has had all containers of the pod start anew: the [`Facts`] of an instance that has yet to end
+    /// for it say less.
+    pub round: u32,
     /// Stopped since a probe failed: another instance is wanted whatever its exit code.
     pub again: bool,
     /// What a resize gave the instance since it started.
@@ -253,6 +259,7 @@ impl ContainerRecord {
             probes: BTreeMap::new(),
             stopping: None,
             restart_now: false,
+            round: 0,
             again: false,
             resources: None,
         }

@@ -239,17 +239,17 @@ fn container_status(
         if !mounts.is_empty() {
             value["volumeMounts"] = json!(mounts);
         }
-    }
-    if record.running() {
-        if let Some(signal) = container.spec.lifecycle.as_ref().and_then(|l| l.stop_signal.as_ref()) {
-            value["stopSignal"] = json!(signal);
-        }
         if let Some(facts) = facts {
             let mut user = json!({"linux": {"uid": facts.uid, "gid": facts.gid}});
             if !facts.groups.is_empty() {
                 user["linux"]["supplementalGroups"] = json!(facts.groups);
             }
             value["user"] = user;
+        }
+    }
+    if record.running() {
+        if let Some(signal) = container.spec.lifecycle.as_ref().and_then(|l| l.stop_signal.as_ref()) {
+            value["stopSignal"] = json!(signal);
         }
         let has = actuated(record).or(container.spec.resources.as_ref());
         // What was refused is not given; what is under way is.

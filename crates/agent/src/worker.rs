@@ -446,7 +446,7 @@ impl Worker {
                 let making = Making::begin(&node, uid);
                 self.operation(uid, |e| Outcome::Sandbox(Err(e)), ops::sandbox(making, pod));
             }
-            Action::Start { container, attempt, last } => {
+            Action::Start { container, attempt, last, round } => {
                 let (mounted, name) = (entry.mounted.clone(), container.clone());
                 let lost = move |message| Outcome::Started {
                     container: name,
@@ -457,7 +457,7 @@ impl Worker {
                         message,
                     }),
                 };
-                let instance = Instance { pod, container, attempt, last, mounted, ips };
+                let instance = Instance { pod, container, attempt, last, round, mounted, ips };
                 self.operation(uid, lost, ops::start(node, instance));
             }
             Action::Hook { container, kind, within } => {

@@ -110,6 +110,8 @@ pub enum Action {
         attempt: u32,
         /// How the instance before ended.
         last: Option<Terminated>,
+        /// Its [`ContainerRecord::round`].
+        round: u32,
     },
     /// Run a hook.
     Hook {
@@ -432,8 +434,8 @@ fn start_if_due(record: &mut ContainerRecord, container: &ContainerView, input: 
         Next::Now => {
             restart::begin(record, input.now);
             record.tried = container.image().into();
-            let last = record.last.clone();
-            plan.act(Action::Start { container: container.name().into(), attempt: record.attempt, last });
+            let (container, last) = (container.name().into(), record.last.clone());
+            plan.act(Action::Start { container, attempt: record.attempt, last, round: record.round });
         }
     }
 }
@@ -492,7 +494,7 @@ fn finished(state: &PodState, pod: &PodView) -> bool {
         return true;
     }
     let mut main = pod.containers.iter().filter(|c| c.role == Role::Main).peekable();
-    main.peek().is_some() && main.all(done)
+    main.peek().is_some() && main.all(done) && !restart::asks_for_all(state, pod)
 }
 
 #[cfg(test)]

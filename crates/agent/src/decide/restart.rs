@@ -64,20 +64,25 @@ pub fn may_restart_all(container: &ContainerView) -> bool {
     container.spec.restart_policy_rules.iter().flatten().any(|rule| rule.action == RESTART_ALL)
 }
 
+/// Does a container's end ask for all containers to start anew?
+pub(super) fn asks_for_all(state: &PodState, pod: &PodView) -> bool {
+    pod.containers.iter().filter(|c| c.role != Role::Ephemeral).any(|c| {
+        let record = state.containers.get(c.name()).filter(|r| !r.restart_now);
+        record.and_then(ContainerRecord::ended).is_some_and(|end| rule(c, end) == Some(RESTART_ALL))
+    })
+}
+
 /// Where a container's end asks for it, has all containers start anew, init containers first. True while some of them
 /// still stop.
 pub(super) fn all(state: &mut PodState, input: &Input, plan: &mut Plan) -> bool {
     let containers = || input.pod.containers.iter().filter(|c| c.role != Role::Ephemeral);
-    let asks = containers().any(|c| {
-        let record = state.containers.get(c.name()).filter(|r| !r.restart_now);
-        record.and_then(ContainerRecord::ended).is_some_and(|end| rule(c, end) == Some(RESTART_ALL))
-    });
-    if asks {
+    if asks_for_all(state, input.pod) {
         state.initialized = false;
         state.restarting_all = true;
         for container in containers() {
             let Some(record) = state.containers.get_mut(container.name()) else { continue };
             record.restart_now |= !matches!(record.phase, Phase::Waiting { .. });
+            record.round += 1;
         }
     }
     if state.restarting_all {

@@ -62,10 +62,12 @@ pub fn seed(pod: &PodView, live: Option<&PodInfo>, now: Timestamp, wall: Timesta
             (None, None) => {}
         }
     }
+    go_on_restarting(&mut state, pod);
     let begun = |role: Role| {
         pod.containers.iter().filter(|c| c.role == role).any(|c| {
             let record = &state.containers[c.name()];
-            record.running() || record.ended().is_some() || record.last.is_some()
+            let begun = record.running() || record.ended().is_some() || record.last.is_some();
+            begun && !record.restart_now
         })
     };
     state.initialized = live.is_some() && begun(Role::Main);
@@ -74,6 +76,18 @@ pub fn seed(pod: &PodView, live: Option<&PodInfo>, now: Timestamp, wall: Timesta
         state.teardown.ready = live.is_none();
     }
     state
+}
+
+/// A former agent was ended while all containers started anew: those that have not are due.
+fn go_on_restarting(state: &mut PodState, pod: &PodView) {
+    let of = |record: &ContainerRecord| record.facts.as_ref().map(|f| f.round);
+    let round = state.containers.values().filter_map(of).max().unwrap_or(0);
+    for container in &pod.containers {
+        let Some(record) = state.containers.get_mut(container.name()) else { continue };
+        record.round = round;
+        record.restart_now = container.role != Role::Ephemeral && of(record).is_some_and(|r| r < round);
+        state.restarting_all |= record.restart_now;
+    }
 }
 
 /// Adds a record for each container that has none (a new pod, or an ephemeral container).
@@ -129,7 +143,8 @@ fn from_runtime(
     }
 }
 
-/// Nothing is left on the node (a reboot, a lost state folder): the API remembers the count and the last end.
+/// Nothing is left on the node (a reboot, a lost state folder): the API remembers the count, the last end and whose
+/// processes they were.
 fn from_api(record: &mut ContainerRecord, stored: &ContainerStatus, now: Timestamp) {
     let end = |state: Option<&ContainerState>| {
         let t = state?.terminated.as_ref()?;
@@ -144,6 +159,17 @@ fn from_api(record: &mut ContainerRecord, stored: &ContainerStatus, now: Timesta
         })
     };
     record.attempt = u32::try_from(stored.restart_count).unwrap_or(0);
+    record.facts = stored.user.as_ref().and_then(|u| u.linux.as_ref()).map(|user| {
+        let id = |id: &i64| u32::try_from(*id).unwrap_or(0);
+        Facts {
+            image: stored.image.clone(),
+            image_id: stored.image_id.clone(),
+            uid: id(&user.uid),
+            gid: id(&user.gid),
+            groups: user.supplemental_groups.iter().flatten().map(id).collect(),
+            ..Facts::default()
+        }
+    });
     let state = stored.state.as_ref();
     let last = end(stored.last_state.as_ref());
     if let Some(ended) = end(state) {

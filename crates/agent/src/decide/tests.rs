@@ -69,39 +69,39 @@ impl World {
 
     /// Lets time pass until then; returns what happened.
     fn until(&mut self, seconds: i64) -> Vec<String> {
-        let end = t(seconds);
         for _ in 0..10_000 {
-            let input = Input {
-                pod: &self.pod,
-                present: self.present,
-                node_down: false,
-                now: self.now,
-                wall: self.wall(),
-            };
-            let plan = step(&mut self.state, &input);
-            let idle = plan.actions.is_empty();
-            for action in plan.actions {
-                self.carry_out(action);
-            }
-            let due = self.queue.iter().position(|(at, _)| *at <= self.now);
-            if let Some(index) = due {
-                let (_, outcome) = self.queue.remove(index);
-                self.book(outcome);
-                continue;
-            }
-            if !idle {
-                continue;
-            }
-            let next = self.queue.iter().map(|(at, _)| *at).chain(plan.wake).min();
-            match next {
-                Some(at) if at <= end => self.now = at.max(self.now),
-                _ => {
-                    self.now = end;
-                    return std::mem::take(&mut self.log);
-                }
+            if !self.turn(t(seconds)) {
+                return std::mem::take(&mut self.log);
             }
         }
         panic!("no progress: {:?}", self.log);
+    }
+
+    /// One decision and one outcome; false at the end.
+    fn turn(&mut self, end: Timestamp) -> bool {
+        let input = Input {
+            pod: &self.pod,
+            present: self.present,
+            node_down: false,
+            now: self.now,
+            wall: self.wall(),
+        };
+        let plan = step(&mut self.state, &input);
+        let idle = plan.actions.is_empty();
+        for action in plan.actions {
+            self.carry_out(action);
+        }
+        let due = self.queue.iter().position(|(at, _)| *at <= self.now);
+        if let Some(index) = due {
+            let (_, outcome) = self.queue.remove(index);
+            self.book(outcome);
+            return true;
+        }
+        let next = self.queue.iter().map(|(at, _)| *at).chain(plan.wake).min().filter(|at| *at <= end);
+        if idle {
+            self.now = next.map_or(end, |at| at.max(self.now));
+        }
+        !idle || next.is_some()
     }
 
     fn book(&mut self, outcome: Outcome) {
@@ -144,14 +144,14 @@ impl World {
                 self.say("sandbox".into());
                 self.queue.push((now, Outcome::Sandbox(Ok(vec!["10.0.0.9".parse().unwrap()]))));
             }
-            Action::Start { container, attempt, .. } => {
+            Action::Start { container, attempt, round, last } => {
                 self.say(format!("start {container}#{attempt}"));
                 if let Some(failure) = self.start_failures.get_mut(&container).and_then(VecDeque::pop_front) {
                     self.queue.push((now, Outcome::Started { container, attempt, result: Err(failure) }));
                     return;
                 }
                 let image = self.pod.container(&container).unwrap().image().to_string();
-                let facts = Facts { spec_image: image.clone(), image, ..Facts::default() };
+                let facts = Facts { spec_image: image.clone(), image, last, round, ..Facts::default() };
                 self.queue.push((
                     now,
                     Outcome::Started { container: container.clone(), attempt, result: Ok((facts, now)) },
@@ -550,6 +550,7 @@ fn post_start_holds_running_back_and_a_dead_sandbox_starts_over() {
 }
 
 mod chance;
+mod crash;
 mod order;
 mod survival;
 mod task;

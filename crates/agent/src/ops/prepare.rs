@@ -1,21 +1,20 @@
 //! The blocking half of a start: files on disk, identity from the image, the container's specification.
 
 use super::sandbox::in_shim;
-use super::{Mounted, Node, instance_id};
+use super::{Instance, Mounted, Node, instance_id};
 use crate::config::{self, ConfigError, ContainerInput, Objects, env, mounts};
 use crate::decide::outcome::{StartFailure, StartStep};
 use crate::decide::seed::FACTS;
 use crate::facts::NodeFacts;
 use crate::images::Found;
 use crate::pod::{ContainerView, PodView};
-use crate::state::{Facts, Terminated};
+use crate::state::Facts;
 use crate::volumes::subpath;
 use client::Object;
 use runtime::api::{ContainerSpec, LogSpec, Rootfs};
 use runtime::oci;
 use std::collections::BTreeSet;
 use std::io;
-use std::net::IpAddr;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
@@ -32,12 +31,8 @@ const PROFILE_MAX: u64 = 1 << 20;
 
 /// What a start is made from.
 pub(super) struct Start {
-    pub pod: PodView,
+    pub instance: Instance,
     pub container: ContainerView,
-    pub attempt: u32,
-    pub last: Option<Terminated>,
-    pub mounted: Mounted,
-    pub ips: Vec<IpAddr>,
     pub objects: Objects,
     pub services: Vec<Arc<Object>>,
     pub found: Found,
@@ -53,7 +48,8 @@ pub(super) fn config_failure(error: ConfigError) -> StartFailure {
 
 /// Makes the specification and everything on disk that it refers to.
 pub(super) fn prepare(node: &Node, start: Start) -> Result<(ContainerSpec, Facts), StartFailure> {
-    let Start { pod, container, attempt, last, mounted, ips, objects, services, found } = start;
+    let Start { instance, container, objects, services, found } = start;
+    let Instance { pod, attempt, last, round, mounted, ips, .. } = instance;
     let facts = &*node.facts;
     let image = found.lease.image().clone();
     let text = |path: &str| {
@@ -108,13 +104,13 @@ pub(super) fn prepare(node: &Node, start: Start) -> Result<(ContainerSpec, Facts
         gid: configured.user.gid,
         groups: configured.user.groups,
         last,
+        round,
         resources: Some(Box::new(container.spec.resources.clone().unwrap_or_default())),
     };
     let name = container.name();
     make_termination_log(facts, &pod, name, attempt)
         .map_err(|e| config_failure(ConfigError::Create(format!("preparing container folder: {e}"))))?;
     let logs = facts.log_folder(pod.namespace(), pod.name(), pod.uid()).join(name);
-    drop_old_logs(&logs, attempt);
     let scratch = facts.pod_dir(pod.uid()).join("containers").join(name).join(format!("rw-{attempt}"));
     let spec = ContainerSpec {
         id: instance_id(name, attempt),
@@ -122,11 +118,7 @@ pub(super) fn prepare(node: &Node, start: Start) -> Result<(ContainerSpec, Facts
         attempt,
         config: configured.spec,
         rootfs: Rootfs { lowers: image.layers.clone(), scratch },
-        log: LogSpec {
-            path: logs.join(format!("{attempt}.log")),
-            max_bytes: LOG_BYTES_MAX,
-            max_files: LOG_FILES_MAX,
-        },
+        log: log_files(&logs, attempt),
         stdin: container.spec.stdin.unwrap_or(false),
         stdin_once: container.spec.stdin_once.unwrap_or(false),
         annotations: [(FACTS.to_string(), serde_json::to_string(&known).unwrap_or_default())].into(),
@@ -145,15 +137,19 @@ fn make_termination_log(facts: &NodeFacts, pod: &PodView, name: &str, attempt: u
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666))
 }
 
-/// Logs of this and the previous instance stay; older ones go.
-fn drop_old_logs(folder: &Path, attempt: u32) {
-    let Ok(entries) = std::fs::read_dir(folder) else { return };
-    for entry in entries.flatten() {
+/// Where an instance's log goes. Logs of this and the previous instance stay; older ones go.
+fn log_files(folder: &Path, attempt: u32) -> LogSpec {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let number = name.to_str().and_then(|n| n.split('.').next()).and_then(|n| n.parse::<u32>().ok());
         if number.is_some_and(|n| n + 1 < attempt) {
             let _ = std::fs::remove_file(entry.path());
         }
+    }
+    LogSpec {
+        path: folder.join(format!("{attempt}.log")),
+        max_bytes: LOG_BYTES_MAX,
+        max_files: LOG_FILES_MAX,
     }
 }
 

@@ -33,6 +33,8 @@ pub struct Instance {
     pub attempt: u32,
     /// How the one before ended.
     pub last: Option<Terminated>,
+    /// How often all containers of the pod were made to start anew.
+    pub round: u32,
     /// The pod's volumes.
     pub mounted: Mounted,
     /// The pod's addresses.
@@ -59,7 +61,7 @@ async fn try_start(
     instance: Instance,
     container: ContainerView,
 ) -> Result<(Facts, Timestamp), StartFailure> {
-    let Instance { pod, attempt, last, mounted, ips, .. } = instance;
+    let pod = instance.pod.clone();
     let name = container.name().to_string();
     let found = images::ensure(node, &pod, &container).await?;
     let reset = node.devices.before_start(pod.uid(), &name).await;
@@ -82,7 +84,7 @@ async fn try_start(
         services.extend(node.services.get(&client::ObjectKey::new("default", "kubernetes")));
     }
     let _permit = node.making.acquire().await;
-    let work = Start { pod: pod.clone(), container, attempt, last, mounted, ips, objects, services, found };
+    let work = Start { instance, container, objects, services, found };
     let shared = node.clone();
     let prepared = blocking(move || prepare(&shared, work)).await;
     let (mut spec, facts) = prepared.map_err(|e| config_failure(ConfigError::Create(e)))??;

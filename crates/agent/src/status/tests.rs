@@ -56,6 +56,24 @@ fn foreign_conditions_and_old_transition_times_stay() {
     assert!(status.get("podIP").is_none());
 }
 
+/// Whose processes they were is told of containers that have ended too, and after a reboot.
+#[test]
+fn users_outlast_their_processes() {
+    let user = json!({"linux": {"uid": 7, "gid": 8, "supplementalGroups": [8, 9]}});
+    let end = json!({"exitCode": 1, "reason": "Error", "startedAt": "1970-01-01T00:00:07Z",
+        "finishedAt": "1970-01-01T00:00:08Z", "containerID": "gantry://1"});
+    let view = pod_from(json!({
+        "metadata": {"namespace": "n", "name": "p", "uid": "u"},
+        "spec": {"restartPolicy": "Never", "containers": [{"name": "a", "image": "i"}, {"name": "b", "image": "i"}]},
+        "status": {"containerStatuses": [{"name": "a", "image": "i:1", "imageID": "sha256:1", "ready": false,
+            "restartCount": 1, "user": user, "state": {"terminated": end}}]},
+    }));
+    let state = seed(&view, None, t(100), t(100));
+    let told = status(&state, &view, &[], t(100))["containerStatuses"].clone();
+    assert_eq!((&told[0]["user"], &told[0]["imageID"]), (&user, &json!("sha256:1")));
+    assert!(told[1].get("user").is_none(), "{told}");
+}
+
 #[test]
 fn a_fresh_pod_waits_for_its_containers() {
     let view = pod(json!({"containers": [{"name": "a", "image": "i"}]}));
