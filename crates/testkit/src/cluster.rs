@@ -13,14 +13,19 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How long `gantry up` may take to say that it is ready (debug build, loaded machine).
-const READY_DEADLINE: Duration = Duration::from_secs(120);
-/// How long [`Cluster::eventually`] waits.
-const EVENTUALLY: Duration = Duration::from_secs(120);
+const READY_DEADLINE: Duration = Duration::from_secs(300);
+/// How long [`Cluster::eventually`] waits. Long: back-offs add up where a machine is busy, and only failures wait for it.
+const EVENTUALLY: Duration = Duration::from_secs(300);
+/// How long the last words of an ended process may take to be read.
+const LAST_WORDS: Duration = Duration::from_secs(30);
 /// How long one command may take, in seconds.
-const COMMAND_MAX: &str = "150";
+const COMMAND_MAX: &str = "300";
+/// Where registries' tools keep passwords.
+const LOGINS: &str = "registry-logins.json";
 /// Pause between two looks.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// The node's address in its namespace; the peer of its device has the next one.
@@ -86,6 +91,7 @@ impl Cluster {
             output: Arc::default(),
             flags: flags.iter().map(|f| f.to_string()).collect(),
         };
+        fs::write(cluster.folder().join(LOGINS), "{}")?;
         Ok(cluster)
     }
 
@@ -97,27 +103,33 @@ impl Cluster {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).stdin(Stdio::null()).spawn()?;
         self.output.lock().expect("no panics under this lock").clear();
         let (out, err) = (child.stdout.take(), child.stderr.take());
-        self.collect(out.context("stdout is piped")?);
-        self.collect(err.context("stderr is piped")?);
+        let readers =
+            [self.collect(out.context("stdout is piped")?), self.collect(err.context("stderr is piped")?)];
         self.process = Some(child);
         let deadline = Instant::now() + READY_DEADLINE;
         // (`Address already in use` has these words too.)
         while !self.output().lines().any(|line| line.starts_with("ready in ")) {
-            let ended = self.process.as_mut().and_then(|p| p.try_wait().transpose());
-            ensure!(ended.is_none(), "gantry up ended:\n{}", self.output());
+            if self.process.as_mut().and_then(|p| p.try_wait().transpose()).is_some() {
+                // Bounded: a pod's process may have the pipe, too.
+                let deadline = Instant::now() + LAST_WORDS;
+                while !readers.iter().all(|r| r.is_finished()) && Instant::now() < deadline {
+                    std::thread::sleep(LOOK_AGAIN);
+                }
+                bail!("gantry up ended:\n{}", self.output());
+            }
             ensure!(Instant::now() < deadline, "gantry up is not ready:\n{}", self.output());
             std::thread::sleep(LOOK_AGAIN);
         }
         Ok(())
     }
 
-    fn collect(&self, stream: impl std::io::Read + Send + 'static) {
+    fn collect(&self, stream: impl std::io::Read + Send + 'static) -> JoinHandle<()> {
         let output = self.output.clone();
         std::thread::spawn(move || {
             for line in BufReader::new(stream).lines().map_while(Result::ok) {
                 *output.lock().expect("no panics under this lock") += &(line + "\n");
             }
-        });
+        })
     }
 
     /// What the process has printed since it was last started.
@@ -163,6 +175,8 @@ impl Cluster {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net=/proc/{}/ns/net", self.holder.id())).arg("--").arg(program.as_ref());
         command.env("KUBECONFIG", self.folder.path().join("kubeconfig")).env("HOME", self.folder.path());
+        // `skopeo login` would write to a file of the machine's, which other instances' tests read.
+        command.env("REGISTRY_AUTH_FILE", self.folder.path().join(LOGINS));
         command
     }
 
@@ -254,7 +268,7 @@ impl Cluster {
         run(command.args(args).args(["--name", &self.name, "--data-dir"]).arg(self.folder.path()))
     }
 
-    /// Looks until `look` yields a value; after two minutes fails with its last error and the cluster's state.
+    /// Looks until `look` yields a value; after [`EVENTUALLY`] fails with its last error and the cluster's state.
     pub fn eventually<T>(&self, what: &str, mut look: impl FnMut() -> Result<T>) -> Result<T> {
         let deadline = Instant::now() + EVENTUALLY;
         loop {

@@ -37,9 +37,13 @@ fn walk(cluster: &Cluster, kubectl: Kubectl) -> Result<()> {
     let json_patch = r#"[{"op":"replace","path":"/metadata/annotations/a","value":"2"}]"#;
     each("patch", &of_all(&["patch"], &names, &["--type=json", "-p", json_patch])?, "patched")?;
     for left in (0..REPLACES_MAX).rev() {
-        let now = of_all(&["get"], &names, &["-o", "json"])?;
-        each("labels", &now, r#""kept": "yes""#)?;
-        each("annotations", &now, r#""a": "2""#)?;
+        // (Controllers carry labels from a Service to what is made of it.)
+        let now = cluster.eventually("labels and annotations", || {
+            let now = of_all(&["get"], &names, &["-o", "json"])?;
+            each("labels", &now, r#""kept": "yes""#)?;
+            each("annotations", &now, r#""a": "2""#)?;
+            Ok(now)
+        })?;
         match step(&["replace", "-f", "-"], &now) {
             Err(error) if left > 0 && format!("{error:#}").contains("has been modified") => {}
             said => {

@@ -1,7 +1,8 @@
 //! Sizes that follow figures: an autoscaler by what pods tell Prometheus, and replicas by the number of nodes.
 
 use crate::has;
-use testkit::cluster::{Cluster, Kubectl};
+use anyhow::ensure;
+use testkit::cluster::Cluster;
 
 const APP: &str = r##"
 apiVersion: v1
@@ -63,7 +64,13 @@ fn sizes_follow_figures() {
     cluster.wait_field(&deployment, "/spec/replicas", "2").unwrap();
     // Until the first pod runs nobody knows of the figure; the next look is 15 s later.
     let worker = ["deployment", "worker"];
-    cluster.wait_field(&worker, "/status/readyReplicas", "1").unwrap();
+    cluster
+        .eventually("a worker is ready", || {
+            let ready = cluster.field(&worker, "/status/readyReplicas")?;
+            ensure!(!ready.is_empty(), "none");
+            Ok(())
+        })
+        .unwrap();
     let spec = |max: u32, average: u32| {
         format!(
             r#"{{"spec": {{"maxReplicas": {max}, "metrics": [{{"type": "Pods", "pods": {{"metric": {{"name": "queue",
@@ -75,12 +82,10 @@ fn sizes_follow_figures() {
         |text: &str| cluster.kubectl(&["patch", "hpa", "worker", "--type=merge", "-p", text]).unwrap();
     patch(&spec(4, 10));
     cluster.wait_field(&worker, "/spec/replicas", "3").unwrap();
-    let shown = cluster.kubectl_of(Kubectl::Newest, &["describe", "hpa", "worker"]).unwrap();
-    has(
-        &shown,
-        &["SuccessfulRescale", "New size: 3; reason: pods metric queue above target", "ScalingActive"],
-    )
-    .unwrap();
+    let words = ["SuccessfulRescale", "New size: 3; reason: pods metric queue above target", "ScalingActive"];
+    cluster
+        .eventually("it says so", || has(&cluster.kubectl(&["describe", "hpa", "worker"])?, &words))
+        .unwrap();
     cluster.wait_field(&worker, "/status/readyReplicas", "3").unwrap();
     patch(&spec(4, 100));
     cluster.wait_field(&worker, "/spec/replicas", "1").unwrap();

@@ -13,7 +13,7 @@ import boto3
 from botocore.config import Config
 
 NODE = "10.99.0.1"
-PATIENCE = 90
+PATIENCE = 240
 session = boto3.session.Session("testing", "testing", region_name="us-east-1")
 
 
@@ -66,6 +66,12 @@ def run(family, script, subnets):
 
 def task(arn):
     return ecs.describe_tasks(cluster="prod", tasks=[arn])["tasks"][0]
+
+
+def inside(arn, script):
+    """A shell's exit code in a task."""
+    words = ["kubectl", "exec", "-n", "ecs-prod", arn.split("/")[-1], "--", "sh", "-c", script]
+    return subprocess.run(words, capture_output=True, timeout=PATIENCE).returncode
 
 
 def running(arn):
@@ -134,7 +140,7 @@ def main():
     subnets = [s["SubnetId"] for s in ec2.describe_subnets()["Subnets"]]
     serve = (
         "mkdir -p /www/cgi-bin; cd /www; echo ok > health; hostname -i > index.html;"
-        " printf '#!/bin/sh\\nsleep 2; echo; echo slow\\n' > cgi-bin/slow; chmod +x cgi-bin/slow;"
+        " printf '#!/bin/sh\\ntouch /asked; until [ -e /go ]; do sleep 0.1; done; echo; echo slow\\n' > cgi-bin/slow; chmod +x cgi-bin/slow;"
         " trap exit TERM; httpd -f -p 8080 -h /www & wait"
     )
     tasks = [run("web", serve, subnets) for _ in range(2)]
@@ -153,8 +159,8 @@ def main():
         VpcId="vpc-default",
         HealthCheckPath="/health",
         HealthCheckIntervalSeconds=5,
-        HealthCheckTimeoutSeconds=2,
-        UnhealthyThresholdCount=2,
+        HealthCheckTimeoutSeconds=4,
+        UnhealthyThresholdCount=3,
     )["TargetGroups"][0]["TargetGroupArn"]
     elb.register_targets(TargetGroupArn=group, Targets=[{"Id": ip} for ip in ips])
     assert set(states(group).values()) == {"unused"}
@@ -163,7 +169,7 @@ def main():
         LoadBalancerArn=made["LoadBalancerArn"], Protocol="HTTP", Port=8000, DefaultActions=forward
     )["Listeners"][0]["ListenerArn"]
     elb.get_waiter("target_in_service").wait(TargetGroupArn=group, WaiterConfig={"Delay": 1})
-    assert {get(8000) for _ in range(10)} == set(ips), "requests are spread"
+    until("requests are spread", lambda: {get(8000) for _ in range(10)}, lambda said: said == set(ips))
 
     # Rules, in the order of their priorities.
     fixed = {"StatusCode": "418", "ContentType": "text/plain", "MessageBody": "teapot"}
@@ -180,21 +186,23 @@ def main():
     asking = threading.Thread(target=lambda: said.append(get(8000, "/cgi-bin/slow")))
     elb.deregister_targets(TargetGroupArn=group, Targets=[{"Id": ips[1]}])
     until("one target", lambda: states(group), lambda s: ips[1] not in s)
+    until("one answers", lambda: {get(8000) for _ in range(6)}, lambda said: said == {ips[0]})
     asking.start()
-    time.sleep(0.5)
+    until("it was asked", lambda: inside(tasks[0], "test -e /asked"), lambda code: code == 0)
     elb.deregister_targets(TargetGroupArn=group, Targets=[{"Id": ips[0]}])
     until("it drains", lambda: states(group), lambda s: s.get(ips[0]) == "draining")
+    assert inside(tasks[0], "touch /go") == 0
     asking.join()
     assert said == ["slow"], said
     until("nobody is left", lambda: states(group), lambda s: not s)
-    assert get(8000).startswith("503"), "no target, no answer"
+    until("no target, no answer", lambda: get(8000), lambda said: said.startswith("503"))
     elb.register_targets(TargetGroupArn=group, Targets=[{"Id": ip} for ip in ips])
     until("both are back", lambda: states(group), lambda s: list(s.values()) == ["healthy"] * 2)
 
     # A target that dies is found out.
     ecs.stop_task(cluster="prod", task=tasks[1])
     until("one is sick", lambda: states(group), lambda s: sorted(s.values()) == ["healthy", "unhealthy"])
-    assert {get(8000) for _ in range(6)} == {ips[0]}
+    until("the other answers", lambda: {get(8000) for _ in range(6)}, lambda said: said == {ips[0]})
 
     # Two load balancers have the same port, each at its own address; the older one has the node's too.
     other = balancer("other", subnets)
@@ -205,8 +213,9 @@ def main():
     secure(other["LoadBalancerArn"], action)
     own = {b["LoadBalancerName"]: b["AvailabilityZones"][0]["LoadBalancerAddresses"][0]["IpAddress"]
            for b in elb.describe_load_balancers()["LoadBalancers"]}
-    assert (get(8000), get(8000, at=own["front"]), get(8000, at=own["other"])) == (ips[0], ips[0], "other"), own
-    assert state("other") == ("active", ""), state("other")
+    addresses = NODE, own["front"], own["other"]
+    until("each at its own", lambda: [get(8000, at=a) for a in addresses], lambda said: said == [ips[0], ips[0], "other"])
+    until("the other's state", lambda: state("other"), lambda told: told == ("active", ""))
 
     # Names: private zones and load balancers, in tasks.
     def done(operation):
@@ -224,10 +233,9 @@ def main():
     found = cloudmap.discover_instances(NamespaceName="prod.local", ServiceName="web")["Instances"]
     assert [i["Attributes"]["AWS_INSTANCE_IPV4"] for i in found] == [ips[0]], found
     script = (
-        "for i in $(seq 100); do nslookup -type=srv web.prod.local | grep 8080 && break; sleep 0.1; done;"
-        f" set -e; wget -qO- http://web.prod.local:8080/ | grep {ips[0]};"
-        f" wget -qO- http://t1.web.prod.local:8080/ | grep {ips[0]};"
-        f" wget -qO- http://{made['DNSName']}:8000/ | grep {ips[0]};"
+        f"meet() {{ for i in $(seq 300); do get $1 $2 | grep {ips[0]} && return; sleep 0.1; done; exit 1; }};"
+        " for i in $(seq 600); do nslookup -type=srv web.prod.local | grep 8080 && break; sleep 0.1; done;"
+        f" meet web.prod.local 8080; meet t1.web.prod.local 8080; meet {made['DNSName']} 8000;"
         " ! nslookup nope.prod.local"
     )
     asks = run("ask", script, subnets)

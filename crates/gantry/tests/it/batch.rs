@@ -37,7 +37,7 @@ spec:
       containers: [{name: c, image: "busybox:1.36", command: [echo, "3.14"]}]
 "#,
     )?;
-    cluster.kubectl(&["wait", "job/pi", "--for=condition=Complete", "--timeout=120s"])?;
+    cluster.kubectl(&["wait", "job/pi", "--for=condition=Complete", "--timeout=280s"])?;
     let status = cluster.get(&["job", "pi"])?["status"].clone();
     ensure!(status["succeeded"] == 3 && status["failed"].is_null(), "{status}");
     has(&cluster.kubectl(&["logs", "job/pi"])?, &["3.14"])?;
@@ -64,7 +64,7 @@ spec:
       containers: [{name: c, image: "busybox:1.36", command: [sh, -c, "exit 4"]}]
 "#,
     )?;
-    cluster.kubectl(&["wait", "job/bad", "--for=condition=Failed", "--timeout=120s"])?;
+    cluster.kubectl(&["wait", "job/bad", "--for=condition=Failed", "--timeout=280s"])?;
     let conditions = cluster.get(&["job", "bad"])?["status"]["conditions"].to_string();
     has(&conditions, &["BackoffLimitExceeded", "Job has reached the specified backoff limit"])
 }
@@ -79,17 +79,17 @@ spec:
   completions: 3
   parallelism: 3
   completionMode: Indexed
-  ttlSecondsAfterFinished: 1
   template:
     spec:
       restartPolicy: Never
-      containers: [{name: c, image: "busybox:1.36", command: [sh, -c, "echo number $JOB_COMPLETION_INDEX on $(hostname); sleep 2"]}]
+      containers: [{name: c, image: "busybox:1.36", command: [sh, -c, "echo number $JOB_COMPLETION_INDEX on $(hostname)"]}]
 "#,
     )?;
     cluster.eventually("every index has logged", || {
         let logs = cluster.kubectl(&["logs", "-l", "job-name=index", "--max-log-requests=9"])?;
         has(&logs, &["number 0 on index-0", "number 1 on index-1", "number 2 on index-2"])
     })?;
+    cluster.kubectl(&["patch", "job", "index", "-p", r#"{"spec": {"ttlSecondsAfterFinished": 1}}"#])?;
     cluster.eventually("it is cleaned up after its time", || {
         has(&crate::refusal(cluster.kubectl(&["get", "job", "index"]))?, &["not found"])
     })
@@ -107,7 +107,7 @@ fn cron_job(cluster: &Cluster) -> Result<()> {
         "tock",
     ])?;
     cluster.kubectl(&["create", "job", "now", "--from=cronjob/tick"])?;
-    cluster.kubectl(&["wait", "job/now", "--for=condition=Complete", "--timeout=120s"])?;
+    cluster.kubectl(&["wait", "job/now", "--for=condition=Complete", "--timeout=280s"])?;
     has(&cluster.kubectl(&["logs", "job/now"])?, &["tock"])?;
     let owner = cluster.field(&["job", "now"], "/metadata/ownerReferences/0/name")?;
     ensure!(owner == "tick", "{owner}");
@@ -129,13 +129,13 @@ spec:
       containers: [{name: c, image: "busybox:1.36", command: [sleep, "1000"], env: [{name: V, value: one}]}]
 "#,
     )?;
-    cluster.kubectl(&["rollout", "status", "daemonset/everywhere", "--timeout=120s"])?;
+    cluster.kubectl(&["rollout", "status", "daemonset/everywhere", "--timeout=280s"])?;
     let status = cluster.get(&["daemonset", "everywhere"])?["status"].clone();
     ensure!(status["desiredNumberScheduled"] == 1 && status["numberReady"] == 1, "{status}");
     cluster.kubectl(&["set", "env", "daemonset/everywhere", "V=two"])?;
-    cluster.kubectl(&["rollout", "status", "daemonset/everywhere", "--timeout=120s"])?;
+    cluster.kubectl(&["rollout", "status", "daemonset/everywhere", "--timeout=280s"])?;
     cluster.kubectl(&["rollout", "undo", "daemonset/everywhere"])?;
-    cluster.kubectl(&["rollout", "status", "daemonset/everywhere", "--timeout=120s"])?;
+    cluster.kubectl(&["rollout", "status", "daemonset/everywhere", "--timeout=280s"])?;
     let pods = cluster.get(&["pods", "-l", "app=everywhere"])?;
     let live: Vec<_> = pods["items"]
         .as_array()
@@ -167,10 +167,10 @@ spec:
     spec:
       terminationGracePeriodSeconds: 0
       containers:
-      - {name: c, image: "busybox:1.36", command: [sleep, "1000"], readinessProbe: {exec: {command: ["true"]}, periodSeconds: 1}}
+      - {name: c, image: "busybox:1.36", command: [sleep, "1000"], readinessProbe: {exec: {command: ["true"]}, periodSeconds: 1, timeoutSeconds: 20}}
 "#,
     )?;
-    cluster.kubectl(&["rollout", "status", "statefulset/db", "--timeout=120s"])?;
+    cluster.kubectl(&["rollout", "status", "statefulset/db", "--timeout=280s"])?;
     let first = cluster.get(&["pod", "db-0"])?;
     let second = cluster.get(&["pod", "db-1"])?;
     let time = |pod: &serde_json::Value| pod["metadata"]["creationTimestamp"].as_str().map(str::to_string);
@@ -213,7 +213,7 @@ spec:
       containers: [{name: c, image: "busybox:1.36", command: [sh, -c, "exit $((JOB_COMPLETION_INDEX % 2))"]}]
 "#,
     )?;
-    cluster.kubectl(&["wait", "job/odd", "--for=condition=Failed", "--timeout=120s"])?;
+    cluster.kubectl(&["wait", "job/odd", "--for=condition=Failed", "--timeout=280s"])?;
     let status = cluster.get(&["job", "odd"])?["status"].clone();
     ensure!(status["failedIndexes"] == "1,3" && status["completedIndexes"] == "0,2", "{status}");
     has(&status.to_string(), &["FailedIndexes", "Job has failed indexes"])?;
@@ -247,7 +247,7 @@ spec:
     spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Mi}}}
 "#,
     )?;
-    cluster.kubectl(&["rollout", "status", "statefulset/numbered", "--timeout=120s"])?;
+    cluster.kubectl(&["rollout", "status", "statefulset/numbered", "--timeout=280s"])?;
     let names = |what: &str| cluster.kubectl(&["get", what, "-l", "app=numbered", "-o", "name"]);
     ensure!(names("pods")? == "pod/numbered-3\npod/numbered-4\n", "{}", names("pods")?);
     cluster.kubectl(&["scale", "statefulset/numbered", "--replicas=1"])?;

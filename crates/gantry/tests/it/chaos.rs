@@ -38,6 +38,15 @@ fn shims(cluster: &Cluster) -> Result<usize> {
     Ok(count)
 }
 
+/// Waits for their number: what a shim forks has its command line for a moment.
+fn has_shims(cluster: &Cluster, wanted: usize) -> Result<()> {
+    cluster.eventually("one shim a pod", || {
+        let found = shims(cluster)?;
+        ensure!(found == wanted, "{found} shims for {wanted} pods");
+        Ok(())
+    })
+}
+
 #[test]
 fn kills_in_the_middle_lose_and_double_nothing() -> Result<()> {
     let mut cluster = busy();
@@ -47,17 +56,22 @@ fn kills_in_the_middle_lose_and_double_nothing() -> Result<()> {
         std::thread::sleep(Duration::from_millis(starting));
         cluster.kill9()?;
         cluster.up()?;
-        cluster.kubectl(&["rollout", "status", &format!("deployment/{name}"), "--timeout=120s"])?;
+        cluster.kubectl(&["rollout", "status", &format!("deployment/{name}"), "--timeout=280s"])?;
         let pods = cluster.get(&["pods", "-l", &format!("app={name}")])?;
         for pod in pods["items"].as_array().into_iter().flatten() {
             let status = &pod["status"];
             ensure!(status["containerStatuses"][0]["restartCount"] == 0, "{status}");
             let name = pod["metadata"]["name"].as_str().unwrap_or_default();
-            let starts = cluster.kubectl(&["exec", name, "-c", "c", "--", "cat", "/v/starts"])?;
+            // (A container runs before it has written.)
+            let starts = cluster.eventually("it has started", || {
+                let starts = cluster.kubectl(&["exec", name, "-c", "c", "--", "cat", "/v/starts"])?;
+                ensure!(starts.contains('c'), "{starts:?}");
+                Ok(starts)
+            })?;
             ensure!(starts.matches('c').count() == 1, "{name} was started twice: {starts:?}");
             ensure!(starts.ends_with("c\n"), "{name}: init containers come first: {starts:?}");
         }
-        ensure!(shims(&cluster)? == PODS, "{} shims for {PODS} pods", shims(&cluster)?);
+        has_shims(&cluster, PODS)?;
 
         cluster.kubectl(&["delete", "deployment", &name])?;
         std::thread::sleep(Duration::from_millis(stopping));
@@ -66,9 +80,9 @@ fn kills_in_the_middle_lose_and_double_nothing() -> Result<()> {
         cluster.eventually("all are gone", || {
             let left = cluster.kubectl(&["get", "pods", "-o", "name"])?;
             ensure!(left.is_empty(), "{left}");
-            ensure!(shims(&cluster)? == 0, "{} shims are left", shims(&cluster)?);
             Ok(())
         })?;
+        has_shims(&cluster, 0)?;
     }
     Ok(())
 }
@@ -80,17 +94,14 @@ fn forty_pods_at_once() -> Result<()> {
     let began = Instant::now();
     let text = deployment("many").replace(&format!("replicas: {PODS}"), "replicas: 40");
     cluster.apply(&text)?;
-    cluster.kubectl(&["rollout", "status", "deployment/many", "--timeout=120s"])?;
+    cluster.kubectl(&["rollout", "status", "deployment/many", "--timeout=280s"])?;
     println!("40 pods in {:?}", began.elapsed());
     let pods = cluster.get(&["pods", "-l", "app=many"])?;
     let items = pods["items"].as_array().cloned().unwrap_or_default();
     let ips: std::collections::BTreeSet<String> =
         items.iter().filter_map(|p| p["status"]["podIP"].as_str()).map(str::to_string).collect();
     ensure!(ips.len() == 40, "{} addresses", ips.len());
-    ensure!(shims(&cluster)? == 40, "{} shims", shims(&cluster)?);
+    has_shims(&cluster, 40)?;
     cluster.kubectl(&["delete", "deployment", "many"])?;
-    cluster.eventually("all are gone", || {
-        ensure!(shims(&cluster)? == 0, "{} shims are left", shims(&cluster)?);
-        Ok(())
-    })
+    has_shims(&cluster, 0)
 }

@@ -47,7 +47,7 @@ try:
 except ApiException as error:
     assert error.status == 409 and "the object has been modified" in error.body, error
 core.delete_namespaced_config_map("py", "default")
-watcher.join(30)
+watcher.join(100)
 assert seen == [
     ("ADDED", {"a": "1"}),
     ("MODIFIED", {"a": "1", "b": "2"}),

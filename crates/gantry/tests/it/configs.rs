@@ -1,6 +1,6 @@
 //! What a container gets: environment, arguments, identity and rights, limits, volumes.
 
-use crate::{all, busy, has, pod, ready, refusal};
+use crate::{all, busy, has, pod, ready, refusal, told};
 use anyhow::{Context, Result, ensure};
 use testkit::cluster::Cluster;
 
@@ -422,11 +422,7 @@ fn host_paths(cluster: &Cluster) -> Result<()> {
     ensure!(std::fs::read_to_string(host.path().join("new"))? == "new\n", "made and written");
     let more = format!("volumes: [{{name: d, hostPath: {{path: {base}/none, type: Directory}}}}]");
     cluster.apply(&pod("hostless", "true", "volumeMounts: [{name: d, mountPath: /d}]", &more))?;
-    cluster.eventually("a FailedMount event", || {
-        let events =
-            cluster.kubectl(&["get", "events", "--field-selector", "involvedObject.name=hostless"])?;
-        has(&events, &["FailedMount", "hostPath type check failed", "is not a directory"])
-    })?;
+    told(cluster, "hostless", &["FailedMount", "hostPath type check failed", "is not a directory"])?;
     ensure!(cluster.field(&["pod", "hostless"], "/status/phase")? == "Pending", "it waits");
     std::fs::create_dir(host.path().join("none"))?;
     cluster.eventually("it starts once the folder is there", || {

@@ -13,7 +13,7 @@ use testkit::cluster::Cluster;
 const WRITER: &str = r#"
 for i in $(seq 1 100000); do
   printf '{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"w%s-%s"}}' "$W" "$i" |
-    curl -sf --max-time 5 --cacert "$D/ca.pem" --cert "$D/cert.pem" --key "$D/key.pem" -H 'content-type: application/json' \
+    curl -sf --max-time 60 --cacert "$D/ca.pem" --cert "$D/cert.pem" --key "$D/key.pem" -H 'content-type: application/json' \
       --data-binary @- -o /dev/null "https://127.0.0.1:6443/api/v1/namespaces/default/configmaps" || exit 0
   echo "w$W-$i"
 done

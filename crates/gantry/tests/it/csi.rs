@@ -31,8 +31,10 @@ fn scenario(cluster: &mut Cluster) -> Result<()> {
             cluster.kubectl(&["get", "csinode", "node-1", "-o", "jsonpath={.spec.drivers[*].name}"])?;
         has(&drivers, &[csi_driver::NAME])
     })?;
-    let label = cluster.kubectl(&["get", "node", "node-1", "-o", "jsonpath={.metadata.labels}"])?;
-    has(&label, &["topology.test.gantry.dev/zone"])?;
+    cluster.eventually("its zone is a label", || {
+        let labels = cluster.kubectl(&["get", "node", "node-1", "-o", "jsonpath={.metadata.labels}"])?;
+        has(&labels, &["topology.test.gantry.dev/zone"])
+    })?;
     room(cluster)?;
     cluster.apply(&(claim("c", "Filesystem") + &user("a", "c", "echo one > /v/f; exec sleep 1000")))?;
     ready(cluster, "a")?;
@@ -42,9 +44,11 @@ fn scenario(cluster: &mut Cluster) -> Result<()> {
     let attached =
         cluster.kubectl(&["get", "volumeattachment", "-o", "jsonpath={.items[*].status.attached}"])?;
     ensure!(attached == "true", "{attached}");
-    let node = cluster.kubectl(&["get", "node", "node-1", "-o", "jsonpath={.status}"])?;
     let unique = format!("kubernetes.io/csi/{}^{volume}", csi_driver::NAME);
-    has(&node, &["volumesInUse", "volumesAttached", &unique])?;
+    cluster.eventually("the node tells of it", || {
+        let node = cluster.kubectl(&["get", "node", "node-1", "-o", "jsonpath={.status}"])?;
+        has(&node, &["volumesInUse", "volumesAttached", &unique])
+    })?;
     cluster.kubectl(&["delete", "pod", "a"])?;
     cluster.apply(&user("b", "c", "cat /v/f; exec sleep 1000"))?;
     logged(cluster, "b", &["one"])?;
@@ -94,10 +98,18 @@ fn grow(cluster: &Cluster) -> Result<()> {
         ensure!(size == "8Mi", "{size}");
         Ok(())
     })?;
-    has(&cluster.kubectl(&["logs", "-n", "kube-system", "driver"])?, &["NodeExpandVolume"])?;
-    let metrics = cluster.kubectl(&["get", "--raw", "/api/v1/nodes/node-1/proxy/metrics"])?;
+    called(cluster, &["NodeExpandVolume"])?;
     let used = r#"kubelet_volume_stats_used_bytes{namespace="default",persistentvolumeclaim="c"} 400"#;
-    has(&metrics, &[used])
+    cluster.eventually("what it uses", || {
+        has(&cluster.kubectl(&["get", "--raw", "/api/v1/nodes/node-1/proxy/metrics"])?, &[used])
+    })
+}
+
+/// Waits until the driver's log has these words.
+fn called(cluster: &Cluster, words: &[&str]) -> Result<()> {
+    cluster.eventually("the driver was called", || {
+        has(&cluster.kubectl(&["logs", "-n", "kube-system", "driver"])?, words)
+    })
 }
 
 /// Definitions as upstream's, but for their schemas.
@@ -144,7 +156,7 @@ fn copies(cluster: &Cluster) -> Result<()> {
         ensure!(current == "gold", "{current}");
         Ok(())
     })?;
-    has(&cluster.kubectl(&["logs", "-n", "kube-system", "driver"])?, &["ControllerModifyVolume", "shiny"])?;
+    called(cluster, &["ControllerModifyVolume", "shiny"])?;
     // It stays until the claim that has it is gone, which is looked at in the end.
     cluster.kubectl(&["delete", "volumeattributesclass", "gold", "--wait=false"])?;
     cluster.kubectl(&["get", "volumeattributesclass", "gold"]).map(drop)

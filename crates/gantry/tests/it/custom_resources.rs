@@ -27,7 +27,7 @@ pub fn collected(cluster: &Cluster) -> Result<()> {
     cluster.kubectl(&["wait", "--for=condition=established", "crd/parents.family.example.org"])?;
     cluster.kubectl(&["create", "namespace", "family"])?;
     for name in ["strict", "easy"] {
-        cluster.apply(&parent(name, "family"))?;
+        cluster.eventually("the kind is served", || cluster.apply(&parent(name, "family")))?;
         let uid = cluster.field(&["parent", name, "-n", "family"], "/metadata/uid")?;
         cluster.apply(&format!(
             "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: child-of-{name}\n  namespace: family\n  ownerReferences:\n  - {{apiVersion: family.example.org/v1, kind: Parent, name: {name}, uid: {uid}}}\n"
@@ -42,7 +42,7 @@ pub fn collected(cluster: &Cluster) -> Result<()> {
         Ok(())
     })?;
     cluster.apply(&parent("last", "family"))?;
-    cluster.kubectl(&["delete", "namespace", "family", "--timeout=120s"])?;
+    cluster.kubectl(&["delete", "namespace", "family", "--timeout=280s"])?;
     cluster.kubectl(&["create", "namespace", "family"])?;
     let left = cluster.kubectl(&["-n", "family", "get", "parents", "-o", "name"])?;
     ensure!(left.is_empty(), "{left}");

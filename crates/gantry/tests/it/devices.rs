@@ -84,7 +84,7 @@ impl Peer {
             let server = tokio::spawn(serve(UnixListener::bind(&socket)?, &DEVICES, plugin));
             let request = json!({"version": "v1beta1", "endpoint": "thing.sock", "resource_name": RESOURCE,
                 "options": {"pre_start_required": true, "get_preferred_allocation_available": true}});
-            let within = Duration::from_secs(5);
+            let within = Duration::from_secs(60);
             let socket = folder.join("device-plugins/kubelet.sock");
             Call { schema: &DEVICES, socket: &socket, within }.call("Register", &request).await?;
             anyhow::Ok(server)
@@ -103,7 +103,7 @@ impl Peer {
 
     fn ask(&self, method: &str, request: Value) -> Result<Value> {
         let socket = self.folder.join("pod-resources/kubelet.sock");
-        let call = Call { schema: &POD_RESOURCES, socket: &socket, within: Duration::from_secs(5) };
+        let call = Call { schema: &POD_RESOURCES, socket: &socket, within: Duration::from_secs(60) };
         Ok(self.runtime.block_on(call.call(method, &request))?)
     }
 

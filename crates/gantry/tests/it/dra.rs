@@ -73,7 +73,7 @@ impl Peer {
 
     fn told(&self, pod: &str) -> Result<Value> {
         let socket = self.folder.join("pod-resources/kubelet.sock");
-        let call = Call { schema: &POD_RESOURCES, socket: &socket, within: Duration::from_secs(5) };
+        let call = Call { schema: &POD_RESOURCES, socket: &socket, within: Duration::from_secs(60) };
         let request = json!({"pod_name": pod, "pod_namespace": "default"});
         Ok(self.runtime.block_on(call.call("Get", &request))?)
     }

@@ -47,7 +47,7 @@ def task(arn):
     return ecs.describe_tasks(cluster="prod", tasks=[arn])["tasks"][0]
 
 
-def until(arn, state, seconds=90):
+def until(arn, state, seconds=240):
     deadline = time.time() + seconds
     while True:
         seen = task(arn)
@@ -58,7 +58,7 @@ def until(arn, state, seconds=90):
 
 
 def kubectl(*args):
-    done = subprocess.run(["kubectl", *args], capture_output=True, text=True, timeout=90)
+    done = subprocess.run(["kubectl", *args], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -68,7 +68,7 @@ def inside(arn, container, script):
 
 
 def patiently(what, wanted):
-    deadline = time.time() + 90
+    deadline = time.time() + 240
     while not wanted():
         assert time.time() < deadline, what
         time.sleep(0.05)
@@ -96,7 +96,7 @@ def fargate():
     seen = until(arn, "STOPPED")
     assert (seen["stopCode"], seen["stoppedReason"]) == ("UserInitiated", "no more needed"), seen
     assert seen["attachments"][0]["status"] == "DELETED"
-    assert arn.split("/")[-1] not in kubectl("get", "pods", "-n", "ecs-prod")
+    patiently("its pod is gone", lambda: arn.split("/")[-1] not in kubectl("get", "pods", "-n", "ecs-prod"))
 
 
 def bridge():
@@ -129,8 +129,11 @@ def bridge():
 
 
 def essential():
-    side = shell("side", "trap 'exit 9' TERM; while :; do sleep 0.1; done", essential=False, stopTimeout=5)
-    seen = until(run(define("essential", shell("main", "sleep 0.5; exit 3"), side)), "STOPPED")
+    shared = {"mountPoints": [{"sourceVolume": "v", "containerPath": "/v"}]}
+    script = "trap 'exit 9' TERM; touch /v/up; while :; do sleep 0.1; done"
+    side = shell("side", script, essential=False, stopTimeout=100, **shared)
+    main = shell("main", "until [ -e /v/up ]; do sleep 0.1; done; exit 3", **shared)
+    seen = until(run(define("essential", main, side, volumes=[{"name": "v"}])), "STOPPED")
     codes = {c["name"]: c["exitCode"] for c in seen["containers"]}
     assert codes == {"main": 3, "side": 9}, codes
     assert seen["stopCode"] == "EssentialContainerExited", seen
@@ -138,7 +141,7 @@ def essential():
 
 
 def order():
-    probe = {"command": ["CMD-SHELL", "test -f /tmp/ok"], "interval": 5, "timeout": 5, "retries": 3}
+    probe = {"command": ["CMD-SHELL", "test -f /tmp/ok"], "interval": 5, "timeout": 60, "retries": 3}
     web = shell("web", "sleep 1000", stopTimeout=2, dependsOn=[
         {"containerName": "db", "condition": "HEALTHY"}, {"containerName": "init", "condition": "SUCCESS"}])
     db = shell("db", "touch /tmp/ok; sleep 1000", stopTimeout=2, healthCheck=probe)
@@ -192,7 +195,7 @@ def details():
     assert said == wanted, said
 
     def ask(path, who=arn, container=name):
-        request = f"printf 'GET {path} HTTP/1.0\\r\\nHost: x\\r\\n\\r\\n' | nc -w 5 169.254.170.2 80"
+        request = f"printf 'GET {path} HTTP/1.0\\r\\nHost: x\\r\\n\\r\\n' | nc -w 60 169.254.170.2 80"
         head, _, body = inside(who, container, request).replace("\r", "").partition("\n\n")
         return int(head.split(" ")[1]), json.loads(body)
 
@@ -224,7 +227,7 @@ def trusted():
     arn = run(define("trusted", main, taskRoleArn=role, executionRoleArn=role))
     until(arn, "RUNNING")
     assert inside(arn, "main", "echo $ONE $TWO") == "one two\n"
-    fetch = "printf \"GET $AWS_CONTAINER_CREDENTIALS_RELATIVE_URI HTTP/1.0\\r\\nHost: x\\r\\n\\r\\n\" | nc -w 5 169.254.170.2 80"
+    fetch = "printf \"GET $AWS_CONTAINER_CREDENTIALS_RELATIVE_URI HTTP/1.0\\r\\nHost: x\\r\\n\\r\\n\" | nc -w 60 169.254.170.2 80"
     held = json.loads(inside(arn, "main", fetch).replace("\r", "").partition("\n\n")[2])
     assert held["RoleArn"] == role, held
     own = boto3.session.Session(held["AccessKeyId"], held["SecretAccessKey"], held["Token"], region_name="us-east-1")
@@ -256,12 +259,13 @@ def spot():
     strategy = [{"capacityProvider": "FARGATE_SPOT", "weight": 1}]
     ecs.put_cluster_capacity_providers(
         cluster="prod", capacityProviders=["FARGATE", "FARGATE_SPOT"], defaultCapacityProviderStrategy=[])
-    definition = define("spot", shell("main", "trap 'exit 0' TERM; while :; do sleep 0.1; done"))
+    definition = define("spot", shell("main", "trap 'exit 0' TERM; touch /up; while :; do sleep 0.1; done"))
     answer = ecs.run_task(
         cluster="prod", taskDefinition=definition, capacityProviderStrategy=strategy, networkConfiguration=NETWORK)
     assert not answer["failures"], answer
     arn = answer["tasks"][0]["taskArn"]
     assert until(arn, "RUNNING")["capacityProviderName"] == "FARGATE_SPOT"
+    inside(arn, "main", "until [ -e /up ]; do sleep 0.1; done")
     kubectl("annotate", "tasks.ecs.gantry.dev", "-n", "ecs-prod", arn.split("/")[-1], "ecs.gantry.dev/interrupt=now")
     seen = until(arn, "STOPPED")
     assert (seen["stopCode"], seen["containers"][0]["exitCode"]) == ("SpotInterruption", 0), seen

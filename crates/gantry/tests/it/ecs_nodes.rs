@@ -31,7 +31,7 @@ fn tasks_on_a_joined_node() {
 
 fn scenario(cluster: &mut Cluster, machine: &mut Machine) -> Result<()> {
     machine.join(cluster, &joining_words(cluster)?)?;
-    machine.gantry(&["image", "load", &cluster.folder().join("busybox.tar").display().to_string()])?;
+    machine.load_busybox(cluster)?;
     cluster.kubectl(&["cordon", "node-1"])?;
     script(cluster, "before")?;
     own_tasks_only(cluster, machine)?;

@@ -11,7 +11,7 @@ import boto3
 from botocore.exceptions import ClientError
 
 NETWORK = {"awsvpcConfiguration": {"subnets": ["subnet-default-a", "subnet-default-b"]}}
-FAST = {"Delay": 1, "MaxAttempts": 90}
+FAST = {"Delay": 1, "MaxAttempts": 240}
 session = boto3.session.Session("testing", "testing", region_name="us-east-1")
 
 
@@ -46,7 +46,7 @@ def stable(name):
     ecs.get_waiter("services_stable").wait(cluster="prod", services=[name], WaiterConfig=FAST)
 
 
-def patiently(what, wanted, seconds=90):
+def patiently(what, wanted, seconds=240):
     deadline = time.time() + seconds
     while not wanted():
         assert time.time() < deadline, what()
@@ -64,6 +64,10 @@ def completed(name, **more):
 def tasks(name, status="RUNNING"):
     arns = ecs.list_tasks(cluster="prod", serviceName=name, desiredStatus=status)["taskArns"]
     return ecs.describe_tasks(cluster="prod", tasks=arns)["tasks"] if arns else []
+
+
+def deployments(name):
+    return ecs.list_service_deployments(cluster="prod", service=name)["serviceDeployments"]
 
 
 def create(name, family, count, **more):
@@ -90,8 +94,8 @@ def life():
     tags = ecs.list_tags_for_resource(resourceArn=up[0]["taskArn"])["tags"]
     assert {t["key"]: t["value"] for t in tags} == {
         "team": "blue", "aws:ecs:clusterName": "prod", "aws:ecs:serviceName": "life"}, tags
+    patiently(lambda: events("life"), lambda: events("life")[0] == "(service life) has reached a steady state.")
     said = events("life")
-    assert said[0] == "(service life) has reached a steady state.", said
     assert any(e.startswith("(service life) has started 3 tasks: (task ") for e in said), said
     # A task that somebody stops is replaced.
     ecs.stop_task(cluster="prod", task=up[0]["taskArn"])
@@ -106,8 +110,8 @@ def life():
     ecs.update_service(cluster="prod", service="life", forceNewDeployment=True)
     completed("life")
     assert kept not in [t["taskArn"] for t in tasks("life")]
-    records = ecs.list_service_deployments(cluster="prod", service="life")["serviceDeployments"]
-    assert [r["status"] for r in records] == ["SUCCESSFUL", "SUCCESSFUL"], records
+    patiently(lambda: deployments("life"), lambda: [r["status"] for r in deployments("life")] == ["SUCCESSFUL"] * 2)
+    records = deployments("life")
     whole = ecs.describe_service_deployments(serviceDeploymentArns=[records[0]["serviceDeploymentArn"]])["serviceDeployments"][0]
     source = whole["sourceServiceRevisions"][0]["arn"]
     assert source.endswith("/" + first["id"].split("/")[1]), whole
@@ -129,8 +133,7 @@ def breaker():
     seen = service("breaks")
     assert seen["taskDefinition"] == first["taskDefinition"], seen
     assert seen["deployments"][0]["id"] == first["deployments"][0]["id"], seen
-    record = ecs.list_service_deployments(cluster="prod", service="breaks")["serviceDeployments"][0]
-    assert record["status"] == "ROLLBACK_SUCCESSFUL", record
+    patiently(lambda: deployments("breaks"), lambda: deployments("breaks")[0]["status"] == "ROLLBACK_SUCCESSFUL")
     stopped = tasks("breaks", "STOPPED")
     assert [t["stopCode"] for t in stopped].count("EssentialContainerExited") >= 3, stopped
     end("breaks")
@@ -138,7 +141,7 @@ def breaker():
 
 def unhealthy():
     """A task that fails its own check is replaced, and only then stopped."""
-    check = {"command": ["CMD-SHELL", "! test -f /tmp/bad"], "interval": 5, "timeout": 2, "retries": 1}
+    check = {"command": ["CMD-SHELL", "! test -f /tmp/bad"], "interval": 5, "timeout": 60, "retries": 1}
     define("sick", "sleep 1000", healthCheck=check)
     create("sick", "sick", 1)
     completed("sick")
@@ -147,6 +150,7 @@ def unhealthy():
     assert os.system(f"kubectl exec -n ecs-prod {pod} -c web -- touch /tmp/bad") == 0
     patiently(lambda: events("sick"), lambda: f"(service sick) (task {pod}) failed container health checks." in events("sick"))
     stable("sick")
+    patiently(lambda: events("sick"), lambda: "stopCode" in ecs.describe_tasks(cluster="prod", tasks=[pod])["tasks"][0])
     seen = ecs.describe_tasks(cluster="prod", tasks=[pod])["tasks"][0]
     assert (seen["stopCode"], seen["stoppedReason"]) == ("ServiceSchedulerInitiated", "Task failed container health checks"), seen
     end("sick")
@@ -183,7 +187,7 @@ def balanced():
     """A rolling update behind a load balancer: no request fails."""
     group = elb.create_target_group(
         Name="web", Protocol="HTTP", Port=80, VpcId="vpc-default", TargetType="ip", HealthCheckIntervalSeconds=5,
-        HealthCheckTimeoutSeconds=2, HealthyThresholdCount=2, HealthCheckPath="/x")["TargetGroups"][0]["TargetGroupArn"]
+        HealthCheckTimeoutSeconds=4, HealthyThresholdCount=2, UnhealthyThresholdCount=10, HealthCheckPath="/x")["TargetGroups"][0]["TargetGroupArn"]
     elb.modify_target_group_attributes(
         TargetGroupArn=group, Attributes=[{"Key": "deregistration_delay.timeout_seconds", "Value": "5"}])
     made = elb.create_load_balancer(Name="web", Subnets=["subnet-default-a", "subnet-default-b"])["LoadBalancers"][0]
@@ -194,9 +198,12 @@ def balanced():
     define("web", httpd("one"))
     balancers = [{"targetGroupArn": group, "containerName": "web", "containerPort": 80}]
     create("web", "web", 2, loadBalancers=balancers)
-    completed("web", seconds=90)
-    health = elb.describe_target_health(TargetGroupArn=group)["TargetHealthDescriptions"]
-    assert [t["TargetHealth"]["State"] for t in health] == ["healthy"] * 2, health
+    completed("web")
+    def health():
+        told = elb.describe_target_health(TargetGroupArn=group)["TargetHealthDescriptions"]
+        return [t["TargetHealth"]["State"] for t in told]
+
+    patiently(health, lambda: health() == ["healthy"] * 2)
     answers, failures, over = [], [], threading.Event()
 
     def ask():
@@ -212,7 +219,7 @@ def balanced():
         client.start()
     define("web", httpd("two"))
     ecs.update_service(cluster="prod", service="web", taskDefinition="web")
-    completed("web", seconds=90)
+    completed("web", seconds=240)
     patiently(lambda: len(answers), lambda: len(answers) > 100 and answers[-1] == b"two")
     over.set()
     for client in clients:
@@ -227,8 +234,7 @@ def balanced():
         raise AssertionError(said)
     assert "has begun draining connections on" in said, said
     end("web")
-    health = elb.describe_target_health(TargetGroupArn=group)["TargetHealthDescriptions"]
-    assert health == [], health
+    patiently(health, lambda: not health())
 
 
 def refused():

@@ -95,7 +95,9 @@ fn a_cluster_over_etcd() -> Result<()> {
         has(&status, &[r#""kind":"Status""#, r#""reason":"ServiceUnavailable""#, r#""code":503"#])?;
         etcd.up(&cluster)?;
         let after = format!("after-{round}");
-        cluster.eventually("it writes again", || cluster.kubectl(&["create", "cm", &after]))?;
+        // Applied, not created: a write whose answer was lost is there when it is tried again.
+        let map = format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {after}}}\n");
+        cluster.eventually("it writes again", || cluster.apply(&map))?;
         let present: BTreeSet<String> = cluster
             .kubectl(&["get", "cm", "-o", "name"])?
             .lines()
@@ -191,7 +193,7 @@ for at, (here, there) in enumerate([servers, servers[::-1]]):
     here.create_log_group(logGroupName=group)
     there.create_log_stream(logGroupName=group, logStreamName='s')
     for number, server in enumerate(servers):
-        events = [{'timestamp': int(time.time() * 1000), 'message': f'line {number}'}]
+        events = [{'timestamp': int(time.time() * 1000) + number, 'message': f'line {number}'}]
         server.put_log_events(logGroupName=group, logStreamName='s', logEvents=events)
     for server in servers:
         found = [e['message'] for e in server.filter_log_events(logGroupName=group)['events']]

@@ -1,6 +1,6 @@
 //! A node that runs short: who is not let in, who goes, in which words; disk limits of single pods.
 
-use crate::{all, has, logged, pod, ready};
+use crate::{all, has, logged, pod, ready, told};
 use anyhow::{Result, ensure};
 use std::process::Command;
 use testkit::cluster::Cluster;
@@ -40,17 +40,7 @@ fn failed(cluster: &Cluster, name: &str, reason: &str, message: &str) -> Result<
         // Never let in. (Of an evicted one the table shows how its containers ended, as upstream's.)
         has(&cluster.kubectl(&["get", "pod", name])?, &[reason])?;
     }
-    cluster.eventually("the event", || {
-        has(
-            &cluster.kubectl(&[
-                "get",
-                "events",
-                "--field-selector",
-                &format!("involvedObject.name={name}"),
-            ])?,
-            &[reason],
-        )
-    })
+    told(cluster, name, &[reason])
 }
 
 fn forced_pods_that_do_not_fit(cluster: &Cluster) -> Result<()> {
@@ -84,8 +74,9 @@ fn forced_pods_that_do_not_fit(cluster: &Cluster) -> Result<()> {
 fn an_empty_dir_over_its_limit(cluster: &Cluster) -> Result<()> {
     let mount = "volumeMounts: [{name: v, mountPath: /v}]";
     let volume = "volumes: [{name: v, emptyDir: {sizeLimit: 2Mi}}]";
-    cluster.apply(&pod("hoarder", "head -c 4194304 /dev/zero > /v/f; exec sleep 1000", mount, volume))?;
     cluster.apply(&pod("modest", "head -c 1048576 /dev/zero > /v/f; exec sleep 1000", mount, volume))?;
+    ready(cluster, "modest")?;
+    cluster.apply(&pod("hoarder", "head -c 4194304 /dev/zero > /v/f; exec sleep 1000", mount, volume))?;
     failed(cluster, "hoarder", "Evicted", "Usage of EmptyDir volume \"v\" exceeds the limit \"2Mi\". ")?;
     let status = cluster.get(&["pod", "hoarder"])?["status"].clone();
     has(&status["conditions"].to_string(), &["DisruptionTarget", "TerminationByKubelet"])?;
@@ -106,11 +97,11 @@ fn a_container_over_its_limit(cluster: &Cluster) -> Result<()> {
     )
 }
 
-/// Short of memory from the start: who asks for nothing is not let in, who uses more than he asks for goes.
+/// Short of memory from the start (with time for all to start): who asks for nothing is not let in, who uses more than he asks for goes.
 #[test]
 fn memory_pressure() {
     let cluster =
-        node(&["--eviction-soft", "memory.available<100%", "--eviction-soft-grace", "memory.available=10s"]);
+        node(&["--eviction-soft", "memory.available<100%", "--eviction-soft-grace", "memory.available=45s"]);
     let check = || -> Result<()> {
         let asks = |amount: &str| format!("resources: {{requests: {{memory: {amount}}}}}");
         // Bound by hand: the scheduler sees the taint.
@@ -186,8 +177,11 @@ fn disk_pressure() {
             "The node was low on resource: ephemeral-storage. Threshold quantity: ",
         )?;
         ensure!(cluster.field(&["pod", "quiet"], "/status/phase")? == "Running", "the quiet pod stays");
-        let told = cluster.get(&NODE)?["status"]["images"].to_string();
-        ensure!(!told.contains("spare:1") && told.contains("busybox"), "{told}");
+        cluster.eventually("the node tells which images are left", || {
+            let told = cluster.get(&NODE)?["status"]["images"].to_string();
+            ensure!(!told.contains("spare:1") && told.contains("busybox"), "{told}");
+            Ok(())
+        })?;
         cluster.eventually("relief", || {
             let told = cluster.get(&NODE)?;
             has(&told["status"]["conditions"].to_string(), &["KubeletHasNoDiskPressure"])?;

@@ -48,7 +48,7 @@ fn inside_a_pod(cluster: &Cluster) -> Result<()> {
     in_it(&["create", "rolebinding", "reader", "--clusterrole=view", "--serviceaccount=inside:reader"])?;
     let manifest = with_kubectl("reader", "serviceAccountName: reader");
     cluster.kubectl_stdin(Kubectl::Newest, &["apply", "-n", "inside", "-f", "-"], &manifest)?;
-    in_it(&["wait", "pod/reader", "--for=condition=Ready", "--timeout=120s"])?;
+    in_it(&["wait", "pod/reader", "--for=condition=Ready", "--timeout=280s"])?;
     let exec = |args: &[&str]| in_it(&[&["exec", "reader", "--"], args].concat());
     let folder = "/var/run/secrets/kubernetes.io/serviceaccount";
     ensure!(exec(&["cat", &format!("{folder}/namespace")])? == "inside");
@@ -62,7 +62,9 @@ fn inside_a_pod(cluster: &Cluster) -> Result<()> {
             .concat(),
         )
     };
-    has(&kubectl(&["auth", "whoami"])?, &["system:serviceaccount:inside:reader", "pod-name", "node-1"])?;
+    cluster.eventually("the API's name in a pod", || {
+        has(&kubectl(&["auth", "whoami"])?, &["system:serviceaccount:inside:reader", "pod-name", "node-1"])
+    })?;
     cluster
         .eventually("the view role is filled", || has(&kubectl(&["get", "pods"])?, &["reader", "Running"]))?;
     has(
@@ -187,7 +189,7 @@ fn users(cluster: &Cluster) -> Result<()> {
         &refusal(alice(&["get", "pods", "--as=bob"]))?,
         &["cannot impersonate-on:user-info:list resource \"pods\""],
     )?;
-    cluster.kubectl(&["get", "pods", "-n", "shop", "--as=bob"])?;
+    cluster.eventually("bob sees", || cluster.kubectl(&["get", "pods", "-n", "shop", "--as=bob"]))?;
     has(&refusal(cluster.kubectl(&["get", "pods", "--as=bob"]))?, &["User \"bob\" cannot list"])?;
     Ok(())
 }
@@ -230,8 +232,10 @@ fn token_secrets(cluster: &Cluster) -> Result<()> {
         Ok(())
     })?;
     cluster.kubectl(&["delete", "secret", "robot"])?;
-    ensure!(code(cluster, &token, "/api/v1/pods")? == "401");
-    Ok(())
+    cluster.eventually("the token is refused", || {
+        ensure!(code(cluster, &token, "/api/v1/pods")? == "401");
+        Ok(())
+    })
 }
 
 fn nodes(cluster: &Cluster) -> Result<()> {
@@ -263,10 +267,10 @@ fn components(cluster: &Cluster) -> Result<()> {
     in_it(&["create", "deployment", "web", "--image=busybox", "--replicas=2", "--", "sh", "-c", UNTIL_TERM])?;
     in_it(&["expose", "deployment", "web", "--port=80", "--type=LoadBalancer"])?;
     in_it(&["create", "job", "once", "--image=busybox", "--", "true"])?;
-    in_it(&["rollout", "status", "deployment/web", "--timeout=120s"])?;
+    in_it(&["rollout", "status", "deployment/web", "--timeout=280s"])?;
     in_it(&["rollout", "restart", "deployment/web"])?;
-    in_it(&["wait", "job/once", "--for=condition=Complete", "--timeout=120s"])?;
-    in_it(&["rollout", "status", "deployment/web", "--timeout=120s"])?;
-    cluster.kubectl(&["delete", "namespace", "parts", "--timeout=120s"])?;
+    in_it(&["wait", "job/once", "--for=condition=Complete", "--timeout=280s"])?;
+    in_it(&["rollout", "status", "deployment/web", "--timeout=280s"])?;
+    cluster.kubectl(&["delete", "namespace", "parts", "--timeout=280s"])?;
     Ok(())
 }

@@ -18,7 +18,7 @@ CLUSTER = "logs"
 SCRIPT = "echo hello; echo oops >&2; trap 'echo bye; exit 0' TERM; while true; do sleep 0.1; done"
 
 
-def patiently(what, wanted, seconds=90):
+def patiently(what, wanted, seconds=240):
     deadline = time.time() + seconds
     while True:
         found = wanted()
@@ -65,7 +65,7 @@ class Channel:
     def __init__(self, granted):
         host, path = granted["streamUrl"].removeprefix("ws://").split("/", 1)
         name, port = host.split(":")
-        self.socket = socket.create_connection((name, int(port)), timeout=20)
+        self.socket = socket.create_connection((name, int(port)), timeout=240)
         key = base64.b64encode(os.urandom(16)).decode()
         self.socket.sendall(
             f"GET /{path} HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
@@ -133,7 +133,7 @@ def main():
     ecs.create_cluster(clusterName=CLUSTER)
     define("logged", **{"awslogs-group": "/ecs/logged", "awslogs-create-group": "true"})
     arn = run("logged")
-    patiently("lines in the group", lambda: messages(arn, "/ecs/logged") == ["hello", "oops"])
+    patiently("lines in the group", lambda: sorted(messages(arn, "/ecs/logged")) == ["hello", "oops"])
     patiently("running", lambda: task(arn)["lastStatus"] == "RUNNING")
 
     granted = ecs.execute_command(cluster=CLUSTER, task=arn, interactive=True, command="sh")["session"]
@@ -143,14 +143,14 @@ def main():
     channel.send(3, b'{"cols": 101, "rows": 31}')
     channel.send(1, b"echo sum $((20+22))\r")
     channel.until("sum 42")
-    channel.send(1, b"stty size\r")
-    channel.until("31 101")
+    channel.send(1, b"until stty size | grep '31 101'; do sleep 0.1; done; echo size $((1+1))\r")
+    channel.until("size 2")
     channel.send(1, b"exit\r")
     while not channel.closed:
         channel.step()
 
     ecs.stop_task(cluster=CLUSTER, task=arn)
-    patiently("the last line", lambda: messages(arn, "/ecs/logged") == ["hello", "oops", "bye"])
+    patiently("the last line", lambda: messages(arn, "/ecs/logged")[2:] == ["bye"])
 
     define("lost", **{"awslogs-group": "/ecs/none"})
     lost = run("lost")
@@ -167,7 +167,9 @@ def main():
     logs.create_log_stream(logGroupName="/ecs/logged", logStreamName="live")
     now = int(time.time() * 1000)
     logs.put_log_events(logGroupName="/ecs/logged", logStreamName="live", logEvents=[{"timestamp": now, "message": "tailed"}])
-    seen = [e["message"] for event in (next(events), next(events)) for e in event["sessionUpdate"]["sessionResults"]]
+    # An update a second, also of nothing.
+    updates = ([e["message"] for e in event["sessionUpdate"]["sessionResults"]] for event in events)
+    seen = next(messages for messages in updates if messages)
     assert seen == ["tailed"], seen
     print("logs are content")
 

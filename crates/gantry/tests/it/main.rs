@@ -135,3 +135,9 @@ fn ready(cluster: &Cluster, name: &str) -> Result<()> {
 fn logged(cluster: &Cluster, name: &str, words: &[&str]) -> Result<()> {
     cluster.eventually(&format!("{name} logs"), || has(&cluster.kubectl(&["logs", name])?, words))
 }
+
+/// Waits until the events of an object have these words: they are written beside its status.
+fn told(cluster: &Cluster, name: &str, words: &[&str]) -> Result<()> {
+    let events = ["get", "events", &format!("--field-selector=involvedObject.name={name}")];
+    cluster.eventually(&format!("the events of {name}"), || has(&cluster.kubectl(&events)?, words))
+}

@@ -1,6 +1,6 @@
 //! The registry as people use it: `skopeo copy` and `kubectl apply`, with no network outside.
 
-use crate::{all, cluster, has, pod, ready, refusal};
+use crate::{all, cluster, has, logged, pod, ready, refusal, told};
 use anyhow::{Result, ensure};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -32,7 +32,7 @@ fn what_was_pushed_outlives_a_crash() {
     cluster.kill9().unwrap();
     cluster.up().unwrap();
     run(&cluster, "kept", "localhost:5000/kept:1", "Always").unwrap();
-    has(&cluster.kubectl(&["logs", "kept"]).unwrap(), &["one"]).unwrap();
+    logged(&cluster, "kept", &["one"]).unwrap();
 }
 
 fn image(name: &str, word: &str) -> ImageBuilder {
@@ -57,20 +57,18 @@ fn run(cluster: &Cluster, name: &str, image: &str, policy: &str) -> Result<()> {
 fn pushed(cluster: &Cluster) -> Result<()> {
     push(cluster, "web", &image("web:1", "pushed"), "localhost:5000/team/web:1")?;
     run(cluster, "pushed", "localhost:5000/team/web:1", "IfNotPresent")?;
-    has(&cluster.kubectl(&["logs", "pushed"])?, &["pushed"])?;
+    logged(cluster, "pushed", &["pushed"])?;
     let status = cluster.get(&["pod", "pushed"])?["status"]["containerStatuses"][0].clone();
     ensure!(status["image"] == "localhost:5000/team/web:1", "{status}");
     has(status["imageID"].as_str().unwrap_or_default(), &["localhost:5000/team/web@sha256:"])?;
-    let told = cluster.kubectl(&["get", "events", "--field-selector=involvedObject.name=pushed"])?;
     let words = [
         "Pulling image \"localhost:5000/team/web:1\"",
         "Successfully pulled image",
         "including waiting). Image size:",
     ];
-    has(&told, &words)?;
+    told(cluster, "pushed", &words)?;
     run(cluster, "never", "localhost:5000/team/web:1", "Never")?;
-    let told = cluster.kubectl(&["get", "events", "--field-selector=involvedObject.name=never"])?;
-    has(&told, &["already present on machine"])
+    told(cluster, "never", &["already present on machine"])
 }
 
 /// What is pushed as `library/nginx`, or as `web`, is `nginx`, or `web`, to a pod.
@@ -81,9 +79,9 @@ fn short_names(cluster: &Cluster) -> Result<()> {
     run(cluster, "bare", "bare:1", "Always")?;
     push(cluster, "pause", &image("pause:3", "pause"), "localhost:5000/registry.k8s.io/pause:3")?;
     run(cluster, "pause", "registry.k8s.io/pause:3", "IfNotPresent")?;
-    has(&cluster.kubectl(&["logs", "nginx"])?, &["short"])?;
-    has(&cluster.kubectl(&["logs", "bare"])?, &["bare"])?;
-    has(&cluster.kubectl(&["logs", "pause"])?, &["pause"])
+    logged(cluster, "nginx", &["short"])?;
+    logged(cluster, "bare", &["bare"])?;
+    logged(cluster, "pause", &["pause"])
 }
 
 /// A pod that waits for an image starts when it is pushed, before its back-off is over.
@@ -104,8 +102,8 @@ fn moved_tag(cluster: &Cluster) -> Result<()> {
     run(cluster, "moved-one", "localhost:5000/moved:1", "IfNotPresent")?;
     push(cluster, "m2", &image("m:1", "second"), "localhost:5000/moved:1")?;
     run(cluster, "moved-two", "localhost:5000/moved:1", "IfNotPresent")?;
-    has(&cluster.kubectl(&["logs", "moved-one"])?, &["first"])?;
-    has(&cluster.kubectl(&["logs", "moved-two"])?, &["second"])
+    logged(cluster, "moved-one", &["first"])?;
+    logged(cluster, "moved-two", &["second"])
 }
 
 /// What is pushed comes back byte for byte, in both families of formats.
@@ -166,7 +164,7 @@ fn buildah(cluster: &Cluster) -> Result<()> {
     ))?;
     has(&cluster.sh(&format!("skopeo inspect --raw --tls-verify=false {to}"))?, &["tar+zstd"])?;
     run(cluster, "bu", "localhost:5000/bu:1", "IfNotPresent")?;
-    has(&cluster.kubectl(&["logs", "bu"])?, &["buildah"])
+    logged(cluster, "bu", &["buildah"])
 }
 
 /// A registry that wants a name and a password gets those of the pod's secret; without them the pod says so.
@@ -204,8 +202,7 @@ fn pull_guarded(cluster: &Cluster) -> Result<()> {
     let text = pod("guarded", "cat /word; exec sleep 1000", "", "");
     let text = text.replace("image: busybox", "image: 127.0.0.1:5443/guarded:1");
     cluster.apply(&text)?;
-    let told = || cluster.kubectl(&["get", "events", "--field-selector=involvedObject.name=guarded"]);
-    cluster.eventually("the refusal", || has(&told()?, &["no basic auth credentials", "ErrImagePull"]))?;
+    told(cluster, "guarded", &["no basic auth credentials", "ErrImagePull"])?;
     cluster.kubectl(&["delete", "pod", "guarded", "--now"])?;
     cluster.kubectl(&[
         "create",
@@ -218,7 +215,7 @@ fn pull_guarded(cluster: &Cluster) -> Result<()> {
     ])?;
     cluster.apply(&text.replace("spec:\n", "spec:\n  imagePullSecrets: [{name: key}]\n"))?;
     ready(cluster, "guarded")?;
-    has(&cluster.kubectl(&["logs", "guarded"])?, &["private"])
+    logged(cluster, "guarded", &["private"])
 }
 
 /// A deleted image is gone from the registry, and runs on where it runs.

@@ -72,7 +72,7 @@ fn services_reach_their_pods() {
     cluster.apply(&pod("client", "exec sleep 1000", "", "")).unwrap();
     ready(&cluster, "web").unwrap();
     ready(&cluster, "client").unwrap();
-    cluster.kubectl(&["wait", "deployment", "web", "--for=condition=Available", "--timeout=120s"]).unwrap();
+    cluster.kubectl(&["wait", "deployment", "web", "--for=condition=Available", "--timeout=280s"]).unwrap();
     all(
         &cluster,
         &[
@@ -122,6 +122,10 @@ fn cluster_ip(cluster: &Cluster) -> Result<()> {
 }
 
 fn names(cluster: &Cluster) -> Result<()> {
+    cluster.eventually("names", || all_names(cluster))
+}
+
+fn all_names(cluster: &Cluster) -> Result<()> {
     let ask = |kind: &str, name: &str| client(cluster, &format!("nslookup -type={kind} {name} 2>&1"));
     let ip = cluster.field(&["service", "web"], "/spec/clusterIP")?;
     has(&ask("a", "web.default.svc.cluster.local.")?, &[&format!("Address: {ip}")])?;
@@ -152,8 +156,11 @@ fn outside(cluster: &Cluster) -> Result<()> {
             Ok(())
         })?;
     }
-    let from_pod = client(cluster, "get 10.99.0.1 30080; get 10.99.0.1 8090")?;
-    ensure!(from_pod.lines().count() == 2, "from a pod: {from_pod}");
+    cluster.eventually("from a pod", || {
+        let said = client(cluster, "get 10.99.0.1 30080; get 10.99.0.1 8090")?;
+        ensure!(said.lines().count() == 2, "{said}");
+        Ok(())
+    })?;
     has(&cluster.kubectl(&["get", "svc", "web-lb"])?, &["LoadBalancer", "10.99.0.1", "8090:"])
 }
 
@@ -177,17 +184,22 @@ fn nobody(cluster: &Cluster) -> Result<()> {
 }
 
 fn api(cluster: &Cluster) -> Result<()> {
-    let said = client(cluster, "nc -w 3 kubernetes.default.svc 443 < /dev/null && echo open")?;
-    ensure!(said == "open\n", "{said}");
-    // Unknown callers may read the version only; that TLS and routing work is the point.
-    let version = cluster.sh("curl -sSk --max-time 5 https://10.96.0.1/version")?;
-    has(&version, &["\"gitVersion\""])?;
+    cluster.eventually("the API's service", || {
+        let said = client(cluster, "nc -w 3 kubernetes.default.svc 443 < /dev/null && echo open")?;
+        ensure!(said == "open\n", "{said}");
+        // Unknown callers may read the version only; that TLS and routing work is the point.
+        has(&cluster.sh("curl -sSk --max-time 5 https://10.96.0.1/version")?, &["\"gitVersion\""])
+    })?;
     let endpoint = cluster.field(&["endpoints", "kubernetes"], "/subsets/0/addresses/0/ip")?;
     ensure!(endpoint == "10.99.0.1", "{endpoint}");
     Ok(())
 }
 
 fn pods(cluster: &Cluster) -> Result<()> {
+    cluster.eventually("every pod answers", || every_pod(cluster))
+}
+
+fn every_pod(cluster: &Cluster) -> Result<()> {
     let list = cluster.get(&["pods", "-l", "app=web"])?;
     for pod in list["items"].as_array().into_iter().flatten() {
         let ip = pod["status"]["podIP"].as_str().unwrap_or_default();
@@ -199,11 +211,8 @@ fn pods(cluster: &Cluster) -> Result<()> {
         );
         // Through its own service a pod may meet itself; endpoints are drawn at random.
         let itself = "for i in $(seq 8); do get web; done";
-        cluster.eventually("hairpin", || {
-            let met = cluster.kubectl(&["exec", name, "--", "sh", "-c", itself])?;
-            ensure!(met.lines().any(|met| met == name), "{name} met {met:?}");
-            Ok(())
-        })?;
+        let met = cluster.kubectl(&["exec", name, "--", "sh", "-c", itself])?;
+        ensure!(met.lines().any(|met| met == name), "hairpin: {name} met {met:?}");
         ensure!(client(cluster, &format!("ping -c 1 -W 3 {ip}"))?.contains("1 packets received"), "ping");
     }
     Ok(())
@@ -223,8 +232,9 @@ fn by_hand(cluster: &Cluster) -> Result<()> {
 
 fn unknown_names(cluster: &Cluster) -> Result<()> {
     // Known to be unknown: whoever asked outside would hear something else, as below.
-    let said = client(cluster, "nslookup nope.default.svc.cluster.local. 2>&1; true")?;
-    has(&said, &["NXDOMAIN"])?;
+    cluster.eventually("a name of the cluster that is unknown", || {
+        has(&client(cluster, "nslookup nope.default.svc.cluster.local. 2>&1; true")?, &["NXDOMAIN"])
+    })?;
     let said = client(cluster, "nslookup nope.example. 2>&1; true")?;
     ensure!(said.contains("SERVFAIL") || said.contains("NXDOMAIN") || said.contains("timed out"), "{said}");
     ensure!(!said.contains("Name:"), "{said}");

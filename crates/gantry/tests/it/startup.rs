@@ -25,7 +25,7 @@ const FREE: [&str; 12] = [
 fn refused(cluster: &Cluster, name: &str, data: &Path, flags: &[&str]) -> Result<String> {
     let mut command = cluster.inside("timeout");
     command
-        .args(["60", env!("CARGO_BIN_EXE_gantry"), "up", "--name", name, "--data-dir"])
+        .args(["300", env!("CARGO_BIN_EXE_gantry"), "up", "--name", name, "--data-dir"])
         .arg(data)
         .args(flags);
     let output = crate::feed(&mut command, b"")?;

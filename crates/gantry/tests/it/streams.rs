@@ -1,6 +1,6 @@
 //! Logs, exec, attach, cp and port-forward, with an old kubectl (SPDY) and a new one (WebSocket).
 
-use crate::{all, busy, feed, has, ready, refusal};
+use crate::{all, busy, feed, has, logged, ready, refusal};
 use anyhow::{Context, Result, ensure};
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};
@@ -85,6 +85,7 @@ fn logs(cluster: &Cluster) -> Result<()> {
             Ok(text)
         })?;
         has(&both, &["first\n", "second\n"])?;
+        cluster.eventually("the other container's line", || has(&logs(&["s", "-c", "b"])?, &["only\n"]))?;
         ensure!(logs(&["s", "-c", "a", "--tail=1"])?.lines().count() == 1, "--tail");
         ensure!(logs(&["s", "-c", "a", "--tail=0"])?.is_empty(), "--tail=0");
         ensure!(logs(&["s", "-c", "a", "--limit-bytes=3"])?.len() == 3, "--limit-bytes");
@@ -159,11 +160,15 @@ fn exec(cluster: &Cluster) -> Result<()> {
 fn terminal(cluster: &Cluster) -> Result<()> {
     for kubectl in BOTH {
         let line = format!(
-            "stty rows 33 cols 77; {} exec -it s -c a -- sh -c 'tty; sleep 0.5; stty size; trap \"echo INT\" INT; cat; echo end'",
+            "stty rows 33 cols 77; {} exec -it s -c a -- sh -c 'tty; until stty size | grep \"33 77\"; do sleep 0.1; done; \
+             trap \"echo INT\" INT; cat; echo end'",
             kubectl.path().display()
         );
-        let mut command = cluster.inside("script");
-        command.args(["-qec", &line, "/dev/null"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut command = cluster.inside("timeout");
+        command
+            .args(["--foreground", "300", "script", "-qec", &line, "/dev/null"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
         let mut child = command.spawn()?;
         let mut stdin = child.stdin.take().context("stdin is piped")?;
         let mut said = String::new();
@@ -190,7 +195,7 @@ fn attach(cluster: &Cluster) -> Result<()> {
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         has(&text, &["got one\ngot two\n"]).with_context(|| format!("{kubectl:?} {output:?}"))?;
         cluster.wait_field(&["pod", name], "/status/phase", "Succeeded")?;
-        has(&cluster.kubectl(&["logs", name])?, &["got two\nclosed\n"])?;
+        logged(cluster, name, &["got two\nclosed\n"])?;
     }
     Ok(())
 }
@@ -203,7 +208,9 @@ fn run(cluster: &Cluster) -> Result<()> {
         let text = format!("{output:?}");
         has(&text, &["answer 42", "deleted"])?;
         ensure!(output.status.code() == Some(5), "{kubectl:?}: {text}");
-        has(&refusal(cluster.kubectl(&["get", "pod", name]))?, &["not found"])?;
+        cluster.eventually("it is gone", || {
+            has(&refusal(cluster.kubectl(&["get", "pod", name]))?, &["not found"])
+        })?;
     }
     Ok(())
 }
@@ -253,7 +260,7 @@ fn forward(cluster: &Cluster) -> Result<()> {
         has(&line, &["Forwarding from"])?;
         let local = port.split(':').next().unwrap_or_default();
         let script =
-            format!("for i in 1 2 3 4 5; do curl -sS --max-time 10 http://127.0.0.1:{local}/ & done; wait");
+            format!("for i in 1 2 3 4 5; do curl -sS --max-time 60 http://127.0.0.1:{local}/ & done; wait");
         let said = cluster.sh(&script).with_context(|| format!("{kubectl:?} {target}"))?;
         ensure!(said == "page\n".repeat(5), "{kubectl:?} {target}: {said}");
     }

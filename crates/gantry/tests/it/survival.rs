@@ -1,24 +1,25 @@
 //! What outlives the process: kill -9, Ctrl-C, and what happened to the API's objects meanwhile.
 
-use crate::{busy, has, pod, ready};
+use crate::{busy, has, logged, pod, ready};
 use anyhow::{Result, ensure};
 use std::collections::BTreeMap;
 use testkit::cluster::Cluster;
 
-/// Host PIDs of the instance's containers by what `/proc` says of their cgroups: `pod container` → PIDs.
-fn pids(cluster: &Cluster) -> Result<BTreeMap<String, Vec<u32>>> {
-    let mut found = BTreeMap::<String, Vec<u32>>::new();
+/// The first processes of the instance's containers by what `/proc` says of their cgroups: `pod/container` → host PID.
+fn pids(cluster: &Cluster) -> Result<BTreeMap<String, u32>> {
+    let mut found = BTreeMap::new();
     for process in std::fs::read_dir("/proc")?.flatten() {
         let Ok(pid) = process.file_name().to_string_lossy().parse::<u32>() else { continue };
         let group = std::fs::read_to_string(process.path().join("cgroup")).unwrap_or_default();
         let line = group.lines().find(|l| l.contains(":memory:") || l.starts_with("0::")).unwrap_or_default();
         let Some((_, path)) = line.split_once(&format!("/{}/", cluster.name())) else { continue };
-        let command = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
-        if !command.windows(4).any(|w| w == b"shim") {
-            found.entry(path.to_string()).or_default().push(pid);
+        let status = std::fs::read_to_string(process.path().join("status")).unwrap_or_default();
+        let own = status.lines().find_map(|l| l.strip_prefix("NSpid:")).unwrap_or_default();
+        // (Host PIDs start anew at some time: the lowest need not be the first.)
+        if own.split_whitespace().last() == Some("1") {
+            found.insert(path.to_string(), pid);
         }
     }
-    found.values_mut().for_each(|pids| pids.sort_unstable());
     Ok(found)
 }
 
@@ -40,12 +41,12 @@ fn containers_outlive_the_agent() -> Result<()> {
         ready(&cluster, name)?;
     }
     let uids: Vec<String> = PODS.iter().map(|n| cluster_uid(&cluster, n)).collect::<Result<_>>()?;
-    let before = first_of(pids(&cluster)?, &uids);
-    ensure!(before.len() == PODS.len(), "{before:?} is not a group of processes a pod");
+    let before = of(pids(&cluster)?, &uids);
+    ensure!(before.len() == PODS.len(), "{before:?} is not a container a pod");
     let ip = cluster.field(&["pod", "steady"], "/status/podIP")?;
 
     let told: Vec<u32> =
-        pids(&cluster)?.iter().filter(|(path, _)| !before.contains_key(*path)).map(|(_, p)| p[0]).collect();
+        pids(&cluster)?.into_iter().filter(|(path, _)| !before.contains_key(path)).map(|(_, p)| p).collect();
     cluster.kill9()?;
     // While nobody manages them, two pods end.
     ensure!(told.len() == 2, "{told:?}");
@@ -58,14 +59,14 @@ fn containers_outlive_the_agent() -> Result<()> {
         Ok(())
     })?;
     cluster.up()?;
-    let now: BTreeMap<_, _> = first_of(pids(&cluster)?, &uids);
+    let now = of(pids(&cluster)?, &uids);
     ensure!(now == before, "{now:?}, not {before:?}");
     still_there(&cluster)?;
     ensure!(cluster.field(&["pod", "steady"], "/status/podIP")? == ip, "another address");
     cluster.wait_field(&["pod", "ends"], "/status/phase", "Failed")?;
     let end = cluster.get(&["pod", "ends"])?["status"]["containerStatuses"][0]["state"]["terminated"].clone();
     ensure!(end["exitCode"] == 3, "the exit code of a container that ended alone: {end}");
-    has(&cluster.kubectl(&["logs", "ends"])?, &["over"])?;
+    logged(&cluster, "ends", &["over"])?;
     cluster.eventually("what ended alone is restarted", || {
         let count = cluster.field(&["pod", "restarts"], "/status/containerStatuses/0/restartCount")?;
         ensure!(count.parse::<u32>()? >= 1, "{count}");
@@ -80,7 +81,7 @@ fn containers_outlive_the_agent() -> Result<()> {
     cluster.kill9()?;
     cluster.up()?;
     wait_for("the deleted pod is torn down", || {
-        let left = first_of(pids(&cluster)?, &uids[2..]);
+        let left = of(pids(&cluster)?, &uids[2..]);
         ensure!(left.is_empty(), "{left:?}");
         Ok(())
     })?;
@@ -89,7 +90,7 @@ fn containers_outlive_the_agent() -> Result<()> {
     })?;
 
     cluster.interrupt()?;
-    ensure!(first_of(pids(&cluster)?, &uids[..2]).len() == 2, "Ctrl-C stops no pod");
+    ensure!(of(pids(&cluster)?, &uids[..2]).len() == 2, "Ctrl-C stops no pod");
     cluster.up()?;
     cluster.eventually("exec works again", || cluster.kubectl(&["exec", "twin", "--", "true"]))?;
     let count = cluster.field(&["pod", "twin"], "/status/containerStatuses/0/restartCount")?;
@@ -108,22 +109,23 @@ fn still_there(cluster: &Cluster) -> Result<()> {
         ensure!(status["containerStatuses"][0]["restartCount"] == 0, "{status}");
         ensure!(status["phase"] == "Running", "{status}");
     }
-    ensure!(cluster.kubectl(&["exec", "steady", "--", "echo", "inside"])? == "inside\n", "exec");
-    Ok(())
+    cluster.eventually("exec", || {
+        ensure!(cluster.kubectl(&["exec", "steady", "--", "echo", "inside"])? == "inside\n");
+        Ok(())
+    })
 }
 
 fn cluster_uid(cluster: &Cluster, name: &str) -> Result<String> {
     cluster.field(&["pod", name], "/metadata/uid")
 }
 
-/// The first process of each container of these pods.
-fn first_of(all: BTreeMap<String, Vec<u32>>, uids: &[String]) -> BTreeMap<String, Vec<u32>> {
-    let kept = all.into_iter().filter(|(path, _)| uids.iter().any(|u| path.contains(u.as_str())));
-    kept.map(|(path, pids)| (path, pids[..1].to_vec())).collect()
+/// Those of these pods.
+fn of(all: BTreeMap<String, u32>, uids: &[String]) -> BTreeMap<String, u32> {
+    all.into_iter().filter(|(path, _)| uids.iter().any(|u| path.contains(u.as_str()))).collect()
 }
 
 fn wait_for(what: &str, mut look: impl FnMut() -> Result<()>) -> Result<()> {
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(120);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(300);
     loop {
         match look() {
             Ok(()) => return Ok(()),

@@ -1,7 +1,7 @@
 //! A second node: it joins by a token, runs pods, reaches and serves the first one's, and lives through the death of
 //! agents and servers.
 
-use crate::{busy, has, refusal};
+use crate::{busy, has, logged, refusal};
 use anyhow::{Context, Result, ensure};
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -76,7 +76,7 @@ impl Machine {
         let mut command = Command::new("nsenter");
         command
             .arg(format!("--net=/proc/{}/ns/net", self.holder.id()))
-            .args(["--", "timeout", "150", program]);
+            .args(["--", "timeout", "300", program]);
         command
     }
 
@@ -90,6 +90,12 @@ impl Machine {
 
     pub(crate) fn gantry(&self, args: &[&str]) -> Result<String> {
         run(self.inside(GANTRY).args(args).args(["--name", &self.name, "--data-dir"]).arg(self.folder.path()))
+    }
+
+    /// Loads the cluster's image. (A node may be Ready before its last socket is there.)
+    pub(crate) fn load_busybox(&self, cluster: &Cluster) -> Result<()> {
+        let archive = cluster.folder().join("busybox.tar").display().to_string();
+        cluster.eventually("the second node loads", || self.gantry(&["image", "load", &archive])).map(drop)
     }
 
     /// Starts the agent; the words say which cluster.
@@ -185,9 +191,9 @@ fn scenario(cluster: &mut Cluster, machine: &mut Machine) -> Result<()> {
             cluster.kubectl(&["get", "configmap", "-n", "kube-public", "cluster-info", "-o", "yaml"])?;
         has(&info, &["jws-kubeconfig-"])
     })?;
-    machine.gantry(&["image", "load", &cluster.folder().join("busybox.tar").display().to_string()])?;
+    machine.load_busybox(cluster)?;
     cluster.apply(WEB)?;
-    cluster.kubectl(&["wait", "deployment", "web", "--for=condition=Available", "--timeout=120s"])?;
+    cluster.kubectl(&["wait", "deployment", "web", "--for=condition=Available", "--timeout=280s"])?;
     let pods = [Web::on(cluster, "node-1")?, Web::on(cluster, "node-2")?];
     pods_and_services(cluster, machine, &pods)?;
     a_name_is_taken_once(machine, &words)?;
@@ -262,9 +268,12 @@ fn pods_and_services(cluster: &Cluster, machine: &Machine, pods: &[Web; 2]) -> R
         let large = "head -c 300000 /dev/zero > /tmp/large; mv /tmp/large /www/large";
         to.sh(cluster, large)?;
         let fetch = format!("printf 'GET /large HTTP/1.0\\r\\n\\r\\n' | nc -w 5 {} 8080 | wc -c", to.ip);
-        let size: usize = from.sh(cluster, &fetch)?.trim().parse()?;
-        ensure!(size > 300_000, "{size}");
-        has(&cluster.kubectl(&["logs", &to.name])?, &["up"])?;
+        cluster.eventually("large packets", || {
+            let size: usize = from.sh(cluster, &fetch)?.trim().parse()?;
+            ensure!(size > 300_000, "{size}");
+            Ok(())
+        })?;
+        logged(cluster, &to.name, &["up"])?;
     }
     // From both nodes, to both pods: by the service's address and by either's node port.
     let ip = cluster.field(&["service", "web"], "/spec/clusterIP")?;
@@ -280,8 +289,9 @@ fn pods_and_services(cluster: &Cluster, machine: &Machine, pods: &[Web; 2]) -> R
             Ok(())
         })?;
     }
-    let api = pods[1].sh(cluster, "nc -w 3 kubernetes.default.svc 443 < /dev/null && echo open")?;
-    has(&api, &["open"])?;
+    cluster.eventually("the API's service from the second node", || {
+        has(&pods[1].sh(cluster, "nc -w 3 kubernetes.default.svc 443 < /dev/null && echo open")?, &["open"])
+    })?;
     has(&machine.gantry(&["status"])?, &["node-2", "https://10.99.0.1:6443"])
 }
 
@@ -304,8 +314,11 @@ fn a_name_is_taken_once(machine: &Machine, words: &[&str]) -> Result<()> {
 /// Killed, the agent leaves its pods alone; it comes back without a token, and renews a certificate that is due.
 fn an_agent_dies(cluster: &Cluster, machine: &mut Machine, pods: &[Web; 2]) -> Result<()> {
     machine.signal("-KILL")?;
-    let said = pods[0].sh(cluster, &format!("get {} 8080", pods[1].ip))?;
-    ensure!(said.trim() == pods[1].name, "{said}");
+    cluster.eventually("its pod answers", || {
+        let said = pods[0].sh(cluster, &format!("get {} 8080", pods[1].ip))?;
+        ensure!(said.trim() == pods[1].name, "{said}");
+        Ok(())
+    })?;
     let file = machine.folder.path().join("pki/node-client.pem");
     let ca = auth::Ca::load_or_create(&cluster.folder().join("pki"), SystemTime::now())?;
     let (csr, key) = auth::csr::new_request("system:node:node-2", "system:nodes", &[], &[])?;
@@ -327,12 +340,20 @@ fn an_agent_dies(cluster: &Cluster, machine: &mut Machine, pods: &[Web; 2]) -> R
 fn the_server_dies(cluster: &mut Cluster, machine: &Machine, pods: &[Web; 2]) -> Result<()> {
     let ip = cluster.field(&["service", "web"], "/spec/clusterIP")?;
     let both: BTreeSet<String> = pods.iter().map(|p| p.name.clone()).collect();
-    cluster.kill9()?;
     let script = format!("for i in $(seq 32); do curl -sS --max-time 5 http://{ip}/; done");
-    for said in [machine.sh(&script)?, cluster.sh(&script)?] {
-        let who: BTreeSet<String> = said.lines().map(str::to_string).collect();
-        ensure!(who == both, "without a server: {who:?}");
-    }
+    let answers = |cluster: &Cluster, what: &str| {
+        cluster.eventually(what, || {
+            for said in [machine.sh(&script)?, cluster.sh(&script)?] {
+                let who: BTreeSet<String> = said.lines().map(str::to_string).collect();
+                ensure!(who == both, "{who:?}");
+            }
+            Ok(())
+        })
+    };
+    // (The agent was away for a while: its pod may have been taken out.)
+    answers(cluster, "with a server")?;
+    cluster.kill9()?;
+    answers(cluster, "without a server")?;
     cluster.up()?;
     cluster.eventually("the agent is back", || pods[1].sh(cluster, "true"))?;
     // What changed meanwhile, or changes now, reaches the second node.
@@ -347,7 +368,7 @@ fn the_server_dies(cluster: &mut Cluster, machine: &Machine, pods: &[Web; 2]) ->
 
 fn the_node_leaves(cluster: &Cluster, machine: &mut Machine) -> Result<()> {
     let range = cluster.field(&["node", "node-2"], "/spec/podCIDR")?;
-    has(&cluster.sh("ip route")?, &[&range])?;
+    cluster.eventually("the route", || has(&cluster.sh("ip route")?, &[&range]))?;
     let left = machine.down()?;
     ensure!(left.is_empty(), "left behind: {left:#?}");
     cluster.kubectl(&["delete", "node", "node-2"])?;

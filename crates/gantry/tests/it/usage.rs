@@ -26,7 +26,9 @@ fn usage(cluster: &Cluster) -> Result<()> {
         has(&said, &["mapped", "web-", "CPU(cores)"])
     })?;
     for version in [Kubectl::Debian, Kubectl::Newest] {
-        has(&cluster.kubectl_of(version, &["top", "node"])?, &["MEMORY(bytes)"])?;
+        cluster.eventually("the node's usage is known", || {
+            has(&cluster.kubectl_of(version, &["top", "node"])?, &["MEMORY(bytes)"])
+        })?;
     }
     let role = ["create", "clusterrole", "scrape", "--verb=get", "--resource=nodes/metrics"];
     cluster.kubectl(&role)?;
@@ -35,8 +37,9 @@ fn usage(cluster: &Cluster) -> Result<()> {
         ["create", "clusterrolebinding", "scrape", "--clusterrole=scrape", "--serviceaccount=default:scrape"];
     cluster.kubectl(&bound)?;
     let token = cluster.kubectl(&["create", "token", "scrape"])?;
-    let series = ask(cluster, token.trim(), "/metrics/cadvisor")?;
-    has(&series, &["container_memory_working_set_bytes{container=\"c\"", "pod=\"mapped\""])?;
+    let words = ["container_memory_working_set_bytes{container=\"c\"", "pod=\"mapped\""];
+    cluster
+        .eventually("the role counts", || has(&ask(cluster, token.trim(), "/metrics/cadvisor")?, &words))?;
     has(
         &ask(cluster, token.trim(), "/pods")?,
         &["Forbidden (user=system:serviceaccount:default:scrape, verb=get"],
@@ -81,9 +84,11 @@ fn what_a_node_tells_and_runs_by_itself() {
     cluster.kill9().unwrap();
     cluster.up().unwrap();
     ready(&cluster, "mapped").unwrap();
-    assert_eq!(containers(&cluster).unwrap(), before, "nothing was restarted");
-    has(&cluster.kubectl(&["exec", "mapped", "--", "cat", "/proc/self/uid_map"]).unwrap(), &[words[1]])
-        .unwrap();
+    let same = || {
+        ensure!(containers(&cluster)? == before, "other containers");
+        has(&cluster.kubectl(&["exec", "mapped", "--", "cat", "/proc/self/uid_map"])?, &[words[1]])
+    };
+    cluster.eventually("nothing was restarted", same).unwrap();
     std::fs::remove_file(folder.path().join("web.yaml")).unwrap();
     cluster
         .eventually("the static pod is told to end", || {
