@@ -3,6 +3,7 @@
 //! Written by [`crate::lower`], read by the node agent and its log drivers. Versioned: a reader that meets a newer
 //! version refuses the pod instead of running it wrongly. Keep it short; what a Pod can say, the Pod says.
 
+use crate::refusal::refuse_if;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -283,9 +284,7 @@ impl TaskNote {
         }
         let shape = |e: serde_json::Error| AnnotationError::Shape(e.to_string());
         let head: Head = serde_json::from_str(text).map_err(shape)?;
-        if head.version == 0 || head.version > VERSION {
-            return Err(AnnotationError::Version(head.version));
-        }
+        refuse_if(head.version == 0 || head.version > VERSION, || AnnotationError::Version(head.version))?;
         serde_json::from_str(text).map_err(shape)
     }
 

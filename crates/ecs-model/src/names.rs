@@ -5,6 +5,7 @@
 //! (N3) what was once written here never changes: stored objects are found by it (golden tests).
 //! Deliberately not here: whether an AWS name is allowed (each operation checks its own).
 
+use crate::refusal::refuse_if;
 use sha2::{Digest, Sha256};
 
 /// Longest object name: leaves room for a prefix (`ecs-`) and a suffix (`-<revision>`) in a label of 63.
@@ -125,15 +126,9 @@ impl Scope {
     /// Reads an ECS ARN of this place.
     pub fn parse(&self, arn: &str) -> Result<Resource, ArnError> {
         let arn = Arn::parse(arn).ok_or(ArnError::Malformed)?;
-        if arn.service != "ecs" {
-            return Err(ArnError::Malformed);
-        }
-        if arn.account != self.place.account {
-            return Err(ArnError::Account);
-        }
-        if arn.region != self.place.region {
-            return Err(ArnError::Region);
-        }
+        refuse_if(arn.service != "ecs", || ArnError::Malformed)?;
+        refuse_if(arn.account != self.place.account, || ArnError::Account)?;
+        refuse_if(arn.region != self.place.region, || ArnError::Region)?;
         Resource::parse(arn.resource).ok_or(ArnError::Malformed)
     }
 }

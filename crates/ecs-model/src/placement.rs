@@ -3,6 +3,7 @@
 use crate::overrides::Demand;
 use crate::query::{self, Facts, Query};
 use crate::refusal::Refusal;
+use crate::refusal::refuse_if;
 use machinery::kinds::get::text;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -86,11 +87,9 @@ pub struct Failure {
 
 /// Reads constraints of a request (`placementConstraints`) or of a definition.
 pub fn constraints(all: &[Value]) -> Result<Vec<Constraint>, Refusal> {
-    if all.len() > CONSTRAINTS_MAX {
-        return Err(Refusal::parameter(format!(
-            "No more than {CONSTRAINTS_MAX} placement constraints are allowed."
-        )));
-    }
+    refuse_if(all.len() > CONSTRAINTS_MAX, || {
+        Refusal::parameter(format!("No more than {CONSTRAINTS_MAX} placement constraints are allowed."))
+    })?;
     let read = |c: &Value| match (text(c, "/type"), text(c, "/expression")) {
         ("distinctInstance", "") => Ok(Constraint::DistinctInstance),
         ("memberOf", expression) => query::parse(expression)
@@ -103,11 +102,9 @@ pub fn constraints(all: &[Value]) -> Result<Vec<Constraint>, Refusal> {
 
 /// Reads strategies of a request (`placementStrategy`).
 pub fn strategies(all: &[Value]) -> Result<Vec<Strategy>, Refusal> {
-    if all.len() > STRATEGIES_MAX {
-        return Err(Refusal::parameter(format!(
-            "No more than {STRATEGIES_MAX} placement strategies are allowed."
-        )));
-    }
+    refuse_if(all.len() > STRATEGIES_MAX, || {
+        Refusal::parameter(format!("No more than {STRATEGIES_MAX} placement strategies are allowed."))
+    })?;
     let read = |s: &Value| {
         let (kind, field) = (text(s, "/type"), text(s, "/field"));
         match (kind, field.to_ascii_lowercase().as_str()) {

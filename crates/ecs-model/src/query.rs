@@ -5,6 +5,7 @@
 //! `exists`, `!exists`, `in`, `!in`, `=~`, `!~` (and their long names); `and or not` and brackets. A subject that an
 //! instance has not makes every comparison false, but for the negative ones. Bounded: length and depth.
 
+use crate::refusal::refuse_if;
 use machinery::time;
 use regex::Regex;
 use std::cmp::Ordering;
@@ -116,9 +117,7 @@ pub enum Test {
 
 /// Reads an expression.
 pub fn parse(text: &str) -> Result<Query, QueryError> {
-    if text.len() > LENGTH_MAX {
-        return Err(QueryError::TooLong);
-    }
+    refuse_if(text.len() > LENGTH_MAX, || QueryError::TooLong)?;
     let mut parser = Parser { rest: text, depth: 0 };
     let query = parser.any()?;
     match parser.peek() {
@@ -266,9 +265,7 @@ impl<'a> Parser<'a> {
 
     fn one(&mut self) -> Result<Query, QueryError> {
         self.depth += 1;
-        if self.depth > DEPTH_MAX {
-            return Err(QueryError::TooDeep);
-        }
+        refuse_if(self.depth > DEPTH_MAX, || QueryError::TooDeep)?;
         let query = if self.accept(&["not", "!"]) {
             Query::Not(Box::new(self.one()?))
         } else if self.accept(&["("]) {
@@ -344,9 +341,7 @@ impl<'a> Parser<'a> {
         };
         let raw = rest.get(..end.unwrap_or(rest.len())).unwrap_or_default();
         self.rest = rest.get(raw.len()..).unwrap_or_default();
-        if raw.is_empty() {
-            return Err(QueryError::End);
-        }
+        refuse_if(raw.is_empty(), || QueryError::End)?;
         let text = unquoted(raw);
         Regex::new(&format!("^(?:{text})$")).map_err(|_| QueryError::Pattern(text.to_string()))
     }

@@ -26,3 +26,11 @@ impl Refusal {
         Refusal { code: "UnsupportedFeatureException", message: message.into() }
     }
 }
+
+/// A rule of a request as a line: `refuse_if(name.is_empty(), || parameter("…"))?`.
+///
+/// # Errors
+/// It is as it must not be: what `error` makes.
+pub fn refuse_if<E>(bad: bool, error: impl FnOnce() -> E) -> Result<(), E> {
+    if bad { Err(error()) } else { Ok(()) }
+}

@@ -7,6 +7,7 @@
 
 use crate::doc::copy;
 use crate::refusal::Refusal;
+use crate::refusal::refuse_if;
 use machinery::kinds::get::{has, int, list, set, text};
 use machinery::patch::merge;
 use serde_json::{Map, Value, json};
@@ -47,36 +48,28 @@ pub fn check(spec: &mut Value) -> Result<(), Refusal> {
     percentages(&spec["deploymentConfiguration"], daemon)?;
     let configuration = &spec["deploymentConfiguration"];
     let (controller, strategy) = (text(spec, "/deploymentController/type"), text(configuration, "/strategy"));
-    if controller != "ECS" {
-        let words = format!("The deployment controller {controller} is not implemented by Gantry.");
-        return Err(Refusal::unsupported(words));
-    }
-    if strategy != "ROLLING" {
-        let words = format!("The deployment strategy {strategy} is not implemented by Gantry.");
-        return Err(Refusal::unsupported(words));
-    }
+    refuse_if(controller != "ECS", || {
+        Refusal::unsupported(format!("The deployment controller {controller} is not implemented by Gantry."))
+    })?;
+    refuse_if(strategy != "ROLLING", || {
+        Refusal::unsupported(format!("The deployment strategy {strategy} is not implemented by Gantry."))
+    })?;
     if !list(configuration, "/lifecycleHooks").is_empty() {
         return Err(Refusal::unsupported("Lifecycle hooks are not implemented by Gantry."));
     }
-    if list(spec, "/loadBalancers").len() > LOAD_BALANCERS_MAX {
-        return Err(Refusal::parameter(format!(
-            "loadBalancers can have at most {LOAD_BALANCERS_MAX} items."
-        )));
-    }
-    if list(spec, "/serviceRegistries").len() > REGISTRIES_MAX {
-        return Err(Refusal::parameter(format!(
-            "serviceRegistries can have at most {REGISTRIES_MAX} items."
-        )));
-    }
+    refuse_if(list(spec, "/loadBalancers").len() > LOAD_BALANCERS_MAX, || {
+        Refusal::parameter(format!("loadBalancers can have at most {LOAD_BALANCERS_MAX} items."))
+    })?;
+    refuse_if(list(spec, "/serviceRegistries").len() > REGISTRIES_MAX, || {
+        Refusal::parameter(format!("serviceRegistries can have at most {REGISTRIES_MAX} items."))
+    })?;
     let grace = int(spec, "/healthCheckGracePeriodSeconds").unwrap_or(0);
     if grace < 0 || grace > i64::from(i32::MAX) {
         return Err(Refusal::parameter("healthCheckGracePeriodSeconds must be at least 0."));
     }
-    if daemon && !list(spec, "/placementStrategy").is_empty() {
-        return Err(Refusal::parameter(
-            "Placement strategies are not supported with DAEMON scheduling strategy.",
-        ));
-    }
+    refuse_if(daemon && !list(spec, "/placementStrategy").is_empty(), || {
+        Refusal::parameter("Placement strategies are not supported with DAEMON scheduling strategy.")
+    })?;
     if daemon && text(spec, "/launchType") == "FARGATE" {
         return Err(Refusal::parameter("The daemon scheduling strategy is not supported with Fargate."));
     }

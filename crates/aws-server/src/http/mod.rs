@@ -22,6 +22,7 @@ use ::http::{Method, Response, header, request::Parts};
 use auth::access::{AccessKeys, Principal, USER_KEY};
 use auth::sigv4::Head;
 use bytes::Bytes;
+use ecs_model::refusal::refuse_if;
 use futures_util::future::{BoxFuture, FutureExt};
 use futures_util::stream::{BoxStream, StreamExt};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
@@ -378,9 +379,7 @@ impl Aws {
             None if operation.unsigned => (anonymous(), self.shared.region.clone()),
             None => return Err(Problem::Missing.worded(route.wire)),
         };
-        if !self.throttle.admit(&caller.access_key, asking.now_ms) {
-            return Err(throttled(route.wire));
-        }
+        refuse_if(!self.throttle.admit(&caller.access_key, asking.now_ms), || throttled(route.wire))?;
         let served = self.served.get(table.head.name).is_some_and(|list| list.contains(&operation.name));
         let Some(service) = self.services.get(table.head.name).filter(|_| served && operation.modelled)
         else {

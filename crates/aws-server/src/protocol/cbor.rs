@@ -5,6 +5,7 @@ use super::{DecodeError, time};
 use aws_schema::{Kind, Service, ShapeId};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use ecs_model::refusal::refuse_if;
 use serde_json::{Map, Number, Value};
 
 /// Values inside values: no model nests deeper, and it bounds the stack.
@@ -65,9 +66,7 @@ impl<'a> Reader<'a> {
     }
 
     fn item(&mut self, depth: usize) -> Result<Value, DecodeError> {
-        if depth > DEPTH_MAX {
-            return Err(malformed());
-        }
+        refuse_if(depth > DEPTH_MAX, malformed)?;
         let (major, low, argument) = self.head()?;
         match (major, argument) {
             (0, Some(n)) => Ok(Value::from(n)),

@@ -3,6 +3,7 @@
 use super::{DecodeError, time};
 use auth::sigv4::unescape;
 use aws_schema::{Kind, Member, Service, ShapeId, Structure};
+use ecs_model::refusal::refuse_if;
 use serde_json::{Map, Number, Value};
 use std::collections::BTreeMap;
 
@@ -46,9 +47,7 @@ pub fn parameters(query: &str, body: &[u8]) -> Result<Node, DecodeError> {
     let mut root = Node::default();
     let pairs = query.split('&').chain(body.trim_end().split('&')).filter(|p| !p.is_empty());
     for (count, pair) in pairs.enumerate() {
-        if count >= PARAMETERS_MAX {
-            return Err(DecodeError::new("too many parameters"));
-        }
+        refuse_if(count >= PARAMETERS_MAX, || DecodeError::new("too many parameters"))?;
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         let name = unescape(name);
         if name.split('.').count() > DEPTH_MAX {

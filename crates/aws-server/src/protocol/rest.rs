@@ -3,6 +3,7 @@
 use super::{DecodeError, Reply, Request, json, time};
 use auth::sigv4::unescape;
 use aws_schema::{Kind, Location, Operation, Service, ShapeId};
+use ecs_model::refusal::refuse_if;
 use serde_json::{Map, Value};
 
 /// The document of a request.
@@ -26,9 +27,7 @@ pub(super) fn input(service: &Service, shape: ShapeId, request: &Request<'_>) ->
             }
         }
     };
-    if !body.is_object() {
-        return Err(DecodeError::new("Expected null or start of structure or map"));
-    }
+    refuse_if(!body.is_object(), || DecodeError::new("Expected null or start of structure or map"))?;
     let mut out = Map::new();
     for member in &structure.members {
         let at = |text: &str| text_value(service, member.shape, text, member.name);

@@ -2,6 +2,7 @@
 
 use super::is_name;
 use crate::refusal::Refusal;
+use crate::refusal::refuse_if;
 use machinery::kinds::get::{default, has, int, list, set, text};
 use serde_json::{Value, json};
 
@@ -229,9 +230,7 @@ fn limits(container: &Value, name: &str) -> Result<(), Refusal> {
 pub fn env_files(container: &Value) -> Result<(), Refusal> {
     for file in list(container, "/environmentFiles") {
         let arn = text(file, "/value");
-        if crate::env_file::location(arn).is_none() {
-            return Err(Refusal::client("Invalid arn syntax."));
-        }
+        refuse_if(crate::env_file::location(arn).is_none(), || Refusal::client("Invalid arn syntax."))?;
         if !arn.ends_with(".env") {
             return Err(Refusal::client(format!(
                 "The environment file '{arn}' is not valid. Environment files must have the extension .env."
@@ -247,9 +246,7 @@ fn mounts(container: &Value, name: &str, context: &Context<'_>) -> Result<(), Re
         if !is_name(volume) || !context.volumes.contains(&volume) {
             return Err(Refusal::client(format!("Unknown volume '{volume}'.")));
         }
-        if text(mount, "/containerPath").is_empty() {
-            return Err(invalid("containerPath", name));
-        }
+        refuse_if(text(mount, "/containerPath").is_empty(), || invalid("containerPath", name))?;
     }
     Ok(())
 }

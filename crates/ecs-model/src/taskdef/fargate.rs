@@ -2,6 +2,7 @@
 
 use super::container::is_set;
 use crate::refusal::Refusal;
+use crate::refusal::refuse_if;
 use crate::units::is_fargate_size;
 use machinery::kinds::get::{has, int, list, text};
 use serde_json::Value;
@@ -36,26 +37,16 @@ pub fn check(doc: &Value, (cpu, memory): (Option<u64>, Option<u64>)) -> Result<(
         check_container(container)?;
     }
     for volume in list(doc, "/volumes") {
-        if is_set(&volume["host"]["sourcePath"]) {
-            return Err(refused("sourcePath"));
-        }
-        if has(volume, "/dockerVolumeConfiguration") {
-            return Err(refused("dockerVolumeConfiguration"));
-        }
+        refuse_if(is_set(&volume["host"]["sourcePath"]), || refused("sourcePath"))?;
+        refuse_if(has(volume, "/dockerVolumeConfiguration"), || refused("dockerVolumeConfiguration"))?;
     }
     let members =
         [("/placementConstraints", "constraints"), ("/inferenceAccelerators", "inferenceAccelerators")];
     for (at, what) in members {
-        if doc.pointer(at).is_some_and(is_set) {
-            return Err(refused(what));
-        }
+        refuse_if(doc.pointer(at).is_some_and(is_set), || refused(what))?;
     }
-    if has(doc, "/ipcMode") {
-        return Err(refused("ipcMode"));
-    }
-    if text(doc, "/pidMode") == "host" {
-        return Err(refused("pidMode host"));
-    }
+    refuse_if(has(doc, "/ipcMode"), || refused("ipcMode"))?;
+    refuse_if(text(doc, "/pidMode") == "host", || refused("pidMode host"))?;
     if int(doc, "/ephemeralStorage/sizeInGiB").is_some_and(|gib| !STORAGE_GIB.contains(&gib)) {
         return Err(Refusal::client(format!(
             "Ephemeral storage size must be between {} and {} GiB.",

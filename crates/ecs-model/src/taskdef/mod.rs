@@ -14,6 +14,7 @@ pub use container::env_files;
 use crate::doc::{copy, drop_nulls};
 use crate::names::Arn;
 use crate::refusal::Refusal;
+use crate::refusal::refuse_if;
 use crate::units::{cpu_units, memory_mib};
 use machinery::kinds::get::{has, list, set, text, texts};
 use serde_json::{Value, json};
@@ -108,9 +109,7 @@ fn names(doc: &Value) -> Result<(), Refusal> {
     };
     named("Family", text(doc, "/family"))?;
     let containers = list(doc, "/containerDefinitions");
-    if containers.is_empty() {
-        return Err(Refusal::client("Container list cannot be empty."));
-    }
+    refuse_if(containers.is_empty(), || Refusal::client("Container list cannot be empty."))?;
     if containers.len() > CONTAINERS_MAX {
         return Err(Refusal::client(format!("Number of containers cannot exceed {CONTAINERS_MAX}.")));
     }
@@ -157,9 +156,7 @@ fn roles(doc: &Value, account: &str) -> Result<(), Refusal> {
             Some(arn) => arn.service == "iam" && arn.account == account && arn.resource.starts_with("role/"),
             None => role.bytes().all(|b| b.is_ascii_alphanumeric() || b"+=,.@_-/".contains(&b)),
         };
-        if !sound {
-            return Err(Refusal::client("Role is not valid"));
-        }
+        refuse_if(!sound, || Refusal::client("Role is not valid"))?;
     }
     Ok(())
 }
@@ -168,9 +165,7 @@ fn volumes(doc: &Value) -> Result<(), Refusal> {
     let mut seen = BTreeSet::new();
     for volume in list(doc, "/volumes") {
         let name = text(volume, "/name");
-        if !is_name(name) {
-            return Err(Refusal::client("Volume.name contains invalid characters."));
-        }
+        refuse_if(!is_name(name), || Refusal::client("Volume.name contains invalid characters."))?;
         if !seen.insert(name) {
             return Err(Refusal::client(format!("Volume name '{name}' is used more than once.")));
         }
@@ -181,11 +176,9 @@ fn volumes(doc: &Value) -> Result<(), Refusal> {
             "fsxWindowsFileServerVolumeConfiguration",
             "s3filesVolumeConfiguration",
         ];
-        if kinds.iter().filter(|k| has(volume, &format!("/{k}"))).count() > 1 {
-            return Err(Refusal::client(format!(
-                "Only one volume configuration can be specified for volume '{name}'."
-            )));
-        }
+        refuse_if(kinds.iter().filter(|k| has(volume, &format!("/{k}"))).count() > 1, || {
+            Refusal::client(format!("Only one volume configuration can be specified for volume '{name}'."))
+        })?;
         let efs = &volume["efsVolumeConfiguration"];
         let encrypted = text(efs, "/transitEncryption") == "ENABLED";
         if text(efs, "/authorizationConfig/iam") == "ENABLED" && !encrypted {
@@ -203,11 +196,9 @@ fn volumes(doc: &Value) -> Result<(), Refusal> {
 
 fn constraints(doc: &Value) -> Result<(), Refusal> {
     let all = list(doc, "/placementConstraints");
-    if all.len() > CONSTRAINTS_MAX {
-        return Err(Refusal::client(format!(
-            "A task definition can have at most {CONSTRAINTS_MAX} constraints."
-        )));
-    }
+    refuse_if(all.len() > CONSTRAINTS_MAX, || {
+        Refusal::client(format!("A task definition can have at most {CONSTRAINTS_MAX} constraints."))
+    })?;
     for constraint in all {
         if text(constraint, "/type") != "memberOf" {
             return Err(Refusal::client("Invalid placement constraint type: only memberOf is supported."));

@@ -8,6 +8,7 @@ use super::kinds::{GROUP, INTERFACE, Kind};
 use super::store::Store;
 use crate::service::{AwsError, Call, Outcome};
 use crate::services::kept::{items, text};
+use ecs_model::refusal::refuse_if;
 use serde_json::{Value, json};
 
 /// Rules of a group and direction; EC2's quota.
@@ -148,10 +149,9 @@ async fn meant(store: &Store, call: &Call) -> Result<String, AwsError> {
     if !id.is_empty() {
         return get(store, call, &GROUP, id).await.map(|_| id.to_string());
     }
-    if name.is_empty() {
-        let words = "The request must contain the parameter groupName or groupId";
-        return Err(AwsError::client("MissingParameter", words));
-    }
+    refuse_if(name.is_empty(), || {
+        AwsError::client("MissingParameter", "The request must contain the parameter groupName or groupId")
+    })?;
     let vpc = store.default_vpc(call).await?.unwrap_or_default();
     let all = store.all(call, &GROUP).await?;
     let own = all.iter().find(|g| text(g, "VpcId") == vpc && text(g, "GroupName") == name);
@@ -182,10 +182,9 @@ pub(super) async fn remove(store: &Store, call: &Call) -> Outcome {
     let other = others.iter().filter(|g| text(g, "GroupId") != id);
     let used = store.all(call, &INTERFACE).await?;
     let within = |i: &Value| items(&i["Groups"]).iter().any(|g| text(g, "GroupId") == id);
-    if other.flat_map(|g| items(&g["Rules"])).any(refers) || used.iter().any(within) {
-        let words = format!("resource {id} has a dependent object");
-        return Err(AwsError::client("DependencyViolation", words));
-    }
+    refuse_if(other.flat_map(|g| items(&g["Rules"])).any(refers) || used.iter().any(within), || {
+        AwsError::client("DependencyViolation", format!("resource {id} has a dependent object"))
+    })?;
     let mut call = call.clone();
     call.input["GroupId"] = json!(id);
     delete(store, &call, &GROUP as &Kind).await
@@ -211,10 +210,9 @@ pub(super) async fn authorize(store: &Store, call: &Call, egress: bool) -> Outco
     let id = meant(store, call).await?;
     dry(call)?;
     let mut new = given(call, egress);
-    if new.is_empty() {
-        let words = "The request must contain the parameter ipPermissions";
-        return Err(AwsError::client("MissingParameter", words));
-    }
+    refuse_if(new.is_empty(), || {
+        AwsError::client("MissingParameter", "The request must contain the parameter ipPermissions")
+    })?;
     let tags = tags_of(call, "security-group-rule");
     for rule in &mut new {
         number(rule, &id, &call.caller.account);

@@ -5,6 +5,7 @@
 use super::store::{self, Store};
 use crate::service::{Call, Outcome};
 use crate::services::kept::{now, text};
+use ecs_model::refusal::refuse_if;
 use serde_json::{Value, json};
 
 /// Where objects of a kind are kept.
@@ -84,9 +85,7 @@ pub(super) static SUBNET: Kind = Kind {
         let (vpc, cidr) = (text(&call.input, "VpcId"), text(&call.input, "CidrBlock"));
         store::range(cidr, 16..=28).ok_or_else(|| store::bad("CidrBlock", cidr))?;
         let zone = call.input["AvailabilityZone"].as_str().map_or_else(|| store.zone(0), String::from);
-        if !store.zones.contains(&zone) {
-            return Err(store::bad("AvailabilityZone", &zone));
-        }
+        refuse_if(!store.zones.contains(&zone), || store::bad("AvailabilityZone", &zone))?;
         Ok(store.subnet_of(call, (id, vpc, cidr), &zone, false))
     },
 };

@@ -5,6 +5,7 @@ use super::kinds::{ADDRESS, INTERNET_GATEWAY, KEY_PAIR, ROUTE_TABLE, SUBNET, VPC
 use super::store::{Store, bad};
 use crate::service::{AwsError, Call, Outcome};
 use crate::services::kept::{items, text};
+use ecs_model::refusal::refuse_if;
 use serde_json::{Value, json};
 
 /// What a route leads to.
@@ -83,9 +84,7 @@ pub(super) async fn delete_route(store: &Store, call: &Call) -> Outcome {
         let mut routes = items(&spec["Routes"]).to_vec();
         let before = routes.len();
         routes.retain(|r| !same_destination(r, &call.input));
-        if routes.len() == before {
-            return Err(no_route(call));
-        }
+        refuse_if(routes.len() == before, || no_route(call))?;
         spec["Routes"] = json!(routes);
         Ok(json!({}))
     });
@@ -171,10 +170,9 @@ pub(super) async fn detach(store: &Store, call: &Call) -> Outcome {
     let (id, vpc) = (text(&call.input, "InternetGatewayId"), text(&call.input, "VpcId"));
     dry(call)?;
     let changed = change(store, call, (&INTERNET_GATEWAY, id), |spec| {
-        if !items(&spec["Attachments"]).iter().any(|a| text(a, "VpcId") == vpc) {
-            let words = format!("resource {id} is not attached to network {vpc}");
-            return Err(AwsError::client("Gateway.NotAttached", words));
-        }
+        refuse_if(!items(&spec["Attachments"]).iter().any(|a| text(a, "VpcId") == vpc), || {
+            AwsError::client("Gateway.NotAttached", format!("resource {id} is not attached to network {vpc}"))
+        })?;
         spec["Attachments"] = json!([]);
         Ok(json!({}))
     });
@@ -228,9 +226,7 @@ pub(super) async fn import_key(store: &Store, call: &Call) -> Outcome {
         let words = format!("The keypair '{}' already exists.", text(&call.input, "KeyName"));
         return Err(AwsError::client("InvalidKeyPair.Duplicate", words));
     }
-    if text(&call.input, "PublicKeyMaterial").is_empty() {
-        return Err(bad("publicKeyMaterial", ""));
-    }
+    refuse_if(text(&call.input, "PublicKeyMaterial").is_empty(), || bad("publicKeyMaterial", ""))?;
     make(store, call, &KEY_PAIR).await
 }
 

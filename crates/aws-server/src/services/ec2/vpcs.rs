@@ -5,6 +5,7 @@ use super::kinds::{GROUP, NETWORK_ACL, ROUTE_TABLE, SUBNET, VPC};
 use super::store::{self, Store, range};
 use crate::service::{AwsError, Call, Outcome};
 use crate::services::kept::text;
+use ecs_model::refusal::refuse_if;
 use serde_json::{Value, json};
 use std::net::Ipv4Addr;
 
@@ -57,18 +58,15 @@ pub(super) async fn create_subnet(store: &Store, call: &Call) -> Outcome {
     let invalid = || AwsError::client("InvalidSubnet.Range", format!("The CIDR '{cidr}' is invalid."));
     let (first, last) = bounds(cidr).ok_or_else(|| store::bad("CidrBlock", cidr))?;
     let all = bounds(text(&vpc, "CidrBlock")).ok_or_else(invalid)?;
-    if first < all.0 || last > all.1 {
-        return Err(invalid());
-    }
+    refuse_if(first < all.0 || last > all.1, invalid)?;
     let siblings = store.all(call, &SUBNET).await?;
     let meets = |s: &&Value| {
         s["VpcId"] == vpc["VpcId"]
             && bounds(text(s, "CidrBlock")).is_some_and(|(low, high)| first <= high && low <= last)
     };
-    if siblings.iter().any(|s| meets(&s)) {
-        let words = format!("The CIDR '{cidr}' conflicts with another subnet");
-        return Err(AwsError::client("InvalidSubnet.Conflict", words));
-    }
+    refuse_if(siblings.iter().any(|s| meets(&s)), || {
+        AwsError::client("InvalidSubnet.Conflict", format!("The CIDR '{cidr}' conflicts with another subnet"))
+    })?;
     create(store, call, &SUBNET).await
 }
 

@@ -1,12 +1,11 @@
 //! Account settings: the account's own, and those of one principal over them. One object a principal.
 
-use super::Ecs;
 use super::context::{Context, doc, parameter};
 use super::paging::Page;
-use crate::service::{AwsError, Call, Outcome};
+use crate::service::{AwsError, Outcome};
 use client::ObjectKey;
 use ecs_model::names::ECS_NAMESPACE;
-use k8s_schema::gvr;
+use ecs_model::refusal::refuse_if;
 use machinery::kinds::get::text;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -74,72 +73,58 @@ fn shown(name: &str, value: &str, principal: &str) -> Value {
 async fn write(cx: &Context<'_>, principal: &str, value: Option<&str>) -> Result<(), AwsError> {
     let name = cx.text("name");
     let identity = ("AccountSetting", &*key(cx, principal).name);
-    cx.put(
-        &gvr::ECS_ACCOUNT_SETTINGS,
-        &cx.views.settings,
-        identity,
-        |_| json!({"principalArn": principal, "settings": {name: value}}),
-    )
-    .await
-    .map(drop)
+    cx.put(&cx.views.settings, identity, |_| json!({"principalArn": principal, "settings": {name: value}}))
+        .await
+        .map(drop)
 }
 
 async fn put_for(cx: &Context<'_>, principal: String) -> Outcome {
     let (name, _, allowed) = row(cx.text("name"))?;
     let value = cx.text("value");
-    if !allowed.contains(&value) {
-        return Err(parameter(format!(
-            "Invalid value for setting '{name}': should be one of [{}]",
-            allowed.join(",")
-        )));
-    }
-    if name.ends_with("LongArnFormat") && value == "disabled" {
-        return Err(parameter(format!(
-            "The setting '{name}' cannot be disabled: all ARNs have the long format."
-        )));
-    }
+    refuse_if(!allowed.contains(&value), || {
+        parameter(format!("Invalid value for setting '{name}': should be one of [{}]", allowed.join(",")))
+    })?;
+    refuse_if(name.ends_with("LongArnFormat") && value == "disabled", || {
+        parameter(format!("The setting '{name}' cannot be disabled: all ARNs have the long format."))
+    })?;
     write(cx, &principal, Some(value)).await?;
     Ok(json!({"setting": shown(name, value, &principal)}))
 }
 
 /// PutAccountSetting.
-pub async fn put(ecs: &Ecs, call: &Call) -> Outcome {
-    let cx = ecs.enter(call).await;
-    put_for(&cx, principal(&cx)).await
+pub async fn put(cx: &Context<'_>) -> Outcome {
+    put_for(cx, principal(cx)).await
 }
 
 /// PutAccountSettingDefault.
-pub async fn put_default(ecs: &Ecs, call: &Call) -> Outcome {
-    let cx = ecs.enter(call).await;
-    put_for(&cx, root(&cx)).await
+pub async fn put_default(cx: &Context<'_>) -> Outcome {
+    put_for(cx, root(cx)).await
 }
 
 /// DeleteAccountSetting.
-pub async fn delete(ecs: &Ecs, call: &Call) -> Outcome {
-    let cx = ecs.enter(call).await;
+pub async fn delete(cx: &Context<'_>) -> Outcome {
     let (name, _, _) = row(cx.text("name"))?;
-    let principal = principal(&cx);
-    let had = set_by(&cx, &principal).remove(name).unwrap_or_default();
+    let principal = principal(cx);
+    let had = set_by(cx, &principal).remove(name).unwrap_or_default();
     if !had.is_empty() {
-        write(&cx, &principal, None).await?;
+        write(cx, &principal, None).await?;
     }
     Ok(json!({"setting": shown(name, &had, &principal)}))
 }
 
 /// ListAccountSettings.
-pub async fn list(ecs: &Ecs, call: &Call) -> Outcome {
-    let cx = ecs.enter(call).await;
-    let page = Page::of(call, PAGE_MAX)?;
+pub async fn list(cx: &Context<'_>) -> Outcome {
+    let page = Page::of(cx.call, PAGE_MAX)?;
     let (name, wanted) = (cx.text("name"), cx.text("value"));
     if !name.is_empty() {
         row(name)?;
     }
-    let principal = principal(&cx);
-    let own = set_by(&cx, &principal);
+    let principal = principal(cx);
+    let own = set_by(cx, &principal);
     let mut all: BTreeMap<String, (String, String)> = BTreeMap::new();
-    if call.input["effectiveSettings"] == true {
+    if cx.call.input["effectiveSettings"] == true {
         all.extend(SETTINGS.map(|(n, default, _)| (n.to_string(), (default.to_string(), principal.clone()))));
-        all.extend(set_by(&cx, &root(&cx)).into_iter().map(|(n, v)| (n, (v, root(&cx)))));
+        all.extend(set_by(cx, &root(cx)).into_iter().map(|(n, v)| (n, (v, root(cx)))));
     }
     all.extend(own.into_iter().map(|(n, v)| (n, (v, principal.clone()))));
     let rows = all

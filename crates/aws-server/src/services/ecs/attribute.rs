@@ -1,11 +1,11 @@
 //! Custom attributes of container instances.
 
-use super::Ecs;
 use super::context::{Cluster, Context, parameter};
 use super::instance::Row;
 use super::instance_ops::id_of;
 use super::paging::{PAGE_MAX, Page};
-use crate::service::{AwsError, Call, Outcome};
+use crate::service::{AwsError, Outcome};
+use ecs_model::refusal::refuse_if;
 use ecs_model::taskdef::capabilities;
 use machinery::kinds::get::{list as items, text};
 use serde_json::{Value, json};
@@ -30,9 +30,7 @@ fn read<'a>(
         return Err(parameter(format!("The attribute {name} is reserved.")));
     }
     let target = text(given, "/targetId");
-    if target.is_empty() {
-        return Err(parameter("You must specify a targetId for the attribute."));
-    }
+    refuse_if(target.is_empty(), || parameter("You must specify a targetId for the attribute."))?;
     if !matches!(text(given, "/targetType"), "" | "container-instance") {
         return Err(parameter("targetType should be one of [container-instance]"));
     }
@@ -57,9 +55,8 @@ fn target<'a>(rows: &'a [Row], id: &str) -> Result<&'a Row, AwsError> {
 }
 
 /// Applies `change` to the attributes of every named instance; what was said of each.
-async fn apply(ecs: &Ecs, call: &Call, change: fn(&mut BTreeMap<String, String>, &str, &str)) -> Outcome {
-    let cx = ecs.enter(call).await;
-    let given = items(&call.input, "/attributes");
+async fn apply(cx: &Context<'_>, change: fn(&mut BTreeMap<String, String>, &str, &str)) -> Outcome {
+    let given = items(&cx.call.input, "/attributes");
     if given.is_empty() || given.len() > ATTRIBUTES_MAX {
         return Err(parameter(format!("attributes must have between 1 and {ATTRIBUTES_MAX} entries.")));
     }
@@ -68,13 +65,13 @@ async fn apply(ecs: &Ecs, call: &Call, change: fn(&mut BTreeMap<String, String>,
     let mut by_target: BTreeMap<String, Vec<(&str, &str)>> = BTreeMap::new();
     let mut out = Vec::new();
     for attribute in given {
-        let (id, name, value) = read(&cx, &cluster, attribute)?;
+        let (id, name, value) = read(cx, &cluster, attribute)?;
         out.push(shown(&target(&rows, &id)?.arn, name, value));
         by_target.entry(id).or_default().push((name, value));
     }
     for (id, changes) in &by_target {
         let row = target(&rows, id)?;
-        row.write(&cx, &cluster, |spec| {
+        row.write(cx, &cluster, |spec| {
             let stored = items(spec, "/attributes").iter();
             let mut all: BTreeMap<String, String> =
                 stored.map(|a| (text(a, "/name").to_string(), text(a, "/value").to_string())).collect();
@@ -93,19 +90,18 @@ async fn apply(ecs: &Ecs, call: &Call, change: fn(&mut BTreeMap<String, String>,
 }
 
 /// PutAttributes.
-pub async fn put(ecs: &Ecs, call: &Call) -> Outcome {
-    apply(ecs, call, |all, name, value| drop(all.insert(name.to_string(), value.to_string()))).await
+pub async fn put(cx: &Context<'_>) -> Outcome {
+    apply(cx, |all, name, value| drop(all.insert(name.to_string(), value.to_string()))).await
 }
 
 /// DeleteAttributes.
-pub async fn delete(ecs: &Ecs, call: &Call) -> Outcome {
-    apply(ecs, call, |all, name, _| drop(all.remove(name))).await
+pub async fn delete(cx: &Context<'_>) -> Outcome {
+    apply(cx, |all, name, _| drop(all.remove(name))).await
 }
 
 /// ListAttributes.
-pub async fn list(ecs: &Ecs, call: &Call) -> Outcome {
-    let cx = ecs.enter(call).await;
-    let page = Page::of(call, PAGE_MAX)?;
+pub async fn list(cx: &Context<'_>) -> Outcome {
+    let page = Page::of(cx.call, PAGE_MAX)?;
     if cx.text("targetType") != "container-instance" {
         return Err(parameter("targetType should be one of [container-instance]"));
     }

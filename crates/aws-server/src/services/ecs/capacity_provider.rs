@@ -1,9 +1,8 @@
 //! Capacity providers: the two of Fargate are always there; those of Auto Scaling groups are objects in namespace `ecs`.
 
-use super::Ecs;
 use super::context::{Context, doc, failure, parameter};
 use super::paging::Page;
-use crate::service::{AwsError, Call, Outcome};
+use crate::service::{AwsError, Outcome};
 use client::{DeleteOptions, ObjectKey};
 use ecs_model::capacity::{FARGATE, FARGATE_SPOT, is_fargate};
 use ecs_model::doc::Doc;
@@ -52,8 +51,7 @@ fn fargate(cx: &Context<'_>, name: &str) -> Value {
 }
 
 /// CreateCapacityProvider.
-pub async fn create(ecs: &Ecs, call: &Call) -> Outcome {
-    let cx = ecs.enter(call).await;
+pub async fn create(cx: &Context<'_>) -> Outcome {
     let name = cx.text("name");
     let reserved = ["aws", "ecs", "fargate"].iter().any(|p| name.to_ascii_lowercase().starts_with(p));
     if !is_name(name) || reserved {
@@ -63,13 +61,13 @@ pub async fn create(ecs: &Ecs, call: &Call) -> Outcome {
              \"ecs\", or \"fargate\". Specify a valid name and try again.",
         ));
     }
-    let given = &call.input["autoScalingGroupProvider"];
+    let given = &cx.call.input["autoScalingGroupProvider"];
     if text(given, "/autoScalingGroupArn").is_empty() {
         let words = "Managed Instances capacity providers are not implemented by Gantry: give an \
                      autoScalingGroupProvider.";
         return Err(AwsError::client("UnsupportedFeatureException", words));
     }
-    super::tag::check(list(&call.input, "/tags"))?;
+    super::tag::check(list(&cx.call.input, "/tags"))?;
     let mut provider = json!({
         "managedScaling": {"status": "DISABLED", "targetCapacity": 100, "minimumScalingStepSize": 1,
             "maximumScalingStepSize": 10_000, "instanceWarmupPeriod": 300},
@@ -77,7 +75,7 @@ pub async fn create(ecs: &Ecs, call: &Call) -> Outcome {
     });
     merge(&mut provider, given);
     check(&provider)?;
-    if find(&cx, name)?.is_some() {
+    if find(cx, name)?.is_some() {
         return Err(parameter(
             "The specified capacity provider already exists. To change the configuration of an \
             existing capacity provider, update the capacity provider.",
@@ -88,13 +86,12 @@ pub async fn create(ecs: &Ecs, call: &Call) -> Outcome {
         return Err(AwsError::client("LimitExceededException", words));
     }
     let spec = json!({
-        "capacityProviderArn": arn(&cx, name), "name": name, "status": "ACTIVE", "type": "EC2_AUTOSCALING",
-        "autoScalingGroupProvider": provider, "tags": call.input.get("tags").cloned().unwrap_or(json!([])),
+        "capacityProviderArn": arn(cx, name), "name": name, "status": "ACTIVE", "type": "EC2_AUTOSCALING",
+        "autoScalingGroupProvider": provider, "tags": cx.call.input.get("tags").cloned().unwrap_or(json!([])),
         "updateStatus": "CREATE_COMPLETE",
     });
-    let identity = ("CapacityProvider", &*key(&cx, name).name);
-    let object =
-        cx.put(&gvr::ECS_CAPACITY_PROVIDERS, &cx.views.providers, identity, |_| spec.clone()).await?;
+    let identity = ("CapacityProvider", &*key(cx, name).name);
+    let object = cx.put(&cx.views.providers, identity, |_| spec.clone()).await?;
     Ok(json!({"capacityProvider": doc(&object)?.spec()}))
 }
 
@@ -122,13 +119,12 @@ fn check(provider: &Value) -> Result<(), AwsError> {
 }
 
 /// UpdateCapacityProvider.
-pub async fn update(ecs: &Ecs, call: &Call) -> Outcome {
-    let cx = ecs.enter(call).await;
-    let name = name_of(&cx, cx.text("name"));
-    find(&cx, &name)?.ok_or_else(not_found)?;
-    let change = &call.input["autoScalingGroupProvider"];
+pub async fn update(cx: &Context<'_>) -> Outcome {
+    let name = name_of(cx, cx.text("name"));
+    find(cx, &name)?.ok_or_else(not_found)?;
+    let change = &cx.call.input["autoScalingGroupProvider"];
     let written = cx
-        .modify(&gvr::ECS_CAPACITY_PROVIDERS, &cx.views.providers, &key(&cx, &name), |doc| {
+        .modify(&cx.views.providers, &key(cx, &name), |doc| {
             let mut provider = doc.spec()["autoScalingGroupProvider"].clone();
             if change.is_object() {
                 merge(&mut provider, change);
@@ -144,13 +140,12 @@ pub async fn update(ecs: &Ecs, call: &Call) -> Outcome {
 }
 
 /// DeleteCapacityProvider.
-pub async fn delete(ecs: &Ecs, call: &Call) -> Outcome {
-    let cx = ecs.enter(call).await;
-    let name = name_of(&cx, cx.text("capacityProvider"));
+pub async fn delete(cx: &Context<'_>) -> Outcome {
+    let name = name_of(cx, cx.text("capacityProvider"));
     if is_fargate(&name) {
         return Err(parameter("The specified capacity provider is reserved and cannot be deleted."));
     }
-    let found = find(&cx, &name)?.ok_or_else(not_found)?;
+    let found = find(cx, &name)?.ok_or_else(not_found)?;
     for object in cx.views.clusters.list() {
         let cluster = doc(&object)?;
         let active = text(cluster.spec(), "/status") == "ACTIVE";
@@ -161,7 +156,7 @@ pub async fn delete(ecs: &Ecs, call: &Call) -> Outcome {
     let gone = cx
         .shared
         .client
-        .delete(&gvr::ECS_CAPACITY_PROVIDERS, &key(&cx, &name), DeleteOptions::default())
+        .delete(&gvr::ECS_CAPACITY_PROVIDERS, &key(cx, &name), DeleteOptions::default())
         .await;
     if let Err(error) = gone
         && !error.is_not_found()
@@ -174,16 +169,15 @@ pub async fn delete(ecs: &Ecs, call: &Call) -> Outcome {
 }
 
 /// DescribeCapacityProviders.
-pub async fn describe(ecs: &Ecs, call: &Call) -> Outcome {
-    let cx = ecs.enter(call).await;
-    let page = Page::of(call, PAGE_MAX)?;
-    let asked: Vec<String> = cx.texts("capacityProviders").iter().map(|p| name_of(&cx, p)).collect();
+pub async fn describe(cx: &Context<'_>) -> Outcome {
+    let page = Page::of(cx.call, PAGE_MAX)?;
+    let asked: Vec<String> = cx.texts("capacityProviders").iter().map(|p| name_of(cx, p)).collect();
     let mut rows: Vec<(String, Value)> =
-        [FARGATE, FARGATE_SPOT].iter().map(|n| (n.to_string(), fargate(&cx, n))).collect();
+        [FARGATE, FARGATE_SPOT].iter().map(|n| (n.to_string(), fargate(cx, n))).collect();
     for object in cx.views.providers.list() {
         let spec = doc(&object)?.spec().clone();
         let name = text(&spec, "/name").to_string();
-        if text(&spec, "/capacityProviderArn") == arn(&cx, &name) {
+        if text(&spec, "/capacityProviderArn") == arn(cx, &name) {
             rows.push((name, spec));
         }
     }
@@ -194,7 +188,7 @@ pub async fn describe(ecs: &Ecs, call: &Call) -> Outcome {
     let missing: Vec<Value> = asked
         .iter()
         .filter(|n| !rows.iter().any(|(name, _)| name == *n))
-        .map(|n| failure(&arn(&cx, n), "MISSING"))
+        .map(|n| failure(&arn(cx, n), "MISSING"))
         .collect();
     rows.retain(|(name, _)| asked.is_empty() || asked.contains(name));
     let mut answer = page.answer("capacityProviders", rows);

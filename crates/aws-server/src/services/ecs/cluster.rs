@@ -3,15 +3,15 @@
 //! A deleted cluster stays INACTIVE for [`INACTIVE_KEPT_MS`] and can be made again; then the namespace goes, at the next
 //! create or delete.
 
-use super::Ecs;
 use super::capacity_provider;
 use super::context::{Cluster, Context, client_error, doc, failure, parameter};
 use super::paging::{PAGE_MAX, Page};
-use crate::service::{AwsError, Call, Outcome};
+use crate::service::{AwsError, Outcome};
 use client::{DeleteOptions, ObjectKey};
 use ecs_model::capacity::{Strategy, is_fargate};
 use ecs_model::doc::{copy, object};
 use ecs_model::names::DEFAULT_CLUSTER;
+use ecs_model::refusal::refuse_if;
 use ecs_model::task::desired_status;
 use ecs_model::taskdef::is_name;
 use k8s_schema::gvr;
@@ -27,8 +27,7 @@ const DESCRIBE_MAX: usize = 100;
 const INACTIVE_SINCE: &str = "inactiveSinceMs";
 
 /// CreateCluster.
-pub async fn create(ecs: &Ecs, call: &Call) -> Outcome {
-    let cx = ecs.enter(call).await;
+pub async fn create(cx: &Context<'_>) -> Outcome {
     let name = match cx.text("clusterName") {
         "" => DEFAULT_CLUSTER,
         name => name,
@@ -39,23 +38,23 @@ pub async fn create(ecs: &Ecs, call: &Call) -> Outcome {
              allowed.",
         ));
     }
-    let spec = wanted(&cx, name)?;
+    let spec = wanted(cx, name)?;
     if let Some(cluster) = cx.find_cluster(name)?
         && text(cluster.doc.spec(), "/status") == "ACTIVE"
     {
         let members =
             ["settings", "configuration", "capacityProviders", "defaultCapacityProviderStrategy", "tags"];
-        let differs = |m: &str| call.input.get(m).is_some() && cluster.doc.spec()[m] != spec[m];
+        let differs = |m: &str| cx.call.input.get(m).is_some() && cluster.doc.spec()[m] != spec[m];
         if members.into_iter().any(differs) {
             return Err(parameter(
                 "Arguments on this idempotent request are inconsistent with arguments used in previous request(s).",
             ));
         }
-        return Ok(json!({"cluster": shown(&cx, &cluster, &["SETTINGS", "TAGS", "CONFIGURATIONS"])?}));
+        return Ok(json!({"cluster": shown(cx, &cluster, &["SETTINGS", "TAGS", "CONFIGURATIONS"])?}));
     }
-    sweep(&cx).await;
-    let cluster = make(&cx, name, spec).await?;
-    Ok(json!({"cluster": shown(&cx, &cluster, &["SETTINGS", "TAGS", "CONFIGURATIONS"])?}))
+    sweep(cx).await;
+    let cluster = make(cx, name, spec).await?;
+    Ok(json!({"cluster": shown(cx, &cluster, &["SETTINGS", "TAGS", "CONFIGURATIONS"])?}))
 }
 
 /// Makes the default cluster.
@@ -107,9 +106,7 @@ fn providers(cx: &Context<'_>) -> Result<(Value, Value), AwsError> {
 
 fn check_settings(settings: &[Value]) -> Result<(), AwsError> {
     for setting in settings {
-        if text(setting, "/name") != "containerInsights" {
-            return Err(parameter("Invalid setting 'name'"));
-        }
+        refuse_if(text(setting, "/name") != "containerInsights", || parameter("Invalid setting 'name'"))?;
         if !matches!(text(setting, "/value"), "enabled" | "disabled" | "enhanced") {
             return Err(parameter("Invalid setting 'value'"));
         }
@@ -122,9 +119,9 @@ async fn make(cx: &Context<'_>, name: &str, spec: Value) -> Result<Cluster, AwsE
     let key = cx.cluster_key(name);
     cx.ensure_namespace(&key.namespace).await?;
     let body = object("Cluster", &key.namespace, &key.name, spec.clone());
-    if cx.create(&gvr::ECS_CLUSTERS, &cx.views.clusters, body).await?.is_none() {
+    if cx.create(&cx.views.clusters, body).await?.is_none() {
         let revived = cx
-            .modify(&gvr::ECS_CLUSTERS, &cx.views.clusters, &key, |doc| {
+            .modify(&cx.views.clusters, &key, |doc| {
                 let mut spec = spec.clone();
                 // Members that the new one has not are removed.
                 for member in doc.spec().as_object().into_iter().flatten().map(|(k, _)| k) {
@@ -137,7 +134,7 @@ async fn make(cx: &Context<'_>, name: &str, spec: Value) -> Result<Cluster, AwsE
             .await?;
         if revived.is_none() {
             // This server's cache has not seen it.
-            cx.made_by_another(&gvr::ECS_CLUSTERS, &cx.views.clusters, &key).await?;
+            cx.made_by_another(&cx.views.clusters, &key).await?;
         }
     }
     cx.find_cluster(name)?.ok_or_else(|| AwsError::client("ClusterNotFoundException", "Cluster not found."))
@@ -158,22 +155,21 @@ async fn sweep(cx: &Context<'_>) {
 }
 
 /// DeleteCluster.
-pub async fn delete(ecs: &Ecs, call: &Call) -> Outcome {
-    let cx = ecs.enter(call).await;
+pub async fn delete(cx: &Context<'_>) -> Outcome {
     let name = cx.cluster_name(cx.text("cluster"))?;
     let missing = || AwsError::client("ClusterNotFoundException", "Cluster not found.");
     let cluster = cx.find_cluster(&name)?.ok_or_else(missing)?;
-    refuse_if_used(&cx, &cluster)?;
-    let now = call.now_ms;
-    cx.modify(&gvr::ECS_CLUSTERS, &cx.views.clusters, &cx.cluster_key(&name), |doc| {
+    refuse_if_used(cx, &cluster)?;
+    let now = cx.call.now_ms;
+    cx.modify(&cx.views.clusters, &cx.cluster_key(&name), |doc| {
         let patch = json!({"spec": {"status": "INACTIVE", INACTIVE_SINCE: now}});
         Ok((text(doc.spec(), "/status") == "ACTIVE").then_some(patch))
     })
     .await?
     .ok_or_else(missing)?;
-    sweep(&cx).await;
+    sweep(cx).await;
     let cluster = cx.find_cluster(&name)?.ok_or_else(missing)?;
-    Ok(json!({"cluster": shown(&cx, &cluster, &["SETTINGS", "CONFIGURATIONS"])?}))
+    Ok(json!({"cluster": shown(cx, &cluster, &["SETTINGS", "CONFIGURATIONS"])?}))
 }
 
 fn refuse_if_used(cx: &Context<'_>, cluster: &Cluster) -> Result<(), AwsError> {
@@ -193,8 +189,7 @@ fn refuse_if_used(cx: &Context<'_>, cluster: &Cluster) -> Result<(), AwsError> {
 }
 
 /// DescribeClusters.
-pub async fn describe(ecs: &Ecs, call: &Call) -> Outcome {
-    let cx = ecs.enter(call).await;
+pub async fn describe(cx: &Context<'_>) -> Outcome {
     let mut asked = cx.texts("clusters");
     if asked.is_empty() {
         asked.push(DEFAULT_CLUSTER);
@@ -206,10 +201,10 @@ pub async fn describe(ecs: &Ecs, call: &Call) -> Outcome {
     for given in asked {
         let name = cx.cluster_name(given)?;
         if name == DEFAULT_CLUSTER && cx.find_cluster(&name)?.is_none() {
-            make_default(&cx).await?;
+            make_default(cx).await?;
         }
         match cx.find_cluster(&name)? {
-            Some(cluster) => clusters.push(shown(&cx, &cluster, &cx.texts("include"))?),
+            Some(cluster) => clusters.push(shown(cx, &cluster, &cx.texts("include"))?),
             None => failures.push(failure(&cx.cluster_arn(&name), "MISSING")),
         }
     }
@@ -217,9 +212,8 @@ pub async fn describe(ecs: &Ecs, call: &Call) -> Outcome {
 }
 
 /// ListClusters.
-pub async fn list(ecs: &Ecs, call: &Call) -> Outcome {
-    let cx = ecs.enter(call).await;
-    let page = Page::of(call, PAGE_MAX)?;
+pub async fn list(cx: &Context<'_>) -> Outcome {
+    let page = Page::of(cx.call, PAGE_MAX)?;
     let prefix = cx.cluster_arn("");
     let mut arns = BTreeMap::new();
     for object in cx.views.clusters.list() {
@@ -233,28 +227,25 @@ pub async fn list(ecs: &Ecs, call: &Call) -> Outcome {
 }
 
 /// UpdateCluster.
-pub async fn update(ecs: &Ecs, call: &Call) -> Outcome {
-    let cx = ecs.enter(call).await;
-    check_settings(items(&call.input, "/settings"))?;
+pub async fn update(cx: &Context<'_>) -> Outcome {
+    check_settings(items(&cx.call.input, "/settings"))?;
     let mut patch = json!({});
-    copy(&mut patch, &call.input, "settings configuration serviceConnectDefaults");
-    change(&cx, patch).await
+    copy(&mut patch, &cx.call.input, "settings configuration serviceConnectDefaults");
+    change(cx, patch).await
 }
 
 /// UpdateClusterSettings.
-pub async fn update_settings(ecs: &Ecs, call: &Call) -> Outcome {
-    let cx = ecs.enter(call).await;
-    check_settings(items(&call.input, "/settings"))?;
-    if items(&call.input, "/settings").is_empty() {
+pub async fn update_settings(cx: &Context<'_>) -> Outcome {
+    check_settings(items(&cx.call.input, "/settings"))?;
+    if items(&cx.call.input, "/settings").is_empty() {
         return Err(parameter("settings should not be null or empty."));
     }
-    change(&cx, json!({"settings": call.input["settings"]})).await
+    change(cx, json!({"settings": cx.call.input["settings"]})).await
 }
 
 /// PutClusterCapacityProviders.
-pub async fn put_capacity_providers(ecs: &Ecs, call: &Call) -> Outcome {
-    let cx = ecs.enter(call).await;
-    let (providers, strategy) = providers(&cx)?;
+pub async fn put_capacity_providers(cx: &Context<'_>) -> Outcome {
+    let (providers, strategy) = providers(cx)?;
     let cluster = cx.cluster().await?;
     let kept = |name: &str| providers.as_array().is_some_and(|all| all.iter().any(|p| p == name));
     let removed = items(cluster.doc.spec(), "/capacityProviders").iter().filter_map(Value::as_str);
@@ -268,14 +259,14 @@ pub async fn put_capacity_providers(ecs: &Ecs, call: &Call) -> Outcome {
             }
         }
     }
-    change(&cx, json!({"capacityProviders": providers, "defaultCapacityProviderStrategy": strategy})).await
+    change(cx, json!({"capacityProviders": providers, "defaultCapacityProviderStrategy": strategy})).await
 }
 
 async fn change(cx: &Context<'_>, patch: Value) -> Outcome {
     let cluster = cx.cluster().await?;
     let key = cx.cluster_key(&cluster.name);
     let changed = cx
-        .modify(&gvr::ECS_CLUSTERS, &cx.views.clusters, &key, |doc| match text(doc.spec(), "/status") {
+        .modify(&cx.views.clusters, &key, |doc| match text(doc.spec(), "/status") {
             "ACTIVE" => Ok(Some(json!({"spec": patch}))),
             _ => Err(client_error("The referenced cluster was inactive.")),
         })

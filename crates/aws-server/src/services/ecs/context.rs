@@ -1,9 +1,8 @@
 //! One call at work: whose names it speaks in, how it finds clusters, definitions and tasks, and how it writes.
 
-use super::index::Views;
+use super::index::{Stored, Views};
 use super::{Ecs, instance};
 use crate::service::{AwsError, Call, Shared};
-use client::cache::Cache;
 use client::{Object, ObjectKey};
 use ecs_model::doc::{Doc, object};
 use ecs_model::names::{ArnError, DEFAULT_CLUSTER, ECS_NAMESPACE, Place, Resource, Scope, family_revision};
@@ -46,6 +45,10 @@ pub fn internal(error: ApiError) -> AwsError {
     AwsError::server("ServerException", "Service Unavailable. Please try again later.")
 }
 
+fn busy() -> AwsError {
+    AwsError::server("ServerException", "Too many concurrent changes of the resource. Please try again.")
+}
+
 /// The document of an object.
 pub fn doc(object: &Object) -> Result<Arc<Doc>, AwsError> {
     object.view::<Doc>().map_err(|e| internal(ApiError::internal(e)))
@@ -83,6 +86,11 @@ impl Ecs {
 }
 
 impl Context<'_> {
+    /// The same work for another call of the same caller.
+    pub fn again<'b>(&'b self, call: &'b Call) -> Context<'b> {
+        Context { shared: self.shared, views: self.views, call, scope: self.scope.clone() }
+    }
+
     /// A text member of the input; "" when absent.
     pub fn text(&self, member: &str) -> &str {
         self.call.input[member].as_str().unwrap_or_default()
@@ -251,16 +259,20 @@ impl Context<'_> {
         instance::rows(self, cluster)
     }
 
+    /// An object of our own API as it is stored now.
+    pub async fn read(&self, gvr: &Gvr, key: &ObjectKey) -> Result<Option<Arc<Object>>, AwsError> {
+        match self.shared.client.get(gvr, key).await {
+            Ok(object) => Ok(Some(object)),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(internal(error)),
+        }
+    }
+
     /// Creates an object; `None` where one of that name is there.
-    pub async fn create(
-        &self,
-        gvr: &Gvr,
-        cache: &Cache,
-        body: Value,
-    ) -> Result<Option<Arc<Object>>, AwsError> {
-        match self.shared.client.create(gvr, body).await {
+    pub async fn create(&self, kept: &Stored, body: Value) -> Result<Option<Arc<Object>>, AwsError> {
+        match self.shared.client.create(&kept.gvr, body).await {
             Ok(object) => {
-                cache.observe(object.clone());
+                kept.observe(object.clone());
                 Ok(Some(object))
             }
             Err(error) if error.is_already_exists() => Ok(None),
@@ -270,17 +282,12 @@ impl Context<'_> {
 
     /// An object that somebody else is making or has just made. (A create is refused as soon as another one is on its
     /// way; the object can be read when that one is on disk.)
-    pub async fn made_by_another(
-        &self,
-        gvr: &Gvr,
-        cache: &Cache,
-        key: &ObjectKey,
-    ) -> Result<Arc<Object>, AwsError> {
+    pub async fn made_by_another(&self, kept: &Stored, key: &ObjectKey) -> Result<Arc<Object>, AwsError> {
         let mut pauses = 0;
         loop {
-            match self.shared.client.get(gvr, key).await {
+            match self.shared.client.get(&kept.gvr, key).await {
                 Ok(object) => {
-                    cache.observe(object.clone());
+                    kept.observe(object.clone());
                     return Ok(object);
                 }
                 Err(error) if error.is_not_found() && pauses < MADE_ATTEMPTS => pauses += 1,
@@ -294,62 +301,50 @@ impl Context<'_> {
     /// faster. `None` where there is no such object.
     pub async fn modify(
         &self,
-        gvr: &Gvr,
-        cache: &Cache,
+        kept: &Stored,
         key: &ObjectKey,
         edit: impl Fn(&Doc) -> Result<Option<Value>, AwsError>,
     ) -> Result<Option<Arc<Object>>, AwsError> {
-        let Some(mut object) = cache.get(key) else { return Ok(None) };
+        let Some(mut object) = kept.get(key) else { return Ok(None) };
         for _ in 0..ATTEMPTS {
             let Some(mut patch) = edit(&*doc(&object)?)? else { return Ok(Some(object)) };
             patch["metadata"]["resourceVersion"] = json!(object.revision.to_string());
-            match self.shared.client.merge_patch(gvr, key, patch).await {
+            match self.shared.client.merge_patch(&kept.gvr, key, patch).await {
                 Ok(written) => {
-                    cache.observe(written.clone());
+                    kept.observe(written.clone());
                     return Ok(Some(written));
                 }
                 Err(error) if error.is_not_found() => return Ok(None),
                 Err(error) if error.is_conflict() => {}
                 Err(error) => return Err(internal(error)),
             }
-            object = match self.shared.client.get(gvr, key).await {
-                Ok(object) => object,
-                Err(error) if error.is_not_found() => return Ok(None),
-                Err(error) => return Err(internal(error)),
-            };
+            let Some(newer) = self.read(&kept.gvr, key).await? else { return Ok(None) };
+            object = newer;
         }
-        Err(AwsError::server(
-            "ServerException",
-            "Too many concurrent changes of the resource. Please try again.",
-        ))
+        Err(busy())
     }
 
     /// Creates or changes an object of our own in the namespace of things that belong to no cluster.
     pub async fn put(
         &self,
-        gvr: &Gvr,
-        cache: &Cache,
+        kept: &Stored,
         (kind, name): (&str, &str),
         edit: impl Fn(&Value) -> Value,
     ) -> Result<Arc<Object>, AwsError> {
         let key = ObjectKey::new(ECS_NAMESPACE, name);
         for _ in 0..ATTEMPTS {
-            let changed =
-                self.modify(gvr, cache, &key, |doc| Ok(Some(json!({"spec": edit(doc.spec())})))).await?;
+            let changed = self.modify(kept, &key, |doc| Ok(Some(json!({"spec": edit(doc.spec())})))).await?;
             if let Some(object) = changed {
                 return Ok(object);
             }
             self.ensure_namespace(ECS_NAMESPACE).await?;
             let body = object(kind, ECS_NAMESPACE, name, edit(&Value::Null));
-            if let Some(object) = self.create(gvr, cache, body).await? {
+            if let Some(object) = self.create(kept, body).await? {
                 return Ok(object);
             }
-            self.made_by_another(gvr, cache, &key).await?;
+            self.made_by_another(kept, &key).await?;
         }
-        Err(AwsError::server(
-            "ServerException",
-            "Too many concurrent changes of the resource. Please try again.",
-        ))
+        Err(busy())
     }
 
     /// Makes a namespace; waits while one of that name goes away.

@@ -17,67 +17,73 @@ use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+/// A kind of objects as a cache shows them.
+pub struct Stored {
+    pub gvr: Gvr,
+    cache: Arc<Cache>,
+}
+
+impl std::ops::Deref for Stored {
+    type Target = Cache;
+
+    fn deref(&self) -> &Cache {
+        &self.cache
+    }
+}
+
 /// Every cache; the two indexes follow theirs.
 pub struct Views {
-    pub clusters: Arc<Cache>,
-    pub definitions: Arc<Cache>,
-    pub tasks: Arc<Cache>,
-    pub services: Arc<Cache>,
-    pub service_deployments: Arc<Cache>,
-    pub service_revisions: Arc<Cache>,
-    pub instances: Arc<Cache>,
-    pub providers: Arc<Cache>,
-    pub settings: Arc<Cache>,
-    pub nodes: Arc<Cache>,
+    pub clusters: Stored,
+    pub definitions: Stored,
+    pub tasks: Stored,
+    pub services: Stored,
+    pub service_deployments: Stored,
+    pub service_revisions: Stored,
+    pub instances: Stored,
+    pub providers: Stored,
+    pub settings: Stored,
+    pub nodes: Stored,
     pub families: Arc<Mutex<Families>>,
     pub ledger: Arc<Mutex<Ledger>>,
     /// Held from looking at the ledger to writing a promise into it: one placement at a time.
     pub placing: Mutex<()>,
     /// Held for its handler.
-    _pods: Arc<Cache>,
+    pods: Stored,
 }
 
 impl Views {
     /// Starts all and waits until they are complete.
     pub async fn start(client: &ApiClient) -> Views {
-        let start = |gvr: &Gvr| Cache::start(client.clone(), gvr.clone(), ListOptions::default());
-        let (families, ledger) = (Arc::new(Mutex::default()), Arc::new(Mutex::default()));
+        let start = |gvr: Gvr| {
+            let cache = Cache::start(client.clone(), gvr.clone(), ListOptions::default());
+            Stored { gvr, cache }
+        };
         let views = Views {
-            clusters: start(&gvr::ECS_CLUSTERS),
-            definitions: start(&gvr::ECS_TASK_DEFINITIONS),
-            tasks: start(&gvr::ECS_TASKS),
-            services: start(&gvr::ECS_SERVICES),
-            service_deployments: start(&gvr::ECS_SERVICE_DEPLOYMENTS),
-            service_revisions: start(&gvr::ECS_SERVICE_REVISIONS),
-            instances: start(&gvr::ECS_CONTAINER_INSTANCES),
-            providers: start(&gvr::ECS_CAPACITY_PROVIDERS),
-            settings: start(&gvr::ECS_ACCOUNT_SETTINGS),
-            nodes: start(&gvr::NODES),
-            families,
-            ledger,
-            placing: Mutex::new(()),
-            _pods: start(&gvr::PODS),
+            clusters: start(gvr::ECS_CLUSTERS),
+            definitions: start(gvr::ECS_TASK_DEFINITIONS),
+            tasks: start(gvr::ECS_TASKS),
+            services: start(gvr::ECS_SERVICES),
+            service_deployments: start(gvr::ECS_SERVICE_DEPLOYMENTS),
+            service_revisions: start(gvr::ECS_SERVICE_REVISIONS),
+            instances: start(gvr::ECS_CONTAINER_INSTANCES),
+            providers: start(gvr::ECS_CAPACITY_PROVIDERS),
+            settings: start(gvr::ECS_ACCOUNT_SETTINGS),
+            nodes: start(gvr::NODES),
+            pods: start(gvr::PODS),
+            families: Arc::default(),
+            ledger: Arc::default(),
+            placing: Mutex::default(),
         };
         let families = views.families.clone();
         views.definitions.on_change(Box::new(move |old, new| families.lock().change(old, new)));
         let ledger = views.ledger.clone();
         views.tasks.on_change(Box::new(move |old, new| forget_stopped(&ledger, old, new)));
         let ledger = views.ledger.clone();
-        views._pods.on_change(Box::new(move |old, new| count_pod(&ledger, old, new)));
-        for cache in [
-            &views.clusters,
-            &views.definitions,
-            &views.tasks,
-            &views.services,
-            &views.service_deployments,
-            &views.service_revisions,
-            &views.instances,
-            &views.providers,
-            &views.settings,
-            &views.nodes,
-            &views._pods,
-        ] {
-            cache.wait_synced().await;
+        views.pods.on_change(Box::new(move |old, new| count_pod(&ledger, old, new)));
+        let own = [&views.clusters, &views.definitions, &views.tasks, &views.services, &views.instances];
+        let records = [&views.service_deployments, &views.service_revisions, &views.providers];
+        for kept in own.into_iter().chain(records).chain([&views.settings, &views.nodes, &views.pods]) {
+            kept.wait_synced().await;
         }
         views
     }

@@ -16,7 +16,6 @@ use ecs_model::query::Facts;
 use ecs_model::task::{desired_status, is_stopped};
 use ecs_model::taskdef::capabilities;
 use k8s_openapi::api::core::v1::Node;
-use k8s_schema::gvr;
 use machinery::kinds::get::{list, text};
 use machinery::quantity::Quantity;
 use serde_json::{Value, json};
@@ -245,21 +244,21 @@ impl Row {
         cluster: &Cluster,
         edit: impl Fn(&Value) -> Result<Value, AwsError>,
     ) -> Result<Arc<Object>, AwsError> {
-        let (views, gvr) = (cx.views, &gvr::ECS_CONTAINER_INSTANCES);
+        let views = cx.views;
         let key = ObjectKey::new(&*cluster.namespace, &*self.id);
         loop {
             let patch = |doc: &Doc| Ok(Some(json!({"spec": edit(doc.spec())?})));
-            if let Some(written) = cx.modify(gvr, &views.instances, &key, patch).await? {
+            if let Some(written) = cx.modify(&views.instances, &key, patch).await? {
                 return Ok(written);
             }
             let mut spec = self.base();
             let patch = edit(&spec)?;
             machinery::patch::merge(&mut spec, &patch);
             let body = object("ContainerInstance", &cluster.namespace, &self.id, spec);
-            if let Some(written) = cx.create(gvr, &views.instances, body).await? {
+            if let Some(written) = cx.create(&views.instances, body).await? {
                 return Ok(written);
             }
-            cx.made_by_another(gvr, &views.instances, &key).await?;
+            cx.made_by_another(&views.instances, &key).await?;
         }
     }
 

@@ -1,12 +1,12 @@
 //! DescribeContainerInstances, ListContainerInstances, UpdateContainerInstancesState, DeregisterContainerInstance.
 
-use super::Ecs;
 use super::context::{Cluster, Context, failure, parameter};
 use super::instance::{Row, tasks_by_node};
 use super::paging::{PAGE_MAX, Page};
-use crate::service::{AwsError, Call, Outcome};
+use crate::service::{AwsError, Outcome};
 use ecs_model::names::Resource;
 use ecs_model::query;
+use ecs_model::refusal::refuse_if;
 use serde_json::{Value, json};
 
 /// Most instances in one DescribeContainerInstances.
@@ -58,35 +58,31 @@ fn shown(cx: &Context<'_>, cluster: &Cluster, rows: &[Row]) -> Result<Vec<Value>
 }
 
 /// DescribeContainerInstances.
-pub async fn describe(ecs: &Ecs, call: &Call) -> Outcome {
-    let cx = ecs.enter(call).await;
+pub async fn describe(cx: &Context<'_>) -> Outcome {
     let asked = cx.texts("containerInstances");
-    if asked.is_empty() {
-        return Err(parameter("Container instance cannot be empty."));
-    }
+    refuse_if(asked.is_empty(), || parameter("Container instance cannot be empty."))?;
     if asked.len() > DESCRIBE_MAX {
         return Err(parameter(format!("containerInstances can have at most {DESCRIBE_MAX} entries.")));
     }
     let cluster = cx.cluster().await?;
-    let (rows, failures) = named(&cx, &cluster, &asked)?;
-    Ok(json!({"containerInstances": shown(&cx, &cluster, &rows)?, "failures": failures}))
+    let (rows, failures) = named(cx, &cluster, &asked)?;
+    Ok(json!({"containerInstances": shown(cx, &cluster, &rows)?, "failures": failures}))
 }
 
 /// ListContainerInstances.
-pub async fn list(ecs: &Ecs, call: &Call) -> Outcome {
-    let cx = ecs.enter(call).await;
-    let page = Page::of(call, PAGE_MAX)?;
+pub async fn list(cx: &Context<'_>) -> Outcome {
+    let page = Page::of(cx.call, PAGE_MAX)?;
     let filter = match cx.text("filter") {
         "" => None,
         text => Some(query::parse(text).map_err(|e| parameter(format!("Invalid filter: {e}")))?),
     };
     let cluster = cx.cluster().await?;
-    let tasks = tasks_by_node(&cx, &cluster)?;
+    let tasks = tasks_by_node(cx, &cluster)?;
     let status = cx.text("status");
     let mut out = Vec::new();
     for row in cx.instances(&cluster)? {
         let on = tasks.get(&row.node_name).map_or(&[][..], Vec::as_slice);
-        let selected = filter.as_ref().is_none_or(|q| q.selects(&row.candidate(&cx, on).facts));
+        let selected = filter.as_ref().is_none_or(|q| q.selects(&row.candidate(cx, on).facts));
         if selected && (status.is_empty() || status == row.status()) {
             out.push((row.id.clone(), json!(row.arn)));
         }
@@ -95,8 +91,7 @@ pub async fn list(ecs: &Ecs, call: &Call) -> Outcome {
 }
 
 /// UpdateContainerInstancesState.
-pub async fn update_state(ecs: &Ecs, call: &Call) -> Outcome {
-    let cx = ecs.enter(call).await;
+pub async fn update_state(cx: &Context<'_>) -> Outcome {
     let (asked, status) = (cx.texts("containerInstances"), cx.text("status"));
     if !matches!(status, "ACTIVE" | "DRAINING") {
         return Err(parameter("Container instance status should be one of [ACTIVE,DRAINING]"));
@@ -105,28 +100,25 @@ pub async fn update_state(ecs: &Ecs, call: &Call) -> Outcome {
         return Err(parameter(format!("containerInstances must have between 1 and {UPDATE_MAX} entries.")));
     }
     let cluster = cx.cluster().await?;
-    let (rows, failures) = named(&cx, &cluster, &asked)?;
+    let (rows, failures) = named(cx, &cluster, &asked)?;
     for row in &rows {
-        row.write(&cx, &cluster, |_| Ok(json!({"status": status}))).await?;
+        row.write(cx, &cluster, |_| Ok(json!({"status": status}))).await?;
     }
-    let (rows, _) = named(&cx, &cluster, &asked)?;
-    Ok(json!({"containerInstances": shown(&cx, &cluster, &rows)?, "failures": failures}))
+    let (rows, _) = named(cx, &cluster, &asked)?;
+    Ok(json!({"containerInstances": shown(cx, &cluster, &rows)?, "failures": failures}))
 }
 
 /// DeregisterContainerInstance: the node is none of this cluster's any more.
-pub async fn deregister(ecs: &Ecs, call: &Call) -> Outcome {
-    let cx = ecs.enter(call).await;
+pub async fn deregister(cx: &Context<'_>) -> Outcome {
     let cluster = cx.cluster().await?;
-    let (rows, _) = named(&cx, &cluster, &[cx.text("containerInstance")])?;
-    let Some(row) = rows.first() else {
-        return Err(parameter("Referenced container instance was not found."));
-    };
-    let tasks = tasks_by_node(&cx, &cluster)?;
-    if tasks.contains_key(&row.node_name) && call.input["force"] != true {
+    let (rows, _) = named(cx, &cluster, &[cx.text("containerInstance")])?;
+    let row = rows.first().ok_or_else(|| parameter("Referenced container instance was not found."))?;
+    let tasks = tasks_by_node(cx, &cluster)?;
+    if tasks.contains_key(&row.node_name) && cx.call.input["force"] != true {
         return Err(parameter("Found running tasks on the instance."));
     }
-    let mut out = shown(&cx, &cluster, &rows)?;
-    row.write(&cx, &cluster, |_| Ok(json!({"registered": false}))).await?;
+    let mut out = shown(cx, &cluster, &rows)?;
+    row.write(cx, &cluster, |_| Ok(json!({"registered": false}))).await?;
     let mut shown = out.swap_remove(0);
     shown["status"] = json!("INACTIVE");
     Ok(json!({"containerInstance": shown}))

@@ -24,7 +24,6 @@ mod tag;
 mod task;
 mod task_definition;
 
-use crate::operation;
 use crate::service::{Call, Operation, Outcome, Service, Shared, Table};
 use futures_util::future::BoxFuture;
 use index::Views;
@@ -43,6 +42,19 @@ impl Ecs {
         self.views.get_or_init(|| Views::start(&self.shared.client)).await
     }
 }
+
+/// A row from an `async fn(&Context<'_>) -> Outcome`.
+macro_rules! row {
+    ($name:literal, $function:path) => {
+        $crate::service::Operation {
+            name: $name,
+            run: |ecs: &$crate::services::ecs::Ecs, call| {
+                Box::pin(async move { $function(&ecs.enter(call).await).await })
+            },
+        }
+    };
+}
+pub(crate) use row;
 
 /// The service.
 pub fn service(shared: &Shared) -> Arc<dyn Service> {
@@ -73,63 +85,63 @@ impl Service for Whole {
 }
 
 static OPERATIONS: &[Operation<Ecs>] = &[
-    operation!("CreateCluster", cluster::create),
-    operation!("DeleteCluster", cluster::delete),
-    operation!("DescribeClusters", cluster::describe),
-    operation!("ListClusters", cluster::list),
-    operation!("PutClusterCapacityProviders", cluster::put_capacity_providers),
-    operation!("UpdateCluster", cluster::update),
-    operation!("UpdateClusterSettings", cluster::update_settings),
-    operation!("CreateCapacityProvider", capacity_provider::create),
-    operation!("DeleteCapacityProvider", capacity_provider::delete),
-    operation!("DescribeCapacityProviders", capacity_provider::describe),
-    operation!("UpdateCapacityProvider", capacity_provider::update),
-    operation!("DeleteTaskDefinitions", task_definition::delete),
-    operation!("DeregisterTaskDefinition", task_definition::deregister),
-    operation!("DescribeTaskDefinition", task_definition::describe),
-    operation!("ListTaskDefinitionFamilies", task_definition::list_families),
-    operation!("ListTaskDefinitions", task_definition::list),
-    operation!("RegisterTaskDefinition", task_definition::register),
-    operation!("RunTask", run::run_task),
-    operation!("StartTask", run::start_task),
-    operation!("DescribeTasks", task::describe),
-    operation!("ListTasks", task::list),
-    operation!("StopTask", task::stop),
-    operation!("DescribeServiceDeployments", service_deployment::describe),
-    operation!("DescribeServiceRevisions", service_deployment::describe_revisions),
-    operation!("ListServiceDeployments", service_deployment::list),
-    operation!("StopServiceDeployment", service_deployment::stop),
-    operation!("CreateService", service::create),
-    operation!("DeleteService", service::delete),
-    operation!("DescribeServices", service::describe),
-    operation!("ListServices", service::list),
-    operation!("ListServicesByNamespace", service::list_by_namespace),
-    operation!("UpdateService", service::update),
-    operation!("GetTaskProtection", protection::get),
-    operation!("UpdateTaskProtection", protection::update),
-    operation!("CreateTaskSet", external::create_task_set),
-    operation!("DeleteTaskSet", external::no_task_set),
-    operation!("DescribeTaskSets", external::describe_task_sets),
-    operation!("UpdateServicePrimaryTaskSet", external::no_task_set),
-    operation!("UpdateTaskSet", external::no_task_set),
-    operation!("DiscoverPollEndpoint", external::agent),
-    operation!("RegisterContainerInstance", external::agent),
-    operation!("SubmitAttachmentStateChanges", external::agent),
-    operation!("SubmitContainerStateChange", external::agent),
-    operation!("SubmitTaskStateChange", external::agent),
-    operation!("UpdateContainerAgent", external::update_agent),
-    operation!("DeregisterContainerInstance", instance_ops::deregister),
-    operation!("DescribeContainerInstances", instance_ops::describe),
-    operation!("ListContainerInstances", instance_ops::list),
-    operation!("UpdateContainerInstancesState", instance_ops::update_state),
-    operation!("DeleteAttributes", attribute::delete),
-    operation!("ListAttributes", attribute::list),
-    operation!("PutAttributes", attribute::put),
-    operation!("ListTagsForResource", tag::list),
-    operation!("TagResource", tag::tag),
-    operation!("UntagResource", tag::untag),
-    operation!("DeleteAccountSetting", account_setting::delete),
-    operation!("ListAccountSettings", account_setting::list),
-    operation!("PutAccountSetting", account_setting::put),
-    operation!("PutAccountSettingDefault", account_setting::put_default),
+    row!("CreateCluster", cluster::create),
+    row!("DeleteCluster", cluster::delete),
+    row!("DescribeClusters", cluster::describe),
+    row!("ListClusters", cluster::list),
+    row!("PutClusterCapacityProviders", cluster::put_capacity_providers),
+    row!("UpdateCluster", cluster::update),
+    row!("UpdateClusterSettings", cluster::update_settings),
+    row!("CreateCapacityProvider", capacity_provider::create),
+    row!("DeleteCapacityProvider", capacity_provider::delete),
+    row!("DescribeCapacityProviders", capacity_provider::describe),
+    row!("UpdateCapacityProvider", capacity_provider::update),
+    row!("DeleteTaskDefinitions", task_definition::delete),
+    row!("DeregisterTaskDefinition", task_definition::deregister),
+    row!("DescribeTaskDefinition", task_definition::describe),
+    row!("ListTaskDefinitionFamilies", task_definition::list_families),
+    row!("ListTaskDefinitions", task_definition::list),
+    row!("RegisterTaskDefinition", task_definition::register),
+    row!("RunTask", run::run_task),
+    row!("StartTask", run::start_task),
+    row!("DescribeTasks", task::describe),
+    row!("ListTasks", task::list),
+    row!("StopTask", task::stop),
+    row!("DescribeServiceDeployments", service_deployment::describe),
+    row!("DescribeServiceRevisions", service_deployment::describe_revisions),
+    row!("ListServiceDeployments", service_deployment::list),
+    row!("StopServiceDeployment", service_deployment::stop),
+    row!("CreateService", service::create),
+    row!("DeleteService", service::delete),
+    row!("DescribeServices", service::describe),
+    row!("ListServices", service::list),
+    row!("ListServicesByNamespace", service::list_by_namespace),
+    row!("UpdateService", service::update),
+    row!("GetTaskProtection", protection::get),
+    row!("UpdateTaskProtection", protection::update),
+    row!("CreateTaskSet", external::create_task_set),
+    row!("DeleteTaskSet", external::no_task_set),
+    row!("DescribeTaskSets", external::describe_task_sets),
+    row!("UpdateServicePrimaryTaskSet", external::no_task_set),
+    row!("UpdateTaskSet", external::no_task_set),
+    row!("DiscoverPollEndpoint", external::agent),
+    row!("RegisterContainerInstance", external::agent),
+    row!("SubmitAttachmentStateChanges", external::agent),
+    row!("SubmitContainerStateChange", external::agent),
+    row!("SubmitTaskStateChange", external::agent),
+    row!("UpdateContainerAgent", external::update_agent),
+    row!("DeregisterContainerInstance", instance_ops::deregister),
+    row!("DescribeContainerInstances", instance_ops::describe),
+    row!("ListContainerInstances", instance_ops::list),
+    row!("UpdateContainerInstancesState", instance_ops::update_state),
+    row!("DeleteAttributes", attribute::delete),
+    row!("ListAttributes", attribute::list),
+    row!("PutAttributes", attribute::put),
+    row!("ListTagsForResource", tag::list),
+    row!("TagResource", tag::tag),
+    row!("UntagResource", tag::untag),
+    row!("DeleteAccountSetting", account_setting::delete),
+    row!("ListAccountSettings", account_setting::list),
+    row!("PutAccountSetting", account_setting::put),
+    row!("PutAccountSettingDefault", account_setting::put_default),
 ];

@@ -1,12 +1,11 @@
 //! Task protection against scale-in: a member of the task's spec that the service scheduler reads.
 
-use super::Ecs;
 use super::context::{Cluster, Context, doc, failure, parameter};
-use crate::service::{AwsError, Call, Outcome};
+use crate::service::{AwsError, Outcome};
 use client::Object;
 use ecs_model::names::Resource;
+use ecs_model::refusal::refuse_if;
 use ecs_model::task::desired_status;
-use k8s_schema::gvr;
 use machinery::kinds::get::text;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -26,9 +25,7 @@ fn tasks(cx: &Context<'_>, cluster: &Cluster) -> Result<(Vec<Arc<Object>>, Vec<V
         Ok(running && text(task.spec(), "/group").starts_with("service:"))
     };
     let asked = cx.texts("tasks");
-    if asked.len() > TASKS_MAX {
-        return Err(parameter(format!("tasks can have at most {TASKS_MAX} entries.")));
-    }
+    refuse_if(asked.len() > TASKS_MAX, || parameter(format!("tasks can have at most {TASKS_MAX} entries.")))?;
     for given in &asked {
         let id = cx.task_id(cluster, given)?;
         let arn = cx.scope.arn(&Resource::Task(cluster.name.clone(), id.clone()));
@@ -59,10 +56,9 @@ fn shown(spec: &Value, now: f64) -> Value {
 }
 
 /// GetTaskProtection.
-pub async fn get(ecs: &Ecs, call: &Call) -> Outcome {
-    let cx = ecs.enter(call).await;
+pub async fn get(cx: &Context<'_>) -> Outcome {
     let cluster = cx.cluster().await?;
-    let (found, failures) = tasks(&cx, &cluster)?;
+    let (found, failures) = tasks(cx, &cluster)?;
     let mut out = Vec::new();
     for object in found {
         out.push(shown(doc(&object)?.spec(), cx.now()));
@@ -71,14 +67,11 @@ pub async fn get(ecs: &Ecs, call: &Call) -> Outcome {
 }
 
 /// UpdateTaskProtection.
-pub async fn update(ecs: &Ecs, call: &Call) -> Outcome {
-    let cx = ecs.enter(call).await;
+pub async fn update(cx: &Context<'_>) -> Outcome {
     let cluster = cx.cluster().await?;
-    if cx.texts("tasks").is_empty() {
-        return Err(parameter("Tasks cannot be empty."));
-    }
-    let on = call.input["protectionEnabled"] == true;
-    let minutes = call.input["expiresInMinutes"].as_i64().unwrap_or(MINUTES_DEFAULT);
+    refuse_if(cx.texts("tasks").is_empty(), || parameter("Tasks cannot be empty."))?;
+    let on = cx.call.input["protectionEnabled"] == true;
+    let minutes = cx.call.input["expiresInMinutes"].as_i64().unwrap_or(MINUTES_DEFAULT);
     if !MINUTES.contains(&minutes) {
         let (least, most) = (MINUTES.start(), MINUTES.end());
         return Err(parameter(format!("expiresInMinutes must be between {least} and {most}.")));
@@ -87,13 +80,11 @@ pub async fn update(ecs: &Ecs, call: &Call) -> Outcome {
         true => json!({"enabled": true, "expirationDate": cx.now() + minutes as f64 * 60.0}),
         false => Value::Null,
     };
-    let (found, mut failures) = tasks(&cx, &cluster)?;
+    let (found, mut failures) = tasks(cx, &cluster)?;
     let mut out = Vec::new();
     for object in found {
         let written = cx
-            .modify(&gvr::ECS_TASKS, &cx.views.tasks, &object.key, |_| {
-                Ok(Some(json!({"spec": {"protection": protection}})))
-            })
+            .modify(&cx.views.tasks, &object.key, |_| Ok(Some(json!({"spec": {"protection": protection}}))))
             .await?;
         match written {
             Some(written) => out.push(shown(doc(&written)?.spec(), cx.now())),

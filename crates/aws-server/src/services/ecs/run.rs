@@ -3,11 +3,10 @@
 //!
 //! With a client token a task's id follows from the token, so that a repeated request finds the tasks of the first.
 
-use super::Ecs;
 use super::context::{Cluster, Context, client_error, doc, failure, internal, parameter};
 use super::instance::{Row, tasks_by_node};
 use super::{capacity_provider, instance_ops, service_checks, tag};
-use crate::service::{AwsError, Call, Outcome};
+use crate::service::{AwsError, Outcome};
 use client::{Object, ObjectKey};
 use ecs_model::capacity::{Strategy, is_fargate};
 use ecs_model::doc::{Doc, copy, object};
@@ -15,6 +14,7 @@ use ecs_model::ledger::Usage;
 use ecs_model::names::{Resource, derived_id};
 use ecs_model::overrides::{self, Demand};
 use ecs_model::placement::{self, Request};
+use ecs_model::refusal::refuse_if;
 use ecs_model::task::{NO_CAPACITY, REQUEST_ANNOTATION, describe, initial_status};
 use futures_util::future::try_join_all;
 use k8s_schema::gvr;
@@ -75,19 +75,18 @@ impl Launch {
 }
 
 /// RunTask.
-pub async fn run_task(ecs: &Ecs, call: &Call) -> Outcome {
-    let cx = ecs.enter(call).await;
-    let count = call.input["count"].as_i64().unwrap_or(1);
+pub async fn run_task(cx: &Context<'_>) -> Outcome {
+    let count = cx.call.input["count"].as_i64().unwrap_or(1);
     if !(1..=COUNT_MAX).contains(&count) {
         return Err(parameter(format!("count must be between 1 and {COUNT_MAX}.")));
     }
     let count = usize::try_from(count).unwrap_or(1);
     let cluster = cx.cluster().await?;
-    let launch = launch(&cx, &cluster)?;
-    let plan = plan(&cx, cluster, launch.on_fargate())?;
-    service_checks::network(&cx, &call.input["networkConfiguration"]).await?;
-    let ids: Vec<String> = (0..count).map(|i| task_id(&cx, &plan, i)).collect();
-    if let Some(answer) = repeated(&cx, &plan, &ids)? {
+    let launch = launch(cx, &cluster)?;
+    let plan = plan(cx, cluster, launch.on_fargate())?;
+    service_checks::network(cx, &cx.call.input["networkConfiguration"]).await?;
+    let ids: Vec<String> = (0..count).map(|i| task_id(cx, &plan, i)).collect();
+    if let Some(answer) = repeated(cx, &plan, &ids)? {
         return Ok(answer);
     }
     let providers = match &launch {
@@ -100,14 +99,14 @@ pub async fn run_task(ecs: &Ecs, call: &Call) -> Outcome {
         .map(|(i, id)| Draft { id, provider: providers.get(i).cloned(), ..Draft::default() })
         .collect();
     let failures = match launch.on_fargate() {
-        true if !somewhere(&cx, &plan)? => {
+        true if !somewhere(cx, &plan)? => {
             let failed = |_: Draft| failure(&plan.cluster.arn, NO_CAPACITY);
             drafts.drain(..).map(failed).collect()
         }
         true => Vec::new(),
-        false => choose_instances(&cx, &plan, &mut drafts, matches!(launch, Launch::Providers(_))).await?,
+        false => choose_instances(cx, &plan, &mut drafts, matches!(launch, Launch::Providers(_))).await?,
     };
-    write(&cx, &plan, drafts, failures).await
+    write(cx, &plan, drafts, failures).await
 }
 
 /// Is there a node that could hold a task of this size, if it were empty? Where all that could are full now, or there is
@@ -119,28 +118,27 @@ fn somewhere(cx: &Context<'_>, plan: &Plan) -> Result<bool, AwsError> {
 }
 
 /// StartTask: the caller names the instances.
-pub async fn start_task(ecs: &Ecs, call: &Call) -> Outcome {
-    let cx = ecs.enter(call).await;
+pub async fn start_task(cx: &Context<'_>) -> Outcome {
     let asked = cx.texts("containerInstances");
     if asked.is_empty() || asked.len() > COUNT_MAX as usize {
         return Err(parameter(format!("containerInstances must have between 1 and {COUNT_MAX} entries.")));
     }
     let cluster = cx.cluster().await?;
-    let plan = plan(&cx, cluster, false)?;
-    service_checks::network(&cx, &call.input["networkConfiguration"]).await?;
-    let (rows, mut failures) = instance_ops::named(&cx, &plan.cluster, &asked)?;
+    let plan = plan(cx, cluster, false)?;
+    service_checks::network(cx, &cx.call.input["networkConfiguration"]).await?;
+    let (rows, mut failures) = instance_ops::named(cx, &plan.cluster, &asked)?;
     let mut drafts = Vec::new();
     for row in &rows {
         if row.status() != "ACTIVE" {
             failures.push(failure(&row.arn, "INACTIVE"));
             continue;
         }
-        row.ensure(&cx, &plan.cluster).await?;
+        row.ensure(cx, &plan.cluster).await?;
         let id = uuid::Uuid::new_v4().simple().to_string();
-        promise(&cx, &plan, &id, &row.node_name);
-        drafts.push(Draft { id, instance: Some(chosen(&cx, row)), ..Draft::default() });
+        promise(cx, &plan, &id, &row.node_name);
+        drafts.push(Draft { id, instance: Some(chosen(cx, row)), ..Draft::default() });
     }
-    write(&cx, &plan, drafts, failures).await
+    write(cx, &plan, drafts, failures).await
 }
 
 fn chosen(cx: &Context<'_>, row: &Row) -> (String, String, String) {
@@ -242,23 +240,15 @@ pub fn plan(cx: &Context<'_>, cluster: Cluster, on_fargate: bool) -> Result<Plan
 pub fn network(input: &Value, definition: &Value) -> Result<(), AwsError> {
     let awsvpc = text(definition, "/networkMode") == "awsvpc";
     let given = has(input, "/networkConfiguration/awsvpcConfiguration");
-    if awsvpc && !given {
-        return Err(parameter(
-            "Network Configuration must be provided when networkMode 'awsvpc' is specified.",
-        ));
-    }
-    if !awsvpc && given {
-        return Err(parameter(
-            "Network Configuration is not valid for the given networkMode of this task definition.",
-        ));
-    }
+    refuse_if(awsvpc && !given, || {
+        parameter("Network Configuration must be provided when networkMode 'awsvpc' is specified.")
+    })?;
+    refuse_if(!awsvpc && given, || {
+        parameter("Network Configuration is not valid for the given networkMode of this task definition.")
+    })?;
     let subnets = list(input, "/networkConfiguration/awsvpcConfiguration/subnets");
-    if awsvpc && subnets.is_empty() {
-        return Err(parameter("subnets can not be empty."));
-    }
-    if subnets.len() > 16 {
-        return Err(parameter("subnets can have at most 16 items."));
-    }
+    refuse_if(awsvpc && subnets.is_empty(), || parameter("subnets can not be empty."))?;
+    refuse_if(subnets.len() > 16, || parameter("subnets can have at most 16 items."))?;
     if list(input, "/networkConfiguration/awsvpcConfiguration/securityGroups").len() > 5 {
         return Err(parameter("securityGroups can have at most 5 items."));
     }
@@ -284,10 +274,9 @@ pub fn platform(
             return Err(parameter(format!("Placement {what} are not supported with FARGATE launch type.")));
         }
     }
-    if !version.is_empty() && !PLATFORMS.contains(&version) {
-        let words = "The specified platform version does not exist.";
-        return Err(AwsError::client("PlatformUnknownException", words));
-    }
+    refuse_if(!version.is_empty() && !PLATFORMS.contains(&version), || {
+        AwsError::client("PlatformUnknownException", "The specified platform version does not exist.")
+    })?;
     let latest = matches!(version, "" | "LATEST");
     spec["platformVersion"] = json!(if latest { PLATFORM } else { version });
     spec["platformFamily"] = json!("Linux");
@@ -484,12 +473,12 @@ async fn write_one(cx: &Context<'_>, plan: &Plan, draft: &Draft, zone: &str) -> 
     if let Some(print) = &plan.print {
         body["metadata"]["annotations"] = json!({ REQUEST_ANNOTATION: print });
     }
-    let written = match cx.create(&gvr::ECS_TASKS, &cx.views.tasks, body).await? {
+    let written = match cx.create(&cx.views.tasks, body).await? {
         Some(written) => written,
         // The same request came twice at the same time.
         None => {
             let key = ObjectKey::new(&*plan.cluster.namespace, &*draft.id);
-            cx.made_by_another(&gvr::ECS_TASKS, &cx.views.tasks, &key).await?
+            cx.made_by_another(&cx.views.tasks, &key).await?
         }
     };
     let task = doc(&written)?;

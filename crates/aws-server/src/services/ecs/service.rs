@@ -2,16 +2,16 @@
 //!
 //! A deleted service is DRAINING while it has tasks, INACTIVE then, and can be made again.
 
-use super::Ecs;
 use super::context::{Cluster, Context, client_error, doc, failure, internal, parameter};
 use super::paging::{PAGE_MAX, Page};
 use super::run::{Launch, launch, network, platform};
 use super::service_checks;
-use crate::service::{AwsError, Call, Outcome};
+use crate::service::{AwsError, Outcome};
 use client::{Object, ObjectKey};
 use ecs_model::doc::{Doc, copy, object};
 use ecs_model::names::Resource;
 use ecs_model::placement;
+use ecs_model::refusal::refuse_if;
 use ecs_model::service::{DEPLOYMENT, MEMBERS, check, describe as shown, renews};
 use ecs_model::task::is_stopped;
 use ecs_model::taskdef::is_name;
@@ -155,8 +155,7 @@ async fn refers(cx: &Context<'_>, spec: &Value) -> Result<(), AwsError> {
 }
 
 /// CreateService.
-pub async fn create(ecs: &Ecs, call: &Call) -> Outcome {
-    let cx = ecs.enter(call).await;
+pub async fn create(cx: &Context<'_>) -> Outcome {
     let cluster = cx.cluster().await?;
     let name = cx.text("serviceName");
     if !is_name(name) {
@@ -165,42 +164,42 @@ pub async fn create(ecs: &Ecs, call: &Call) -> Outcome {
              allowed.",
         ));
     }
-    if let Some(old) = find(&cx, &cluster, name)? {
+    if let Some(old) = find(cx, &cluster, name)? {
         match text(old.spec(), "/status") {
             "INACTIVE" => {}
             "DRAINING" => return Err(parameter("Unable to Start a service that is still Draining.")),
             _ => return Err(parameter("Creation of service was not idempotent.")),
         }
     }
-    super::tag::check(items(&call.input, "/tags"))?;
-    let mut spec = given(&call.input);
+    super::tag::check(items(&cx.call.input, "/tags"))?;
+    let mut spec = given(&cx.call.input);
     let daemon = text(&spec, "/schedulingStrategy") == "DAEMON";
     if !has(&spec, "/desiredCount") && !daemon {
         return Err(parameter("The desired count must be specified with the REPLICA scheduling strategy."));
     }
-    spec["taskDefinition"] = call.input["taskDefinition"].clone();
-    settle(&cx, &cluster, &mut spec)?;
-    refers(&cx, &spec).await?;
+    spec["taskDefinition"] = cx.call.input["taskDefinition"].clone();
+    settle(cx, &cluster, &mut spec)?;
+    refers(cx, &spec).await?;
     machinery::patch::merge(
         &mut spec,
         &json!({
-            "serviceArn": arn(&cx, &cluster, name), "serviceName": name, "clusterArn": cluster.arn,
-            "status": "ACTIVE", "createdAt": cx.now(), "createdBy": call.caller.arn, DEPLOYMENT: deployment(&cx),
+            "serviceArn": arn(cx, &cluster, name), "serviceName": name, "clusterArn": cluster.arn,
+            "status": "ACTIVE", "createdAt": cx.now(), "createdBy": cx.call.caller.arn, DEPLOYMENT: deployment(cx),
         }),
     );
-    let written = write(&cx, &key(&cx, &cluster, name), spec).await?;
+    let written = write(cx, &key(cx, &cluster, name), spec).await?;
     answer(&written)
 }
 
 /// Writes a service that is not there or inactive.
 async fn write(cx: &Context<'_>, key: &ObjectKey, spec: Value) -> Result<Arc<Object>, AwsError> {
     let body = object("Service", &key.namespace, &key.name, spec.clone());
-    if let Some(written) = cx.create(&gvr::ECS_SERVICES, &cx.views.services, body).await? {
+    if let Some(written) = cx.create(&cx.views.services, body).await? {
         return Ok(written);
     }
-    cx.made_by_another(&gvr::ECS_SERVICES, &cx.views.services, key).await?;
+    cx.made_by_another(&cx.views.services, key).await?;
     let revived = cx
-        .modify(&gvr::ECS_SERVICES, &cx.views.services, key, |old| {
+        .modify(&cx.views.services, key, |old| {
             if text(old.spec(), "/status") != "INACTIVE" {
                 return Err(parameter("Creation of service was not idempotent."));
             }
@@ -232,35 +231,32 @@ fn answer(object: &Object) -> Outcome {
 }
 
 /// UpdateService.
-pub async fn update(ecs: &Ecs, call: &Call) -> Outcome {
-    let cx = ecs.enter(call).await;
+pub async fn update(cx: &Context<'_>) -> Outcome {
     let cluster = cx.cluster().await?;
-    let name = name_of(&cx, &cluster, cx.text("service"))?;
-    let old = find(&cx, &cluster, &name)?.ok_or_else(not_found)?;
-    let mut change = given(&call.input);
+    let name = name_of(cx, &cluster, cx.text("service"))?;
+    let old = find(cx, &cluster, &name)?.ok_or_else(not_found)?;
+    let mut change = given(&cx.call.input);
     let fixed = ["launchType", "schedulingStrategy", "tags"];
     if let Some(members) = change.as_object_mut() {
         members.retain(|member, _| !fixed.contains(&member.as_str()));
-        if let Some(definition) = call.input.get("taskDefinition").filter(|d| !d.is_null()) {
+        if let Some(definition) = cx.call.input.get("taskDefinition").filter(|d| !d.is_null()) {
             members.insert("taskDefinition".into(), definition.clone());
         }
     }
     if text(old.spec(), "/status") == "ACTIVE" {
         let mut spec = old.spec().clone();
         machinery::patch::merge(&mut spec, &change);
-        settle(&cx, &cluster, &mut spec)?;
-        refers(&cx, &spec).await?;
+        settle(cx, &cluster, &mut spec)?;
+        refers(cx, &spec).await?;
     }
-    let fresh = deployment(&cx);
-    let force = call.input["forceNewDeployment"] == true;
+    let fresh = deployment(cx);
+    let force = cx.call.input["forceNewDeployment"] == true;
     let written = cx
-        .modify(&gvr::ECS_SERVICES, &cx.views.services, &key(&cx, &cluster, &name), |old| {
-            if text(old.spec(), "/status") != "ACTIVE" {
-                return Err(not_active());
-            }
+        .modify(&cx.views.services, &key(cx, &cluster, &name), |old| {
+            refuse_if(text(old.spec(), "/status") != "ACTIVE", not_active)?;
             let mut spec = old.spec().clone();
             machinery::patch::merge(&mut spec, &change);
-            settle(&cx, &cluster, &mut spec)?;
+            settle(cx, &cluster, &mut spec)?;
             if force || renews(old.spec(), &spec) {
                 spec[DEPLOYMENT] = fresh.clone();
             }
@@ -272,23 +268,20 @@ pub async fn update(ecs: &Ecs, call: &Call) -> Outcome {
 }
 
 /// DeleteService.
-pub async fn delete(ecs: &Ecs, call: &Call) -> Outcome {
-    let cx = ecs.enter(call).await;
+pub async fn delete(cx: &Context<'_>) -> Outcome {
     let cluster = cx.cluster().await?;
-    let name = name_of(&cx, &cluster, cx.text("service"))?;
-    find(&cx, &cluster, &name)?.ok_or_else(not_found)?;
+    let name = name_of(cx, &cluster, cx.text("service"))?;
+    find(cx, &cluster, &name)?.ok_or_else(not_found)?;
     let group = format!("service:{name}");
     let mut busy = false;
     for object in cx.views.tasks.list_in(&cluster.namespace) {
         let task = doc(&object)?;
         busy |= text(task.spec(), "/group") == group && !is_stopped(task.status());
     }
-    let force = call.input["force"] == true;
+    let force = cx.call.input["force"] == true;
     let written = cx
-        .modify(&gvr::ECS_SERVICES, &cx.views.services, &key(&cx, &cluster, &name), |old| {
-            if text(old.spec(), "/status") != "ACTIVE" {
-                return Err(not_active());
-            }
+        .modify(&cx.views.services, &key(cx, &cluster, &name), |old| {
+            refuse_if(text(old.spec(), "/status") != "ACTIVE", not_active)?;
             let replica = text(old.spec(), "/schedulingStrategy") != "DAEMON";
             if replica && !force && old.spec()["desiredCount"].as_i64().unwrap_or(0) > 0 {
                 return Err(parameter("The service cannot be stopped while it is scaled above 0."));
@@ -302,12 +295,9 @@ pub async fn delete(ecs: &Ecs, call: &Call) -> Outcome {
 }
 
 /// DescribeServices.
-pub async fn describe(ecs: &Ecs, call: &Call) -> Outcome {
-    let cx = ecs.enter(call).await;
+pub async fn describe(cx: &Context<'_>) -> Outcome {
     let asked = cx.texts("services");
-    if asked.is_empty() {
-        return Err(parameter("Services cannot be empty."));
-    }
+    refuse_if(asked.is_empty(), || parameter("Services cannot be empty."))?;
     if asked.len() > DESCRIBE_MAX {
         return Err(parameter(format!("services can have at most {DESCRIBE_MAX} items.")));
     }
@@ -315,9 +305,9 @@ pub async fn describe(ecs: &Ecs, call: &Call) -> Outcome {
     let with_tags = cx.includes("TAGS");
     let (mut services, mut failures) = (Vec::new(), Vec::new());
     for given in asked {
-        let name = name_of(&cx, &cluster, given)?;
-        let Some(service) = find(&cx, &cluster, &name)? else {
-            failures.push(failure(&arn(&cx, &cluster, &name), "MISSING"));
+        let name = name_of(cx, &cluster, given)?;
+        let Some(service) = find(cx, &cluster, &name)? else {
+            failures.push(failure(&arn(cx, &cluster, &name), "MISSING"));
             continue;
         };
         let mut out = shown(service.spec(), service.status());
@@ -330,9 +320,8 @@ pub async fn describe(ecs: &Ecs, call: &Call) -> Outcome {
 }
 
 /// ListServices.
-pub async fn list(ecs: &Ecs, call: &Call) -> Outcome {
-    let cx = ecs.enter(call).await;
-    let mut asked = call.clone();
+pub async fn list(cx: &Context<'_>) -> Outcome {
+    let mut asked = cx.call.clone();
     if asked.input["maxResults"].is_null() && asked.input.is_object() {
         asked.input["maxResults"] = json!(PAGE);
     }
@@ -354,9 +343,8 @@ pub async fn list(ecs: &Ecs, call: &Call) -> Outcome {
 }
 
 /// ListServicesByNamespace: the services whose Service Connect names that Cloud Map namespace.
-pub async fn list_by_namespace(ecs: &Ecs, call: &Call) -> Outcome {
-    let cx = ecs.enter(call).await;
-    let page = Page::of(call, PAGE_MAX)?;
+pub async fn list_by_namespace(cx: &Context<'_>) -> Outcome {
+    let page = Page::of(cx.call, PAGE_MAX)?;
     let prefix = cx.cluster_arn("");
     let mut out = Vec::new();
     for object in cx.views.services.list() {

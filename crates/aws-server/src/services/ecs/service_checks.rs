@@ -6,6 +6,7 @@ use crate::service::AwsError;
 use crate::services::kept::{Kept, Reach};
 use ecs_model::lower::NetworkMode;
 use ecs_model::names::Arn;
+use ecs_model::refusal::refuse_if;
 use k8s_schema::{Gvr, gvr};
 use machinery::kinds::get::{has, int, list, text};
 use serde_json::Value;
@@ -51,11 +52,9 @@ pub async fn load_balancers(cx: &Context<'_>, spec: &Value, definition: &Value) 
     let (groups, mut seen) = (kept(cx, gvr::ELB_TARGET_GROUPS), Vec::new());
     for balancer in list(spec, "/loadBalancers") {
         let arn = text(balancer, "/targetGroupArn");
-        if arn.is_empty() {
-            return Err(parameter(
-                "targetGroupArn must be specified: there are no classic load balancers here.",
-            ));
-        }
+        refuse_if(arn.is_empty(), || {
+            parameter("targetGroupArn must be specified: there are no classic load balancers here.")
+        })?;
         if seen.contains(&(arn, &balancer["containerPort"])) {
             return Err(parameter(format!("The target group {arn} is used more than once.")));
         }
@@ -106,9 +105,7 @@ pub async fn registries(cx: &Context<'_>, spec: &Value, definition: &Value) -> R
             .filter(|a| a.service == "servicediscovery")
             .and_then(|a| a.resource.strip_prefix("service/"));
         let sound = |id: &&str| id.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
-        let Some(id) = id.filter(sound) else {
-            return Err(parameter(format!("Invalid service registry ARN: {arn}")));
-        };
+        let id = id.filter(sound).ok_or_else(|| parameter(format!("Invalid service registry ARN: {arn}")))?;
         let Some(service) = kept(cx, gvr::DISCOVERY_SERVICES).get(cx.call, id).await? else {
             return Err(parameter(format!("The specified service registry does not exist: {arn}")));
         };
@@ -138,9 +135,7 @@ pub async fn registries(cx: &Context<'_>, spec: &Value, definition: &Value) -> R
             }
             _ => "",
         };
-        if !missing.is_empty() {
-            return Err(parameter(missing));
-        }
+        refuse_if(!missing.is_empty(), || parameter(missing))?;
         if pair {
             super::service::container_port(definition, container, &registry["containerPort"])?;
         }
@@ -151,19 +146,16 @@ pub async fn registries(cx: &Context<'_>, spec: &Value, definition: &Value) -> R
 /// Roles, and what only services behind load balancers have.
 pub fn rules(cx: &Context<'_>, spec: &Value, definition: &Value) -> Result<(), AwsError> {
     let balanced = has(spec, "/loadBalancers/0");
-    if has(&cx.call.input, "/healthCheckGracePeriodSeconds") && !balanced {
-        return Err(parameter(
-            "Health check grace period is only valid for services configured to use load balancers",
-        ));
-    }
+    refuse_if(has(&cx.call.input, "/healthCheckGracePeriodSeconds") && !balanced, || {
+        parameter("Health check grace period is only valid for services configured to use load balancers")
+    })?;
     if cx.text("role").is_empty() {
         return Ok(());
     }
-    if NetworkMode::of(definition) == NetworkMode::AwsVpc || list(spec, "/loadBalancers").len() > 1 {
-        return Err(parameter(
-            "You cannot specify an IAM role for services that require a service linked role.",
-        ));
-    }
+    refuse_if(
+        NetworkMode::of(definition) == NetworkMode::AwsVpc || list(spec, "/loadBalancers").len() > 1,
+        || parameter("You cannot specify an IAM role for services that require a service linked role."),
+    )?;
     match balanced {
         true => Ok(()),
         false => Err(parameter("Role is only valid for services configured to use load balancers")),

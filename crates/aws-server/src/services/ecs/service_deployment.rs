@@ -1,16 +1,14 @@
 //! Service deployments and revisions: what the scheduler wrote down, and a user's wish to stop.
 
-use super::Ecs;
 use super::context::{Context, client_error, doc, failure, parameter};
 use super::paging::{PAGE_MAX, Page};
 use super::service::{find, key, name_of, not_found};
-use crate::service::{AwsError, Call, Outcome};
+use crate::service::{AwsError, Outcome};
 use client::ObjectKey;
 use client::cache::Cache;
 use ecs_model::names::Resource;
 use ecs_model::service::{SERVICE_DEPLOYMENT, STOP_REQUEST};
 use ecs_model::service_record::{KEPT, brief, deployment_arn, deployment_object, revision_object};
-use k8s_schema::gvr;
 use machinery::kinds::get::{text, texts};
 use serde_json::{Value, json};
 
@@ -50,10 +48,9 @@ fn found(
 }
 
 /// DescribeServiceDeployments.
-pub async fn describe(ecs: &Ecs, call: &Call) -> Outcome {
-    let cx = ecs.enter(call).await;
+pub async fn describe(cx: &Context<'_>) -> Outcome {
     let (deployments, failures) =
-        found(&cx, "serviceDeploymentArns", &cx.views.service_deployments, |r| match r {
+        found(cx, "serviceDeploymentArns", &cx.views.service_deployments, |r| match r {
             Resource::ServiceDeployment(parts) => Some((parts.clone(), deployment_object(&parts[2]))),
             _ => None,
         })?;
@@ -61,25 +58,22 @@ pub async fn describe(ecs: &Ecs, call: &Call) -> Outcome {
 }
 
 /// DescribeServiceRevisions.
-pub async fn describe_revisions(ecs: &Ecs, call: &Call) -> Outcome {
-    let cx = ecs.enter(call).await;
-    let (revisions, failures) =
-        found(&cx, "serviceRevisionArns", &cx.views.service_revisions, |r| match r {
-            Resource::ServiceRevision(parts) => Some((parts.clone(), revision_object(&parts[2]))),
-            _ => None,
-        })?;
+pub async fn describe_revisions(cx: &Context<'_>) -> Outcome {
+    let (revisions, failures) = found(cx, "serviceRevisionArns", &cx.views.service_revisions, |r| match r {
+        Resource::ServiceRevision(parts) => Some((parts.clone(), revision_object(&parts[2]))),
+        _ => None,
+    })?;
     Ok(json!({"serviceRevisions": revisions, "failures": failures}))
 }
 
 /// ListServiceDeployments: the newest first.
-pub async fn list(ecs: &Ecs, call: &Call) -> Outcome {
-    let cx = ecs.enter(call).await;
-    let page = Page::of(call, PAGE_MAX)?;
+pub async fn list(cx: &Context<'_>) -> Outcome {
+    let page = Page::of(cx.call, PAGE_MAX)?;
     let cluster = cx.cluster().await?;
-    let name = name_of(&cx, &cluster, cx.text("service"))?;
-    let service = find(&cx, &cluster, &name)?.ok_or_else(not_found)?;
-    let states: Vec<&str> = texts(&call.input, "/status").collect();
-    let time = |at: &str| call.input["createdAt"][at].as_f64();
+    let name = name_of(cx, &cluster, cx.text("service"))?;
+    let service = find(cx, &cluster, &name)?.ok_or_else(not_found)?;
+    let states: Vec<&str> = texts(&cx.call.input, "/status").collect();
+    let time = |at: &str| cx.call.input["createdAt"][at].as_f64();
     let (after, before) = (time("after").unwrap_or(f64::MIN), time("before").unwrap_or(f64::MAX));
     let mut rows = Vec::new();
     for object in cx.views.service_deployments.list_in(&cluster.namespace) {
@@ -98,8 +92,7 @@ pub async fn list(ecs: &Ecs, call: &Call) -> Outcome {
 }
 
 /// StopServiceDeployment: the scheduler hears it.
-pub async fn stop(ecs: &Ecs, call: &Call) -> Outcome {
-    let cx = ecs.enter(call).await;
+pub async fn stop(cx: &Context<'_>) -> Outcome {
     let arn = cx.text("serviceDeploymentArn");
     let Resource::ServiceDeployment([cluster, name, _]) = cx.parse_arn(arn)? else {
         return Err(parameter(format!("Invalid ARN: {arn}")));
@@ -107,7 +100,7 @@ pub async fn stop(ecs: &Ecs, call: &Call) -> Outcome {
     let cluster = cx.find_cluster(&cluster)?.ok_or_else(unknown)?;
     let kind = if cx.text("stopType") == "ABORT" { "ABORT" } else { "ROLLBACK" };
     let written = cx
-        .modify(&gvr::ECS_SERVICES, &cx.views.services, &key(&cx, &cluster, &name), |service| {
+        .modify(&cx.views.services, &key(cx, &cluster, &name), |service| {
             let record = &service.status()[SERVICE_DEPLOYMENT];
             let id = text(record, "/id");
             if id.is_empty() || deployment_arn(text(service.spec(), "/serviceArn"), id) != arn {

@@ -7,8 +7,7 @@ use super::Ecs;
 use super::context::Context;
 use super::instance::tasks_by_node;
 use super::run::{Draft, Launch, choose_instances, launch, plan, request, write, zone_of};
-use crate::operation;
-use crate::service::{AwsError, Call, Operation, Outcome};
+use crate::service::{AwsError, Operation, Outcome};
 use ecs_model::placement::{self, ZONE};
 use machinery::kinds::get::list;
 use serde_json::{Value, json};
@@ -16,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Not in the model of ECS.
 pub static OPERATIONS: &[Operation<Ecs>] =
-    &[operation!("gantry:StartServiceTasks", start), operation!("gantry:DescribeServicePlaces", places)];
+    &[super::row!("gantry:StartServiceTasks", start), super::row!("gantry:DescribeServicePlaces", places)];
 
 /// Numbers by name.
 fn counts(value: &Value) -> BTreeMap<String, u64> {
@@ -26,42 +25,41 @@ fn counts(value: &Value) -> BTreeMap<String, u64> {
 
 /// Starts `count` tasks, or one on each of `containerInstances`. `running` counts what there is by provider, `zones` by
 /// zone; with `activates` they count as running only when the scheduler says so.
-async fn start(ecs: &Ecs, call: &Call) -> Outcome {
-    let cx = ecs.enter(call).await;
+async fn start(cx: &Context<'_>) -> Outcome {
     let cluster = cx.cluster().await?;
-    let launch = launch(&cx, &cluster)?;
-    let mut plan = plan(&cx, cluster, launch.on_fargate())?;
-    if call.input["activates"] == true {
+    let launch = launch(cx, &cluster)?;
+    let mut plan = plan(cx, cluster, launch.on_fargate())?;
+    if cx.call.input["activates"] == true {
         plan.spec["activating"] = json!(true);
     }
-    let count = usize::try_from(call.input["count"].as_u64().unwrap_or(1)).unwrap_or(1);
+    let count = usize::try_from(cx.call.input["count"].as_u64().unwrap_or(1)).unwrap_or(1);
     let providers = match &launch {
         Launch::Type(_) => Vec::new(),
-        Launch::Providers(strategy) => strategy.split(&counts(&call.input["running"]), count),
+        Launch::Providers(strategy) => strategy.split(&counts(&cx.call.input["running"]), count),
     };
     let id = || uuid::Uuid::new_v4().simple().to_string();
     let draft = |i: usize| Draft { id: id(), provider: providers.get(i).cloned(), ..Draft::default() };
     let mut drafts: Vec<Draft> = (0..count).map(draft).collect();
     if launch.on_fargate() {
-        spread(&cx, &mut drafts).await?;
-        return write(&cx, &plan, drafts, Vec::new()).await;
+        spread(cx, &mut drafts).await?;
+        return write(cx, &plan, drafts, Vec::new()).await;
     }
     let by_provider = matches!(launch, Launch::Providers(_));
     let instances = cx.texts("containerInstances");
     if instances.is_empty() {
-        let failures = choose_instances(&cx, &plan, &mut drafts, by_provider).await?;
-        return write(&cx, &plan, drafts, failures).await;
+        let failures = choose_instances(cx, &plan, &mut drafts, by_provider).await?;
+        return write(cx, &plan, drafts, failures).await;
     }
     let (mut placed, mut failures) = (Vec::new(), Vec::new());
     for instance in instances {
-        let mut one = call.clone();
+        let mut one = cx.call.clone();
         one.input["onlyInstances"] = json!([instance]);
-        let cx = ecs.enter(&one).await;
+        let cx = cx.again(&one);
         let mut here = vec![draft(0)];
         failures.extend(choose_instances(&cx, &plan, &mut here, by_provider).await?);
         placed.extend(here);
     }
-    write(&cx, &plan, placed, failures).await
+    write(cx, &plan, placed, failures).await
 }
 
 /// The subnets that a task can be in, with their zones.
@@ -88,21 +86,20 @@ async fn spread(cx: &Context<'_>, drafts: &mut [Draft]) -> Result<(), AwsError> 
 }
 
 /// The instances of the cluster, whether they take the service's tasks (whatever is free), and the zones it can be in.
-async fn places(ecs: &Ecs, call: &Call) -> Outcome {
-    let cx = ecs.enter(call).await;
+async fn places(cx: &Context<'_>) -> Outcome {
     let cluster = cx.cluster().await?;
-    let on_fargate = launch(&cx, &cluster)?.on_fargate();
-    let plan = plan(&cx, cluster, on_fargate)?;
+    let on_fargate = launch(cx, &cluster)?.on_fargate();
+    let plan = plan(cx, cluster, on_fargate)?;
     if on_fargate {
-        let zones: BTreeSet<String> = subnets(&cx).await?.into_iter().map(|(_, zone)| zone).collect();
+        let zones: BTreeSet<String> = subnets(cx).await?.into_iter().map(|(_, zone)| zone).collect();
         return Ok(json!({"places": [], "zones": zones}));
     }
-    let request = request(&cx, &plan)?;
-    let tasks = tasks_by_node(&cx, &plan.cluster)?;
+    let request = request(cx, &plan)?;
+    let tasks = tasks_by_node(cx, &plan.cluster)?;
     let (mut places, mut zones) = (Vec::new(), BTreeSet::new());
     for row in cx.instances(&plan.cluster)? {
         let here = tasks.get(&row.node_name).map_or(&[][..], Vec::as_slice);
-        let candidate = row.candidate(&cx, here);
+        let candidate = row.candidate(cx, here);
         let zone = candidate.facts.attributes.get(ZONE).cloned().unwrap_or_default();
         let active = row.status() == "ACTIVE";
         let takes = active && placement::suits(&candidate, &request);

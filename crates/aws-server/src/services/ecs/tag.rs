@@ -1,12 +1,11 @@
 //! Tags of ECS resources: a list in `spec.tags` of whatever carries them.
 
-use super::Ecs;
-use super::context::{Context, doc, internal, parameter};
-use crate::service::{AwsError, Call, Outcome};
+use super::context::{Context, doc, parameter};
+use super::index::Stored;
+use crate::service::{AwsError, Outcome};
 use client::ObjectKey;
-use client::cache::Cache;
 use ecs_model::names::{ECS_NAMESPACE, Resource};
-use k8s_schema::{Gvr, gvr};
+use ecs_model::refusal::refuse_if;
 use machinery::kinds::get::{list as items, text};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -18,9 +17,7 @@ const VALUE_MAX: usize = 256;
 
 /// Refuses tags that AWS refuses.
 pub fn check(tags: &[Value]) -> Result<(), AwsError> {
-    if tags.len() > TAGS_MAX {
-        return Err(parameter(format!("The number of tags cannot exceed {TAGS_MAX}.")));
-    }
+    refuse_if(tags.len() > TAGS_MAX, || parameter(format!("The number of tags cannot exceed {TAGS_MAX}.")))?;
     let mut seen = std::collections::BTreeSet::new();
     for tag in tags {
         let (key, value) = (text(tag, "/key"), text(tag, "/value"));
@@ -30,17 +27,14 @@ pub fn check(tags: &[Value]) -> Result<(), AwsError> {
         if key.to_ascii_lowercase().starts_with("aws:") {
             return Err(parameter("Tag keys that start with 'aws:' are reserved."));
         }
-        if !seen.insert(key) {
-            return Err(parameter(format!("Duplicate tag key found: {key}")));
-        }
+        refuse_if(!seen.insert(key), || parameter(format!("Duplicate tag key found: {key}")))?;
     }
     Ok(())
 }
 
 /// Where a resource is kept.
 struct Carrier<'a> {
-    gvr: Gvr,
-    cache: &'a Cache,
+    kept: &'a Stored,
     key: ObjectKey,
 }
 
@@ -54,36 +48,30 @@ async fn carrier<'a>(cx: &Context<'a>) -> Result<Carrier<'a>, AwsError> {
     let short = ["task/", "service/", "container-instance/"].iter().any(|kind| {
         arn.rsplit_once(':').is_some_and(|(_, r)| r.starts_with(kind) && r.matches('/').count() == 1)
     });
-    if short {
-        return Err(parameter("Long arn format must be used for tagging operations"));
-    }
+    refuse_if(short, || parameter("Long arn format must be used for tagging operations"))?;
     let views = cx.views;
     let within = |cluster: &str, name: String| ObjectKey::new(cx.scope.cluster_namespace(cluster), name);
     Ok(match cx.parse_arn(arn)? {
-        Resource::Cluster(name) => {
-            Carrier { gvr: gvr::ECS_CLUSTERS, cache: &views.clusters, key: cx.cluster_key(&name) }
-        }
+        Resource::Cluster(name) => Carrier { kept: &views.clusters, key: cx.cluster_key(&name) },
         Resource::TaskDefinition(family, revision) => {
             let key = ObjectKey::new(ECS_NAMESPACE, cx.scope.task_definition(&family, revision));
-            Carrier { gvr: gvr::ECS_TASK_DEFINITIONS, cache: &views.definitions, key }
+            Carrier { kept: &views.definitions, key }
         }
         Resource::CapacityProvider(name) => {
             let key = ObjectKey::new(ECS_NAMESPACE, cx.scope.object_name(&name));
-            Carrier { gvr: gvr::ECS_CAPACITY_PROVIDERS, cache: &views.providers, key }
+            Carrier { kept: &views.providers, key }
         }
-        Resource::Task(cluster, id) => {
-            Carrier { gvr: gvr::ECS_TASKS, cache: &views.tasks, key: within(&cluster, id) }
-        }
+        Resource::Task(cluster, id) => Carrier { kept: &views.tasks, key: within(&cluster, id) },
         Resource::Service(cluster, name) => {
             let key = within(&cluster, cx.scope.object_name(&name));
-            Carrier { gvr: gvr::ECS_SERVICES, cache: &views.services, key }
+            Carrier { kept: &views.services, key }
         }
         Resource::ContainerInstance(cluster, id) => {
             let found = cx.find_cluster(&cluster)?.ok_or_else(not_found)?;
             let rows = cx.instances(&found)?;
             let row = rows.iter().find(|r| r.id == id).ok_or_else(not_found)?;
             row.ensure(cx, &found).await?;
-            Carrier { gvr: gvr::ECS_CONTAINER_INSTANCES, cache: &views.instances, key: within(&cluster, id) }
+            Carrier { kept: &views.instances, key: within(&cluster, id) }
         }
         _ => return Err(parameter("The specified resource does not support tags.")),
     })
@@ -96,7 +84,7 @@ async fn change(
 ) -> Result<(), AwsError> {
     let carrier = carrier(cx).await?;
     let written = cx
-        .modify(&carrier.gvr, carrier.cache, &carrier.key, |doc| {
+        .modify(carrier.kept, &carrier.key, |doc| {
             let own = items(doc.spec(), "/tags").iter();
             let mut tags: BTreeMap<String, Value> =
                 own.map(|t| (text(t, "/key").to_string(), t.clone())).collect();
@@ -108,11 +96,10 @@ async fn change(
 }
 
 /// TagResource.
-pub async fn tag(ecs: &Ecs, call: &Call) -> Outcome {
-    let cx = ecs.enter(call).await;
-    let given = items(&call.input, "/tags");
+pub async fn tag(cx: &Context<'_>) -> Outcome {
+    let given = items(&cx.call.input, "/tags");
     check(given)?;
-    change(&cx, |tags| {
+    change(cx, |tags| {
         tags.extend(given.iter().map(|t| (text(t, "/key").to_string(), t.clone())));
         match tags.keys().filter(|k| !k.starts_with("aws:")).count() > TAGS_MAX {
             true => Err(parameter(format!("The number of tags cannot exceed {TAGS_MAX}."))),
@@ -124,10 +111,9 @@ pub async fn tag(ecs: &Ecs, call: &Call) -> Outcome {
 }
 
 /// UntagResource.
-pub async fn untag(ecs: &Ecs, call: &Call) -> Outcome {
-    let cx = ecs.enter(call).await;
+pub async fn untag(cx: &Context<'_>) -> Outcome {
     let keys = cx.texts("tagKeys");
-    change(&cx, |tags| {
+    change(cx, |tags| {
         tags.retain(|key, _| !keys.contains(&key.as_str()));
         Ok(())
     })
@@ -136,16 +122,11 @@ pub async fn untag(ecs: &Ecs, call: &Call) -> Outcome {
 }
 
 /// ListTagsForResource.
-pub async fn list(ecs: &Ecs, call: &Call) -> Outcome {
-    let cx = ecs.enter(call).await;
-    let carrier = carrier(&cx).await?;
-    let object = match carrier.cache.get(&carrier.key) {
+pub async fn list(cx: &Context<'_>) -> Outcome {
+    let carrier = carrier(cx).await?;
+    let object = match carrier.kept.get(&carrier.key) {
         Some(object) => object,
-        None => match cx.shared.client.get(&carrier.gvr, &carrier.key).await {
-            Ok(object) => object,
-            Err(error) if error.is_not_found() => return Err(not_found()),
-            Err(error) => return Err(internal(error)),
-        },
+        None => cx.read(&carrier.kept.gvr, &carrier.key).await?.ok_or_else(not_found)?,
     };
     Ok(json!({"tags": items(doc(&object)?.spec(), "/tags")}))
 }

@@ -1,14 +1,13 @@
 //! StopTask, DescribeTasks, ListTasks.
 
-use super::Ecs;
 use super::context::{Cluster, Context, doc, failure, parameter};
 use super::instance_ops::id_of;
 use super::paging::{PAGE_MAX, Page};
-use crate::service::{Call, Outcome};
+use crate::service::Outcome;
 use ecs_model::doc::Doc;
 use ecs_model::names::{Arn, Resource};
+use ecs_model::refusal::refuse_if;
 use ecs_model::task::{describe as shown, desired_status};
-use k8s_schema::gvr;
 use machinery::kinds::get::{has, text};
 use serde_json::{Value, json};
 
@@ -18,8 +17,7 @@ const DESCRIBE_MAX: usize = 100;
 const REASON_MAX: usize = 1024;
 
 /// StopTask.
-pub async fn stop(ecs: &Ecs, call: &Call) -> Outcome {
-    let cx = ecs.enter(call).await;
+pub async fn stop(cx: &Context<'_>) -> Outcome {
     let cluster = cx.cluster().await?;
     let id = cx.task_id(&cluster, cx.text("task"))?;
     let missing = || parameter("The referenced task was not found.");
@@ -32,10 +30,10 @@ pub async fn stop(ecs: &Ecs, call: &Call) -> Outcome {
         reason => reason,
     };
     let written = cx
-        .modify(&gvr::ECS_TASKS, &cx.views.tasks, &object.key, |task| {
+        .modify(&cx.views.tasks, &object.key, |task| {
             let mut patch =
                 json!({"spec": {"desiredStatus": "STOPPED", "stopCode": "UserInitiated", "stoppedReason": reason}});
-            if leaves(&cx, &cluster, task) {
+            if leaves(cx, &cluster, task) {
                 patch["spec"]["deactivating"] = json!(cx.now());
             }
             Ok((desired_status(task.spec(), task.status()) == "RUNNING").then_some(patch))
@@ -55,12 +53,9 @@ fn leaves(cx: &Context<'_>, cluster: &Cluster, task: &Doc) -> bool {
 }
 
 /// DescribeTasks.
-pub async fn describe(ecs: &Ecs, call: &Call) -> Outcome {
-    let cx = ecs.enter(call).await;
+pub async fn describe(cx: &Context<'_>) -> Outcome {
     let asked = cx.texts("tasks");
-    if asked.is_empty() {
-        return Err(parameter("Tasks cannot be empty."));
-    }
+    refuse_if(asked.is_empty(), || parameter("Tasks cannot be empty."))?;
     if asked.len() > DESCRIBE_MAX {
         return Err(parameter(format!("tasks can have at most {DESCRIBE_MAX} entries.")));
     }
@@ -87,14 +82,13 @@ pub async fn describe(ecs: &Ecs, call: &Call) -> Outcome {
 }
 
 /// ListTasks.
-pub async fn list(ecs: &Ecs, call: &Call) -> Outcome {
-    let cx = ecs.enter(call).await;
-    let page = Page::of(call, PAGE_MAX)?;
+pub async fn list(cx: &Context<'_>) -> Outcome {
+    let page = Page::of(cx.call, PAGE_MAX)?;
     let cluster = cx.cluster().await?;
     let desired = if cx.text("desiredStatus").is_empty() { "RUNNING" } else { cx.text("desiredStatus") };
     let instance = match cx.text("containerInstance") {
         "" => String::new(),
-        given => id_of(&cx, &cluster, given)?,
+        given => id_of(cx, &cluster, given)?,
     };
     let service = cx.text("serviceName");
     let group = match service.rsplit('/').next() {

@@ -3,13 +3,13 @@
 //! Invariant: a revision is never used again. The highest revision of a family is therefore kept, even when it is
 //! DELETE_IN_PROGRESS; lower ones that are, and that no task uses, go at the family's next write.
 
-use super::Ecs;
 use super::context::{Context, client_error, doc, failure, internal, parameter};
 use super::paging::{PAGE_MAX, Page};
-use crate::service::{AwsError, Call, Outcome};
+use crate::service::{AwsError, Outcome};
 use client::{DeleteOptions, Object};
 use ecs_model::doc::object;
 use ecs_model::names::{ECS_NAMESPACE, Resource};
+use ecs_model::refusal::refuse_if;
 use ecs_model::task::is_stopped;
 use ecs_model::taskdef::{self, Registration};
 use k8s_schema::gvr;
@@ -24,11 +24,10 @@ const ATTEMPTS: usize = 10;
 const DELETE_MAX: usize = 10;
 
 /// RegisterTaskDefinition.
-pub async fn register(ecs: &Ecs, call: &Call) -> Outcome {
-    let cx = ecs.enter(call).await;
-    let checked = taskdef::check(&call.input, &call.caller.account)?;
-    super::tag::check(items(&call.input, "/tags"))?;
-    let tags = call.input.get("tags").cloned().unwrap_or(json!([]));
+pub async fn register(cx: &Context<'_>) -> Outcome {
+    let checked = taskdef::check(&cx.call.input, &cx.call.caller.account)?;
+    super::tag::check(items(&cx.call.input, "/tags"))?;
+    let tags = cx.call.input.get("tags").cloned().unwrap_or(json!([]));
     let family = text(&checked, "/family").to_string();
     let place = &cx.scope.place;
     let known = cx.views.families.lock().revisions(&place.account, &place.region, &family);
@@ -40,14 +39,14 @@ pub async fn register(ecs: &Ecs, call: &Call) -> Outcome {
             arn: cx.scope.arn(&Resource::TaskDefinition(family.clone(), revision)),
             revision,
             registered_at: cx.now(),
-            registered_by: &call.caller.arn,
+            registered_by: &cx.call.caller.arn,
         };
         let mut spec = taskdef::identify(checked.clone(), &registration);
         spec["tags"] = tags.clone();
         let name = cx.scope.task_definition(&family, revision);
         let body = object("TaskDefinition", ECS_NAMESPACE, &name, spec);
-        if let Some(written) = cx.create(&gvr::ECS_TASK_DEFINITIONS, &cx.views.definitions, body).await? {
-            collect(&cx, &family).await?;
+        if let Some(written) = cx.create(&cx.views.definitions, body).await? {
+            collect(cx, &family).await?;
             return answer(&written, true);
         }
     }
@@ -100,16 +99,14 @@ async fn collect(cx: &Context<'_>, family: &str) -> Result<(), AwsError> {
 }
 
 /// DescribeTaskDefinition.
-pub async fn describe(ecs: &Ecs, call: &Call) -> Outcome {
-    let cx = ecs.enter(call).await;
+pub async fn describe(cx: &Context<'_>) -> Outcome {
     let found = cx.definition(cx.text("taskDefinition"))?;
     let object = found.ok_or_else(|| client_error("Unable to describe task definition."))?;
     answer(&object, cx.includes("TAGS"))
 }
 
 /// DeregisterTaskDefinition.
-pub async fn deregister(ecs: &Ecs, call: &Call) -> Outcome {
-    let cx = ecs.enter(call).await;
+pub async fn deregister(cx: &Context<'_>) -> Outcome {
     let given = cx.text("taskDefinition");
     if !given.starts_with("arn:") && !given.contains(':') {
         return Err(client_error(format!("Invalid revision number. Number: {given}")));
@@ -118,7 +115,7 @@ pub async fn deregister(ecs: &Ecs, call: &Call) -> Outcome {
     let object = cx.definition(given)?.ok_or_else(missing)?;
     let now = cx.now();
     let written = cx
-        .modify(&gvr::ECS_TASK_DEFINITIONS, &cx.views.definitions, &object.key, |doc| {
+        .modify(&cx.views.definitions, &object.key, |doc| {
             let patch = json!({"spec": {"status": "INACTIVE", "deregisteredAt": now}});
             match text(doc.spec(), "/status") {
                 "ACTIVE" => Ok(Some(patch)),
@@ -131,12 +128,9 @@ pub async fn deregister(ecs: &Ecs, call: &Call) -> Outcome {
 }
 
 /// DeleteTaskDefinitions.
-pub async fn delete(ecs: &Ecs, call: &Call) -> Outcome {
-    let cx = ecs.enter(call).await;
+pub async fn delete(cx: &Context<'_>) -> Outcome {
     let asked = cx.texts("taskDefinitions");
-    if asked.is_empty() {
-        return Err(parameter("taskDefinitions cannot be empty."));
-    }
+    refuse_if(asked.is_empty(), || parameter("taskDefinitions cannot be empty."))?;
     if asked.len() > DELETE_MAX {
         return Err(parameter(format!("taskDefinitions can have at most {DELETE_MAX} entries.")));
     }
@@ -165,7 +159,7 @@ pub async fn delete(ecs: &Ecs, call: &Call) -> Outcome {
         }
         let now = cx.now();
         let written = cx
-            .modify(&gvr::ECS_TASK_DEFINITIONS, &cx.views.definitions, &object.key, |doc| {
+            .modify(&cx.views.definitions, &object.key, |doc| {
                 let patch = json!({"spec": {"status": "DELETE_IN_PROGRESS", "deleteRequestedAt": now}});
                 Ok((text(doc.spec(), "/status") == "INACTIVE").then_some(patch))
             })
@@ -176,19 +170,18 @@ pub async fn delete(ecs: &Ecs, call: &Call) -> Outcome {
         }
     }
     for family in families {
-        collect(&cx, &family).await?;
+        collect(cx, &family).await?;
     }
     Ok(json!({"taskDefinitions": done, "failures": failures}))
 }
 
 /// ListTaskDefinitions: by family, then revision.
-pub async fn list(ecs: &Ecs, call: &Call) -> Outcome {
-    let cx = ecs.enter(call).await;
-    let page = Page::of(call, PAGE_MAX)?;
+pub async fn list(cx: &Context<'_>) -> Outcome {
+    let page = Page::of(cx.call, PAGE_MAX)?;
     let status = if cx.text("status").is_empty() { "ACTIVE" } else { cx.text("status") };
     let descending = cx.text("sort") == "DESC";
     let mut rows: Vec<(String, u64, Value)> = Vec::new();
-    for (family, revisions) in families(&cx, cx.text("familyPrefix")) {
+    for (family, revisions) in families(cx, cx.text("familyPrefix")) {
         for (revision, object) in revisions {
             let doc = doc(&object)?;
             if text(doc.spec(), "/status") == status {
@@ -212,12 +205,11 @@ fn families(cx: &Context<'_>, prefix: &str) -> Vec<(String, BTreeMap<u64, Arc<Ob
 }
 
 /// ListTaskDefinitionFamilies.
-pub async fn list_families(ecs: &Ecs, call: &Call) -> Outcome {
-    let cx = ecs.enter(call).await;
-    let page = Page::of(call, PAGE_MAX)?;
+pub async fn list_families(cx: &Context<'_>) -> Outcome {
+    let page = Page::of(cx.call, PAGE_MAX)?;
     let status = cx.text("status");
     let mut rows = Vec::new();
-    for (family, revisions) in families(&cx, cx.text("familyPrefix")) {
+    for (family, revisions) in families(cx, cx.text("familyPrefix")) {
         let mut statuses = BTreeSet::new();
         for object in revisions.values() {
             statuses.insert(text(doc(object)?.spec(), "/status").to_string());

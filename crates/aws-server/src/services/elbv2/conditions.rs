@@ -3,6 +3,7 @@
 use super::find::{invalid, refused};
 use crate::service::{AwsError, Outcome};
 use crate::services::kept::{items, text};
+use ecs_model::refusal::refuse_if;
 use serde_json::{Value, json};
 
 /// Field, its own configuration's member, and whether plain `Values` are good too.
@@ -19,9 +20,7 @@ const VALUES_MAX: usize = 5;
 
 /// Checks and completes the conditions of a rule.
 pub(super) fn checked(given: &Value) -> Outcome {
-    if items(given).is_empty() {
-        return Err(invalid("A condition must be specified"));
-    }
+    refuse_if(items(given).is_empty(), || invalid("A condition must be specified"))?;
     let all: Vec<Value> = items(given).iter().map(one).collect::<Result<_, _>>()?;
     let count: usize = all.iter().map(values).map(<[Value]>::len).sum();
     if count > VALUES_MAX {
@@ -42,12 +41,10 @@ fn one(condition: &Value) -> Result<Value, AwsError> {
         let names: Vec<&str> = FIELDS.iter().map(|(f, ..)| *f).collect();
         return Err(invalid(format!("Condition field '{field}' must be one of '[{}]'", names.join(", "))));
     };
-    if !items(&condition["RegexValues"]).is_empty() || !items(&condition[*config]["RegexValues"]).is_empty() {
-        return Err(refused(
-            "InvalidConfigurationRequest",
-            "Gantry has no regular expressions in conditions",
-        ));
-    }
+    refuse_if(
+        !items(&condition["RegexValues"]).is_empty() || !items(&condition[*config]["RegexValues"]).is_empty(),
+        || refused("InvalidConfigurationRequest", "Gantry has no regular expressions in conditions"),
+    )?;
     let mut out = json!({"Field": field, *config: condition[*config]});
     if out[*config].is_null() {
         if !plain || items(&condition["Values"]).is_empty() {

@@ -4,6 +4,7 @@ use super::Elb;
 use crate::service::{AwsError, Call};
 use crate::services::kept::{Kept, items, page, text};
 use ecs_model::names::Arn;
+use ecs_model::refusal::refuse_if;
 use serde_json::{Value, json};
 
 /// Entries of one page, unless asked for fewer.
@@ -118,9 +119,7 @@ impl What {
         mut change: impl FnMut(&mut Value) -> Result<T, AwsError>,
     ) -> Result<T, AwsError> {
         let changed = self.kept(elb).change(call, self.name(arn)?, |spec| {
-            if text(spec, self.member()) != arn {
-                return Err(self.missing());
-            }
+            refuse_if(text(spec, self.member()) != arn, || self.missing())?;
             change(spec)
         });
         changed.await?.ok_or_else(|| self.missing())

@@ -11,6 +11,7 @@ use crate::service::{AwsError, Call, Outcome};
 use crate::services::kept::{copy, items, text};
 use client::ObjectKey;
 use ecs_model::names::AWS_NAMESPACE;
+use ecs_model::refusal::refuse_if;
 use k8s_schema::gvr::SECRETS;
 use serde_json::{Value, json};
 
@@ -25,9 +26,7 @@ const CERTIFICATES_MAX: usize = 25;
 async fn settle(elb: &Elb, call: &Call, spec: &mut Value, kind: &str) -> Result<(), AwsError> {
     let input = &call.input;
     copy(spec, input, "Port Protocol SslPolicy AlpnPolicy MutualAuthentication");
-    if spec["Port"].is_null() {
-        return Err(invalid("A listener port must be specified"));
-    }
+    refuse_if(spec["Port"].is_null(), || invalid("A listener port must be specified"))?;
     let protocol = text(spec, "Protocol").to_string();
     let good: &[&str] =
         if kind == "network" { &["TCP", "TLS", "UDP", "TCP_UDP"] } else { &["HTTP", "HTTPS"] };
@@ -180,12 +179,9 @@ pub(super) async fn add_certificates(elb: &Elb, call: &Call) -> Outcome {
     let changed = What::Listener.change(elb, call, text(&call.input, "ListenerArn"), |spec| {
         let mut all = items(&spec["MoreCertificates"]).to_vec();
         all.extend(items(&new).iter().filter(|c| !items(&spec["MoreCertificates"]).contains(c)).cloned());
-        if all.len() > CERTIFICATES_MAX {
-            return Err(refused(
-                "TooManyCertificates",
-                "You've reached the limit on the number of certificates",
-            ));
-        }
+        refuse_if(all.len() > CERTIFICATES_MAX, || {
+            refused("TooManyCertificates", "You've reached the limit on the number of certificates")
+        })?;
         spec["MoreCertificates"] = json!(all);
         Ok(json!({"Certificates": new}))
     });

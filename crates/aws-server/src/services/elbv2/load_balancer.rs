@@ -4,6 +4,7 @@ use super::Elb;
 use super::find::{What, arn, invalid, listing, new_id, refused};
 use crate::service::{AwsError, Call, Outcome};
 use crate::services::kept::{items, now, text};
+use ecs_model::refusal::refuse_if;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
@@ -33,9 +34,7 @@ pub(super) fn shown(whole: &Value) -> Value {
 /// Names of load balancers and target groups.
 pub(super) fn check_name(kind: &str, name: &str) -> Result<(), AwsError> {
     let letters = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
-    if name.is_empty() {
-        return Err(invalid(format!("{kind} name cannot be empty")));
-    }
+    refuse_if(name.is_empty(), || invalid(format!("{kind} name cannot be empty")))?;
     if name.len() > NAME_MAX {
         return Err(invalid(format!("{kind} name '{name}' cannot be longer than '{NAME_MAX}' characters")));
     }
@@ -130,9 +129,7 @@ async fn zones(elb: &Elb, call: &Call, kind: &str) -> Result<(String, Value), Aw
     if kind == "application" && names.len() < 2 {
         return Err(invalid("At least two subnets in two different Availability Zones must be specified"));
     }
-    if zones.is_empty() {
-        return Err(invalid("At least one subnet must be specified"));
-    }
+    refuse_if(zones.is_empty(), || invalid("At least one subnet must be specified"))?;
     if names.len() < zones.len() {
         let words = "A load balancer cannot be attached to multiple subnets in the same Availability Zone";
         return Err(refused("InvalidConfigurationRequest", words));
@@ -153,12 +150,9 @@ async fn security_groups(elb: &Elb, call: &Call, kind: &str, vpc: &str) -> Outco
         };
     }
     for id in given.iter().filter_map(Value::as_str) {
-        if elb.vpc.security_group(call, id).await?.is_none_or(|g| text(&g, "VpcId") != vpc) {
-            return Err(refused(
-                "InvalidConfigurationRequest",
-                format!("One or more security groups are invalid: {id}"),
-            ));
-        }
+        refuse_if(elb.vpc.security_group(call, id).await?.is_none_or(|g| text(&g, "VpcId") != vpc), || {
+            refused("InvalidConfigurationRequest", format!("One or more security groups are invalid: {id}"))
+        })?;
     }
     Ok(json!(given))
 }
@@ -166,20 +160,17 @@ async fn security_groups(elb: &Elb, call: &Call, kind: &str, vpc: &str) -> Outco
 /// DescribeLoadBalancers.
 pub(super) async fn describe(elb: &Elb, call: &Call) -> Outcome {
     let (arns, names) = (&call.input["LoadBalancerArns"], items(&call.input["Names"]));
-    if !items(arns).is_empty() && !names.is_empty() {
-        return Err(invalid(
-            "Load balancer names and load balancer ARNs cannot be specified at the same time",
-        ));
-    }
+    refuse_if(!items(arns).is_empty() && !names.is_empty(), || {
+        invalid("Load balancer names and load balancer ARNs cannot be specified at the same time")
+    })?;
     let mut found = What::Balancer.chosen(elb, call, arns).await?;
     if !names.is_empty() {
         found.retain(|o| names.contains(&o["spec"]["LoadBalancerName"]));
         let there = |n: &&Value| !found.iter().any(|o| o["spec"]["LoadBalancerName"] == **n);
         let missing: Vec<&str> = names.iter().filter(there).filter_map(Value::as_str).collect();
-        if !missing.is_empty() {
-            let words = format!("Load balancers '[{}]' not found", missing.join(", "));
-            return Err(refused("LoadBalancerNotFound", words));
-        }
+        refuse_if(!missing.is_empty(), || {
+            refused("LoadBalancerNotFound", format!("Load balancers '[{}]' not found", missing.join(", ")))
+        })?;
     }
     listing(call, "LoadBalancers", found.iter().map(shown).collect(), "LoadBalancerName")
 }

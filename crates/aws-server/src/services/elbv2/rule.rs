@@ -5,6 +5,7 @@ use super::find::{What, invalid, listing, new_id, refused};
 use super::{actions, conditions};
 use crate::service::{AwsError, Call, Outcome};
 use crate::services::kept::{items, text};
+use ecs_model::refusal::refuse_if;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
@@ -47,9 +48,7 @@ pub(super) async fn create(elb: &Elb, call: &Call) -> Outcome {
     no_transforms(call)?;
     let priority = call.input["Priority"].to_string();
     let present = of_listener(elb, call, own).await?;
-    if present.iter().any(|r| r["Priority"] == *priority) {
-        return Err(in_use(&priority));
-    }
+    refuse_if(present.iter().any(|r| r["Priority"] == *priority), || in_use(&priority))?;
     if present.len() >= RULES_MAX {
         return Err(refused("TooManyRules", "You've reached the limit on the number of rules"));
     }
@@ -95,9 +94,7 @@ pub(super) async fn describe(elb: &Elb, call: &Call) -> Outcome {
             let mut rules = elb.rules.list(call).await?;
             rules.extend(elb.listeners.list(call).await?.iter().map(default_rule));
             rules.retain(|r| arns.contains(&r["RuleArn"]));
-            if rules.len() < arns.len() {
-                return Err(What::Rule.missing());
-            }
+            refuse_if(rules.len() < arns.len(), || What::Rule.missing())?;
             rules
         }
     };
@@ -134,10 +131,9 @@ pub(super) async fn modify(elb: &Elb, call: &Call) -> Outcome {
 pub(super) async fn delete(elb: &Elb, call: &Call) -> Outcome {
     let own = text(&call.input, "RuleArn");
     let name = What::Rule.name(own)?;
-    if elb.listeners.list(call).await?.iter().any(|l| text(l, "DefaultRuleId") == name) {
-        let words = format!("Default rule '{own}' cannot be deleted");
-        return Err(refused("OperationNotPermitted", words));
-    }
+    refuse_if(elb.listeners.list(call).await?.iter().any(|l| text(l, "DefaultRuleId") == name), || {
+        refused("OperationNotPermitted", format!("Default rule '{own}' cannot be deleted"))
+    })?;
     What::Rule.get(elb, call, own).await?;
     elb.rules.remove(call, name).await?;
     Ok(json!({}))

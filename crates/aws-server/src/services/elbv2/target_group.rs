@@ -5,6 +5,7 @@ use super::find::{What, arn, invalid, listing, new_id, refused};
 use super::load_balancer::check_name;
 use crate::service::{AwsError, Call, Outcome};
 use crate::services::kept::{copy, items, text};
+use ecs_model::refusal::refuse_if;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
@@ -60,10 +61,9 @@ pub(super) async fn create(elb: &Elb, call: &Call) -> Outcome {
 async fn wanted(elb: &Elb, call: &Call, name: &str) -> Outcome {
     let input = &call.input;
     let kind = input["TargetType"].as_str().unwrap_or("instance");
-    if !matches!(kind, "instance" | "ip") {
-        let words = format!("Gantry has no targets of type '{kind}'");
-        return Err(refused("InvalidConfigurationRequest", words));
-    }
+    refuse_if(!matches!(kind, "instance" | "ip"), || {
+        refused("InvalidConfigurationRequest", format!("Gantry has no targets of type '{kind}'"))
+    })?;
     let protocol = match text(input, "Protocol") {
         "" => return Err(invalid("A protocol must be specified")),
         known @ ("HTTP" | "HTTPS" | "TCP" | "TLS" | "UDP" | "TCP_UDP") => known,
@@ -74,15 +74,12 @@ async fn wanted(elb: &Elb, call: &Call, name: &str) -> Outcome {
             ));
         }
     };
-    if input["Port"].is_null() {
-        return Err(invalid("A port must be specified"));
-    }
+    refuse_if(input["Port"].is_null(), || invalid("A port must be specified"))?;
     let http = protocol.starts_with("HTTP");
     let version = input["ProtocolVersion"].as_str().unwrap_or("HTTP1");
-    if http && version != "HTTP1" {
-        let words = format!("Gantry speaks HTTP1 to targets, not '{version}'");
-        return Err(refused("InvalidConfigurationRequest", words));
-    }
+    refuse_if(http && version != "HTTP1", || {
+        refused("InvalidConfigurationRequest", format!("Gantry speaks HTTP1 to targets, not '{version}'"))
+    })?;
     let vpc = match text(input, "VpcId") {
         "" => elb.vpc.default_vpc(call).await?.ok_or_else(|| invalid("A VPC ID must be specified"))?,
         id => match elb.vpc.vpc(call, id).await? {
@@ -157,11 +154,9 @@ fn set_check(spec: &mut Value, input: &Value) -> Result<(), AwsError> {
         return Err(invalid("A path or a matcher cannot be specified for a TCP health check"));
     }
     let (interval, timeout) = (&spec["HealthCheckIntervalSeconds"], &spec["HealthCheckTimeoutSeconds"]);
-    if timeout.as_i64() >= interval.as_i64() {
-        return Err(invalid(format!(
-            "Health check timeout '{timeout}' must be smaller than the interval '{interval}'"
-        )));
-    }
+    refuse_if(timeout.as_i64() >= interval.as_i64(), || {
+        invalid(format!("Health check timeout '{timeout}' must be smaller than the interval '{interval}'"))
+    })?;
     Ok(())
 }
 
@@ -171,9 +166,7 @@ pub(super) async fn describe(elb: &Elb, call: &Call) -> Outcome {
     let mut found = What::Group.chosen(elb, call, &call.input["TargetGroupArns"]).await?;
     if !names.is_empty() {
         found.retain(|o| names.contains(&o["spec"]["TargetGroupName"]));
-        if found.len() < names.len() {
-            return Err(What::Group.missing());
-        }
+        refuse_if(found.len() < names.len(), || What::Group.missing())?;
     }
     let uses = uses(elb, call).await?;
     if let Some(balancer) = call.input["LoadBalancerArn"].as_str() {
@@ -199,10 +192,9 @@ pub(super) async fn delete(elb: &Elb, call: &Call) -> Outcome {
     if What::Group.get(elb, call, own).await.is_err() {
         return Ok(json!({}));
     }
-    if uses(elb, call).await?.iter().any(|(group, _)| group == own) {
-        let words = format!("Target group '{own}' is currently in use by a listener or a rule");
-        return Err(refused("ResourceInUse", words));
-    }
+    refuse_if(uses(elb, call).await?.iter().any(|(group, _)| group == own), || {
+        refused("ResourceInUse", format!("Target group '{own}' is currently in use by a listener or a rule"))
+    })?;
     elb.groups.remove(call, name).await?;
     Ok(json!({}))
 }

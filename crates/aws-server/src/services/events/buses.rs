@@ -3,6 +3,7 @@
 use super::{State, exists, invalid, not_found};
 use crate::service::{AwsError, Call, Outcome};
 use crate::services::kept::{now, page, text};
+use ecs_model::refusal::refuse_if;
 use serde_json::{Value, json};
 
 /// The one that ECS's events and schedules are on.
@@ -27,9 +28,7 @@ pub(super) fn unknown(name: &str) -> AwsError {
 /// The bus that a call names, if it is there.
 pub(super) async fn of_call(state: &State, call: &Call) -> Result<String, AwsError> {
     let name = name_of(text(&call.input, "EventBusName"));
-    if name != DEFAULT && state.buses.get(call, name).await?.is_none() {
-        return Err(unknown(name));
-    }
+    refuse_if(name != DEFAULT && state.buses.get(call, name).await?.is_none(), || unknown(name))?;
     Ok(name.to_string())
 }
 
@@ -55,11 +54,9 @@ pub(super) fn listed(member: &str, rows: Vec<Value>, next: Option<String>) -> Va
 
 pub(super) async fn create(state: &State, call: &Call) -> Outcome {
     let name = text(&call.input, "Name");
-    if name == DEFAULT || name.contains('/') {
-        return Err(invalid(format!(
-            "Parameter Name is not valid. Reason: {name} is reserved or has a slash."
-        )));
-    }
+    refuse_if(name == DEFAULT || name.contains('/'), || {
+        invalid(format!("Parameter Name is not valid. Reason: {name} is reserved or has a slash."))
+    })?;
     let arn = arn(call, name);
     let spec = json!({"Name": name, "Arn": arn, "Description": call.input["Description"], "CreationTime": now(call),
         "LastModifiedTime": now(call), "Tags": call.input["Tags"]});
@@ -71,9 +68,7 @@ pub(super) async fn create(state: &State, call: &Call) -> Outcome {
 
 pub(super) async fn delete(state: &State, call: &Call) -> Outcome {
     let name = text(&call.input, "Name");
-    if name == DEFAULT {
-        return Err(invalid("Cannot delete event bus default."));
-    }
+    refuse_if(name == DEFAULT, || invalid("Cannot delete event bus default."))?;
     let rules = state.rules.list(call).await?;
     if rules.iter().any(|r| text(r, "EventBusName") == name) {
         return Err(invalid(format!("Event bus {name} can't be deleted since it has rules.")));

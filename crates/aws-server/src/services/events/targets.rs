@@ -7,6 +7,7 @@ use super::{State, invalid, limit};
 use crate::service::{AwsError, Call, Outcome};
 use crate::services::kept::{items, text};
 use ecs_model::names::{Arn, Resource};
+use ecs_model::refusal::refuse_if;
 use serde_json::{Value, json};
 
 /// AWS's quota for a rule.
@@ -51,11 +52,9 @@ impl Kind {
 
 fn check(target: &Value) -> Result<(), AwsError> {
     let (id, arn) = (text(target, "Id"), text(target, "Arn"));
-    if Arn::parse(arn).is_none() {
-        return Err(invalid(format!(
-            "Parameter {arn} is not valid. Reason: Provided Arn is not in correct format."
-        )));
-    }
+    refuse_if(Arn::parse(arn).is_none(), || {
+        invalid(format!("Parameter {arn} is not valid. Reason: Provided Arn is not in correct format."))
+    })?;
     let Some(kind) = Kind::of(arn) else {
         return Err(invalid(format!(
             "Parameter {arn} is not valid. Reason: Gantry delivers to CloudWatch Logs groups, ECS clusters, API \

@@ -7,6 +7,7 @@ use super::buses::{cut, listed};
 use super::{State, exists, invalid, not_found};
 use crate::service::{AwsError, Call, Outcome};
 use crate::services::kept::{copy, items, now, text};
+use ecs_model::refusal::refuse_if;
 use serde_json::{Value, json};
 
 pub(super) fn no_destination(name: &str) -> AwsError {
@@ -143,11 +144,9 @@ pub(super) async fn delete_destination(state: &State, call: &Call) -> Outcome {
     let rules = state.rules.list(call).await?;
     let spec = state.destinations.get(call, name).await?.ok_or_else(|| no_destination(name))?;
     let used = |r: &Value| items(&r["Targets"]).iter().any(|t| t["Arn"] == spec["ApiDestinationArn"]);
-    if rules.iter().any(used) {
-        return Err(invalid(format!(
-            "API destination '{name}' can't be deleted since it is a rule's target."
-        )));
-    }
+    refuse_if(rules.iter().any(used), || {
+        invalid(format!("API destination '{name}' can't be deleted since it is a rule's target."))
+    })?;
     state.destinations.remove(call, name).await?;
     Ok(json!({}))
 }

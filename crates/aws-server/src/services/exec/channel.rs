@@ -6,6 +6,7 @@
 
 use super::message::{ACKNOWLEDGE, BadMessage, INPUT, Message, OUTPUT};
 use bytes::Bytes;
+use ecs_model::refusal::refuse_if;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -122,9 +123,7 @@ impl Channel {
         let Some(oldest) = self.unacknowledged.front_mut().filter(|s| s.at + wait(s.times) <= now) else {
             return Ok(None);
         };
-        if oldest.times >= RESENDS_MAX {
-            return Err(super::message::GONE);
-        }
+        refuse_if(oldest.times >= RESENDS_MAX, || super::message::GONE)?;
         (oldest.times, oldest.at) = (oldest.times + 1, now);
         Ok(Some(oldest.bytes.clone()))
     }

@@ -5,6 +5,7 @@
 //! length, payload.
 
 use bytes::{BufMut, Bytes, BytesMut};
+use ecs_model::refusal::refuse_if;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
@@ -77,14 +78,10 @@ impl Message {
         let word = |at: usize| Ok(u32::from_be_bytes(part(at, 4)?.try_into().expect("4 bytes")));
         let long = |at: usize| Ok(u64::from_be_bytes(part(at, 8)?.try_into().expect("8 bytes")));
         let head = word(0)? as usize;
-        if head != HEAD {
-            return Err(BadMessage("unknown length of the head"));
-        }
+        refuse_if(head != HEAD, || BadMessage("unknown length of the head"))?;
         let payload_length = word(HEAD)? as usize;
         let payload = bytes.slice(HEAD + 4..);
-        if payload.len() != payload_length {
-            return Err(BadMessage("wrong length of the payload"));
-        }
+        refuse_if(payload.len() != payload_length, || BadMessage("wrong length of the payload"))?;
         if payload_length > 0 && part(80, 32)? != Sha256::digest(&payload).as_slice() {
             return Err(BadMessage("wrong digest of the payload"));
         }

@@ -6,6 +6,7 @@ use crate::service::{AwsError, Call, Outcome, Service, Shared, Streaming};
 use client::ObjectKey;
 use ecs_model::lower::container_name;
 use ecs_model::names::{ArnError, DEFAULT_CLUSTER, Place, Resource, Scope};
+use ecs_model::refusal::refuse_if;
 use futures_util::future::BoxFuture;
 use k8s_schema::Gvr;
 use k8s_schema::gvr::{ECS_CLUSTERS, ECS_TASKS};
@@ -120,9 +121,7 @@ fn container<'a>(containers: &'a [Value], wanted: &str) -> Result<&'a Value, Aws
 
 async fn execute(shared: &Shared, sessions: &Sessions, call: &Call) -> Outcome {
     let input = &call.input;
-    if input["interactive"] != true {
-        return Err(invalid("Interactive is the only mode supported currently."));
-    }
+    refuse_if(input["interactive"] != true, || invalid("Interactive is the only mode supported currently."))?;
     let defaults = Place::new(shared.account.as_str(), shared.region.as_str());
     let scope = Scope { place: Place::new(call.caller.account.as_str(), call.region.as_str()), defaults };
     let cluster = match text(input, "cluster") {
@@ -140,9 +139,7 @@ async fn execute(shared: &Shared, sessions: &Sessions, call: &Call) -> Outcome {
         });
     };
     let (spec, status) = (&task["spec"], &task["status"]);
-    if spec["enableExecuteCommand"] != true {
-        return Err(invalid(NOT_ENABLED));
-    }
+    refuse_if(spec["enableExecuteCommand"] != true, || invalid(NOT_ENABLED))?;
     let containers = status["containers"].as_array().map(Vec::as_slice).unwrap_or_default();
     let container = container(containers, text(input, "container"))?;
     if text(status, "lastStatus") != "RUNNING" || text(container, "lastStatus") != "RUNNING" {

@@ -5,6 +5,7 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::{Bytes, BytesMut};
+use ecs_model::refusal::refuse_if;
 use std::io;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
@@ -91,15 +92,11 @@ impl<R: AsyncRead + Unpin> Reader<R> {
             let mut two = [0; 2];
             self.io.read_exact(&mut two).await?;
             let (last, number) = (two[0] & 0x80 != 0, two[0] & 0x0f);
-            if two[0] & 0x70 != 0 {
-                return Err(breach("reserved bits are set"));
-            }
+            refuse_if(two[0] & 0x70 != 0, || breach("reserved bits are set"))?;
             let mut payload = BytesMut::new();
             if number >= Kind::Close as u8 {
                 let kind = kind(number).ok_or_else(|| breach("unknown opcode"))?;
-                if !last || u64::from(two[1] & 0x7f) > CONTROL_MAX {
-                    return Err(breach("bad control frame"));
-                }
+                refuse_if(!last || u64::from(two[1] & 0x7f) > CONTROL_MAX, || breach("bad control frame"))?;
                 self.payload(two[1], &mut payload).await?;
                 return Ok((kind, payload.freeze()));
             }
@@ -131,9 +128,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         }
         let start = into.len();
         let length = usize::try_from(length).unwrap_or(usize::MAX);
-        if length > MESSAGE_MAX - start {
-            return Err(breach("message too large"));
-        }
+        refuse_if(length > MESSAGE_MAX - start, || breach("message too large"))?;
         into.resize(start + length, 0);
         self.io.read_exact(&mut into[start..]).await?;
         into[start..].iter_mut().zip(mask.iter().cycle()).for_each(|(byte, m)| *byte ^= m);

@@ -6,6 +6,7 @@ use super::managed;
 use crate::service::{AwsError, Call, Outcome};
 use crate::services::kept::{items, now, text};
 use crate::services::tags;
+use ecs_model::refusal::refuse_if;
 use serde_json::{Value, json};
 
 /// Versions of one policy.
@@ -105,9 +106,7 @@ pub(super) async fn list(state: &State, call: &Call) -> Outcome {
 pub(super) async fn delete(state: &State, call: &Call) -> Outcome {
     let policy = find(state, call, text(&call.input, "PolicyArn")).await?;
     let policy = shown(state, call, vec![policy]).await?.pop().unwrap_or_default();
-    if policy["AttachmentCount"] != 0 {
-        return Err(conflict("Cannot delete a policy attached to entities."));
-    }
+    refuse_if(policy["AttachmentCount"] != 0, || conflict("Cannot delete a policy attached to entities."))?;
     if items(&policy["Versions"]).len() > 1 {
         return Err(conflict(
             "This policy has more than one version. Before you delete a policy, you must delete the policy's versions. The \
@@ -194,9 +193,7 @@ pub(super) async fn delete_version(state: &State, call: &Call) -> Outcome {
         }
         let versions = items(&policy["Versions"]);
         let left: Vec<Value> = versions.iter().filter(|v| v["VersionId"] != id).cloned().collect();
-        if left.len() == versions.len() {
-            return Err(no_version(text(policy, "Arn"), id));
-        }
+        refuse_if(left.len() == versions.len(), || no_version(text(policy, "Arn"), id))?;
         policy["Versions"] = left.into();
         Ok(json!({}))
     })

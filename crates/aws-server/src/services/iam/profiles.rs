@@ -5,6 +5,7 @@ use super::common::{conflict, encoded, exists, id, listing, not_found, path};
 use super::roles::no_role;
 use crate::service::{AwsError, Call, Outcome};
 use crate::services::kept::{items, now, text};
+use ecs_model::refusal::refuse_if;
 use serde_json::{Value, json};
 
 fn no_profile(name: &str) -> AwsError {
@@ -91,9 +92,7 @@ pub(super) async fn add_role(state: &State, call: &Call) -> Outcome {
 pub(super) async fn remove_role(state: &State, call: &Call) -> Outcome {
     let (name, role) = (text(&call.input, "InstanceProfileName"), text(&call.input, "RoleName"));
     let changed = state.profiles.change(call, name, |profile| {
-        if !items(&profile["RoleNames"]).iter().any(|n| n == role) {
-            return Err(no_role(role));
-        }
+        refuse_if(!items(&profile["RoleNames"]).iter().any(|n| n == role), || no_role(role))?;
         profile["RoleNames"] = json!([]);
         Ok(json!({}))
     });

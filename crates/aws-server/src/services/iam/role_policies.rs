@@ -7,6 +7,7 @@ use super::users::no_user;
 use super::{managed, policies};
 use crate::service::{AwsError, Call, Outcome};
 use crate::services::kept::{Kept, items, text};
+use ecs_model::refusal::refuse_if;
 use serde_json::{Value, json};
 
 /// Policies attached to one role (AWS's limit once raised).
@@ -104,9 +105,7 @@ pub(super) async fn detach(state: &State, call: &Call) -> Outcome {
     let arn = text(&call.input, "PolicyArn");
     change(state, call, |role| {
         let attached = items(&role["Attached"]);
-        if !attached.iter().any(|a| a == arn) {
-            return Err(not_found(format!("Policy {arn} was not found.")));
-        }
+        refuse_if(!attached.iter().any(|a| a == arn), || not_found(format!("Policy {arn} was not found.")))?;
         let left: Vec<Value> = attached.iter().filter(|a| *a != arn).cloned().collect();
         role["Attached"] = left.into();
         Ok(json!({}))

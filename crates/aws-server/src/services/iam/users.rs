@@ -9,6 +9,7 @@ use super::common::{conflict, exists, id, listing, not_found, path};
 use crate::service::{AwsError, Call, Outcome};
 use crate::services::kept::{items, now, text};
 use crate::services::tags;
+use ecs_model::refusal::refuse_if;
 use serde_json::{Value, json};
 
 /// Access keys of one user (AWS's limit).
@@ -36,10 +37,9 @@ fn named(call: &Call) -> &str {
 
 async fn user(state: &State, call: &Call) -> Result<Value, AwsError> {
     let name = named(call);
-    if name.is_empty() {
-        let words = "Must specify userName when calling with non-User credentials";
-        return Err(AwsError::client("ValidationError", words));
-    }
+    refuse_if(name.is_empty(), || {
+        AwsError::client("ValidationError", "Must specify userName when calling with non-User credentials")
+    })?;
     state.users.get(call, name).await?.ok_or_else(|| no_user(name))
 }
 
@@ -147,9 +147,7 @@ pub(super) async fn update_key(state: &State, call: &Call) -> Outcome {
     let (user, id) = (user(state, call).await?, text(&call.input, "AccessKeyId"));
     let home = state.home_call();
     let changed = state.keys.change(&home, id, |key| {
-        if key["UserArn"] != user["Arn"] {
-            return Err(no_key(id));
-        }
+        refuse_if(key["UserArn"] != user["Arn"], || no_key(id))?;
         key["Status"] = call.input["Status"].clone();
         Ok(json!({}))
     });
@@ -158,9 +156,7 @@ pub(super) async fn update_key(state: &State, call: &Call) -> Outcome {
 
 pub(super) async fn delete_key(state: &State, call: &Call) -> Outcome {
     let (user, id) = (user(state, call).await?, text(&call.input, "AccessKeyId"));
-    if !keys(state, &user).await?.iter().any(|key| key["AccessKeyId"] == id) {
-        return Err(no_key(id));
-    }
+    refuse_if(!keys(state, &user).await?.iter().any(|key| key["AccessKeyId"] == id), || no_key(id))?;
     state.keys.remove(&state.home_call(), id).await?;
     Ok(json!({}))
 }

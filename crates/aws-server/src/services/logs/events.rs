@@ -4,6 +4,7 @@ use super::names::{self, Group, text};
 use super::streams::SEQUENCE_TOKEN;
 use super::{State, blocking, invalid, not_found, store_error, token};
 use crate::service::{AwsError, Call, Outcome};
+use ecs_model::refusal::refuse_if;
 use logs::batch;
 use logs::scan::Wanted;
 use logs::{Found, Page, Pattern, Position, Read};
@@ -66,9 +67,7 @@ pub(super) async fn put_events(
 fn times(call: &Call, group: &Group, after_end: u64) -> Result<Range<u64>, AwsError> {
     let number = |member: &str| call.input[member].as_u64();
     let (start, end) = (number("startTime").unwrap_or(0), number("endTime"));
-    if end.is_some_and(|end| end < start) {
-        return Err(invalid("End time must not be before start time."));
-    }
+    refuse_if(end.is_some_and(|end| end < start), || invalid("End time must not be before start time."))?;
     Ok(start.max(group.oldest_ms(call.now_ms))..end.map_or(u64::MAX, |end| end.saturating_add(after_end)))
 }
 
@@ -95,9 +94,7 @@ pub(super) async fn get(state: &State, call: &Call) -> Outcome {
     let group = names::of_call(state, call).await?;
     let stream = text(call, "logStreamName").to_string();
     let (store, key, name) = (state.store.clone(), group.key.clone(), stream.clone());
-    if !blocking(move || Ok(store.has_stream(&key, &name))).await? {
-        return Err(not_found("stream"));
-    }
+    refuse_if(!blocking(move || Ok(store.has_stream(&key, &name))).await?, || not_found("stream"))?;
     let (forward, beyond) = match text(call, "nextToken").split_once('/') {
         Some(("f", digits)) => (true, Some(token::position(digits)?)),
         Some(("b", digits)) => (false, Some(token::position(digits)?)),

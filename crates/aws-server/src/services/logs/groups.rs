@@ -7,6 +7,7 @@ use crate::service::{AwsError, Call, Outcome};
 use crate::services::kept::copy;
 use client::{DeleteOptions, ListOptions};
 use ecs_model::names::AWS_NAMESPACE;
+use ecs_model::refusal::refuse_if;
 use k8s_schema::gvr::LOG_GROUPS;
 use serde_json::{Value, json};
 
@@ -27,14 +28,10 @@ pub(super) async fn create(state: &State, call: &Call) -> Outcome {
 
 /// Makes a group with these facts.
 pub(super) async fn make(state: &State, place: (&str, &str), name: &str, mut facts: Value) -> Outcome {
-    if name.starts_with("aws/") {
-        return Err(invalid("Log groups starting with AWS/ are reserved for AWS."));
-    }
+    refuse_if(name.starts_with("aws/"), || invalid("Log groups starting with AWS/ are reserved for AWS."))?;
     let key = names::key_of(state, place, name);
     let found = names::find_in(state, place, name).await;
-    if found.is_ok() {
-        return Err(exists("group"));
-    }
+    refuse_if(found.is_ok(), || exists("group"))?;
     // Events of a former group of that name whose deletion was interrupted.
     let (store, old) = (state.store.clone(), key.clone());
     blocking(move || store.delete_group(&old)).await?;
@@ -99,11 +96,9 @@ fn limit(call: &Call) -> usize {
 
 pub(super) async fn describe(state: &State, call: &Call) -> Outcome {
     let (prefix, pattern) = (text(call, "logGroupNamePrefix"), text(call, "logGroupNamePattern"));
-    if !prefix.is_empty() && !pattern.is_empty() {
-        return Err(invalid(
-            "LogGroup name prefix and LogGroup name pattern are mutually exclusive parameters.",
-        ));
-    }
+    refuse_if(!prefix.is_empty() && !pattern.is_empty(), || {
+        invalid("LogGroup name prefix and LogGroup name pattern are mutually exclusive parameters.")
+    })?;
     let mut groups = all(state, call).await?;
     let pattern = pattern.to_lowercase();
     groups.retain(|g| g.name.starts_with(prefix) && g.name.to_lowercase().contains(&pattern));

@@ -4,6 +4,7 @@ use super::groups::change;
 use super::names::{self, Group, text};
 use super::{State, invalid};
 use crate::service::{AwsError, Call, Outcome};
+use ecs_model::refusal::refuse_if;
 use serde_json::{Map, Value, json};
 
 /// Tags of a group (AWS's limit).
@@ -15,9 +16,7 @@ async fn meant(state: &State, call: &Call) -> Result<Group, AwsError> {
     if let Some(name) = call.input["logGroupName"].as_str() {
         return names::find(state, call, name).await;
     }
-    if !arn.starts_with("arn:") {
-        return Err(invalid("The specified resource ARN is invalid."));
-    }
+    refuse_if(!arn.starts_with("arn:"), || invalid("The specified resource ARN is invalid."))?;
     names::find(state, call, names::name_of(arn)?).await
 }
 
@@ -27,10 +26,9 @@ pub(super) async fn tag(state: &State, call: &Call) -> Outcome {
     let new = call.input["tags"].as_object().cloned().unwrap_or_default();
     let mut all = group.spec["tags"].as_object().cloned().unwrap_or_default();
     all.extend(new.clone());
-    if all.len() > TAGS_MAX {
-        let text = format!("A resource can have no more than {TAGS_MAX} tags.");
-        return Err(AwsError::client("TooManyTagsException", text));
-    }
+    refuse_if(all.len() > TAGS_MAX, || {
+        AwsError::client("TooManyTagsException", format!("A resource can have no more than {TAGS_MAX} tags."))
+    })?;
     change(state, &group, json!({"tags": new})).await
 }
 

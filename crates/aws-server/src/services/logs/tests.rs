@@ -344,7 +344,7 @@ async fn live_tail_streams_what_is_put() {
     let call = call_of("StartLiveTail", input);
     let mut events = world.service.stream(&call).unwrap().await.unwrap();
     let mut next = async || {
-        let event = tokio::time::timeout(Duration::from_secs(10), events.next()).await;
+        let event = tokio::time::timeout(Duration::from_secs(120), events.next()).await;
         event.unwrap().unwrap().unwrap()
     };
     assert_eq!(next().await.0, "sessionStart");

@@ -13,6 +13,7 @@ pub use request::Ask;
 
 use crate::protocol::{Reply, time, xml};
 use crate::service::AwsError;
+use ecs_model::refusal::refuse_if;
 use request::Target;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -137,9 +138,7 @@ fn range(asked: &str, size: u64) -> Result<Option<Range<u64>>, AwsError> {
         (Err(_), Ok(last)) if from.is_empty() && last > 0 => size.saturating_sub(last)..size,
         _ => return Ok(None),
     };
-    if part.start >= size {
-        return Err(refused(416, "InvalidRange", "The requested range is not satisfiable"));
-    }
+    refuse_if(part.start >= size, || refused(416, "InvalidRange", "The requested range is not satisfiable"))?;
     Ok(Some(part))
 }
 
@@ -187,17 +186,13 @@ fn read_error(error: std::io::Error) -> AwsError {
 
 fn own_bucket(store: &Store, name: &str, account: &str) -> Result<Bucket, AwsError> {
     let bucket = store.bucket(name).ok_or_else(no_bucket)?;
-    if bucket.owner != account {
-        return Err(refused(403, "AccessDenied", "Access Denied"));
-    }
+    refuse_if(bucket.owner != account, || refused(403, "AccessDenied", "Access Denied"))?;
     Ok(bucket)
 }
 
 fn run(store: &Store, ask: &Ask) -> Answer {
     let target = ask.target(|name| store.bucket(name).is_some());
-    if ask.asks_more(&target) {
-        return Err(not_implemented());
-    }
+    refuse_if(ask.asks_more(&target), not_implemented)?;
     match (ask.method.as_str(), target) {
         ("GET", Target::Service) => Ok(list::buckets(store, ask)),
         ("PUT", Target::Bucket(name)) => create(store, ask, &name),
@@ -263,9 +258,7 @@ fn conditions(ask: &Ask, there: Option<&Meta>) -> Result<(), AwsError> {
     let failed = || {
         refused(412, "PreconditionFailed", "At least one of the pre-conditions you specified did not hold")
     };
-    if ask.header("if-match").is_some_and(|list| !names(list)) {
-        return Err(failed());
-    }
+    refuse_if(ask.header("if-match").is_some_and(|list| !names(list)), failed)?;
     match ask.header("if-none-match") {
         Some(list) if names(list) && ask.method == "PUT" => Err(failed()),
         Some(list) if names(list) => Err(refused(304, "NotModified", "Not Modified")),
@@ -294,24 +287,20 @@ fn kept(ask: &Ask) -> Result<BTreeMap<String, String>, AwsError> {
         .collect();
     headers.entry("content-type".into()).or_insert_with(|| "binary/octet-stream".into());
     let meta = headers.iter().filter_map(|(n, v)| Some(n.strip_prefix("x-amz-meta-")?.len() + v.len()));
-    if meta.sum::<usize>() > METADATA_MAX {
-        let words = "Your metadata headers exceed the maximum allowed metadata size.";
-        return Err(refused(400, "MetadataTooLarge", words));
-    }
+    refuse_if(meta.sum::<usize>() > METADATA_MAX, || {
+        refused(400, "MetadataTooLarge", "Your metadata headers exceed the maximum allowed metadata size.")
+    })?;
     Ok(headers)
 }
 
 fn put(store: &Store, ask: &Ask, bucket: &str, key: &str) -> Answer {
-    if key.len() > KEY_MAX {
-        return Err(refused(400, "KeyTooLongError", "Your key is too long"));
-    }
+    refuse_if(key.len() > KEY_MAX, || refused(400, "KeyTooLongError", "Your key is too long"))?;
     conditions(ask, store.meta(bucket, key).as_ref())?;
     for header in digest::CHECKED {
         let Some(given) = ask.header(header) else { continue };
-        if digest::expected(header, &ask.body).as_deref() != Some(given) {
-            let words = "The digest you specified did not match what we received.";
-            return Err(refused(400, "BadDigest", words));
-        }
+        refuse_if(digest::expected(header, &ask.body).as_deref() != Some(given), || {
+            refused(400, "BadDigest", "The digest you specified did not match what we received.")
+        })?;
     }
     let mut headers = kept(ask)?;
     let copied = match ask.header("x-amz-copy-source") {

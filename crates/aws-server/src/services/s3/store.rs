@@ -4,6 +4,7 @@
 //! after both are on disk, so that a reader sees all of the old one or all of the new. What is known of all objects is
 //! in memory too, read when the store is opened. Blocking: callers run it off the async threads.
 
+use ecs_model::refusal::refuse_if;
 use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -160,9 +161,7 @@ impl Store {
         if buckets.contains_key(name) {
             return Ok(());
         }
-        if buckets.len() >= BUCKETS_MAX {
-            return Err(StoreError::Full);
-        }
+        refuse_if(buckets.len() >= BUCKETS_MAX, || StoreError::Full)?;
         let folder = self.root.join(name);
         fs::create_dir_all(&folder)?;
         let text = serde_json::to_vec(&bucket).map_err(io::Error::from)?;
@@ -177,9 +176,7 @@ impl Store {
     /// It is not there or not empty, or the disk failed.
     pub fn unmake(&self, name: &str) -> Result<(), StoreError> {
         let mut buckets = self.buckets.write();
-        if !buckets.get(name).ok_or(StoreError::Bucket)?.objects.is_empty() {
-            return Err(StoreError::NotEmpty);
-        }
+        refuse_if(!buckets.get(name).ok_or(StoreError::Bucket)?.objects.is_empty(), || StoreError::NotEmpty)?;
         fs::remove_dir_all(self.root.join(name))?;
         buckets.remove(name);
         Ok(())
@@ -206,9 +203,7 @@ impl Store {
     /// The disk failed; not found is one of the disk's.
     pub fn read(&self, bucket: &str, key: &str, part: Option<Range<u64>>) -> io::Result<(Meta, Vec<u8>)> {
         // Only names that were made reach the disk.
-        if self.meta(bucket, key).is_none() {
-            return Err(io::ErrorKind::NotFound.into());
-        }
+        refuse_if(self.meta(bucket, key).is_none(), || io::Error::from(io::ErrorKind::NotFound))?;
         let (meta, mut file) = head(&self.root.join(bucket).join(file_name(key)))?;
         let part = part.unwrap_or(0..meta.size);
         file.seek(SeekFrom::Current(i64::try_from(part.start).map_err(io::Error::other)?))?;
@@ -227,9 +222,7 @@ impl Store {
         let mut buckets = self.buckets.write();
         let count: usize = buckets.values().map(|h| h.objects.len()).sum();
         let held = buckets.get_mut(bucket).ok_or(StoreError::Bucket)?;
-        if count >= OBJECTS_MAX && !held.objects.contains_key(&meta.key) {
-            return Err(StoreError::Full);
-        }
+        refuse_if(count >= OBJECTS_MAX && !held.objects.contains_key(&meta.key), || StoreError::Full)?;
         write(&self.root.join(bucket), &file_name(&meta.key), &[&line, body])?;
         held.objects.insert(meta.key.clone(), meta);
         Ok(())

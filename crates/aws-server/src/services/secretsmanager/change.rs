@@ -4,6 +4,7 @@ use super::{CURRENT, PREVIOUS, State, deleted, find, invalid, not_found, refused
 use crate::service::{AwsError, Call, Outcome};
 use crate::services::kept::{copy, items, now, text};
 use crate::services::tags;
+use ecs_model::refusal::refuse_if;
 use serde_json::{Map, Value, json};
 
 /// Versions kept: those without a stage go first.
@@ -166,9 +167,7 @@ async fn change(
 
 pub(super) async fn put_value(state: &State, call: &Call) -> Outcome {
     one_value(call)?;
-    if !has_value(call) {
-        return Err(refused("You must provide either SecretString or SecretBinary."));
-    }
+    refuse_if(!has_value(call), || refused("You must provide either SecretString or SecretBinary."))?;
     let asked: Vec<String> =
         items(&call.input["VersionStages"]).iter().filter_map(|s| s.as_str().map(String::from)).collect();
     let stages = if asked.is_empty() { vec![CURRENT.to_string()] } else { asked };
@@ -242,11 +241,9 @@ pub(super) async fn move_stage(state: &State, call: &Call) -> Outcome {
 pub(super) async fn delete(state: &State, call: &Call) -> Outcome {
     let force = call.input["ForceDeleteWithoutRecovery"] == true;
     let days = call.input["RecoveryWindowInDays"].as_u64();
-    if force && days.is_some() {
-        return Err(invalid(
-            "You can't use ForceDeleteWithoutRecovery in conjunction with RecoveryWindowInDays.",
-        ));
-    }
+    refuse_if(force && days.is_some(), || {
+        invalid("You can't use ForceDeleteWithoutRecovery in conjunction with RecoveryWindowInDays.")
+    })?;
     if days.is_some_and(|d| !(7..=30).contains(&d)) {
         return Err(invalid("The RecoveryWindowInDays value must be between 7 and 30 days (inclusive)."));
     }

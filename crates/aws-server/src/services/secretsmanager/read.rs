@@ -3,6 +3,7 @@
 use super::{CURRENT, State, deleted, find, invalid};
 use crate::service::{AwsError, Call, Outcome};
 use crate::services::kept::{copy, items, page, text};
+use ecs_model::refusal::refuse_if;
 use serde_json::{Map, Value, json};
 
 /// Secrets of one page, unless asked for fewer.
@@ -31,9 +32,7 @@ fn select<'a>(spec: &'a Value, id: &str, stage: &str) -> Result<(&'a str, &'a Va
 
 async fn value_of(state: &State, call: &Call, id: &str, version: &str, stage: &str) -> Outcome {
     let (_, spec) = find::secret(state, call, id).await?;
-    if !spec["DeletionDate"].is_null() {
-        return Err(deleted());
-    }
+    refuse_if(!spec["DeletionDate"].is_null(), deleted)?;
     let (id, version) = select(&spec, version, stage)?;
     Ok(json!({
         "ARN": spec["ARN"],

@@ -5,6 +5,7 @@ use super::find::{arn, bare, fits, invalid, listing, namespace, new_id};
 use super::operation::done;
 use crate::service::{AwsError, Call, Outcome};
 use crate::services::kept::{now, text};
+use ecs_model::refusal::refuse_if;
 use serde_json::{Value, json};
 
 /// Seconds that resolvers may keep a negative answer; Cloud Map's default.
@@ -18,9 +19,7 @@ pub(super) async fn create_http(state: &State, call: &Call) -> Outcome {
 /// CreatePrivateDnsNamespace.
 pub(super) async fn create_private(state: &State, call: &Call) -> Outcome {
     let name = text(&call.input, "Name");
-    if !is_domain(name) {
-        return Err(invalid(format!("Name is not a valid domain name: {name}")));
-    }
+    refuse_if(!is_domain(name), || invalid(format!("Name is not a valid domain name: {name}")))?;
     let ttl = &call.input["Properties"]["DnsProperties"]["SOA"]["TTL"];
     let zone = new_id("Z").to_uppercase();
     let dns = json!({"HostedZoneId": zone, "SOA": {"TTL": ttl.as_u64().unwrap_or(SOA_TTL)}});
@@ -109,10 +108,9 @@ pub(super) async fn update(state: &State, call: &Call) -> Outcome {
 pub(super) async fn delete(state: &State, call: &Call) -> Outcome {
     let spec = namespace(state, call, text(&call.input, "Id")).await?;
     let id = text(&spec, "Id");
-    if state.services.list(call).await?.iter().any(|s| text(s, "NamespaceId") == id) {
-        let words = format!("Namespace has associated services: {id}");
-        return Err(AwsError::client("ResourceInUse", words));
-    }
+    refuse_if(state.services.list(call).await?.iter().any(|s| text(s, "NamespaceId") == id), || {
+        AwsError::client("ResourceInUse", format!("Namespace has associated services: {id}"))
+    })?;
     state.namespaces.remove(call, id).await?;
     done(state, call, "DELETE_NAMESPACE", ("NAMESPACE", id))
 }

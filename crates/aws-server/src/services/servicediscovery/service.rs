@@ -5,6 +5,7 @@ use super::find::{arn, bare, fits, instances, invalid, listing, namespace, new_i
 use super::operation::done;
 use crate::service::{AwsError, Call, Outcome};
 use crate::services::kept::{items, now, text};
+use ecs_model::refusal::refuse_if;
 use serde_json::{Map, Value, json};
 
 /// Attributes of one service; Cloud Map's limit.
@@ -20,15 +21,11 @@ fn dns(given: &Value, namespace: &Value) -> Outcome {
     }
     let records = items(&given["DnsRecords"]);
     let kinds: Vec<&str> = records.iter().map(|r| text(r, "Type")).collect();
-    if kinds.is_empty() {
-        return Err(invalid("At least one DNS record must be specified"));
-    }
+    refuse_if(kinds.is_empty(), || invalid("At least one DNS record must be specified"))?;
     if kinds.contains(&"CNAME") && kinds.len() > 1 {
         return Err(invalid("A CNAME record cannot be combined with other records"));
     }
-    if kinds.contains(&"AAAA") {
-        return Err(invalid("Gantry has no AAAA records"));
-    }
+    refuse_if(kinds.contains(&"AAAA"), || invalid("Gantry has no AAAA records"))?;
     let policy = given["RoutingPolicy"].as_str().unwrap_or("MULTIVALUE");
     if kinds.contains(&"CNAME") && policy != "WEIGHTED" {
         return Err(invalid("A CNAME record needs the routing policy WEIGHTED"));
@@ -131,10 +128,9 @@ pub(super) async fn update(state: &State, call: &Call) -> Outcome {
 pub(super) async fn delete(state: &State, call: &Call) -> Outcome {
     let spec = service(state, call, text(&call.input, "Id")).await?;
     let id = text(&spec, "Id");
-    if !instances(state, call, id).await?.is_empty() {
-        let words = format!("Service contains registered instances: {id}");
-        return Err(AwsError::client("ResourceInUse", words));
-    }
+    refuse_if(!instances(state, call, id).await?.is_empty(), || {
+        AwsError::client("ResourceInUse", format!("Service contains registered instances: {id}"))
+    })?;
     state.services.remove(call, id).await?;
     Ok(json!({}))
 }

@@ -2,6 +2,7 @@
 
 use super::invalid;
 use crate::service::{AwsError, Call};
+use ecs_model::refusal::refuse_if;
 
 /// Levels of a path.
 const DEPTH_MAX: usize = 15;
@@ -51,12 +52,9 @@ pub(super) fn check_new(name: &str) -> Result<(), AwsError> {
         ));
     }
     let first = name.trim_start_matches('/').to_ascii_lowercase();
-    if first.starts_with("aws") || first.starts_with("ssm") {
-        return Err(AwsError::client(
-            "AccessDeniedException",
-            format!("No access to reserved parameter name: {name}."),
-        ));
-    }
+    refuse_if(first.starts_with("aws") || first.starts_with("ssm"), || {
+        AwsError::client("AccessDeniedException", format!("No access to reserved parameter name: {name}."))
+    })?;
     Ok(())
 }
 

@@ -131,7 +131,7 @@ impl Ecs {
 
     /// The answer once it is as wanted: what others wrote comes through a watch.
     pub async fn until(&self, operation: &str, input: Value, wanted: impl Fn(&Value) -> bool) -> Value {
-        let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(20);
+        let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(120);
         loop {
             let answer = self.ok(operation, input.clone()).await;
             if wanted(&answer) {
