@@ -23,8 +23,9 @@ fn yes() -> bool {
 fn is_yes(value: &bool) -> bool {
     *value
 }
-fn is_no(value: &bool) -> bool {
-    !*value
+/// Does a member say nothing?
+fn is_unset<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// Why an annotation cannot be used.
@@ -47,7 +48,7 @@ pub struct TaskNote {
     /// Who the task is, for its metadata endpoint.
     pub task: Identity,
     /// No network but the loopback link (`networkMode` none).
-    #[serde(skip_serializing_if = "is_no")]
+    #[serde(skip_serializing_if = "is_unset")]
     pub isolated: bool,
     /// By container name; one for each container of the pod.
     pub containers: BTreeMap<String, ContainerNote>,
@@ -82,18 +83,14 @@ pub struct Identity {
     #[serde(skip_serializing_if = "String::is_empty")]
     pub group: String,
     /// CPU units of the whole task; 0 when not given.
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "is_unset")]
     pub cpu: u64,
     /// MiB of the whole task; 0 when not given.
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "is_unset")]
     pub memory: u64,
     /// The task's tags, for `taskWithTags`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub tags: BTreeMap<String, String>,
-}
-
-fn is_zero(value: &u64) -> bool {
-    *value == 0
 }
 
 /// What one container needs besides its part of the Pod.
@@ -122,7 +119,7 @@ pub struct ContainerNote {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restart: Option<Restart>,
     /// Seconds after the start in which failed health checks do not count.
-    #[serde(default, skip_serializing_if = "is_zero_u32")]
+    #[serde(default, skip_serializing_if = "is_unset")]
     pub start_period: u32,
     /// `user` as Docker writes it: `1000`, `1000:1000`, `nginx`, `nginx:www`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -155,25 +152,7 @@ pub struct ContainerNote {
 
 impl Default for ContainerNote {
     fn default() -> Self {
-        ContainerNote {
-            name: String::new(),
-            essential: true,
-            metadata_id: String::new(),
-            depends_on: Vec::new(),
-            start_timeout: None,
-            stop_timeout: None,
-            restart: None,
-            start_period: 0,
-            user: String::new(),
-            ulimits: Vec::new(),
-            log: None,
-            firelens: String::new(),
-            devices: Vec::new(),
-            tmpfs: Vec::new(),
-            max_swap: None,
-            swappiness: None,
-            labels: BTreeMap::new(),
-        }
+        serde_json::from_str("{}").expect("every member has a default")
     }
 }
 
@@ -187,10 +166,6 @@ impl ContainerNote {
     pub fn stop_seconds(&self) -> u32 {
         self.stop_timeout.unwrap_or(STOP_TIMEOUT_S)
     }
-}
-
-fn is_zero_u32(value: &u32) -> bool {
-    *value == 0
 }
 
 /// A condition on another container of the task.

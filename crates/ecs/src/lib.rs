@@ -16,9 +16,18 @@ use client::ApiClient;
 use ecs_model::lower::Settings;
 use ecs_model::names::Place;
 use jiff::Timestamp;
+use machinery::status::ApiError;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinHandle;
+
+/// What became of an object, which somebody else may have removed.
+fn gone_is_fine<T>(result: Result<T, ApiError>) -> Result<Option<T>, ApiError> {
+    match result {
+        Err(error) if error.is_not_found() => Ok(None),
+        other => other.map(Some),
+    }
+}
 
 /// What the controllers must be told.
 #[derive(Clone, Debug)]

@@ -1,7 +1,7 @@
 //! Objects of one kind in namespace `aws`, as services without controllers keep their things: `spec` is the
 //! service's own document, labels say account and region. Changes are compare-and-swap, tried again on conflict.
 
-use crate::service::{AwsError, Call, Shared};
+use crate::service::{AwsError, Call, Outcome, Shared};
 use client::{ApiClient, DeleteOptions, ListOptions, ObjectKey};
 pub(crate) use ecs_model::doc::copy;
 use ecs_model::names::{AWS_NAMESPACE, Place, object_name};
@@ -62,21 +62,17 @@ impl Kept {
         region: &str,
         name: &str,
     ) -> Result<Option<Value>, AwsError> {
-        match self.client.get(&self.gvr, &self.key(account, region, name)).await {
-            Ok(object) => Ok(Some(object.value().map_err(broken)?["spec"].take())),
-            Err(error) if error.code == 404 => Ok(None),
-            Err(error) => Err(failed(error)),
-        }
+        Ok(self.whole_of(account, region, name).await?.map(|mut object| object["spec"].take()))
     }
 
     /// One with its `metadata` and `status`.
     pub(crate) async fn get_whole(&self, call: &Call, name: &str) -> Result<Option<Value>, AwsError> {
-        let key = self.key(&call.caller.account, self.region(call), name);
-        match self.client.get(&self.gvr, &key).await {
-            Ok(object) => object.value().map(Some).map_err(broken),
-            Err(error) if error.code == 404 => Ok(None),
-            Err(error) => Err(failed(error)),
-        }
+        self.whole_of(&call.caller.account, self.region(call), name).await
+    }
+
+    async fn whole_of(&self, account: &str, region: &str, name: &str) -> Result<Option<Value>, AwsError> {
+        let found = there(self.client.get(&self.gvr, &self.key(account, region, name)).await)?;
+        found.map(|object| object.value().map_err(broken)).transpose()
     }
 
     /// Stores a new one. False: there is one of that name.
@@ -105,18 +101,12 @@ impl Kept {
     ) -> Result<Option<T>, AwsError> {
         let key = self.key(&call.caller.account, self.region(call), name);
         for _ in 0..TRIES_MAX {
-            let object = match self.client.get(&self.gvr, &key).await {
-                Ok(object) => object,
-                Err(error) if error.code == 404 => return Ok(None),
-                Err(error) => return Err(failed(error)),
-            };
+            let Some(object) = there(self.client.get(&self.gvr, &key).await)? else { return Ok(None) };
             let mut body = object.value().map_err(broken)?;
             let answer = change(&mut body["spec"])?;
             match self.client.update(&self.gvr, &key, body).await {
-                Ok(_) => return Ok(Some(answer)),
                 Err(error) if error.reason == "Conflict" => {}
-                Err(error) if error.code == 404 => return Ok(None),
-                Err(error) => return Err(failed(error)),
+                written => return Ok(there(written)?.map(|_| answer)),
             }
         }
         Err(AwsError {
@@ -128,11 +118,7 @@ impl Kept {
     /// Removes one. False: there is none of that name.
     pub(crate) async fn remove(&self, call: &Call, name: &str) -> Result<bool, AwsError> {
         let key = self.key(&call.caller.account, self.region(call), name);
-        match self.client.delete(&self.gvr, &key, DeleteOptions::default()).await {
-            Ok(_) => Ok(true),
-            Err(error) if error.code == 404 => Ok(false),
-            Err(error) => Err(failed(error)),
-        }
+        Ok(there(self.client.delete(&self.gvr, &key, DeleteOptions::default()).await)?.is_some())
     }
 
     /// All of the caller's, here.
@@ -148,6 +134,14 @@ impl Kept {
             ListOptions { namespace: Some(AWS_NAMESPACE.into()), label_selector, ..ListOptions::default() };
         let list = self.client.list(&self.gvr, &options).await.map_err(failed)?;
         list.items.iter().map(|o| o.value().map_err(broken)).collect()
+    }
+}
+
+/// `None`: there is no such object.
+fn there<T>(asked: Result<T, ApiError>) -> Result<Option<T>, AwsError> {
+    match asked {
+        Err(error) if error.code == 404 => Ok(None),
+        other => other.map(Some).map_err(failed),
     }
 }
 
@@ -172,7 +166,7 @@ pub(crate) fn items(value: &Value) -> &[Value] {
 }
 
 /// One page of a list that is sorted by a text: what comes after `token`, at most `max`; and the next token.
-pub(crate) fn page<T: Clone>(
+fn page<T: Clone>(
     list: &[T],
     name: impl Fn(&T) -> String,
     token: &str,
@@ -195,12 +189,54 @@ pub(crate) fn page<T: Clone>(
     Ok((page, last.map(|last| BASE64_URL_SAFE_NO_PAD.encode(format!("{TOKEN_MARK}{last}")))))
 }
 
+/// How a service's lists come in pages.
+pub(crate) struct Pages {
+    /// Members of inputs: how many rows, and after which token.
+    pub asks: (&'static str, &'static str),
+    /// The member of answers with the next token.
+    pub next: &'static str,
+    /// Rows, unless asked for fewer.
+    pub rows: usize,
+    /// Code and words for a token that was not given out.
+    pub refusal: (&'static str, &'static str),
+}
+
+impl Pages {
+    /// The call's page of rows that are sorted by a text, and the next token.
+    pub(crate) fn cut<T: Clone>(
+        &self,
+        call: &Call,
+        rows: &[T],
+        name: impl Fn(&T) -> String,
+    ) -> Result<(Vec<T>, Option<String>), AwsError> {
+        let most = call.input[self.asks.0].as_u64().and_then(|n| usize::try_from(n).ok());
+        let refused = |_| AwsError::client(self.refusal.0, self.refusal.1);
+        page(rows, name, text(&call.input, self.asks.1), most.unwrap_or(self.rows)).map_err(refused)
+    }
+
+    /// A list's answer: the call's page of rows, which get sorted by the member `by`.
+    pub(crate) fn answer(&self, call: &Call, member: &str, mut rows: Vec<Value>, by: &str) -> Outcome {
+        rows.sort_by(|a, b| text(a, by).cmp(text(b, by)));
+        let (rows, next) = self.cut(call, &rows, |row| text(row, by).to_string())?;
+        Ok(self.shown(member, rows, next))
+    }
+
+    /// A list's answer of these rows.
+    pub(crate) fn shown(&self, member: &str, rows: Vec<Value>, next: Option<String>) -> Value {
+        let mut out = json!({ member: rows });
+        if let Some(next) = next {
+            out[self.next] = next.into();
+        }
+        out
+    }
+}
+
 /// What tells our tokens from arbitrary text.
 const TOKEN_MARK: &str = "after:";
 
 /// Not a token that was given out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct PageError;
+struct PageError;
 
 /// Seconds since 1970, with milliseconds, as documents hold times.
 pub(crate) fn now(call: &Call) -> Value {

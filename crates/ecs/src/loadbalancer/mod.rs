@@ -12,6 +12,7 @@ mod world;
 
 pub use places::Settings;
 
+use crate::gone_is_fine;
 use crate::service::act::difference;
 use client::cache::Cache;
 use client::{ApiClient, ListOptions, Object, ObjectKey};
@@ -252,11 +253,8 @@ impl Controller {
             let Some(doc) = present.get(&arn).filter(|d| *d.status() != status) else { continue };
             let key = ObjectKey::new(AWS_NAMESPACE, text(&doc.0, "/metadata/name"));
             let patch = json!({"status": difference(doc.status(), &status)});
-            match self.client.merge_patch_status(gvr, &key, patch).await {
-                Ok(written) => cache.observe(written),
-                Err(error) if error.is_not_found() => {}
-                Err(error) => return Err(error),
-            }
+            let written = gone_is_fine(self.client.merge_patch_status(gvr, &key, patch).await)?;
+            written.into_iter().for_each(|object| cache.observe(object));
         }
         Ok(())
     }

@@ -8,6 +8,7 @@ use super::rollout::{number, wanted};
 use super::targets::{self, Member};
 use super::view::Seen;
 use super::{Controller, DRAIN_MAX_MS, Scene};
+use crate::gone_is_fine;
 use client::{DeleteOptions, Object, ObjectKey};
 use ecs_model::discovery::{instance, service_id};
 use ecs_model::doc::{Doc, object};
@@ -40,13 +41,6 @@ pub fn difference(old: &Value, new: &Value) -> Value {
         patch.insert(member.clone(), Value::Null);
     }
     Value::Object(patch)
-}
-
-fn gone_is_fine<T>(result: Result<T, ApiError>) -> Result<Option<T>, ApiError> {
-    match result {
-        Err(error) if error.is_not_found() => Ok(None),
-        other => other.map(Some),
-    }
 }
 
 impl Controller {

@@ -15,6 +15,7 @@ mod targets;
 mod view;
 
 use crate::EcsConfig;
+use crate::gone_is_fine;
 use async_trait::async_trait;
 use client::cache::Cache;
 use client::queue::Queue;
@@ -220,11 +221,8 @@ impl Controller {
         for id in expected {
             let task = ObjectKey::new(key.namespace.clone(), &*id);
             if self.tasks.get(&task).is_none() {
-                match self.client.get(&gvr::ECS_TASKS, &task).await {
-                    Ok(object) => self.tasks.observe(object),
-                    Err(error) if error.is_not_found() => {}
-                    Err(error) => return Err(error),
-                }
+                let found = gone_is_fine(self.client.get(&gvr::ECS_TASKS, &task).await)?;
+                found.into_iter().for_each(|object| self.tasks.observe(object));
             }
             self.kept.lock().entry(key.clone()).or_default().expected.remove(&id);
         }
@@ -250,11 +248,8 @@ impl Controller {
         let scope = ecs_model::names::Scope { place: place.clone(), defaults: self.config.defaults.clone() };
         let Ok(Resource::TaskDefinition(family, revision)) = scope.parse(arn) else { return Ok(None) };
         let key = ObjectKey::new(ecs_model::names::ECS_NAMESPACE, scope.task_definition(&family, revision));
-        match self.client.get(&gvr::ECS_TASK_DEFINITIONS, &key).await {
-            Ok(object) => object.view::<Doc>().map(Some).map_err(ApiError::internal),
-            Err(error) if error.is_not_found() => Ok(None),
-            Err(error) => Err(error),
-        }
+        let found = gone_is_fine(self.client.get(&gvr::ECS_TASK_DEFINITIONS, &key).await)?;
+        found.map(|object| object.view::<Doc>()).transpose().map_err(ApiError::internal)
     }
 
     /// The EC2 instance and the node of a task that has an instance.

@@ -8,7 +8,7 @@ mod decide;
 mod index;
 
 use crate::secrets::{self, SecretSource, SecretsError};
-use crate::{EcsConfig, task::decide::Snapshot};
+use crate::{EcsConfig, gone_is_fine, task::decide::Snapshot};
 use async_trait::async_trait;
 use client::cache::Cache;
 use client::queue::Queue;
@@ -240,7 +240,7 @@ impl Controller {
             uid: Some(text(&pod["metadata"]["uid"]).to_string()),
             ..DeleteOptions::default()
         };
-        gone_is_fine(self.client.delete(&PODS, key, options).await)
+        gone_is_fine(self.client.delete(&PODS, key, options).await).map(drop)
     }
 
     async fn act(&self, key: &ObjectKey, pod: &Value, act: Act) -> Result<(), ApiError> {
@@ -249,7 +249,7 @@ impl Controller {
             Act::Stop { code, reason } => {
                 let patch =
                     json!({"spec": {"desiredStatus": "STOPPED", "stopCode": code, "stoppedReason": reason}});
-                gone_is_fine(self.client.merge_patch(&ECS_TASKS, key, patch).await)
+                gone_is_fine(self.client.merge_patch(&ECS_TASKS, key, patch).await).map(drop)
             }
             Act::Status(status) => self.write_status(key, status).await,
             Act::Delete { now } => {
@@ -258,10 +258,12 @@ impl Controller {
                     uid: Some(text(&pod["metadata"]["uid"]).to_string()),
                     ..DeleteOptions::default()
                 };
-                gone_is_fine(self.client.delete(&PODS, key, options).await)
+                gone_is_fine(self.client.delete(&PODS, key, options).await).map(drop)
             }
             Act::Release => self.release(key, pod).await,
-            Act::Forget => gone_is_fine(self.client.delete(&ECS_TASKS, key, DeleteOptions::default()).await),
+            Act::Forget => {
+                gone_is_fine(self.client.delete(&ECS_TASKS, key, DeleteOptions::default()).await).map(drop)
+            }
         }
     }
 
@@ -273,18 +275,7 @@ impl Controller {
         if !made {
             return Ok(None);
         }
-        match self.client.get(&PODS, key).await {
-            Ok(pod) => Ok(Some(pod)),
-            Err(error) if error.is_not_found() => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-}
-
-fn gone_is_fine<T>(result: Result<T, ApiError>) -> Result<(), ApiError> {
-    match result {
-        Err(error) if !error.is_not_found() => Err(error),
-        _ => Ok(()),
+        gone_is_fine(self.client.get(&PODS, key).await)
     }
 }
 

@@ -4,12 +4,16 @@
 //! [`OTHERS`] has those that are called differently. Values know `*` and `?`.
 
 use crate::policy::like;
-use crate::service::{AwsError, Call, Outcome};
-use crate::services::kept::{items, page, text};
-use serde_json::{Value, json};
+use crate::service::Call;
+use crate::services::kept::{Pages, items, text};
+use serde_json::Value;
 
-/// Rows of one page, unless asked for fewer.
-const PAGE: usize = 1_000;
+pub(super) const PAGES: Pages = Pages {
+    asks: ("MaxResults", "NextToken"),
+    next: "NextToken",
+    rows: 1_000,
+    refusal: ("InvalidParameterValue", "Unable to parse pagination token"),
+};
 /// Filters whose names do not lead to their members.
 const OTHERS: [(&str, &str); 18] = [
     ("cidr", "cidr-block"),
@@ -84,18 +88,10 @@ fn camel(name: &str) -> String {
     name.split('-').map(upper).collect()
 }
 
-/// A page of rows, which are sorted by the member `by`.
-pub(super) fn paged(call: &Call, member: &str, mut rows: Vec<Value>, by: &str) -> Outcome {
-    rows.sort_by(|a, b| text(a, by).cmp(text(b, by)));
-    let max = call.input["MaxResults"].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(PAGE);
-    let (rows, next) = page(&rows, |v| text(v, by).to_string(), text(&call.input, "NextToken"), max)
-        .map_err(|_| AwsError::client("InvalidParameterValue", "Unable to parse pagination token"))?;
-    Ok(json!({member: rows, "NextToken": next}))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn names_lead_to_members() {

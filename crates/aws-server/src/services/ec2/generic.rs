@@ -1,6 +1,6 @@
 //! What all stored kinds have: create, describe by ids and filters, delete, tags.
 
-use super::filter::{Filters, paged};
+use super::filter::{Filters, PAGES};
 use super::kinds::{self, ALL, Kind};
 use super::store::Store;
 use crate::service::{AwsError, Call, Outcome};
@@ -98,7 +98,7 @@ pub(super) fn listed(call: &Call, kind: &Kind, mut all: Vec<Value>) -> Outcome {
     let filters = Filters::of(call);
     all.retain(|spec| (ids.is_empty() || ids.contains(&spec[kind.id])) && filters.fit(spec));
     all.sort_by(|a, b| text(a, kind.id).cmp(text(b, kind.id)));
-    paged(call, kind.all, all.into_iter().map(shown).collect(), kind.id)
+    PAGES.answer(call, kind.all, all.into_iter().map(shown).collect(), kind.id)
 }
 
 /// `Delete…`.
@@ -166,5 +166,5 @@ pub(super) async fn describe_tags(store: &Store, call: &Call) -> Outcome {
     for row in &mut out {
         row["order"] = json!(order(row));
     }
-    paged(call, "Tags", out, "order")
+    PAGES.answer(call, "Tags", out, "order")
 }

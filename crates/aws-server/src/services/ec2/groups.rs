@@ -2,7 +2,7 @@
 //!
 //! The rules are kept, not enforced.
 
-use super::filter::{Filters, paged};
+use super::filter::{Filters, PAGES};
 use super::generic::{change, delete, dry, get, listed, make, missing, new_id, tags_of};
 use super::kinds::{GROUP, INTERFACE, Kind};
 use super::store::Store;
@@ -279,7 +279,7 @@ pub(super) async fn describe_rules(store: &Store, call: &Call) -> Outcome {
         return Err(AwsError::client("InvalidSecurityGroupRuleId.NotFound", words));
     }
     rules.retain(|r| (ids.is_empty() || ids.contains(&r["SecurityGroupRuleId"])) && filters.fit(r));
-    paged(call, "SecurityGroupRules", rules, "SecurityGroupRuleId")
+    PAGES.answer(call, "SecurityGroupRules", rules, "SecurityGroupRuleId")
 }
 
 /// ModifySecurityGroupRules.

@@ -40,6 +40,15 @@ pub(super) struct Kind {
     pub new: fn(&Store, &Call, &str) -> Outcome,
 }
 
+/// A kind by its names (name, id, prefix, one, all) that names no others and that none keeps.
+const fn kind(
+    slot: Slot,
+    [name, id, prefix, one, all]: [&'static str; 5],
+    missing: (&'static str, &'static str),
+) -> Kind {
+    Kind { slot, name, id, prefix, one, all, missing, needs: &[], holders: &[], new: |_, _, _| Ok(json!({})) }
+}
+
 pub(super) static ALL: [&Kind; 11] = [
     &VPC,
     &SUBNET,
@@ -55,30 +64,20 @@ pub(super) static ALL: [&Kind; 11] = [
 ];
 
 pub(super) static VPC: Kind = Kind {
-    slot: Slot::Vpcs,
-    name: "vpc",
-    id: "VpcId",
-    prefix: "vpc-",
-    one: "Vpc",
-    all: "Vpcs",
-    missing: ("InvalidVpcID.NotFound", "The vpc ID '{}' does not exist"),
-    needs: &[],
     holders: &[(&SUBNET, "VpcId"), (&INTERFACE, "VpcId"), (&NAT_GATEWAY, "VpcId")],
     new: |_, call, id| {
         let cidr = text(&call.input, "CidrBlock");
         store::range(cidr, 16..=28).ok_or_else(|| store::bad("CidrBlock", cidr))?;
         Ok(store::vpc(call, id, cidr, false))
     },
+    ..kind(
+        Slot::Vpcs,
+        ["vpc", "VpcId", "vpc-", "Vpc", "Vpcs"],
+        ("InvalidVpcID.NotFound", "The vpc ID '{}' does not exist"),
+    )
 };
 
 pub(super) static SUBNET: Kind = Kind {
-    slot: Slot::Subnets,
-    name: "subnet",
-    id: "SubnetId",
-    prefix: "subnet-",
-    one: "Subnet",
-    all: "Subnets",
-    missing: ("InvalidSubnetID.NotFound", "The subnet ID '{}' does not exist"),
     needs: &[("VpcId", &VPC)],
     holders: &[(&INTERFACE, "SubnetId"), (&NAT_GATEWAY, "SubnetId")],
     new: |store, call, id| {
@@ -88,34 +87,27 @@ pub(super) static SUBNET: Kind = Kind {
         refuse_if(!store.zones.contains(&zone), || store::bad("AvailabilityZone", &zone))?;
         Ok(store.subnet_of(call, (id, vpc, cidr), &zone, false))
     },
+    ..kind(
+        Slot::Subnets,
+        ["subnet", "SubnetId", "subnet-", "Subnet", "Subnets"],
+        ("InvalidSubnetID.NotFound", "The subnet ID '{}' does not exist"),
+    )
 };
 
 pub(super) static GROUP: Kind = Kind {
-    slot: Slot::Groups,
-    name: "security-group",
-    id: "GroupId",
-    prefix: "sg-",
-    one: "",
-    all: "SecurityGroups",
-    missing: ("InvalidGroup.NotFound", "The security group '{}' does not exist"),
-    needs: &[],
-    holders: &[],
     new: |_, call, id| {
         let (name, vpc) = (text(&call.input, "GroupName"), text(&call.input, "VpcId"));
         Ok(store::group(call, id, (name, text(&call.input, "Description")), vpc))
     },
+    ..kind(
+        Slot::Groups,
+        ["security-group", "GroupId", "sg-", "", "SecurityGroups"],
+        ("InvalidGroup.NotFound", "The security group '{}' does not exist"),
+    )
 };
 
 pub(super) static INTERFACE: Kind = Kind {
-    slot: Slot::Interfaces,
-    name: "network-interface",
-    id: "NetworkInterfaceId",
-    prefix: "eni-",
-    one: "NetworkInterface",
-    all: "NetworkInterfaces",
-    missing: ("InvalidNetworkInterfaceID.NotFound", "The networkInterface ID '{}' does not exist"),
     needs: &[("SubnetId", &SUBNET)],
-    holders: &[],
     new: |_, call, id| {
         Ok(json!({
             "NetworkInterfaceId": id, "SubnetId": call.input["SubnetId"], "OwnerId": call.caller.account,
@@ -124,46 +116,36 @@ pub(super) static INTERFACE: Kind = Kind {
             "RequesterManaged": false, "Groups": [], "PrivateIpAddresses": [],
         }))
     },
+    ..kind(
+        Slot::Interfaces,
+        ["network-interface", "NetworkInterfaceId", "eni-", "NetworkInterface", "NetworkInterfaces"],
+        ("InvalidNetworkInterfaceID.NotFound", "The networkInterface ID '{}' does not exist"),
+    )
 };
 
 pub(super) static ROUTE_TABLE: Kind = Kind {
-    slot: Slot::Resources,
-    name: "route-table",
-    id: "RouteTableId",
-    prefix: "rtb-",
-    one: "RouteTable",
-    all: "RouteTables",
-    missing: ("InvalidRouteTableID.NotFound", "The routeTable ID '{}' does not exist"),
     needs: &[("VpcId", &VPC)],
-    holders: &[],
     new: |_, call, id| Ok(store::route_table(call, id, text(&call.input, "VpcId"), false)),
+    ..kind(
+        Slot::Resources,
+        ["route-table", "RouteTableId", "rtb-", "RouteTable", "RouteTables"],
+        ("InvalidRouteTableID.NotFound", "The routeTable ID '{}' does not exist"),
+    )
 };
 
 pub(super) static INTERNET_GATEWAY: Kind = Kind {
-    slot: Slot::Resources,
-    name: "internet-gateway",
-    id: "InternetGatewayId",
-    prefix: "igw-",
-    one: "InternetGateway",
-    all: "InternetGateways",
-    missing: ("InvalidInternetGatewayID.NotFound", "The internetGateway ID '{}' does not exist"),
-    needs: &[],
-    holders: &[],
     new: |_, call, id| {
         Ok(json!({"InternetGatewayId": id, "OwnerId": call.caller.account, "Attachments": []}))
     },
+    ..kind(
+        Slot::Resources,
+        ["internet-gateway", "InternetGatewayId", "igw-", "InternetGateway", "InternetGateways"],
+        ("InvalidInternetGatewayID.NotFound", "The internetGateway ID '{}' does not exist"),
+    )
 };
 
 pub(super) static NAT_GATEWAY: Kind = Kind {
-    slot: Slot::Resources,
-    name: "natgateway",
-    id: "NatGatewayId",
-    prefix: "nat-",
-    one: "NatGateway",
-    all: "NatGateways",
-    missing: ("NatGatewayNotFound", "The Nat Gateway {} was not found"),
     needs: &[("SubnetId", &SUBNET)],
-    holders: &[],
     new: |_, call, id| {
         Ok(json!({
             "NatGatewayId": id, "SubnetId": call.input["SubnetId"], "State": "available", "CreateTime": now(call),
@@ -171,51 +153,40 @@ pub(super) static NAT_GATEWAY: Kind = Kind {
             "NatGatewayAddresses": [{"AllocationId": call.input["AllocationId"]}],
         }))
     },
+    ..kind(
+        Slot::Resources,
+        ["natgateway", "NatGatewayId", "nat-", "NatGateway", "NatGateways"],
+        ("NatGatewayNotFound", "The Nat Gateway {} was not found"),
+    )
 };
 
 pub(super) static ADDRESS: Kind = Kind {
-    slot: Slot::Resources,
-    name: "elastic-ip",
-    id: "AllocationId",
-    prefix: "eipalloc-",
-    one: "",
-    all: "Addresses",
-    missing: ("InvalidAllocationID.NotFound", "The allocation ID '{}' does not exist"),
-    needs: &[],
-    holders: &[],
     new: |_, call, id| {
         // An address of the range for documentation: it is stored, nothing answers at it.
         let last = id.bytes().fold(0u8, |sum, b| sum.wrapping_mul(31).wrapping_add(b));
         Ok(json!({"AllocationId": id, "Domain": "vpc", "PublicIp": format!("203.0.113.{last}"),
             "NetworkBorderGroup": call.region, "PublicIpv4Pool": "amazon"}))
     },
+    ..kind(
+        Slot::Resources,
+        ["elastic-ip", "AllocationId", "eipalloc-", "", "Addresses"],
+        ("InvalidAllocationID.NotFound", "The allocation ID '{}' does not exist"),
+    )
 };
 
 pub(super) static KEY_PAIR: Kind = Kind {
-    slot: Slot::Resources,
-    name: "key-pair",
-    id: "KeyPairId",
-    prefix: "key-",
-    one: "",
-    all: "KeyPairs",
-    missing: ("InvalidKeyPair.NotFound", "The key pair '{}' does not exist"),
-    needs: &[],
-    holders: &[],
     new: |_, call, id| {
         Ok(json!({"KeyPairId": id, "KeyName": call.input["KeyName"], "CreateTime": now(call),
             "KeyType": "rsa", "KeyFingerprint": "", "PublicKey": call.input["PublicKeyMaterial"]}))
     },
+    ..kind(
+        Slot::Resources,
+        ["key-pair", "KeyPairId", "key-", "", "KeyPairs"],
+        ("InvalidKeyPair.NotFound", "The key pair '{}' does not exist"),
+    )
 };
 
 pub(super) static DHCP: Kind = Kind {
-    slot: Slot::Resources,
-    name: "dhcp-options",
-    id: "DhcpOptionsId",
-    prefix: "dopt-",
-    one: "DhcpOptions",
-    all: "DhcpOptions",
-    missing: ("InvalidDhcpOptionID.NotFound", "The dhcpOption ID '{}' does not exist"),
-    needs: &[],
     holders: &[(&VPC, "DhcpOptionsId")],
     new: |_, call, id| {
         let of = |c: &Value| {
@@ -226,19 +197,21 @@ pub(super) static DHCP: Kind = Kind {
         Ok(json!({"DhcpOptionsId": id, "OwnerId": call.caller.account,
             "DhcpConfigurations": given.map(of).collect::<Vec<_>>()}))
     },
+    ..kind(
+        Slot::Resources,
+        ["dhcp-options", "DhcpOptionsId", "dopt-", "DhcpOptions", "DhcpOptions"],
+        ("InvalidDhcpOptionID.NotFound", "The dhcpOption ID '{}' does not exist"),
+    )
 };
 
 pub(super) static NETWORK_ACL: Kind = Kind {
-    slot: Slot::Resources,
-    name: "network-acl",
-    id: "NetworkAclId",
-    prefix: "acl-",
-    one: "NetworkAcl",
-    all: "NetworkAcls",
-    missing: ("InvalidNetworkAclID.NotFound", "The networkAcl ID '{}' does not exist"),
     needs: &[("VpcId", &VPC)],
-    holders: &[],
     new: |_, call, id| Ok(store::network_acl(call, id, text(&call.input, "VpcId"), false)),
+    ..kind(
+        Slot::Resources,
+        ["network-acl", "NetworkAclId", "acl-", "NetworkAcl", "NetworkAcls"],
+        ("InvalidNetworkAclID.NotFound", "The networkAcl ID '{}' does not exist"),
+    )
 };
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Nodes as instances, tasks' network interfaces, zones, regions and what else only depends on where we are.
 
-use super::filter::{Filters, paged};
+use super::filter::{Filters, PAGES};
 use super::generic::listed;
 use super::kinds::INTERFACE;
 use super::store::{Store, zone_id};
@@ -49,7 +49,7 @@ pub(super) async fn describe_instances(store: &Store, call: &Call) -> Outcome {
         json!({"ReservationId": id, "OwnerId": call.caller.account, "Groups": [], "Instances": [i]})
     };
     let all = chosen(store, call).await?.into_iter().map(one).collect();
-    paged(call, "Reservations", all, "ReservationId")
+    PAGES.answer(call, "Reservations", all, "ReservationId")
 }
 
 /// DescribeInstanceStatus: of running ones, unless all are asked for.
@@ -64,7 +64,7 @@ pub(super) async fn describe_status(store: &Store, call: &Call) -> Outcome {
         json!({"InstanceId": i["InstanceId"], "InstanceState": i["State"], "InstanceStatus": summary,
             "SystemStatus": summary, "AvailabilityZone": i["Placement"]["AvailabilityZone"]})
     };
-    paged(call, "InstanceStatuses", wanted.map(one).collect(), "InstanceId")
+    PAGES.answer(call, "InstanceStatuses", wanted.map(one).collect(), "InstanceId")
 }
 
 /// An interface of a running task, from the attachment that its status shows.
@@ -184,7 +184,7 @@ pub(super) async fn types(_: &Store, call: &Call) -> Outcome {
     };
     let mut all: Vec<Value> = TYPES.iter().map(one).collect();
     all.retain(|t| (wanted.is_empty() || wanted.contains(&t["InstanceType"])) && filters.fit(t));
-    paged(call, "InstanceTypes", all, "InstanceType")
+    PAGES.answer(call, "InstanceTypes", all, "InstanceType")
 }
 
 /// DescribeInstanceTypeOfferings: everything everywhere.
@@ -202,7 +202,7 @@ pub(super) async fn offerings(store: &Store, call: &Call) -> Outcome {
                 "order": format!("{name} {place}")})
         })
     });
-    paged(call, "InstanceTypeOfferings", all.filter(|o| filters.fit(o)).collect(), "order")
+    PAGES.answer(call, "InstanceTypeOfferings", all.filter(|o| filters.fit(o)).collect(), "order")
 }
 
 /// Lists of what there is none of.

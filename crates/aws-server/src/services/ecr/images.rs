@@ -1,15 +1,12 @@
 //! Images: manifests of a repository, by digest and tag.
 
-use super::repositories::find;
-use super::{State, invalid};
+use super::State;
+use super::repositories::{PAGES, find};
 use crate::service::{AwsError, Call, Outcome};
-use crate::services::kept::{items, page, text};
+use crate::services::kept::{items, text};
 use image::{Digest, Listed, ManifestRef};
 use serde_json::{Value, json};
 use std::time::UNIX_EPOCH;
-
-/// Entries of one page, unless asked for fewer.
-const PAGE: usize = 100;
 
 fn name(call: &Call) -> &str {
     text(&call.input, "repositoryName")
@@ -20,17 +17,6 @@ async fn listed(state: &State, call: &Call) -> Result<Vec<Listed>, AwsError> {
     find(state, call, name(call)).await?;
     let place = state.place(call, name(call));
     Ok(state.on_disk(move |depot| Ok(depot.list(&place))).await?.unwrap_or_default())
-}
-
-fn paged(
-    call: &Call,
-    list: &[Value],
-    key: impl Fn(&Value) -> String,
-) -> Result<(Vec<Value>, Option<String>), AwsError> {
-    let max = call.input["maxResults"].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(PAGE);
-    page(list, key, text(&call.input, "nextToken"), max).map_err(|_| {
-        invalid("Invalid parameter at 'nextToken' failed to satisfy constraint: 'not a valid token'")
-    })
 }
 
 /// Does the filter of the call want images with (or without) tags?
@@ -53,8 +39,8 @@ pub(super) async fn list(state: &State, call: &Call) -> Outcome {
     }
     let key = |id: &Value| format!("{} {}", text(id, "imageDigest"), text(id, "imageTag"));
     ids.sort_by_key(key);
-    let (found, token) = paged(call, &ids, key)?;
-    Ok(json!({"imageIds": found, "nextToken": token}))
+    let (found, token) = PAGES.cut(call, &ids, key)?;
+    Ok(PAGES.shown("imageIds", found, token))
 }
 
 /// Why an image id means nothing.
@@ -135,11 +121,8 @@ pub(super) async fn describe(state: &State, call: &Call) -> Outcome {
         }
         Ok(details)
     });
-    let mut details = details.await?;
-    let key = |detail: &Value| text(detail, "imageDigest").to_string();
-    details.sort_by_key(key);
-    let (found, token) = paged(call, &details, key)?;
-    Ok(json!({"imageDetails": found, "nextToken": token}))
+    let details = details.await?;
+    PAGES.answer(call, "imageDetails", details, "imageDigest")
 }
 
 fn failure(id: &Value, Failure(code, reason): Failure) -> Value {

@@ -2,13 +2,20 @@
 
 use super::{State, invalid, new_repository};
 use crate::service::{AwsError, Call, Outcome};
-use crate::services::kept::{copy, items, page, text};
+use crate::services::kept::{Pages, copy, items, text};
 use crate::services::tags;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
-/// Repositories of one page, unless asked for fewer.
-const PAGE: usize = 100;
+pub(super) const PAGES: Pages = Pages {
+    asks: ("maxResults", "nextToken"),
+    next: "nextToken",
+    rows: 100,
+    refusal: (
+        "InvalidParameterException",
+        "Invalid parameter at 'nextToken' failed to satisfy constraint: 'not a valid token'",
+    ),
+};
 /// What is read of the registry's list at a time.
 const CATALOG: usize = 1_000;
 
@@ -101,13 +108,8 @@ pub(super) async fn describe(state: &State, call: &Call) -> Outcome {
         }
         return Ok(json!({"repositories": found}));
     }
-    let all: Vec<Value> = all(state, call).await?.into_values().collect();
-    let max = call.input["maxResults"].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(PAGE);
-    let name = |spec: &Value| text(spec, "repositoryName").to_string();
-    let (found, token) = page(&all, name, text(&call.input, "nextToken"), max).map_err(|_| {
-        invalid("Invalid parameter at 'nextToken' failed to satisfy constraint: 'not a valid token'")
-    })?;
-    Ok(json!({"repositories": found, "nextToken": token}))
+    let all = all(state, call).await?.into_values().collect();
+    PAGES.answer(call, "repositories", all, "repositoryName")
 }
 
 pub(super) async fn delete(state: &State, call: &Call) -> Outcome {

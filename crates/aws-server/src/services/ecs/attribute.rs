@@ -2,7 +2,6 @@
 
 use super::context::{Cluster, Context, parameter};
 use super::instance::Row;
-use super::instance_ops::id_of;
 use super::paging::{PAGE_MAX, Page};
 use crate::service::{AwsError, Outcome};
 use ecs_model::refusal::refuse_if;
@@ -34,7 +33,7 @@ fn read<'a>(
     if !matches!(text(given, "/targetType"), "" | "container-instance") {
         return Err(parameter("targetType should be one of [container-instance]"));
     }
-    Ok((id_of(cx, cluster, target)?, name, value))
+    Ok((cx.named(cluster, "container instance", target)?, name, value))
 }
 
 fn shown(arn: &str, name: &str, value: &str) -> Value {

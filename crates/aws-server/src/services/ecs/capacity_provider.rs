@@ -153,16 +153,7 @@ pub async fn delete(cx: &Context<'_>) -> Outcome {
             return Err(parameter("The specified capacity provider is in use and cannot be removed."));
         }
     }
-    let gone = cx
-        .shared
-        .client
-        .delete(&gvr::ECS_CAPACITY_PROVIDERS, &key(cx, &name), DeleteOptions::default())
-        .await;
-    if let Err(error) = gone
-        && !error.is_not_found()
-    {
-        return Err(super::context::internal(error));
-    }
+    cx.delete(&gvr::ECS_CAPACITY_PROVIDERS, &key(cx, &name), DeleteOptions::default()).await?;
     let mut out = found.spec().clone();
     merge(&mut out, &json!({"status": "INACTIVE", "updateStatus": "DELETE_COMPLETE"}));
     Ok(json!({"capacityProvider": out}))

@@ -3,10 +3,10 @@
 use super::index::{Stored, Views};
 use super::{Ecs, instance};
 use crate::service::{AwsError, Call, Shared};
-use client::{Object, ObjectKey};
+use client::{DeleteOptions, Object, ObjectKey};
 use ecs_model::doc::{Doc, object};
 use ecs_model::names::{ArnError, DEFAULT_CLUSTER, ECS_NAMESPACE, Place, Resource, Scope, family_revision};
-use ecs_model::refusal::Refusal;
+use ecs_model::refusal::{Refusal, refuse_if};
 use k8s_schema::{Gvr, gvr};
 use machinery::kinds::get::text;
 use machinery::status::ApiError;
@@ -216,37 +216,32 @@ impl Context<'_> {
         Ok(None)
     }
 
-    /// The id in a short or long task identifier; the long form must be of that cluster.
-    pub fn task_id(&self, cluster: &Cluster, given: &str) -> Result<String, AwsError> {
-        let id = match given.starts_with("arn:") {
-            false => given.to_string(),
-            true => match self.parse_arn(given)? {
-                Resource::Task(name, id) => {
-                    self.same_cluster(cluster, &name)?;
-                    id
-                }
-                _ => {
-                    return Err(parameter(
-                        "Invalid identifier: Unexpected resource type in task identifier.",
-                    ));
-                }
-            },
-        };
-        match id.len() {
-            32 | 36 => Ok(id),
-            _ => Err(parameter("taskId length should be one of [32,36]")),
+    /// The name in a name or ARN of a `what` (`task`, `service`, `container instance`) of that cluster.
+    pub fn named(&self, cluster: &Cluster, what: &str, given: &str) -> Result<String, AwsError> {
+        if !given.starts_with("arn:") {
+            return Ok(given.to_string());
         }
+        let (within, name) = match (what, self.parse_arn(given)?) {
+            ("task", Resource::Task(within, id)) => (within, id),
+            ("service", Resource::Service(within, name)) => (within, name),
+            ("container instance", Resource::ContainerInstance(within, id)) => (within, id),
+            _ => {
+                let words = format!("Invalid identifier: Unexpected resource type in {what} identifier.");
+                return Err(parameter(words));
+            }
+        };
+        let own = &cluster.name;
+        refuse_if(within != *own, || {
+            parameter(format!("Invalid identifier: Identifier is for {within}. Your cluster is {own}"))
+        })?;
+        Ok(name)
     }
 
-    /// Refuses an ARN that is of another cluster than the call.
-    pub fn same_cluster(&self, cluster: &Cluster, name: &str) -> Result<(), AwsError> {
-        if name == cluster.name {
-            return Ok(());
-        }
-        Err(parameter(format!(
-            "Invalid identifier: Identifier is for {name}. Your cluster is {}",
-            cluster.name
-        )))
+    /// The id in a short or long task identifier; the long form must be of that cluster.
+    pub fn task_id(&self, cluster: &Cluster, given: &str) -> Result<String, AwsError> {
+        let id = self.named(cluster, "task", given)?;
+        refuse_if(![32, 36].contains(&id.len()), || parameter("taskId length should be one of [32,36]"))?;
+        Ok(id)
     }
 
     /// A task of a cluster.
@@ -265,6 +260,14 @@ impl Context<'_> {
             Ok(object) => Ok(Some(object)),
             Err(error) if error.is_not_found() => Ok(None),
             Err(error) => Err(internal(error)),
+        }
+    }
+
+    /// Deletes an object, if it is there.
+    pub async fn delete(&self, gvr: &Gvr, key: &ObjectKey, options: DeleteOptions) -> Result<(), AwsError> {
+        match self.shared.client.delete(gvr, key, options).await {
+            Err(error) if !error.is_not_found() => Err(internal(error)),
+            _ => Ok(()),
         }
     }
 

@@ -4,7 +4,7 @@
 
 use super::context::{Cluster, Context, client_error, failure, parameter};
 use super::instance_ops::named;
-use super::service::{find, name_of, not_found};
+use super::service::{find, not_found};
 use crate::service::{AwsError, Outcome};
 use machinery::kinds::get::text;
 use serde_json::{Value, json};
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 /// The service that a call names, which must be ACTIVE.
 async fn service(cx: &Context<'_>) -> Result<(), AwsError> {
     let cluster = cx.cluster().await?;
-    let name = name_of(cx, &cluster, cx.text("service"))?;
+    let name = cx.named(&cluster, "service", cx.text("service"))?;
     match find(cx, &cluster, &name)? {
         None => Err(not_found()),
         Some(found) if text(found.spec(), "/status") != "ACTIVE" => Err(super::service::not_active()),

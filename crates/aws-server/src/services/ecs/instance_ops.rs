@@ -14,20 +14,6 @@ const DESCRIBE_MAX: usize = 100;
 /// Most instances in one UpdateContainerInstancesState.
 const UPDATE_MAX: usize = 10;
 
-/// The instance's id in an id or ARN.
-pub fn id_of(cx: &Context<'_>, cluster: &Cluster, given: &str) -> Result<String, AwsError> {
-    if !given.starts_with("arn:") {
-        return Ok(given.to_string());
-    }
-    match cx.parse_arn(given)? {
-        Resource::ContainerInstance(name, id) => {
-            cx.same_cluster(cluster, &name)?;
-            Ok(id)
-        }
-        _ => Err(parameter("Invalid identifier: Unexpected resource type in container instance identifier.")),
-    }
-}
-
 /// The instances that were asked for, and a failure for each that is not there.
 pub fn named(
     cx: &Context<'_>,
@@ -37,7 +23,7 @@ pub fn named(
     let mut rows = cx.instances(cluster)?;
     let (mut found, mut failures) = (Vec::new(), Vec::new());
     for given in asked {
-        let id = id_of(cx, cluster, given)?;
+        let id = cx.named(cluster, "container instance", given)?;
         match rows.iter().position(|r| r.id == id) {
             Some(at) => found.push(rows.swap_remove(at)),
             None if found.iter().any(|r: &Row| r.id == id) => {}

@@ -33,20 +33,6 @@ pub fn not_active() -> AwsError {
     AwsError::client("ServiceNotActiveException", "Service was not ACTIVE.")
 }
 
-/// The service's name in a name or ARN.
-pub fn name_of(cx: &Context<'_>, cluster: &Cluster, given: &str) -> Result<String, AwsError> {
-    if !given.starts_with("arn:") {
-        return Ok(given.to_string());
-    }
-    match cx.parse_arn(given)? {
-        Resource::Service(name, service) => {
-            cx.same_cluster(cluster, &name)?;
-            Ok(service)
-        }
-        _ => Err(parameter("Invalid identifier: Unexpected resource type in service identifier.")),
-    }
-}
-
 pub fn key(cx: &Context<'_>, cluster: &Cluster, name: &str) -> ObjectKey {
     ObjectKey::new(&*cluster.namespace, cx.scope.object_name(name))
 }
@@ -233,7 +219,7 @@ fn answer(object: &Object) -> Outcome {
 /// UpdateService.
 pub async fn update(cx: &Context<'_>) -> Outcome {
     let cluster = cx.cluster().await?;
-    let name = name_of(cx, &cluster, cx.text("service"))?;
+    let name = cx.named(&cluster, "service", cx.text("service"))?;
     let old = find(cx, &cluster, &name)?.ok_or_else(not_found)?;
     let mut change = given(&cx.call.input);
     let fixed = ["launchType", "schedulingStrategy", "tags"];
@@ -270,7 +256,7 @@ pub async fn update(cx: &Context<'_>) -> Outcome {
 /// DeleteService.
 pub async fn delete(cx: &Context<'_>) -> Outcome {
     let cluster = cx.cluster().await?;
-    let name = name_of(cx, &cluster, cx.text("service"))?;
+    let name = cx.named(&cluster, "service", cx.text("service"))?;
     find(cx, &cluster, &name)?.ok_or_else(not_found)?;
     let group = format!("service:{name}");
     let mut busy = false;
@@ -305,7 +291,7 @@ pub async fn describe(cx: &Context<'_>) -> Outcome {
     let with_tags = cx.includes("TAGS");
     let (mut services, mut failures) = (Vec::new(), Vec::new());
     for given in asked {
-        let name = name_of(cx, &cluster, given)?;
+        let name = cx.named(&cluster, "service", given)?;
         let Some(service) = find(cx, &cluster, &name)? else {
             failures.push(failure(&arn(cx, &cluster, &name), "MISSING"));
             continue;

@@ -2,7 +2,7 @@
 
 use super::context::{Context, client_error, doc, failure, parameter};
 use super::paging::{PAGE_MAX, Page};
-use super::service::{find, key, name_of, not_found};
+use super::service::{find, key, not_found};
 use crate::service::{AwsError, Outcome};
 use client::ObjectKey;
 use client::cache::Cache;
@@ -70,7 +70,7 @@ pub async fn describe_revisions(cx: &Context<'_>) -> Outcome {
 pub async fn list(cx: &Context<'_>) -> Outcome {
     let page = Page::of(cx.call, PAGE_MAX)?;
     let cluster = cx.cluster().await?;
-    let name = name_of(cx, &cluster, cx.text("service"))?;
+    let name = cx.named(&cluster, "service", cx.text("service"))?;
     let service = find(cx, &cluster, &name)?.ok_or_else(not_found)?;
     let states: Vec<&str> = texts(&cx.call.input, "/status").collect();
     let time = |at: &str| cx.call.input["createdAt"][at].as_f64();

@@ -1,7 +1,6 @@
 //! StopTask, DescribeTasks, ListTasks.
 
 use super::context::{Cluster, Context, doc, failure, parameter};
-use super::instance_ops::id_of;
 use super::paging::{PAGE_MAX, Page};
 use crate::service::Outcome;
 use ecs_model::doc::Doc;
@@ -88,7 +87,7 @@ pub async fn list(cx: &Context<'_>) -> Outcome {
     let desired = if cx.text("desiredStatus").is_empty() { "RUNNING" } else { cx.text("desiredStatus") };
     let instance = match cx.text("containerInstance") {
         "" => String::new(),
-        given => id_of(cx, &cluster, given)?,
+        given => cx.named(&cluster, "container instance", given)?,
     };
     let service = cx.text("serviceName");
     let group = match service.rsplit('/').next() {

@@ -3,7 +3,7 @@
 //! Invariant: a revision is never used again. The highest revision of a family is therefore kept, even when it is
 //! DELETE_IN_PROGRESS; lower ones that are, and that no task uses, go at the family's next write.
 
-use super::context::{Context, client_error, doc, failure, internal, parameter};
+use super::context::{Context, client_error, doc, failure, parameter};
 use super::paging::{PAGE_MAX, Page};
 use crate::service::{AwsError, Outcome};
 use client::{DeleteOptions, Object};
@@ -90,10 +90,7 @@ async fn collect(cx: &Context<'_>, family: &str) -> Result<(), AwsError> {
             continue;
         }
         let options = DeleteOptions { uid: Some(object.uid().to_string()), ..DeleteOptions::default() };
-        match cx.shared.client.delete(&gvr::ECS_TASK_DEFINITIONS, &object.key, options).await {
-            Err(error) if !error.is_not_found() => return Err(internal(error)),
-            _ => {}
-        }
+        cx.delete(&gvr::ECS_TASK_DEFINITIONS, &object.key, options).await?;
     }
     Ok(())
 }

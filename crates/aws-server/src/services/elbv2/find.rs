@@ -2,13 +2,17 @@
 
 use super::Elb;
 use crate::service::{AwsError, Call};
-use crate::services::kept::{Kept, items, page, text};
+use crate::services::kept::{Kept, Pages, items, text};
 use ecs_model::names::Arn;
 use ecs_model::refusal::refuse_if;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-/// Entries of one page, unless asked for fewer.
-const PAGE: usize = 400;
+pub(super) const PAGES: Pages = Pages {
+    asks: ("PageSize", "Marker"),
+    next: "NextMarker",
+    rows: 400,
+    refusal: ("ValidationError", "The marker is invalid"),
+};
 
 /// What an ARN can name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,15 +140,6 @@ impl What {
         }
         Ok(out)
     }
-}
-
-/// A page of a list, sorted by the member `by`.
-pub(super) fn listing(call: &Call, member: &str, mut list: Vec<Value>, by: &str) -> Result<Value, AwsError> {
-    list.sort_by(|a, b| text(a, by).cmp(text(b, by)));
-    let max = call.input["PageSize"].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(PAGE);
-    let (found, marker) = page(&list, |v| text(v, by).to_string(), text(&call.input, "Marker"), max)
-        .map_err(|_| invalid("The marker is invalid"))?;
-    Ok(json!({member: found, "NextMarker": marker}))
 }
 
 #[cfg(test)]

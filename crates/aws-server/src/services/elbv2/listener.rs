@@ -5,7 +5,7 @@
 //! `DefaultRuleId`; certificates beyond the default one are in `MoreCertificates`.
 
 use super::Elb;
-use super::find::{What, invalid, listing, new_id, refused};
+use super::find::{PAGES, What, invalid, new_id, refused};
 use super::{actions, fixed};
 use crate::service::{AwsError, Call, Outcome};
 use crate::services::kept::{copy, items, text};
@@ -128,7 +128,7 @@ pub(super) async fn describe(elb: &Elb, call: &Call) -> Outcome {
         found.retain(|o| o["spec"]["LoadBalancerArn"] == balancer);
     }
     let found = found.into_iter().map(|mut o| shown(o["spec"].take())).collect();
-    listing(call, "Listeners", found, "ListenerArn")
+    PAGES.answer(call, "Listeners", found, "ListenerArn")
 }
 
 /// ModifyListener.
@@ -211,5 +211,5 @@ pub(super) async fn certificates(elb: &Elb, call: &Call) -> Outcome {
         |default: bool| move |c: &Value| json!({"CertificateArn": c["CertificateArn"], "IsDefault": default});
     let default = items(&spec["Certificates"]).iter().map(row(true));
     let all = default.chain(items(&spec["MoreCertificates"]).iter().map(row(false))).collect();
-    listing(call, "Certificates", all, "CertificateArn")
+    PAGES.answer(call, "Certificates", all, "CertificateArn")
 }

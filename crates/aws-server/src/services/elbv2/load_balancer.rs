@@ -1,7 +1,7 @@
 //! Load balancers.
 
 use super::Elb;
-use super::find::{What, arn, invalid, listing, new_id, refused};
+use super::find::{PAGES, What, arn, invalid, new_id, refused};
 use crate::service::{AwsError, Call, Outcome};
 use crate::services::kept::{items, now, text};
 use ecs_model::refusal::refuse_if;
@@ -172,7 +172,7 @@ pub(super) async fn describe(elb: &Elb, call: &Call) -> Outcome {
             refused("LoadBalancerNotFound", format!("Load balancers '[{}]' not found", missing.join(", ")))
         })?;
     }
-    listing(call, "LoadBalancers", found.iter().map(shown).collect(), "LoadBalancerName")
+    PAGES.answer(call, "LoadBalancers", found.iter().map(shown).collect(), "LoadBalancerName")
 }
 
 /// DeleteLoadBalancer: of one that is not there it succeeds.

@@ -1,7 +1,7 @@
 //! Rules of HTTP listeners.
 
 use super::Elb;
-use super::find::{What, invalid, listing, new_id, refused};
+use super::find::{PAGES, What, invalid, new_id, refused};
 use super::{actions, conditions};
 use crate::service::{AwsError, Call, Outcome};
 use crate::services::kept::{items, text};
@@ -98,7 +98,7 @@ pub(super) async fn describe(elb: &Elb, call: &Call) -> Outcome {
             rules
         }
     };
-    listing(call, "Rules", ordered(rules), "order")
+    PAGES.answer(call, "Rules", ordered(rules), "order")
 }
 
 /// ModifyRule.

@@ -1,7 +1,7 @@
 //! Target groups.
 
 use super::Elb;
-use super::find::{What, arn, invalid, listing, new_id, refused};
+use super::find::{PAGES, What, arn, invalid, new_id, refused};
 use super::load_balancer::check_name;
 use crate::service::{AwsError, Call, Outcome};
 use crate::services::kept::{copy, items, text};
@@ -174,7 +174,7 @@ pub(super) async fn describe(elb: &Elb, call: &Call) -> Outcome {
         let used = |group: &str| uses.contains(&(group.to_string(), balancer.to_string()));
         found.retain(|o| used(text(&o["spec"], "TargetGroupArn")));
     }
-    listing(call, "TargetGroups", found.iter().map(|o| shown(o, &uses)).collect(), "TargetGroupName")
+    PAGES.answer(call, "TargetGroups", found.iter().map(|o| shown(o, &uses)).collect(), "TargetGroupName")
 }
 
 /// ModifyTargetGroup.

@@ -2,14 +2,18 @@
 
 use super::{State, exists, invalid, not_found};
 use crate::service::{AwsError, Call, Outcome};
-use crate::services::kept::{now, page, text};
+use crate::services::kept::{Pages, now, text};
 use ecs_model::refusal::refuse_if;
 use serde_json::{Value, json};
 
 /// The one that ECS's events and schedules are on.
 pub(super) const DEFAULT: &str = "default";
-/// Rows of a page.
-pub(super) const PAGE: usize = 100;
+pub(super) const PAGES: Pages = Pages {
+    asks: ("Limit", "NextToken"),
+    next: "NextToken",
+    rows: 100,
+    refusal: ("ValidationException", "Parameter NextToken is not valid."),
+};
 
 fn arn(call: &Call, name: &str) -> String {
     format!("arn:aws:events:{}:{}:event-bus/{name}", call.region, call.caller.account)
@@ -30,26 +34,6 @@ pub(super) async fn of_call(state: &State, call: &Call) -> Result<String, AwsErr
     let name = name_of(text(&call.input, "EventBusName"));
     refuse_if(name != DEFAULT && state.buses.get(call, name).await?.is_none(), || unknown(name))?;
     Ok(name.to_string())
-}
-
-/// A page's size and token in a call.
-pub(super) fn cut<T: Clone>(
-    call: &Call,
-    rows: &[T],
-    name: impl Fn(&T) -> String,
-) -> Result<(Vec<T>, Option<String>), AwsError> {
-    let max = call.input["Limit"].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(PAGE);
-    page(rows, name, text(&call.input, "NextToken"), max)
-        .map_err(|_| invalid("Parameter NextToken is not valid."))
-}
-
-/// The answer of a list operation.
-pub(super) fn listed(member: &str, rows: Vec<Value>, next: Option<String>) -> Value {
-    let mut out = json!({member: rows});
-    if let Some(next) = next {
-        out["NextToken"] = json!(next);
-    }
-    out
 }
 
 pub(super) async fn create(state: &State, call: &Call) -> Outcome {
@@ -94,7 +78,5 @@ pub(super) async fn list(state: &State, call: &Call) -> Outcome {
     let mut all = state.buses.list(call).await?;
     all.push(json!({"Name": DEFAULT, "Arn": arn(call, DEFAULT)}));
     all.retain(|b| text(b, "Name").starts_with(text(&call.input, "NamePrefix")));
-    all.sort_by(|a, b| text(a, "Name").cmp(text(b, "Name")));
-    let (rows, next) = cut(call, &all, |b| text(b, "Name").to_string())?;
-    Ok(listed("EventBuses", rows.iter().map(shown).collect(), next))
+    PAGES.answer(call, "EventBuses", all.iter().map(shown).collect(), "Name")
 }

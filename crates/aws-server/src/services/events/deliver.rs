@@ -5,7 +5,7 @@ use super::targets::Kind;
 use super::transform::input;
 use super::{CONNECTIONS, DESTINATIONS};
 use crate::service::{Call, Service, Shared};
-use crate::services::kept::{Kept, Reach, items, text};
+use crate::services::kept::{Kept, Reach, copy, items, text};
 use crate::services::logs::{Sink, SinkError};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -27,6 +27,9 @@ const BACKOFF: Backoff =
 const WEBHOOK_MAX: Duration = Duration::from_secs(5);
 /// An event is handed from bus to bus once, as on AWS.
 const HOP: &str = "gantry-forwarded";
+/// A target's parameters that RunTask has too, with a small first letter.
+const PARAMETERS: &str = "LaunchType PlatformVersion Group EnableECSManagedTags EnableExecuteCommand PlacementConstraints \
+    PlacementStrategy CapacityProviderStrategy PropagateTags ReferenceId NetworkConfiguration";
 
 /// One event for one target of a rule.
 pub(super) struct Delivery {
@@ -195,23 +198,10 @@ fn run_task(rule: &Rule, target: &Value, cluster: &str, input: &str) -> Value {
         "count": given["TaskCount"].as_u64().unwrap_or(1),
         "startedBy": format!("events-rule/{}", text(&rule.spec, "Name")).chars().take(36).collect::<String>(),
     });
-    // Names of ours, of theirs.
-    for (to, from) in [
-        ("launchType", "LaunchType"),
-        ("platformVersion", "PlatformVersion"),
-        ("group", "Group"),
-        ("enableECSManagedTags", "EnableECSManagedTags"),
-        ("enableExecuteCommand", "EnableExecuteCommand"),
-        ("placementConstraints", "PlacementConstraints"),
-        ("placementStrategy", "PlacementStrategy"),
-        ("capacityProviderStrategy", "CapacityProviderStrategy"),
-        ("propagateTags", "PropagateTags"),
-        ("referenceId", "ReferenceId"),
-        ("networkConfiguration", "NetworkConfiguration"),
-    ] {
-        if !given[from].is_null() {
-            out[to] = lower_first(&given[from]);
-        }
+    let mut parameters = json!({});
+    copy(&mut parameters, given, PARAMETERS);
+    for (name, value) in lower_first(&parameters).as_object().into_iter().flatten() {
+        out[name] = value.clone();
     }
     if let Some(tags) = given["Tags"].as_array() {
         out["tags"] = tags.iter().map(lower_first).collect();

@@ -1,6 +1,6 @@
 //! Rules. A rule's `spec` is AWS's document plus `CreatedAt` (what rates count from), `Tags` and `Targets`.
 
-use super::buses::{self, DEFAULT, cut, listed};
+use super::buses::{self, DEFAULT, PAGES};
 use super::{Pattern, Schedule, State, invalid, limit, not_found};
 use crate::service::{AwsError, Call, Outcome};
 use crate::services::kept::{copy, items, now, text};
@@ -133,19 +133,18 @@ async fn on_bus(state: &State, call: &Call) -> Result<Vec<Value>, AwsError> {
 pub(super) async fn list(state: &State, call: &Call) -> Outcome {
     let mut all = on_bus(state, call).await?;
     all.retain(|r| text(r, "Name").starts_with(text(&call.input, "NamePrefix")));
-    let (rows, next) = cut(call, &all, |r| text(r, "Name").to_string())?;
     let shown = |rule: &Value| {
         let mut out = shown(rule);
         out.as_object_mut().map(|o| o.remove("CreatedBy"));
         out
     };
-    Ok(listed("Rules", rows.iter().map(shown).collect(), next))
+    PAGES.answer(call, "Rules", all.iter().map(shown).collect(), "Name")
 }
 
 pub(super) async fn names_by_target(state: &State, call: &Call) -> Outcome {
     let mut all = on_bus(state, call).await?;
     let arn = &call.input["TargetArn"];
     all.retain(|r| items(&r["Targets"]).iter().any(|t| t["Arn"] == *arn));
-    let (rows, next) = cut(call, &all, |r| text(r, "Name").to_string())?;
-    Ok(listed("RuleNames", rows.iter().map(|r| r["Name"].clone()).collect(), next))
+    let (rows, next) = PAGES.cut(call, &all, |r| text(r, "Name").to_string())?;
+    Ok(PAGES.shown("RuleNames", rows.iter().map(|r| r["Name"].clone()).collect(), next))
 }

@@ -1,6 +1,6 @@
 //! Targets of rules: what kinds there are, and what each needs.
 
-use super::buses::{cut, listed};
+use super::buses::PAGES;
 use super::rules::of_call;
 use super::transform::is_path;
 use super::{State, invalid, limit};
@@ -129,10 +129,7 @@ pub(super) async fn remove(state: &State, call: &Call) -> Outcome {
 
 pub(super) async fn list(state: &State, call: &Call) -> Outcome {
     let (_, rule) = of_call(state, call, "Rule").await?;
-    let mut all = items(&rule["Targets"]).to_vec();
-    all.sort_by(|a, b| text(a, "Id").cmp(text(b, "Id")));
-    let (rows, next) = cut(call, &all, |t| text(t, "Id").to_string())?;
-    Ok(listed("Targets", rows, next))
+    PAGES.answer(call, "Targets", items(&rule["Targets"]).to_vec(), "Id")
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! A connection's `spec` holds its secrets as they are (the store's folder is root's); no answer shows them. Other than
 //! AWS, an endpoint may be `http://`. Deliberately not here: OAuth, which is refused.
 
-use super::buses::{cut, listed};
+use super::buses::PAGES;
 use super::{State, exists, invalid, not_found};
 use crate::service::{AwsError, Call, Outcome};
 use crate::services::kept::{copy, items, now, text};
@@ -81,9 +81,7 @@ pub(super) async fn list_connections(state: &State, call: &Call) -> Outcome {
     all.retain(|c| text(c, "Name").starts_with(text(&call.input, "NamePrefix")));
     let wanted = text(&call.input, "ConnectionState");
     all.retain(|c| wanted.is_empty() || text(c, "ConnectionState") == wanted);
-    all.sort_by(|a, b| text(a, "Name").cmp(text(b, "Name")));
-    let (rows, next) = cut(call, &all, |c| text(c, "Name").to_string())?;
-    Ok(listed("Connections", rows.iter().map(|c| only(c, CONNECTION)).collect(), next))
+    PAGES.answer(call, "Connections", all.iter().map(|c| only(c, CONNECTION)).collect(), "Name")
 }
 
 /// What may be said about a destination.
@@ -161,8 +159,6 @@ pub(super) async fn list_destinations(state: &State, call: &Call) -> Outcome {
     all.retain(|d| text(d, "Name").starts_with(text(&call.input, "NamePrefix")));
     let connection = text(&call.input, "ConnectionArn");
     all.retain(|d| connection.is_empty() || text(d, "ConnectionArn") == connection);
-    all.sort_by(|a, b| text(a, "Name").cmp(text(b, "Name")));
-    let (mut rows, next) = cut(call, &all, |d| text(d, "Name").to_string())?;
-    rows.iter_mut().for_each(|d| drop(d.as_object_mut().map(|o| o.remove("Description"))));
-    Ok(listed("ApiDestinations", rows, next))
+    all.iter_mut().for_each(|d| drop(d.as_object_mut().map(|o| o.remove("Description"))));
+    PAGES.answer(call, "ApiDestinations", all, "Name")
 }

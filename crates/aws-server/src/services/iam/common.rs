@@ -1,12 +1,9 @@
 //! What roles, policies and profiles have in common. Pure.
 
 use crate::service::{AwsError, Call};
-use crate::services::kept::{page, text};
+use crate::services::kept::Pages;
 use serde_json::{Value, json};
 use sha2::Digest;
-
-/// Entries of one page, unless asked for fewer.
-const PAGE: usize = 100;
 
 pub(super) fn exists(kind: &str, name: &str) -> AwsError {
     let text = format!("{kind} with name {name} already exists.");
@@ -47,6 +44,13 @@ pub(super) fn id(prefix: &str, unique: &str) -> String {
     prefix.chars().chain(letters).collect()
 }
 
+const PAGES: Pages = Pages {
+    asks: ("MaxItems", "Marker"),
+    next: "Marker",
+    rows: 100,
+    refusal: ("ValidationError", "Invalid Marker."),
+};
+
 /// A page of a list, in IAM's form: `member` is the list's name.
 pub(super) fn listing(
     call: &Call,
@@ -54,9 +58,7 @@ pub(super) fn listing(
     list: &[Value],
     name: impl Fn(&Value) -> String,
 ) -> Result<Value, AwsError> {
-    let max = call.input["MaxItems"].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(PAGE);
-    let (found, marker) = page(list, name, text(&call.input, "Marker"), max)
-        .map_err(|_| AwsError::client("ValidationError", "Invalid Marker."))?;
+    let (found, marker) = PAGES.cut(call, list, name)?;
     Ok(json!({member: found, "IsTruncated": marker.is_some(), "Marker": marker}))
 }
 

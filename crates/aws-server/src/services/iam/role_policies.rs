@@ -1,12 +1,13 @@
-//! Policies of a role or a user: inline documents and attached ARNs. The operation's name says whose.
+//! What roles and users have alike: inline policies, attached ARNs, tags. The operation's name says whose.
 
 use super::State;
-use super::common::{document, encoded, listing, not_found};
+use super::common::{conflict, document, encoded, listing, not_found};
 use super::roles::no_role;
 use super::users::no_user;
 use super::{managed, policies};
 use crate::service::{AwsError, Call, Outcome};
 use crate::services::kept::{Kept, items, text};
+use crate::services::tags;
 use ecs_model::refusal::refuse_if;
 use serde_json::{Value, json};
 
@@ -27,18 +28,45 @@ fn kept<'a>(state: &'a State, call: &Call) -> &'a Kept {
     if member(call) == "UserName" { &state.users } else { &state.roles }
 }
 
-async fn holder(state: &State, call: &Call) -> Result<Value, AwsError> {
+/// The role or user that the call names.
+pub(super) async fn holder(state: &State, call: &Call) -> Result<Value, AwsError> {
     let found = kept(state, call).get(call, text(&call.input, member(call))).await?;
     found.ok_or_else(|| absent(call))
 }
 
-async fn change(
+/// Changes it.
+pub(super) async fn change(
     state: &State,
     call: &Call,
     edit: impl FnMut(&mut Value) -> Result<Value, AwsError>,
 ) -> Outcome {
     let changed = kept(state, call).change(call, text(&call.input, member(call)), edit);
     changed.await?.ok_or_else(|| absent(call))
+}
+
+/// Refuses to delete one that has policies.
+pub(super) fn has_none(holder: &Value) -> Result<(), AwsError> {
+    let attached = !items(&holder["Attached"]).is_empty();
+    let inline = holder["Inline"].as_object().is_some_and(|inline| !inline.is_empty());
+    refuse_if(attached, || conflict("Cannot delete entity, must detach all policies first."))?;
+    refuse_if(inline, || conflict("Cannot delete entity, must delete policies first."))
+}
+
+/// Those under the path that the call asks for, by name.
+pub(super) fn under_path(call: &Call, mut all: Vec<Value>) -> Vec<Value> {
+    let prefix = call.input["PathPrefix"].as_str().unwrap_or("/");
+    all.retain(|holder| text(holder, "Path").starts_with(prefix));
+    all.sort_by(|a, b| text(a, member(call)).cmp(text(b, member(call))));
+    all
+}
+
+pub(super) async fn tag(state: &State, call: &Call) -> Outcome {
+    change(state, call, |holder| tags::change(holder, call, tags::MEMBERS)).await
+}
+
+pub(super) async fn list_tags(state: &State, call: &Call) -> Outcome {
+    let holder = holder(state, call).await?;
+    listing(call, "Tags", items(&holder["Tags"]), |tag| text(tag, "Key").to_string())
 }
 
 fn no_inline(name: &str) -> AwsError {

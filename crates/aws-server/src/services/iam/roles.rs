@@ -2,9 +2,9 @@
 
 use super::State;
 use super::common::{conflict, document, encoded, exists, id, listing, not_found, path};
+use super::role_policies::{change, has_none, holder, under_path};
 use crate::service::{AwsError, Call, Outcome};
 use crate::services::kept::{copy, items, now, text};
-use crate::services::tags;
 use serde_json::{Value, json};
 
 /// AWS's default life of a role's session, in seconds.
@@ -83,16 +83,11 @@ pub(super) async fn create_service_linked(state: &State, call: &Call) -> Outcome
 }
 
 pub(super) async fn get(state: &State, call: &Call) -> Outcome {
-    let name = text(&call.input, "RoleName");
-    let role = state.roles.get(call, name).await?.ok_or_else(|| no_role(name))?;
-    Ok(json!({"Role": shown(&role)}))
+    Ok(json!({"Role": shown(&holder(state, call).await?)}))
 }
 
 pub(super) async fn list(state: &State, call: &Call) -> Outcome {
-    let prefix = call.input["PathPrefix"].as_str().unwrap_or("/");
-    let mut roles = state.roles.list(call).await?;
-    roles.retain(|role| text(role, "Path").starts_with(prefix));
-    roles.sort_by(|a, b| text(a, "RoleName").cmp(text(b, "RoleName")));
+    let roles = under_path(call, state.roles.list(call).await?);
     let bare = |role: &Value| {
         let mut out = shown(role);
         // A list leaves these out, as AWS's does.
@@ -101,16 +96,6 @@ pub(super) async fn list(state: &State, call: &Call) -> Outcome {
     };
     let roles: Vec<Value> = roles.iter().map(bare).collect();
     listing(call, "Roles", &roles, |role| text(role, "RoleName").to_string())
-}
-
-/// Changes the role that the call names.
-async fn change(
-    state: &State,
-    call: &Call,
-    edit: impl FnMut(&mut Value) -> Result<Value, AwsError>,
-) -> Outcome {
-    let name = text(&call.input, "RoleName");
-    state.roles.change(call, name, edit).await?.ok_or_else(|| no_role(name))
 }
 
 pub(super) async fn update(state: &State, call: &Call) -> Outcome {
@@ -140,27 +125,11 @@ pub(super) async fn update_trust(state: &State, call: &Call) -> Outcome {
 
 pub(super) async fn delete(state: &State, call: &Call) -> Outcome {
     let name = text(&call.input, "RoleName");
-    let role = state.roles.get(call, name).await?.ok_or_else(|| no_role(name))?;
-    if !items(&role["Attached"]).is_empty() {
-        return Err(conflict("Cannot delete entity, must detach all policies first."));
-    }
-    if role["Inline"].as_object().is_some_and(|inline| !inline.is_empty()) {
-        return Err(conflict("Cannot delete entity, must delete policies first."));
-    }
+    has_none(&holder(state, call).await?)?;
     let within = |p: &Value| items(&p["RoleNames"]).iter().any(|n| n == name);
     if state.profiles.list(call).await?.iter().any(within) {
         return Err(conflict("Cannot delete entity, must remove roles from instance profile first."));
     }
     state.roles.remove(call, name).await?;
     Ok(json!({}))
-}
-
-pub(super) async fn tag(state: &State, call: &Call) -> Outcome {
-    change(state, call, |role| tags::change(role, call, tags::MEMBERS)).await
-}
-
-pub(super) async fn list_tags(state: &State, call: &Call) -> Outcome {
-    let name = text(&call.input, "RoleName");
-    let role = state.roles.get(call, name).await?.ok_or_else(|| no_role(name))?;
-    listing(call, "Tags", items(&role["Tags"]), |tag| text(tag, "Key").to_string())
 }

@@ -6,9 +6,9 @@
 
 use super::State;
 use super::common::{conflict, exists, id, listing, not_found, path};
+use super::role_policies::{has_none, under_path};
 use crate::service::{AwsError, Call, Outcome};
-use crate::services::kept::{items, now, text};
-use crate::services::tags;
+use crate::services::kept::{now, text};
 use ecs_model::refusal::refuse_if;
 use serde_json::{Value, json};
 
@@ -67,45 +67,18 @@ pub(super) async fn get(state: &State, call: &Call) -> Outcome {
 }
 
 pub(super) async fn list(state: &State, call: &Call) -> Outcome {
-    let prefix = call.input["PathPrefix"].as_str().unwrap_or("/");
-    let mut users = state.users.list(call).await?;
-    users.retain(|user| text(user, "Path").starts_with(prefix));
-    users.sort_by(|a, b| text(a, "UserName").cmp(text(b, "UserName")));
-    let users: Vec<Value> = users.iter().map(shown).collect();
+    let users: Vec<Value> = under_path(call, state.users.list(call).await?).iter().map(shown).collect();
     listing(call, "Users", &users, |user| text(user, "UserName").to_string())
 }
 
 pub(super) async fn delete(state: &State, call: &Call) -> Outcome {
     let user = user(state, call).await?;
-    if !items(&user["Attached"]).is_empty() {
-        return Err(conflict("Cannot delete entity, must detach all policies first."));
-    }
-    if user["Inline"].as_object().is_some_and(|inline| !inline.is_empty()) {
-        return Err(conflict("Cannot delete entity, must delete policies first."));
-    }
+    has_none(&user)?;
     if !keys(state, &user).await?.is_empty() {
         return Err(conflict("Cannot delete entity, must delete access keys first."));
     }
     state.users.remove(call, text(&user, "UserName")).await?;
     Ok(json!({}))
-}
-
-async fn change(
-    state: &State,
-    call: &Call,
-    edit: impl FnMut(&mut Value) -> Result<Value, AwsError>,
-) -> Outcome {
-    let name = named(call);
-    state.users.change(call, name, edit).await?.ok_or_else(|| no_user(name))
-}
-
-pub(super) async fn tag(state: &State, call: &Call) -> Outcome {
-    change(state, call, |user| tags::change(user, call, tags::MEMBERS)).await
-}
-
-pub(super) async fn list_tags(state: &State, call: &Call) -> Outcome {
-    let user = user(state, call).await?;
-    listing(call, "Tags", items(&user["Tags"]), |tag| text(tag, "Key").to_string())
 }
 
 /// A user's keys, oldest first.

@@ -2,12 +2,16 @@
 
 use super::{CURRENT, State, deleted, find, invalid};
 use crate::service::{AwsError, Call, Outcome};
-use crate::services::kept::{copy, items, page, text};
+use crate::services::kept::{Pages, copy, items, text};
 use ecs_model::refusal::refuse_if;
 use serde_json::{Map, Value, json};
 
-/// Secrets of one page, unless asked for fewer.
-const PAGE: usize = 100;
+const PAGES: Pages = Pages {
+    asks: ("MaxResults", "NextToken"),
+    next: "NextToken",
+    rows: 100,
+    refusal: ("InvalidNextTokenException", "The NextToken value is invalid."),
+};
 
 /// The version that a version id or a stage means.
 fn select<'a>(spec: &'a Value, id: &str, stage: &str) -> Result<(&'a str, &'a Value), AwsError> {
@@ -130,10 +134,7 @@ async fn listed(state: &State, call: &Call) -> Result<(Vec<Value>, Option<String
         !gone && filters.iter().all(|f| fits(spec, f))
     });
     all.sort_by(|a, b| text(a, "Name").cmp(text(b, "Name")));
-    let max = call.input["MaxResults"].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(PAGE);
-    let name = |spec: &Value| text(spec, "Name").to_string();
-    page(&all, name, text(&call.input, "NextToken"), max)
-        .map_err(|_| AwsError::client("InvalidNextTokenException", "The NextToken value is invalid."))
+    PAGES.cut(call, &all, |spec| text(spec, "Name").to_string())
 }
 
 pub(super) async fn list(state: &State, call: &Call) -> Outcome {

@@ -2,11 +2,16 @@
 
 use super::State;
 use crate::service::{AwsError, Call, Outcome};
-use crate::services::kept::{items, page, text};
+use crate::services::kept::{Pages, items, text};
 use ecs_model::names::Arn;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-const PAGE: usize = 100;
+pub(super) const PAGES: Pages = Pages {
+    asks: ("MaxResults", "NextToken"),
+    next: "NextToken",
+    rows: 100,
+    refusal: ("InvalidInput", "Invalid next token"),
+};
 
 /// `InvalidInput`.
 pub(super) fn invalid(words: impl Into<String>) -> AwsError {
@@ -77,19 +82,6 @@ pub(super) fn fits<'a>(call: &Call, value: impl Fn(&str) -> &'a str) -> bool {
             _ => values.into_iter().any(|v| own == v),
         }
     })
-}
-
-/// A page of rows, sorted by the member `by`.
-pub(super) fn listing(call: &Call, member: &str, mut rows: Vec<Value>, by: &str) -> Outcome {
-    rows.sort_by(|a, b| text(a, by).cmp(text(b, by)));
-    let max = call.input["MaxResults"].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(PAGE);
-    let (rows, next) = page(&rows, |v| text(v, by).to_string(), text(&call.input, "NextToken"), max)
-        .map_err(|_| invalid("Invalid next token"))?;
-    let mut out = json!({ member: rows });
-    if let Some(next) = next {
-        out["NextToken"] = json!(next);
-    }
-    Ok(out)
 }
 
 /// A document without members that are null, as JSON answers have it.

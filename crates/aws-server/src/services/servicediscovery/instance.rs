@@ -1,7 +1,7 @@
 //! Instances of a service: registered, listed, healthy or not.
 
 use super::State;
-use super::find::{instances, invalid, listing, no_instance, service};
+use super::find::{PAGES, instances, invalid, no_instance, service};
 use super::operation::done;
 use crate::service::{AwsError, Call, Outcome};
 use crate::services::kept::{items, text};
@@ -103,7 +103,7 @@ pub(super) async fn get(state: &State, call: &Call) -> Outcome {
 /// ListInstances.
 pub(super) async fn list(state: &State, call: &Call) -> Outcome {
     let spec = service(state, call, text(&call.input, "ServiceId")).await?;
-    let mut out = listing(call, "Instances", instances(state, call, text(&spec, "Id")).await?, "Id")?;
+    let mut out = PAGES.answer(call, "Instances", instances(state, call, text(&spec, "Id")).await?, "Id")?;
     out["ResourceOwner"] = json!(call.caller.account);
     Ok(out)
 }
@@ -122,7 +122,7 @@ pub(super) async fn health(state: &State, call: &Call) -> Outcome {
         return Err(no_instance(id.as_str().unwrap_or_default()));
     }
     all.retain(|i| wanted.is_empty() || wanted.contains(&i["Id"]));
-    let mut out = listing(call, "page", all, "Id")?;
+    let mut out = PAGES.answer(call, "page", all, "Id")?;
     let rows = items(&out["page"]).iter();
     let status: Map<String, Value> =
         rows.map(|i| (text(i, "Id").to_string(), json!(health_of(&spec, i)))).collect();

@@ -1,7 +1,7 @@
 //! Namespaces: HTTP ones, and private DNS ones, which are zones.
 
 use super::State;
-use super::find::{arn, bare, fits, invalid, listing, namespace, new_id};
+use super::find::{PAGES, arn, bare, fits, invalid, namespace, new_id};
 use super::operation::done;
 use crate::service::{AwsError, Call, Outcome};
 use crate::services::kept::{now, text};
@@ -81,7 +81,7 @@ pub(super) async fn list(state: &State, call: &Call) -> Outcome {
             rows.push(shown(state, call, spec).await?);
         }
     }
-    listing(call, "Namespaces", rows, "Id")
+    PAGES.answer(call, "Namespaces", rows, "Id")
 }
 
 /// UpdateHttpNamespace, UpdatePrivateDnsNamespace.

@@ -4,7 +4,7 @@
 //! server. ListOperations knows the newest ones of this process.
 
 use super::State;
-use super::find::{fits, listing};
+use super::find::{PAGES, fits};
 use crate::service::{AwsError, Call, Outcome};
 use serde_json::{Value, json};
 
@@ -68,5 +68,5 @@ pub(super) async fn list(state: &State, call: &Call) -> Outcome {
         })
     });
     let rows = all.map(|o| json!({"Id": o["Id"], "Status": o["Status"]})).collect();
-    listing(call, "Operations", rows, "Id")
+    PAGES.answer(call, "Operations", rows, "Id")
 }

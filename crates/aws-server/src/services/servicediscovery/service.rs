@@ -1,7 +1,7 @@
 //! Services of a namespace, with their DNS records.
 
 use super::State;
-use super::find::{arn, bare, fits, instances, invalid, listing, namespace, new_id, service};
+use super::find::{PAGES, arn, bare, fits, instances, invalid, namespace, new_id, service};
 use super::operation::done;
 use crate::service::{AwsError, Call, Outcome};
 use crate::services::kept::{items, now, text};
@@ -94,7 +94,7 @@ pub(super) async fn list(state: &State, call: &Call) -> Outcome {
             rows.push(shown(state, call, spec).await?);
         }
     }
-    listing(call, "Services", rows, "Id")
+    PAGES.answer(call, "Services", rows, "Id")
 }
 
 /// UpdateService.

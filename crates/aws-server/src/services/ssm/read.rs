@@ -2,12 +2,17 @@
 
 use super::{State, invalid, names, not_found};
 use crate::service::{AwsError, Call, Outcome};
-use crate::services::kept::{items, page, text};
+use crate::services::kept::{Pages, items, text};
 use serde_json::{Value, json};
 
-/// Parameters of one page, unless asked for fewer.
-const PAGE: usize = 10;
-const DESCRIBE_PAGE: usize = 50;
+const PAGES: Pages = Pages {
+    asks: ("MaxResults", "NextToken"),
+    next: "NextToken",
+    rows: 50,
+    refusal: ("InvalidNextToken", "The specified token isn't valid."),
+};
+/// Of parameters by their path.
+const BY_PATH: Pages = Pages { rows: 10, ..PAGES };
 
 /// The version that a selector means.
 fn select<'a>(spec: &'a Value, selector: &str) -> Result<&'a Value, AwsError> {
@@ -79,14 +84,6 @@ async fn list(state: &State, call: &Call, fits: impl Fn(&Value) -> bool) -> Resu
     Ok(all)
 }
 
-fn limit(call: &Call, usual: usize) -> usize {
-    call.input["MaxResults"].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(usual)
-}
-
-fn bad_token() -> AwsError {
-    AwsError::client("InvalidNextToken", "The specified token isn't valid.")
-}
-
 pub(super) async fn by_path(state: &State, call: &Call) -> Outcome {
     let path = text(&call.input, "Path");
     if !path.starts_with('/') {
@@ -104,8 +101,7 @@ pub(super) async fn by_path(state: &State, call: &Call) -> Outcome {
     };
     let all = list(state, call, below).await?;
     let name = |spec: &Value| text(spec, "Name").to_string();
-    let (found, token) =
-        page(&all, name, text(&call.input, "NextToken"), limit(call, PAGE)).map_err(|_| bad_token())?;
+    let (found, token) = BY_PATH.cut(call, &all, name)?;
     let parameters: Vec<Value> = found
         .iter()
         .filter_map(|spec| Some(state.parameter(call, spec, select(spec, "").ok()?, "")))
@@ -150,8 +146,7 @@ fn filtered(call: &Call, spec: &Value) -> bool {
 pub(super) async fn describe(state: &State, call: &Call) -> Outcome {
     let all = list(state, call, |spec| filtered(call, spec)).await?;
     let name = |spec: &Value| text(spec, "Name").to_string();
-    let (found, token) = page(&all, name, text(&call.input, "NextToken"), limit(call, DESCRIBE_PAGE))
-        .map_err(|_| bad_token())?;
+    let (found, token) = PAGES.cut(call, &all, name)?;
     let metadata = found.iter().map(|spec| {
         let mut out = items(&spec["Versions"]).last().cloned().unwrap_or_default();
         if let Some(map) = out.as_object_mut() {
@@ -170,9 +165,7 @@ pub(super) async fn history(state: &State, call: &Call) -> Outcome {
     let spec = state.parameters.get(call, &name).await?.ok_or_else(not_found)?;
     let decrypt = call.input["WithDecryption"] == true;
     let number = |v: &Value| format!("{:020}", v["Version"].as_i64().unwrap_or_default());
-    let token = text(&call.input, "NextToken");
-    let (found, token) =
-        page(items(&spec["Versions"]), number, token, limit(call, DESCRIBE_PAGE)).map_err(|_| bad_token())?;
+    let (found, token) = PAGES.cut(call, items(&spec["Versions"]), number)?;
     let versions = found.into_iter().map(|mut version| {
         version["Value"] = state.value(&version, decrypt);
         version["Name"] = spec["Name"].clone();
