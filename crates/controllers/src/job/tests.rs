@@ -452,3 +452,10 @@ mod world {
         }
     }
 }
+
+#[test]
+fn who_manages_a_job() {
+    let ours = |manager: Value| job(json!({"managedBy": manager}), json!({})).ours;
+    assert!(ours(Value::Null) && ours(json!("kubernetes.io/job-controller")));
+    assert!(!ours(json!("example.com/other")), "it is left alone");
+}
