@@ -124,9 +124,10 @@ impl Machine {
         }
     }
 
-    /// The device of the way out: the first of the node's own.
+    /// The device of the way out: `eth0`, or the first of the node's own.
     pub fn device(&self) -> Option<&Device> {
-        self.devices.iter().find(|d| d.name.starts_with('e')).or(self.devices.first())
+        let find = |is: fn(&str) -> bool| self.devices.iter().find(|d| is(&d.name));
+        find(|name| name == "eth0").or_else(|| find(|name| name.starts_with('e'))).or(self.devices.first())
     }
 }
 
@@ -227,6 +228,16 @@ mod tests {
             eth0: 10 2 3 4 0 0 0 0 20 5 6 7 0 0 0 0\n bad: 1\n";
         let eth0 = Device { name: "eth0".into(), received: [10, 2, 3, 4], sent: [20, 5, 6, 7] };
         assert_eq!(parse_devices(dev), [eth0]);
+        let named = |name: &str| Device { name: name.into(), ..Device::default() };
+        let with = |names: &[&str]| Machine {
+            devices: names.iter().map(|n| named(n)).collect(),
+            ..Machine::default()
+        };
+        for (names, want) in
+            [(&["a0", "ens3", "eth0"][..], "eth0"), (&["a0", "ens3", "eth1"], "ens3"), (&["a0", "b0"], "a0")]
+        {
+            assert_eq!(with(names).device(), Some(&named(want)));
+        }
         let machine = Machine {
             memory: memory("MemTotal: 10 kB\nMemFree: 3 kB\nInactive(file): 2 kB\nHugePages_Total: 4\n"),
             ..Machine::default()

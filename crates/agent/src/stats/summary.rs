@@ -164,7 +164,7 @@ pub fn document(source: &Source) -> Value {
         own,
         network(&machine.devices, machine.device(), machine.at_ms),
         json!({"nodeName": stats.node, "startTime": started,
-            "systemContainers": [join([json!({"name": "kubelet", "startTime": started}), agent]),
+            "systemContainers": [join([json!({"name": "kubelet", "startTime": time::format(source.facts.started)}), agent]),
                 join([json!({"name": "pods", "startTime": started}), pods])],
             "fs": file_system(&source.facts.data_dir, machine.at_ms, None),
             "runtime": {"imageFs": images, "containerFs": file_system(source.images, machine.at_ms, None)},
@@ -264,6 +264,7 @@ mod tests {
         let system = at("/node/systemContainers");
         let names: Vec<&Value> = system.as_array().unwrap().iter().map(|c| &c["name"]).collect();
         assert_eq!(names, ["kubelet", "pods"]);
+        assert_eq!(system[0]["startTime"], "1970-01-01T00:00:00Z", "that of the process, not of the machine");
         let stalled = json!({"total": 7, "avg10": 1.77, "avg60": 0.0, "avg300": 0.0});
         assert_eq!(at("/pods/0/containers/0/cpu/psi/some"), stalled);
         assert_eq!(at("/pods/0/containers/0/io"), Value::Null, "what is not counted is not told");
