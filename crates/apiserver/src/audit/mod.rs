@@ -64,9 +64,14 @@ tokio::task_local! {
 
 /// Adds an annotation to the event of the request that is being handled, if it is recorded. The first value stays.
 pub fn annotate(key: &str, value: &str) {
+    annotate_from(Level::None, key, value);
+}
+
+/// The same, only from this level on.
+pub fn annotate_from(level: Level, key: &str, value: &str) {
     let _ = RECORD.try_with(|record| {
         let mut draft = record.draft.lock();
-        if draft.annotations.len() < ANNOTATIONS_MAX {
+        if draft.extent.level >= level && draft.annotations.len() < ANNOTATIONS_MAX {
             draft.annotations.entry(key.into()).or_insert_with(|| value.into());
         }
     });

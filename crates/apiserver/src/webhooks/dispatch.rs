@@ -3,7 +3,7 @@
 use super::conditions::Facts;
 use super::review::{self, Verdict};
 use super::{Document, Hook, MUTATING, Request, VALIDATING};
-use crate::audit;
+use crate::audit::{self, Level};
 use crate::metrics::Step;
 use crate::resources::Resource;
 use crate::rules;
@@ -86,22 +86,35 @@ pub async fn mutate(
     let round = u8::from(second);
     for (nth, hook) in hooks.iter().enumerate().filter(|(_, h)| !second || again.contains(&h.id)) {
         let Some(form) = wanted(hook, request, &forms, present(object)).await? else { continue };
-        let changed = match ask(hook, request, &form, present(object), true).await {
+        let place = format!("{NOTED}/round_{round}_index_{nth}");
+        let mut noted = json!({"configuration": hook.id.split('/').next(), "webhook": hook.name});
+        let outcome = match ask(hook, request, &form, present(object), true).await {
             Ok(verdict) => {
                 warnings.extend(verdict.warnings);
                 match verdict.patch {
-                    Some(operations) => patched(hook, request, &form, object, &operations).await?,
-                    None => false,
+                    Some(operations) => {
+                        let changed = patched(hook, request, &form, object, &operations).await;
+                        if changed.is_ok() && operations.as_array().is_some_and(|all| !all.is_empty()) {
+                            let mut noted = noted.clone();
+                            (noted["patch"], noted["patchType"]) = (operations, json!("JSONPatch"));
+                            audit::annotate_from(
+                                Level::Request,
+                                &format!("patch.{place}"),
+                                &noted.to_string(),
+                            );
+                        }
+                        changed
+                    }
+                    None => Ok(false),
                 }
             }
             Err(failure) => {
-                tolerated(hook, failure, &format!("failed-open.mutating.{NOTED}/round_{round}_index_{nth}"))?;
-                false
+                tolerated(hook, failure, &format!("failed-open.mutating.{place}")).map(|()| false)
             }
         };
-        let (configuration, name) = (hook.id.split('/').next(), &hook.name);
-        let noted = json!({"configuration": configuration, "webhook": name, "mutated": changed});
-        audit::annotate(&format!("mutation.{NOTED}/round_{round}_index_{nth}"), &noted.to_string());
+        noted["mutated"] = json!(outcome.as_ref().is_ok_and(|changed| *changed));
+        audit::annotate(&format!("mutation.{place}"), &noted.to_string());
+        let changed = outcome?;
         if changed {
             any = true;
             rounds.changed();

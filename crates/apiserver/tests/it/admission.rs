@@ -267,3 +267,53 @@ async fn no_two_writes_spend_the_same() {
     s.post(&secrets, &secret).await.expect(201);
     assert_eq!(used().await["count/secrets"], "1", "a dry run is not charged");
 }
+
+/// The audit log tells what webhooks and policies did: their own notes, what they changed, which failed, what was found.
+#[tokio::test]
+async fn what_admission_did_is_audited() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("audit.log");
+    let s = crate::audit::recorded(&path, None).await;
+    let add = json!([{"op": "add", "path": "/data/added", "value": "yes"}]);
+    let change = add.clone();
+    let adding = hook(move |_| {
+        let mut answer = patch(change.clone());
+        answer["auditAnnotations"] = json!({"why": "because"});
+        answer
+    })
+    .await;
+    adding.mutates(&s, "add", json!({})).await;
+    hook(|_| Value::Null).await.mutates(&s, "broken", json!({"failurePolicy": "Ignore"})).await;
+    let refusing = hook(|request| json!({"allowed": request["name"] != "bad"})).await;
+    refusing.mutates(&s, "refuse", json!({})).await;
+    let rules = json!([{"operations": ["CREATE"], "apiGroups": [""], "apiVersions": ["v1"], "resources": ["configmaps"]}]);
+    let root = "/apis/admissionregistration.k8s.io/v1";
+    let policy = json!({"metadata": {"name": "p"}, "spec": {"matchConstraints": {"resourceRules": rules},
+        "validations": [{"expression": "false", "message": "never"}],
+        "auditAnnotations": [{"key": "k", "valueExpression": "'v'"}]}});
+    s.post(&format!("{root}/validatingadmissionpolicies"), &policy).await.expect(201);
+    let binding =
+        json!({"metadata": {"name": "b"}, "spec": {"policyName": "p", "validationActions": ["Audit"]}});
+    s.post(&format!("{root}/validatingadmissionpolicybindings"), &binding).await.expect(201);
+
+    s.post(MAPS, &config_map("good")).await.expect(201);
+    assert_eq!(s.post(MAPS, &config_map("bad")).await.code, 400);
+    let notes = async |name: &str| {
+        let event = crate::audit::event(&path, |e| e["objectRef"]["name"] == name).await;
+        event["annotations"].clone()
+    };
+    let read = |text: &Value| serde_json::from_str::<Value>(text.as_str().unwrap()).unwrap();
+    let at = |what: &str, nth: u8| format!("{what}.webhook.admission.k8s.io/round_0_index_{nth}");
+    let good = notes("good").await;
+    assert_eq!((&good["add.example.org/why"], &good["p/k"]), (&json!("because"), &json!("v")));
+    let mut expected = json!({"configuration": "add", "webhook": "add.example.org", "mutated": true});
+    assert_eq!(read(&good[at("mutation", 0)]), expected);
+    expected.as_object_mut().unwrap().remove("mutated");
+    (expected["patch"], expected["patchType"]) = (add, json!("JSONPatch"));
+    assert_eq!(read(&good[at("patch", 0)]), expected);
+    assert_eq!(good[at("failed-open.mutating", 1)], "broken.example.org");
+    let failure = read(&good["validation.policy.admission.k8s.io/validation_failure"]);
+    assert_eq!((&failure[0]["message"], &failure[0]["binding"]), (&json!("never"), &json!("b")));
+    let bad = notes("bad").await;
+    assert_eq!(read(&bad[at("mutation", 2)])["mutated"], false, "told of one that refuses too");
+}

@@ -20,14 +20,14 @@ rules:
 - {level: Metadata}
 ";
 
-async fn recorded(path: &Path, webhook: Option<Endpoint>) -> Server {
+pub async fn recorded(path: &Path, webhook: Option<Endpoint>) -> Server {
     let policy = AuditPolicy::read(POLICY.as_bytes()).unwrap();
     let log = LogConfig { path: path.into(), max_size_mib: 100, max_age_days: 0, max_backups: 0 };
     server_with(|c| c.audit = Some(AuditConfig { policy, log: Some(log), webhook })).await
 }
 
 /// Waits for an event that fits.
-async fn event(path: &Path, fits: impl Fn(&Value) -> bool) -> Value {
+pub async fn event(path: &Path, fits: impl Fn(&Value) -> bool) -> Value {
     let found = async {
         loop {
             let text = std::fs::read_to_string(path).unwrap_or_default();
