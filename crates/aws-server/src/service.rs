@@ -54,6 +54,16 @@ pub struct Call {
 }
 
 impl Call {
+    /// A text member of the input; "" where it is unset.
+    pub fn text(&self, member: &str) -> &str {
+        self.input[member].as_str().unwrap_or_default()
+    }
+
+    /// The members of a list of the input; none where it is unset.
+    pub fn items(&self, member: &str) -> &[Value] {
+        self.input[member].as_array().map(Vec::as_slice).unwrap_or_default()
+    }
+
     /// A call that this process makes for an account.
     pub fn own(account: &str, region: &str, operation: &'static str, input: Value) -> Call {
         Call {

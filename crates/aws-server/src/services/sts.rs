@@ -144,7 +144,7 @@ fn seconds(call: &Call) -> i64 {
 }
 
 async fn assume_role(state: &State, call: &Call) -> Outcome {
-    let (arn, session) = (text(&call.input, "RoleArn"), text(&call.input, "RoleSessionName"));
+    let (arn, session) = (call.text("RoleArn"), call.text("RoleSessionName"));
     let (account, _, role) = state.role(arn).await.map_err(|error| match error.code.as_str() {
         // As on AWS, a role that is not there looks like one that may not be assumed.
         "NoSuchEntity" => {
@@ -160,8 +160,8 @@ async fn assume_role(state: &State, call: &Call) -> Outcome {
 
 async fn assume_role_with_web_identity(state: &State, call: &Call) -> Outcome {
     let denied = |text: &str| AwsError { status: 403, ..AwsError::client("AccessDenied", text) };
-    let claims = web_identity(state, text(&call.input, "WebIdentityToken"), seconds(call)).await?;
-    let (arn, session) = (text(&call.input, "RoleArn"), text(&call.input, "RoleSessionName"));
+    let claims = web_identity(state, call.text("WebIdentityToken"), seconds(call)).await?;
+    let (arn, session) = (call.text("RoleArn"), call.text("RoleSessionName"));
     let found = state.role(arn).await;
     let (account, _, role) = found.map_err(|error| match error.code.as_str() {
         "NoSuchEntity" => denied("Not authorized to perform sts:AssumeRoleWithWebIdentity"),

@@ -4,7 +4,7 @@
 //! [`OTHERS`] has those that are called differently. Values know `*` and `?`.
 
 use crate::policy::like;
-use crate::service::Call;
+use crate::service::{AwsError, Call};
 use crate::services::kept::{Pages, items, text};
 use serde_json::Value;
 
@@ -36,13 +36,29 @@ const OTHERS: [(&str, &str); 18] = [
     ("dhcp-options-id", "dhcp-options-id"),
 ];
 
+/// Keeps of `all` what the call's list `asked` names by `member`, each of which must be there; all where it names none.
+pub(super) fn pick(
+    call: &Call,
+    asked: &str,
+    all: &mut Vec<Value>,
+    member: &str,
+    missing: impl Fn(&str) -> AwsError,
+) -> Result<(), AwsError> {
+    let wanted = call.items(asked);
+    if let Some(unknown) = wanted.iter().find(|w| !all.iter().any(|one| one[member] == **w)) {
+        return Err(missing(unknown.as_str().unwrap_or_default()));
+    }
+    all.retain(|one| wanted.is_empty() || wanted.contains(&one[member]));
+    Ok(())
+}
+
 /// The filters of a call; all must fit.
 pub(super) struct Filters<'a>(Vec<(&'a str, Vec<&'a str>)>);
 
 impl<'a> Filters<'a> {
     /// Of `Filters` (or `Filter`, as some operations call it).
     pub(super) fn of(call: &'a Call) -> Self {
-        let given = items(&call.input["Filters"]).iter().chain(items(&call.input["Filter"]));
+        let given = call.items("Filters").iter().chain(call.items("Filter"));
         let one =
             |f: &'a Value| (text(f, "Name"), items(&f["Values"]).iter().filter_map(Value::as_str).collect());
         Filters(given.map(one).collect())

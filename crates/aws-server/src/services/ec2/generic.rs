@@ -1,6 +1,6 @@
 //! What all stored kinds have: create, describe by ids and filters, delete, tags.
 
-use super::filter::{Filters, PAGES};
+use super::filter::{Filters, PAGES, pick};
 use super::kinds::{self, ALL, Kind};
 use super::store::Store;
 use crate::service::{AwsError, Call, Outcome};
@@ -46,7 +46,7 @@ pub(super) fn new_id(prefix: &str) -> String {
 
 /// The tags that a create asks for.
 pub(super) fn tags_of(call: &Call, kind: &str) -> Value {
-    let all = items(&call.input["TagSpecifications"]).iter().filter(|s| text(s, "ResourceType") == kind);
+    let all = call.items("TagSpecifications").iter().filter(|s| text(s, "ResourceType") == kind);
     all.flat_map(|s| items(&s["Tags"])).cloned().collect()
 }
 
@@ -57,7 +57,7 @@ pub(super) async fn make(store: &Store, call: &Call, kind: &Kind) -> Outcome {
     let id = new_id(kind.prefix);
     let mut vpc = call.input["VpcId"].clone();
     for (member, needed) in kind.needs {
-        let found = get(store, call, needed, text(&call.input, member)).await?;
+        let found = get(store, call, needed, call.text(member)).await?;
         vpc = found["VpcId"].clone();
     }
     let mut spec = (kind.new)(store, call, &id)?;
@@ -90,14 +90,9 @@ pub(super) async fn describe(store: &Store, call: &Call, kind: &Kind) -> Outcome
 
 /// The answer to a `Describe…` of these documents.
 pub(super) fn listed(call: &Call, kind: &Kind, mut all: Vec<Value>) -> Outcome {
-    let ids = items(&call.input[format!("{}s", kind.id)]);
-    let unknown = ids.iter().find(|id| !all.iter().any(|spec| spec[kind.id] == **id));
-    if let Some(id) = unknown {
-        return Err(missing(kind, id.as_str().unwrap_or_default()));
-    }
+    pick(call, &format!("{}s", kind.id), &mut all, kind.id, |id| missing(kind, id))?;
     let filters = Filters::of(call);
-    all.retain(|spec| (ids.is_empty() || ids.contains(&spec[kind.id])) && filters.fit(spec));
-    all.sort_by(|a, b| text(a, kind.id).cmp(text(b, kind.id)));
+    all.retain(|spec| filters.fit(spec));
     PAGES.answer(call, kind.all, all.into_iter().map(shown).collect(), kind.id)
 }
 
@@ -122,7 +117,7 @@ fn kind_of(id: &str) -> Option<&'static Kind> {
 
 async fn retag(store: &Store, call: &Call, new: impl Fn(&Value) -> Value) -> Outcome {
     dry(call)?;
-    for id in items(&call.input["Resources"]).iter().filter_map(Value::as_str) {
+    for id in call.items("Resources").iter().filter_map(Value::as_str) {
         let unknown = || AwsError::client("InvalidID", format!("The ID '{id}' is not valid"));
         let kind = kind_of(id).ok_or_else(unknown)?;
         change(store, call, (kind, id), |spec| {
@@ -141,7 +136,7 @@ pub(super) async fn create_tags(store: &Store, call: &Call) -> Outcome {
 
 /// DeleteTags: without tags all, without a value whatever it is.
 pub(super) async fn delete_tags(store: &Store, call: &Call) -> Outcome {
-    let given = items(&call.input["Tags"]);
+    let given = call.items("Tags");
     let gone = |tag: &Value| {
         let same = |g: &Value| g["Key"] == tag["Key"] && (g["Value"].is_null() || g["Value"] == tag["Value"]);
         given.is_empty() || given.iter().any(same)

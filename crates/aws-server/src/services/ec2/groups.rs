@@ -2,7 +2,7 @@
 //!
 //! The rules are kept, not enforced.
 
-use super::filter::{Filters, PAGES};
+use super::filter::{Filters, PAGES, pick};
 use super::generic::{change, delete, dry, get, listed, make, missing, new_id, tags_of};
 use super::kinds::{GROUP, INTERFACE, Kind};
 use super::store::Store;
@@ -125,8 +125,8 @@ fn shown(mut spec: Value) -> Value {
 
 /// CreateSecurityGroup.
 pub(super) async fn create(store: &Store, call: &Call) -> Outcome {
-    let name = text(&call.input, "GroupName");
-    let vpc = match text(&call.input, "VpcId") {
+    let name = call.text("GroupName");
+    let vpc = match call.text("VpcId") {
         "" => store
             .default_vpc(call)
             .await?
@@ -145,7 +145,7 @@ pub(super) async fn create(store: &Store, call: &Call) -> Outcome {
 
 /// The group that a call means, by id or, in the default VPC, by name.
 async fn meant(store: &Store, call: &Call) -> Result<String, AwsError> {
-    let (id, name) = (text(&call.input, "GroupId"), text(&call.input, "GroupName"));
+    let (id, name) = (call.text("GroupId"), call.text("GroupName"));
     if !id.is_empty() {
         return get(store, call, &GROUP, id).await.map(|_| id.to_string());
     }
@@ -160,12 +160,8 @@ async fn meant(store: &Store, call: &Call) -> Result<String, AwsError> {
 
 /// DescribeSecurityGroups.
 pub(super) async fn describe(store: &Store, call: &Call) -> Outcome {
-    let names = items(&call.input["GroupNames"]);
     let mut all: Vec<Value> = store.all(call, &GROUP).await?.into_iter().map(shown).collect();
-    if let Some(name) = names.iter().find(|n| !all.iter().any(|g| g["GroupName"] == **n)) {
-        return Err(missing(&GROUP, name.as_str().unwrap_or_default()));
-    }
-    all.retain(|g| names.is_empty() || names.contains(&g["GroupName"]));
+    pick(call, "GroupNames", &mut all, "GroupName", |name| missing(&GROUP, name))?;
     listed(call, &GROUP, all)
 }
 
@@ -245,16 +241,20 @@ fn already(rule: &Value) -> String {
     format!("the specified rule \"peer: {peer}, {ports}\" already exists")
 }
 
+fn no_rule(id: &Value) -> AwsError {
+    let words = format!("The security group rule ID {id} does not exist");
+    AwsError::client("InvalidSecurityGroupRuleId.NotFound", words)
+}
+
 /// RevokeSecurityGroupIngress, RevokeSecurityGroupEgress.
 pub(super) async fn revoke(store: &Store, call: &Call, egress: bool) -> Outcome {
     let id = meant(store, call).await?;
     dry(call)?;
-    let (gone, ids) = (given(call, egress), items(&call.input["SecurityGroupRuleIds"]));
+    let (gone, ids) = (given(call, egress), call.items("SecurityGroupRuleIds"));
     let changed = change(store, call, (&GROUP, &id), |spec| {
         let all = items(&spec["Rules"]);
         if let Some(unknown) = ids.iter().find(|i| !all.iter().any(|r| r["SecurityGroupRuleId"] == **i)) {
-            let words = format!("The security group rule ID {unknown} does not exist");
-            return Err(AwsError::client("InvalidSecurityGroupRuleId.NotFound", words));
+            return Err(no_rule(unknown));
         }
         if gone.iter().any(|g| !all.iter().any(|r| same(r, g))) {
             let words = "The specified rule does not exist in this security group.";
@@ -271,14 +271,11 @@ pub(super) async fn revoke(store: &Store, call: &Call, egress: bool) -> Outcome 
 
 /// DescribeSecurityGroupRules.
 pub(super) async fn describe_rules(store: &Store, call: &Call) -> Outcome {
-    let (filters, ids) = (Filters::of(call), items(&call.input["SecurityGroupRuleIds"]));
+    let filters = Filters::of(call);
     let all = store.all(call, &GROUP).await?;
     let mut rules: Vec<Value> = all.iter().flat_map(|g| items(&g["Rules"])).cloned().collect();
-    if let Some(id) = ids.iter().find(|i| !rules.iter().any(|r| r["SecurityGroupRuleId"] == **i)) {
-        let words = format!("The security group rule ID {id} does not exist");
-        return Err(AwsError::client("InvalidSecurityGroupRuleId.NotFound", words));
-    }
-    rules.retain(|r| (ids.is_empty() || ids.contains(&r["SecurityGroupRuleId"])) && filters.fit(r));
+    pick(call, "SecurityGroupRuleIds", &mut rules, "SecurityGroupRuleId", |id| no_rule(&json!(id)))?;
+    rules.retain(|r| filters.fit(r));
     PAGES.answer(call, "SecurityGroupRules", rules, "SecurityGroupRuleId")
 }
 
@@ -289,13 +286,9 @@ pub(super) async fn modify_rules(store: &Store, call: &Call) -> Outcome {
     let owner = &call.caller.account;
     let changed = change(store, call, (&GROUP, &id), |spec| {
         let mut all = items(&spec["Rules"]).to_vec();
-        for update in items(&call.input["SecurityGroupRules"]) {
+        for update in call.items("SecurityGroupRules") {
             let own = all.iter_mut().find(|r| r["SecurityGroupRuleId"] == update["SecurityGroupRuleId"]);
-            let rule = own.ok_or_else(|| {
-                let words =
-                    format!("The security group rule ID {} does not exist", update["SecurityGroupRuleId"]);
-                AwsError::client("InvalidSecurityGroupRuleId.NotFound", words)
-            })?;
+            let rule = own.ok_or_else(|| no_rule(&update["SecurityGroupRuleId"]))?;
             let new = &update["SecurityGroupRule"];
             let members =
                 ["IpProtocol", "FromPort", "ToPort", "CidrIpv4", "CidrIpv6", "PrefixListId", "Description"];

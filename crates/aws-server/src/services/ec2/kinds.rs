@@ -4,7 +4,7 @@
 
 use super::store::{self, Store};
 use crate::service::{Call, Outcome};
-use crate::services::kept::{now, text};
+use crate::services::kept::now;
 use ecs_model::refusal::refuse_if;
 use serde_json::{Value, json};
 
@@ -66,7 +66,7 @@ pub(super) static ALL: [&Kind; 11] = [
 pub(super) static VPC: Kind = Kind {
     holders: &[(&SUBNET, "VpcId"), (&INTERFACE, "VpcId"), (&NAT_GATEWAY, "VpcId")],
     new: |_, call, id| {
-        let cidr = text(&call.input, "CidrBlock");
+        let cidr = call.text("CidrBlock");
         store::range(cidr, 16..=28).ok_or_else(|| store::bad("CidrBlock", cidr))?;
         Ok(store::vpc(call, id, cidr, false))
     },
@@ -81,7 +81,7 @@ pub(super) static SUBNET: Kind = Kind {
     needs: &[("VpcId", &VPC)],
     holders: &[(&INTERFACE, "SubnetId"), (&NAT_GATEWAY, "SubnetId")],
     new: |store, call, id| {
-        let (vpc, cidr) = (text(&call.input, "VpcId"), text(&call.input, "CidrBlock"));
+        let (vpc, cidr) = (call.text("VpcId"), call.text("CidrBlock"));
         store::range(cidr, 16..=28).ok_or_else(|| store::bad("CidrBlock", cidr))?;
         let zone = call.input["AvailabilityZone"].as_str().map_or_else(|| store.zone(0), String::from);
         refuse_if(!store.zones.contains(&zone), || store::bad("AvailabilityZone", &zone))?;
@@ -96,8 +96,8 @@ pub(super) static SUBNET: Kind = Kind {
 
 pub(super) static GROUP: Kind = Kind {
     new: |_, call, id| {
-        let (name, vpc) = (text(&call.input, "GroupName"), text(&call.input, "VpcId"));
-        Ok(store::group(call, id, (name, text(&call.input, "Description")), vpc))
+        let (name, vpc) = (call.text("GroupName"), call.text("VpcId"));
+        Ok(store::group(call, id, (name, call.text("Description")), vpc))
     },
     ..kind(
         Slot::Groups,
@@ -125,7 +125,7 @@ pub(super) static INTERFACE: Kind = Kind {
 
 pub(super) static ROUTE_TABLE: Kind = Kind {
     needs: &[("VpcId", &VPC)],
-    new: |_, call, id| Ok(store::route_table(call, id, text(&call.input, "VpcId"), false)),
+    new: |_, call, id| Ok(store::route_table(call, id, call.text("VpcId"), false)),
     ..kind(
         Slot::Resources,
         ["route-table", "RouteTableId", "rtb-", "RouteTable", "RouteTables"],
@@ -206,7 +206,7 @@ pub(super) static DHCP: Kind = Kind {
 
 pub(super) static NETWORK_ACL: Kind = Kind {
     needs: &[("VpcId", &VPC)],
-    new: |_, call, id| Ok(store::network_acl(call, id, text(&call.input, "VpcId"), false)),
+    new: |_, call, id| Ok(store::network_acl(call, id, call.text("VpcId"), false)),
     ..kind(
         Slot::Resources,
         ["network-acl", "NetworkAclId", "acl-", "NetworkAcl", "NetworkAcls"],

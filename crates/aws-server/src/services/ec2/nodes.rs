@@ -1,6 +1,6 @@
 //! Nodes as instances, tasks' network interfaces, zones, regions and what else only depends on where we are.
 
-use super::filter::{Filters, PAGES};
+use super::filter::{Filters, PAGES, pick};
 use super::generic::listed;
 use super::kinds::INTERFACE;
 use super::store::{Store, zone_id};
@@ -31,14 +31,12 @@ const TYPES: [(&str, u32, u32, &str); 14] = [
 ];
 
 async fn chosen(store: &Store, call: &Call) -> Result<Vec<Value>, AwsError> {
-    let ids = items(&call.input["InstanceIds"]);
     let mut all = store.instances(call).await?;
-    if let Some(id) = ids.iter().find(|id| !all.iter().any(|i| i["InstanceId"] == **id)) {
-        let words = format!("The instance ID '{}' does not exist", id.as_str().unwrap_or_default());
-        return Err(AwsError::client("InvalidInstanceID.NotFound", words));
-    }
+    pick(call, "InstanceIds", &mut all, "InstanceId", |id| {
+        AwsError::client("InvalidInstanceID.NotFound", format!("The instance ID '{id}' does not exist"))
+    })?;
     let filters = Filters::of(call);
-    all.retain(|i| (ids.is_empty() || ids.contains(&i["InstanceId"])) && filters.fit(i));
+    all.retain(|i| filters.fit(i));
     Ok(all)
 }
 
@@ -108,23 +106,18 @@ pub(super) async fn describe_interfaces(store: &Store, call: &Call) -> Outcome {
 
 /// DescribeAvailabilityZones.
 pub(super) async fn zones(store: &Store, call: &Call) -> Outcome {
-    let (names, ids) = (items(&call.input["ZoneNames"]), items(&call.input["ZoneIds"]));
+    let ids = call.items("ZoneIds");
     let one = |zone: &String| {
         json!({"ZoneName": zone, "ZoneId": zone_id(&store.zones, zone), "RegionName": call.region,
             "State": "available", "OptInStatus": "opt-in-not-required", "ZoneType": "availability-zone",
             "GroupName": call.region, "NetworkBorderGroup": call.region, "Messages": []})
     };
     let mut all: Vec<Value> = store.zones.iter().map(one).collect();
-    if let Some(name) = names.iter().find(|n| !all.iter().any(|z| z["ZoneName"] == **n)) {
-        let words = format!("Invalid availability zone: [{}]", name.as_str().unwrap_or_default());
-        return Err(AwsError::client("InvalidParameterValue", words));
-    }
+    pick(call, "ZoneNames", &mut all, "ZoneName", |name| {
+        AwsError::client("InvalidParameterValue", format!("Invalid availability zone: [{name}]"))
+    })?;
     let filters = Filters::of(call);
-    all.retain(|z| {
-        (names.is_empty() || names.contains(&z["ZoneName"]))
-            && (ids.is_empty() || ids.contains(&z["ZoneId"]))
-            && filters.fit(z)
-    });
+    all.retain(|z| (ids.is_empty() || ids.contains(&z["ZoneId"])) && filters.fit(z));
     Ok(json!({"AvailabilityZones": all}))
 }
 
@@ -134,7 +127,7 @@ pub(super) async fn regions(_: &Store, call: &Call) -> Outcome {
     if !names.contains(&&*call.region) {
         names.push(&call.region);
     }
-    let wanted = items(&call.input["RegionNames"]);
+    let wanted = call.items("RegionNames");
     let filters = Filters::of(call);
     let one = |name: &str| {
         json!({"RegionName": name, "Endpoint": format!("ec2.{name}.amazonaws.com"),
@@ -156,7 +149,7 @@ pub(super) async fn account(store: &Store, call: &Call) -> Outcome {
         ("vpc-max-elastic-ips", "5".into()),
         ("max-elastic-ips", "5".into()),
     ];
-    let names = items(&call.input["AttributeNames"]);
+    let names = call.items("AttributeNames");
     let wanted = all.iter().filter(|(n, _)| names.is_empty() || names.iter().any(|w| w == n));
     let one = |(name, value): &(&str, String)| json!({"AttributeName": name, "AttributeValues": [{"AttributeValue": value}]});
     Ok(json!({"AccountAttributes": wanted.map(one).collect::<Vec<_>>()}))
@@ -164,14 +157,6 @@ pub(super) async fn account(store: &Store, call: &Call) -> Outcome {
 
 /// DescribeInstanceTypes: of a short list.
 pub(super) async fn types(_: &Store, call: &Call) -> Outcome {
-    let wanted = items(&call.input["InstanceTypes"]);
-    if let Some(name) = wanted.iter().find(|w| !TYPES.iter().any(|(t, ..)| **w == *t)) {
-        let words = format!(
-            "The following supplied instance types do not exist: [{}]",
-            name.as_str().unwrap_or_default()
-        );
-        return Err(AwsError::client("InvalidInstanceType", words));
-    }
     let filters = Filters::of(call);
     let one = |(name, cpus, mib, architecture): &(&str, u32, u32, &str)| {
         json!({"InstanceType": name, "CurrentGeneration": true, "BareMetal": false, "Hypervisor": "nitro",
@@ -183,7 +168,11 @@ pub(super) async fn types(_: &Store, call: &Call) -> Outcome {
             "InstanceStorageSupported": false})
     };
     let mut all: Vec<Value> = TYPES.iter().map(one).collect();
-    all.retain(|t| (wanted.is_empty() || wanted.contains(&t["InstanceType"])) && filters.fit(t));
+    pick(call, "InstanceTypes", &mut all, "InstanceType", |name| {
+        let words = format!("The following supplied instance types do not exist: [{name}]");
+        AwsError::client("InvalidInstanceType", words)
+    })?;
+    all.retain(|t| filters.fit(t));
     PAGES.answer(call, "InstanceTypes", all, "InstanceType")
 }
 

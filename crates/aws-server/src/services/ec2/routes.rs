@@ -1,7 +1,8 @@
 //! Route tables, gateways, addresses and key pairs: kept as they are told, nothing routes by them.
 
+use super::filter::pick;
 use super::generic::{change, delete, dry, get, listed, make, missing, new_id};
-use super::kinds::{ADDRESS, INTERNET_GATEWAY, KEY_PAIR, ROUTE_TABLE, SUBNET, VPC};
+use super::kinds::{ADDRESS, INTERNET_GATEWAY, KEY_PAIR, Kind, ROUTE_TABLE, SUBNET, VPC};
 use super::store::{Store, bad};
 use crate::service::{AwsError, Call, Outcome};
 use crate::services::kept::{items, text};
@@ -42,8 +43,8 @@ fn same_destination(a: &Value, b: &Value) -> bool {
 fn no_route(call: &Call) -> AwsError {
     let words = format!(
         "no route with destination-cidr-block {} in route table {}",
-        text(&call.input, "DestinationCidrBlock"),
-        text(&call.input, "RouteTableId")
+        call.text("DestinationCidrBlock"),
+        call.text("RouteTableId")
     );
     AwsError::client("InvalidRoute.NotFound", words)
 }
@@ -58,7 +59,7 @@ pub(super) async fn put_route(store: &Store, call: &Call, replaces: bool) -> Out
     if NEXT_HOPS.iter().all(|m| route[*m].is_null()) {
         return Err(AwsError::client("MissingParameter", "The request must contain the parameter gatewayId"));
     }
-    let table = text(&call.input, "RouteTableId");
+    let table = call.text("RouteTableId");
     let changed = change(store, call, (&ROUTE_TABLE, table), |spec| {
         let mut routes = items(&spec["Routes"]).to_vec();
         match routes.iter_mut().find(|r| same_destination(r, &route)) {
@@ -80,7 +81,7 @@ pub(super) async fn put_route(store: &Store, call: &Call, replaces: bool) -> Out
 /// DeleteRoute.
 pub(super) async fn delete_route(store: &Store, call: &Call) -> Outcome {
     dry(call)?;
-    let changed = change(store, call, (&ROUTE_TABLE, text(&call.input, "RouteTableId")), |spec| {
+    let changed = change(store, call, (&ROUTE_TABLE, call.text("RouteTableId")), |spec| {
         let mut routes = items(&spec["Routes"]).to_vec();
         let before = routes.len();
         routes.retain(|r| !same_destination(r, &call.input));
@@ -93,7 +94,7 @@ pub(super) async fn delete_route(store: &Store, call: &Call) -> Outcome {
 
 /// AssociateRouteTable.
 pub(super) async fn associate(store: &Store, call: &Call) -> Outcome {
-    let (table, subnet) = (text(&call.input, "RouteTableId"), text(&call.input, "SubnetId"));
+    let (table, subnet) = (call.text("RouteTableId"), call.text("SubnetId"));
     get(store, call, &SUBNET, subnet).await?;
     dry(call)?;
     let taken = |t: &Value| items(&t["Associations"]).iter().any(|a| text(a, "SubnetId") == subnet);
@@ -128,7 +129,7 @@ async fn holder(store: &Store, call: &Call, id: &str) -> Result<String, AwsError
 
 /// DisassociateRouteTable.
 pub(super) async fn disassociate(store: &Store, call: &Call) -> Outcome {
-    let id = text(&call.input, "AssociationId");
+    let id = call.text("AssociationId");
     let table = holder(store, call, id).await?;
     dry(call)?;
     let changed = change(store, call, (&ROUTE_TABLE, &table), |spec| {
@@ -146,7 +147,7 @@ pub(super) async fn disassociate(store: &Store, call: &Call) -> Outcome {
 
 /// AttachInternetGateway.
 pub(super) async fn attach(store: &Store, call: &Call) -> Outcome {
-    let (id, vpc) = (text(&call.input, "InternetGatewayId"), text(&call.input, "VpcId"));
+    let (id, vpc) = (call.text("InternetGatewayId"), call.text("VpcId"));
     get(store, call, &VPC, vpc).await?;
     dry(call)?;
     let within = |g: &Value| items(&g["Attachments"]).iter().any(|a| text(a, "VpcId") == vpc);
@@ -167,7 +168,7 @@ pub(super) async fn attach(store: &Store, call: &Call) -> Outcome {
 
 /// DetachInternetGateway.
 pub(super) async fn detach(store: &Store, call: &Call) -> Outcome {
-    let (id, vpc) = (text(&call.input, "InternetGatewayId"), text(&call.input, "VpcId"));
+    let (id, vpc) = (call.text("InternetGatewayId"), call.text("VpcId"));
     dry(call)?;
     let changed = change(store, call, (&INTERNET_GATEWAY, id), |spec| {
         refuse_if(!items(&spec["Attachments"]).iter().any(|a| text(a, "VpcId") == vpc), || {
@@ -179,37 +180,24 @@ pub(super) async fn detach(store: &Store, call: &Call) -> Outcome {
     changed.await
 }
 
-/// DeleteInternetGateway.
-pub(super) async fn delete_internet_gateway(store: &Store, call: &Call) -> Outcome {
-    let id = text(&call.input, "InternetGatewayId");
-    let spec = get(store, call, &INTERNET_GATEWAY, id).await?;
-    if !items(&spec["Attachments"]).is_empty() {
-        let words = format!("The internetGateway '{id}' has dependencies and cannot be deleted.");
+/// DeleteInternetGateway, DeleteRouteTable: one whose list `member` is empty.
+pub(super) async fn delete_free(store: &Store, call: &Call, kind: &Kind, member: &str) -> Outcome {
+    let id = call.text(kind.id);
+    if !items(&get(store, call, kind, id).await?[member]).is_empty() {
+        let mut word = kind.one.to_string();
+        word[..1].make_ascii_lowercase();
+        let words = format!("The {word} '{id}' has dependencies and cannot be deleted.");
         return Err(AwsError::client("DependencyViolation", words));
     }
-    delete(store, call, &INTERNET_GATEWAY).await
-}
-
-/// DeleteRouteTable.
-pub(super) async fn delete_table(store: &Store, call: &Call) -> Outcome {
-    let id = text(&call.input, "RouteTableId");
-    let spec = get(store, call, &ROUTE_TABLE, id).await?;
-    if !items(&spec["Associations"]).is_empty() {
-        let words = format!("The routeTable '{id}' has dependencies and cannot be deleted.");
-        return Err(AwsError::client("DependencyViolation", words));
-    }
-    delete(store, call, &ROUTE_TABLE).await
+    delete(store, call, kind).await
 }
 
 /// DescribeAddresses.
 pub(super) async fn describe_addresses(store: &Store, call: &Call) -> Outcome {
-    let ips = items(&call.input["PublicIps"]);
     let mut all = store.all(call, &ADDRESS).await?;
-    if let Some(ip) = ips.iter().find(|ip| !all.iter().any(|a| a["PublicIp"] == **ip)) {
-        let words = format!("Address '{}' not found.", ip.as_str().unwrap_or_default());
-        return Err(AwsError::client("InvalidAddress.NotFound", words));
-    }
-    all.retain(|a| ips.is_empty() || ips.contains(&a["PublicIp"]));
+    pick(call, "PublicIps", &mut all, "PublicIp", |ip| {
+        AwsError::client("InvalidAddress.NotFound", format!("Address '{ip}' not found."))
+    })?;
     listed(call, &ADDRESS, all)
 }
 
@@ -223,10 +211,10 @@ async fn key_pair(store: &Store, call: &Call) -> Result<Option<Value>, AwsError>
 /// ImportKeyPair.
 pub(super) async fn import_key(store: &Store, call: &Call) -> Outcome {
     if key_pair(store, call).await?.is_some() {
-        let words = format!("The keypair '{}' already exists.", text(&call.input, "KeyName"));
+        let words = format!("The keypair '{}' already exists.", call.text("KeyName"));
         return Err(AwsError::client("InvalidKeyPair.Duplicate", words));
     }
-    refuse_if(text(&call.input, "PublicKeyMaterial").is_empty(), || bad("publicKeyMaterial", ""))?;
+    refuse_if(call.text("PublicKeyMaterial").is_empty(), || bad("publicKeyMaterial", ""))?;
     make(store, call, &KEY_PAIR).await
 }
 
@@ -242,11 +230,7 @@ pub(super) async fn delete_key(store: &Store, call: &Call) -> Outcome {
 
 /// DescribeKeyPairs.
 pub(super) async fn describe_keys(store: &Store, call: &Call) -> Outcome {
-    let names = items(&call.input["KeyNames"]);
     let mut all = store.all(call, &KEY_PAIR).await?;
-    if let Some(name) = names.iter().find(|n| !all.iter().any(|k| k["KeyName"] == **n)) {
-        return Err(missing(&KEY_PAIR, name.as_str().unwrap_or_default()));
-    }
-    all.retain(|k| names.is_empty() || names.contains(&k["KeyName"]));
+    pick(call, "KeyNames", &mut all, "KeyName", |name| missing(&KEY_PAIR, name))?;
     listed(call, &KEY_PAIR, all)
 }

@@ -23,7 +23,7 @@ pub(super) async fn create_vpc(store: &Store, call: &Call) -> Outcome {
 
 /// DeleteVpc: what came with it goes with it; anything else keeps it.
 pub(super) async fn delete_vpc(store: &Store, call: &Call) -> Outcome {
-    let id = text(&call.input, "VpcId");
+    let id = call.text("VpcId");
     get(store, call, &VPC, id).await?;
     dry(call)?;
     let mut own = Vec::new();
@@ -53,8 +53,8 @@ fn bounds(cidr: &str) -> Option<(u32, u32)> {
 
 /// CreateSubnet: inside its VPC, beside its siblings.
 pub(super) async fn create_subnet(store: &Store, call: &Call) -> Outcome {
-    let vpc = get(store, call, &VPC, text(&call.input, "VpcId")).await?;
-    let cidr = text(&call.input, "CidrBlock");
+    let vpc = get(store, call, &VPC, call.text("VpcId")).await?;
+    let cidr = call.text("CidrBlock");
     let invalid = || AwsError::client("InvalidSubnet.Range", format!("The CIDR '{cidr}' is invalid."));
     let (first, last) = bounds(cidr).ok_or_else(|| store::bad("CidrBlock", cidr))?;
     let all = bounds(text(&vpc, "CidrBlock")).ok_or_else(invalid)?;
@@ -78,8 +78,8 @@ const ATTRIBUTES: [(&str, &str); 3] = [
 
 /// DescribeVpcAttribute.
 pub(super) async fn describe_attribute(store: &Store, call: &Call) -> Outcome {
-    let spec = get(store, call, &VPC, text(&call.input, "VpcId")).await?;
-    let asked = text(&call.input, "Attribute");
+    let spec = get(store, call, &VPC, call.text("VpcId")).await?;
+    let asked = call.text("Attribute");
     let found = ATTRIBUTES.iter().find(|(name, _)| *name == asked);
     let (_, member) = found.ok_or_else(|| store::bad("Attribute", asked))?;
     Ok(json!({"VpcId": spec["VpcId"], *member: {"Value": spec[*member] == true}}))
@@ -109,11 +109,11 @@ async fn set(store: &Store, call: &Call, members: &[&str], kind: &super::kinds::
 
 /// AssociateDhcpOptions.
 pub(super) async fn associate_dhcp(store: &Store, call: &Call) -> Outcome {
-    let options = text(&call.input, "DhcpOptionsId");
+    let options = call.text("DhcpOptionsId");
     if options != "default" && store.find(call, &super::kinds::DHCP, options).await?.is_none() {
         return Err(missing(&super::kinds::DHCP, options));
     }
-    let changed = change(store, call, (&VPC, text(&call.input, "VpcId")), |spec| {
+    let changed = change(store, call, (&VPC, call.text("VpcId")), |spec| {
         spec["DhcpOptionsId"] = json!(options);
         Ok(json!({}))
     });

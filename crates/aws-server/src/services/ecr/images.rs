@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use std::time::UNIX_EPOCH;
 
 fn name(call: &Call) -> &str {
-    text(&call.input, "repositoryName")
+    call.text("repositoryName")
 }
 
 /// All manifests of the caller's repository.
@@ -81,7 +81,7 @@ fn stored_bytes(manifest: &[u8]) -> u64 {
 
 pub(super) async fn describe(state: &State, call: &Call) -> Outcome {
     let images = listed(state, call).await?;
-    let ids = items(&call.input["imageIds"]);
+    let ids = call.items("imageIds");
     let mut picked: Vec<Listed> = Vec::new();
     for id in ids {
         let image = pick(&images, id).map_err(|Failure(_, _)| {
@@ -132,7 +132,7 @@ fn failure(id: &Value, Failure(code, reason): Failure) -> Value {
 pub(super) async fn batch_get(state: &State, call: &Call) -> Outcome {
     let images = listed(state, call).await?;
     let (mut found, mut failures) = (Vec::new(), Vec::new());
-    for id in items(&call.input["imageIds"]) {
+    for id in call.items("imageIds") {
         let image = match pick(&images, id) {
             Ok(image) => image.clone(),
             Err(why) => {
@@ -157,7 +157,7 @@ pub(super) async fn batch_get(state: &State, call: &Call) -> Outcome {
 pub(super) async fn batch_delete(state: &State, call: &Call) -> Outcome {
     let images = listed(state, call).await?;
     let (mut deleted, mut failures) = (Vec::new(), Vec::new());
-    for id in items(&call.input["imageIds"]) {
+    for id in call.items("imageIds") {
         let image = match pick(&images, id) {
             Ok(image) => image,
             Err(why) => {
@@ -181,7 +181,7 @@ pub(super) async fn batch_delete(state: &State, call: &Call) -> Outcome {
 pub(super) async fn put(state: &State, call: &Call) -> Outcome {
     let spec = find(state, call, name(call)).await?;
     let images = listed(state, call).await?;
-    let bytes = text(&call.input, "imageManifest").as_bytes().to_vec();
+    let bytes = call.text("imageManifest").as_bytes().to_vec();
     let (digest, tag) = (Digest::of(&bytes), call.input["imageTag"].as_str().map(String::from));
     if call.input["imageDigest"].as_str().is_some_and(|said| said != digest.as_str()) {
         let text =

@@ -3,7 +3,6 @@
 use super::repositories::find;
 use super::{State, failed, invalid};
 use crate::service::{AwsError, Call, Outcome};
-use crate::services::kept::{items, text};
 use base64::Engine;
 use bytes::Bytes;
 use image::Digest;
@@ -13,7 +12,7 @@ use serde_json::{Value, json};
 const PART_BYTES: u64 = 10 << 20;
 
 fn name(call: &Call) -> &str {
-    text(&call.input, "repositoryName")
+    call.text("repositoryName")
 }
 
 fn digest(text: &str) -> Result<Digest, AwsError> {
@@ -26,7 +25,7 @@ pub(super) async fn check(state: &State, call: &Call) -> Outcome {
     find(state, call, name(call)).await?;
     let (depot, place) = (&state.registry()?.depot, state.place(call, name(call)));
     let (mut layers, mut failures) = (Vec::new(), Vec::new());
-    for asked in items(&call.input["layerDigests"]).iter().filter_map(Value::as_str) {
+    for asked in call.items("layerDigests").iter().filter_map(Value::as_str) {
         let found = Digest::parse(asked).map(|digest| depot.blob_size(&place, &digest));
         match found {
             None => failures.push(json!({"layerDigest": asked, "failureCode": "InvalidLayerDigest",
@@ -42,7 +41,7 @@ pub(super) async fn check(state: &State, call: &Call) -> Outcome {
 pub(super) async fn download_url(state: &State, call: &Call) -> Outcome {
     find(state, call, name(call)).await?;
     let (registry, place) = (state.registry()?, state.place(call, name(call)));
-    let digest = digest(text(&call.input, "layerDigest"))?;
+    let digest = digest(call.text("layerDigest"))?;
     if registry.depot.blob_size(&place, &digest).is_none() {
         let text = format!(
             "The layer with digest '{digest}' does not exist in the repository with name '{}'",
@@ -64,7 +63,7 @@ pub(super) async fn initiate(state: &State, call: &Call) -> Outcome {
 fn no_upload(call: &Call) -> AwsError {
     let text = format!(
         "The upload with id '{}' does not exist in the repository with name '{}'",
-        text(&call.input, "uploadId"),
+        call.text("uploadId"),
         name(call)
     );
     AwsError::client("UploadNotFoundException", text)
@@ -73,8 +72,8 @@ fn no_upload(call: &Call) -> AwsError {
 pub(super) async fn part(state: &State, call: &Call) -> Outcome {
     let place = state.place(call, name(call));
     let upload =
-        state.registry()?.depot.upload(&place, text(&call.input, "uploadId")).map_err(|_| no_upload(call))?;
-    let bytes = base64::prelude::BASE64_STANDARD.decode(text(&call.input, "layerPartBlob"));
+        state.registry()?.depot.upload(&place, call.text("uploadId")).map_err(|_| no_upload(call))?;
+    let bytes = base64::prelude::BASE64_STANDARD.decode(call.text("layerPartBlob"));
     let bytes = Bytes::from(bytes.map_err(|_| invalid("Invalid parameter at 'layerPartBlob': not base64"))?);
     let range = (call.input["partFirstByte"].as_u64(), call.input["partLastByte"].as_u64());
     let mut writing = upload.lock().await;
@@ -102,10 +101,9 @@ pub(super) async fn part(state: &State, call: &Call) -> Outcome {
 
 pub(super) async fn complete(state: &State, call: &Call) -> Outcome {
     let place = state.place(call, name(call));
-    let digest =
-        digest(items(&call.input["layerDigests"]).first().and_then(Value::as_str).unwrap_or_default())?;
+    let digest = digest(call.items("layerDigests").first().and_then(Value::as_str).unwrap_or_default())?;
     let depot = &state.registry()?.depot;
-    let upload = depot.upload(&place, text(&call.input, "uploadId")).map_err(|_| no_upload(call))?;
+    let upload = depot.upload(&place, call.text("uploadId")).map_err(|_| no_upload(call))?;
     let mut writing = upload.lock().await;
     if writing.offset() == 0 {
         return Err(AwsError::client(

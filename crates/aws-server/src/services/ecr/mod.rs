@@ -9,7 +9,7 @@ mod layers;
 mod repositories;
 mod settings;
 
-use super::kept::{Kept, Reach, now, text};
+use super::kept::{Kept, Reach, now};
 use super::{Parts, Registry};
 use crate::operation;
 use crate::service::{AwsError, Call, Operation, Outcome, Service, Table};
@@ -128,7 +128,7 @@ impl State {
             Some(id) if id != call.caller.account => {
                 let text = format!(
                     "The repository with name '{}' does not exist in the registry with id '{id}'",
-                    text(&call.input, "repositoryName")
+                    call.text("repositoryName")
                 );
                 Err(AwsError::client("RepositoryNotFoundException", text))
             }

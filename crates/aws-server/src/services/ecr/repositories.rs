@@ -54,7 +54,7 @@ pub(super) async fn change(
 
 pub(super) async fn create(state: &State, call: &Call) -> Outcome {
     state.own_registry(call)?;
-    let name = text(&call.input, "repositoryName");
+    let name = call.text("repositoryName");
     if !image::is_repository(name) {
         return Err(invalid(format!(
             "Invalid parameter at 'repositoryName' failed to satisfy constraint: 'must satisfy regular expression \
@@ -100,7 +100,7 @@ async fn all(state: &State, call: &Call) -> Result<BTreeMap<String, Value>, AwsE
 
 pub(super) async fn describe(state: &State, call: &Call) -> Outcome {
     state.own_registry(call)?;
-    let names: Vec<&str> = items(&call.input["repositoryNames"]).iter().filter_map(Value::as_str).collect();
+    let names: Vec<&str> = call.items("repositoryNames").iter().filter_map(Value::as_str).collect();
     if !names.is_empty() {
         let mut found = Vec::new();
         for name in names {
@@ -113,7 +113,7 @@ pub(super) async fn describe(state: &State, call: &Call) -> Outcome {
 }
 
 pub(super) async fn delete(state: &State, call: &Call) -> Outcome {
-    let name = text(&call.input, "repositoryName");
+    let name = call.text("repositoryName");
     let spec = find(state, call, name).await?;
     let place = state.place(call, name);
     let images = state.registry()?.depot.list(&place).unwrap_or_default();
@@ -141,11 +141,11 @@ fn name_in<'a>(call: &Call, arn: &'a str) -> Result<&'a str, AwsError> {
 }
 
 pub(super) async fn tag(state: &State, call: &Call) -> Outcome {
-    let name = name_in(call, text(&call.input, "resourceArn"))?;
+    let name = name_in(call, call.text("resourceArn"))?;
     change(state, call, name, |spec| tags::change(spec, call, ("tags", "tagKeys"))).await
 }
 
 pub(super) async fn list_tags(state: &State, call: &Call) -> Outcome {
-    let spec = find(state, call, name_in(call, text(&call.input, "resourceArn"))?).await?;
+    let spec = find(state, call, name_in(call, call.text("resourceArn"))?).await?;
     Ok(json!({"tags": items(&spec["tags"])}))
 }

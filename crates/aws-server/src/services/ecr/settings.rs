@@ -3,11 +3,10 @@
 use super::State;
 use super::repositories::{change, find};
 use crate::service::{AwsError, Call, Outcome};
-use crate::services::kept::text;
 use serde_json::{Value, json};
 
 fn name(call: &Call) -> &str {
-    text(&call.input, "repositoryName")
+    call.text("repositoryName")
 }
 
 fn answer(call: &Call, member: &str, value: Value) -> Value {
@@ -25,7 +24,7 @@ pub(super) async fn copy(state: &State, call: &Call, member: &str) -> Outcome {
 
 /// The same for a policy, whose text must be JSON.
 pub(super) async fn put(state: &State, call: &Call, member: &str) -> Outcome {
-    if !matches!(serde_json::from_str(text(&call.input, member)), Ok(Value::Object(_))) {
+    if !matches!(serde_json::from_str(call.text(member)), Ok(Value::Object(_))) {
         let text = "Invalid parameter at 'PolicyText' failed to satisfy constraint: 'Invalid repository policy provided'";
         return Err(AwsError::client("InvalidParameterException", text));
     }

@@ -5,6 +5,7 @@ use super::find::{What, invalid, refused};
 use super::target_group::uses;
 use crate::service::{AwsError, Call, Outcome};
 use crate::services::kept::{items, text};
+use ecs_model::refusal::refuse_if;
 use serde_json::{Value, json};
 
 /// Groups of one forward action; ELB's limit.
@@ -113,10 +114,9 @@ pub(super) async fn checked(
 ) -> Outcome {
     let actions = completed(given)?;
     let http = protocol.starts_with("HTTP");
-    if !http && text(&actions[0], "Type") != "forward" {
-        let words = format!("A listener of protocol '{protocol}' can only forward");
-        return Err(refused("InvalidLoadBalancerAction", words));
-    }
+    refuse_if(!http && text(&actions[0], "Type") != "forward", || {
+        refused("InvalidLoadBalancerAction", format!("A listener of protocol '{protocol}' can only forward"))
+    })?;
     let uses = uses(elb, call).await?;
     for group in groups(&actions) {
         let spec = What::Group.get(elb, call, group).await?;

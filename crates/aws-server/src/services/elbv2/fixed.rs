@@ -3,7 +3,7 @@
 use super::Elb;
 use super::find::{What, refused};
 use crate::service::{AwsError, Call, Outcome};
-use crate::services::kept::{items, text};
+use crate::services::kept::items;
 use serde_json::{Value, json};
 
 const LIMITS: [(&str, u32); 14] = [
@@ -59,7 +59,7 @@ pub(super) async fn limits(_: &Elb, _: &Call) -> Outcome {
 
 /// DescribeSSLPolicies.
 pub(super) async fn ssl_policies(_: &Elb, call: &Call) -> Outcome {
-    let names: Vec<&str> = match items(&call.input["Names"]) {
+    let names: Vec<&str> = match call.items("Names") {
         [] => POLICIES.iter().map(|(name, _)| *name).collect(),
         given => given.iter().filter_map(Value::as_str).collect(),
     };
@@ -78,6 +78,6 @@ pub(super) async fn trust_stores(_: &Elb, call: &Call) -> Outcome {
 
 /// DescribeCapacityReservation: nothing is reserved.
 pub(super) async fn capacity_reservation(elb: &Elb, call: &Call) -> Outcome {
-    What::Balancer.get(elb, call, text(&call.input, "LoadBalancerArn")).await?;
+    What::Balancer.get(elb, call, call.text("LoadBalancerArn")).await?;
     Ok(json!({}))
 }

@@ -101,7 +101,7 @@ async fn free_port(elb: &Elb, call: &Call, spec: &Value) -> Result<(), AwsError>
 
 /// CreateListener.
 pub(super) async fn create(elb: &Elb, call: &Call) -> Outcome {
-    let balancer = text(&call.input, "LoadBalancerArn");
+    let balancer = call.text("LoadBalancerArn");
     let kind = What::Balancer.get(elb, call, balancer).await?;
     let mut spec = json!({"LoadBalancerArn": balancer, "DefaultRuleId": new_id(), "Attributes": {},
         "Tags": call.input["Tags"]});
@@ -133,7 +133,7 @@ pub(super) async fn describe(elb: &Elb, call: &Call) -> Outcome {
 
 /// ModifyListener.
 pub(super) async fn modify(elb: &Elb, call: &Call) -> Outcome {
-    let own = text(&call.input, "ListenerArn");
+    let own = call.text("ListenerArn");
     let mut new = What::Listener.get(elb, call, own).await?;
     let balancer = text(&new, "LoadBalancerArn").to_string();
     let kind = What::Balancer.get(elb, call, &balancer).await?;
@@ -167,7 +167,7 @@ pub(super) async fn remove(elb: &Elb, call: &Call, own: &str) -> Result<(), AwsE
 
 /// DeleteListener.
 pub(super) async fn delete(elb: &Elb, call: &Call) -> Outcome {
-    let own = text(&call.input, "ListenerArn");
+    let own = call.text("ListenerArn");
     What::Listener.get(elb, call, own).await?;
     remove(elb, call, own).await?;
     Ok(json!({}))
@@ -176,7 +176,7 @@ pub(super) async fn delete(elb: &Elb, call: &Call) -> Outcome {
 /// AddListenerCertificates.
 pub(super) async fn add_certificates(elb: &Elb, call: &Call) -> Outcome {
     let new = certificates_of(elb, &call.input["Certificates"]).await?;
-    let changed = What::Listener.change(elb, call, text(&call.input, "ListenerArn"), |spec| {
+    let changed = What::Listener.change(elb, call, call.text("ListenerArn"), |spec| {
         let mut all = items(&spec["MoreCertificates"]).to_vec();
         all.extend(items(&new).iter().filter(|c| !items(&spec["MoreCertificates"]).contains(c)).cloned());
         refuse_if(all.len() > CERTIFICATES_MAX, || {
@@ -190,9 +190,8 @@ pub(super) async fn add_certificates(elb: &Elb, call: &Call) -> Outcome {
 
 /// RemoveListenerCertificates.
 pub(super) async fn remove_certificates(elb: &Elb, call: &Call) -> Outcome {
-    let gone: Vec<&str> =
-        items(&call.input["Certificates"]).iter().map(|c| text(c, "CertificateArn")).collect();
-    let changed = What::Listener.change(elb, call, text(&call.input, "ListenerArn"), |spec| {
+    let gone: Vec<&str> = call.items("Certificates").iter().map(|c| text(c, "CertificateArn")).collect();
+    let changed = What::Listener.change(elb, call, call.text("ListenerArn"), |spec| {
         if items(&spec["Certificates"]).iter().any(|c| gone.contains(&text(c, "CertificateArn"))) {
             return Err(refused("OperationNotPermitted", "The default certificate cannot be removed"));
         }
@@ -206,7 +205,7 @@ pub(super) async fn remove_certificates(elb: &Elb, call: &Call) -> Outcome {
 
 /// DescribeListenerCertificates.
 pub(super) async fn certificates(elb: &Elb, call: &Call) -> Outcome {
-    let spec = What::Listener.get(elb, call, text(&call.input, "ListenerArn")).await?;
+    let spec = What::Listener.get(elb, call, call.text("ListenerArn")).await?;
     let row =
         |default: bool| move |c: &Value| json!({"CertificateArn": c["CertificateArn"], "IsDefault": default});
     let default = items(&spec["Certificates"]).iter().map(row(true));

@@ -51,7 +51,7 @@ pub(super) fn check_name(kind: &str, name: &str) -> Result<(), AwsError> {
 
 /// CreateLoadBalancer.
 pub(super) async fn create(elb: &Elb, call: &Call) -> Outcome {
-    let name = text(&call.input, "Name");
+    let name = call.text("Name");
     check_name("Load balancer", name)?;
     if name.starts_with("internal-") {
         return Err(invalid(format!("Load balancer name '{name}' cannot begin with 'internal-'")));
@@ -109,8 +109,8 @@ async fn wanted(elb: &Elb, call: &Call, name: &str) -> Outcome {
 
 /// The VPC and zones of the subnets that a call names.
 async fn zones(elb: &Elb, call: &Call, kind: &str) -> Result<(String, Value), AwsError> {
-    let mut ids: BTreeSet<&str> = items(&call.input["Subnets"]).iter().filter_map(Value::as_str).collect();
-    let mappings = items(&call.input["SubnetMappings"]);
+    let mut ids: BTreeSet<&str> = call.items("Subnets").iter().filter_map(Value::as_str).collect();
+    let mappings = call.items("SubnetMappings");
     if !ids.is_empty() && !mappings.is_empty() {
         return Err(invalid("You can specify either subnets or subnet mappings, not both"));
     }
@@ -141,7 +141,7 @@ async fn zones(elb: &Elb, call: &Call, kind: &str) -> Result<(String, Value), Aw
 }
 
 async fn security_groups(elb: &Elb, call: &Call, kind: &str, vpc: &str) -> Outcome {
-    let given = items(&call.input["SecurityGroups"]);
+    let given = call.items("SecurityGroups");
     if given.is_empty() {
         // A network load balancer may have none.
         return match elb.vpc.default_group(call, vpc).await? {
@@ -159,7 +159,7 @@ async fn security_groups(elb: &Elb, call: &Call, kind: &str, vpc: &str) -> Outco
 
 /// DescribeLoadBalancers.
 pub(super) async fn describe(elb: &Elb, call: &Call) -> Outcome {
-    let (arns, names) = (&call.input["LoadBalancerArns"], items(&call.input["Names"]));
+    let (arns, names) = (&call.input["LoadBalancerArns"], call.items("Names"));
     refuse_if(!items(arns).is_empty() && !names.is_empty(), || {
         invalid("Load balancer names and load balancer ARNs cannot be specified at the same time")
     })?;
@@ -177,7 +177,7 @@ pub(super) async fn describe(elb: &Elb, call: &Call) -> Outcome {
 
 /// DeleteLoadBalancer: of one that is not there it succeeds.
 pub(super) async fn delete(elb: &Elb, call: &Call) -> Outcome {
-    let own = text(&call.input, "LoadBalancerArn");
+    let own = call.text("LoadBalancerArn");
     let name = What::Balancer.name(own)?;
     let Ok(spec) = What::Balancer.get(elb, call, own).await else { return Ok(json!({})) };
     if spec["Attributes"]["deletion_protection.enabled"] == "true" {
@@ -195,7 +195,7 @@ pub(super) async fn delete(elb: &Elb, call: &Call) -> Outcome {
 
 /// SetSubnets.
 pub(super) async fn set_subnets(elb: &Elb, call: &Call) -> Outcome {
-    let own = text(&call.input, "LoadBalancerArn");
+    let own = call.text("LoadBalancerArn");
     let spec = What::Balancer.get(elb, call, own).await?;
     let (vpc, zones) = zones(elb, call, text(&spec, "Type")).await?;
     if vpc != text(&spec, "VpcId") {
@@ -212,7 +212,7 @@ pub(super) async fn set_subnets(elb: &Elb, call: &Call) -> Outcome {
 
 /// SetSecurityGroups.
 pub(super) async fn set_security_groups(elb: &Elb, call: &Call) -> Outcome {
-    let own = text(&call.input, "LoadBalancerArn");
+    let own = call.text("LoadBalancerArn");
     let spec = What::Balancer.get(elb, call, own).await?;
     let groups = security_groups(elb, call, "application", text(&spec, "VpcId")).await?;
     What::Balancer
@@ -225,8 +225,8 @@ pub(super) async fn set_security_groups(elb: &Elb, call: &Call) -> Outcome {
 
 /// SetIpAddressType: only IPv4 is served.
 pub(super) async fn set_ip_address_type(elb: &Elb, call: &Call) -> Outcome {
-    What::Balancer.get(elb, call, text(&call.input, "LoadBalancerArn")).await?;
-    match text(&call.input, "IpAddressType") {
+    What::Balancer.get(elb, call, call.text("LoadBalancerArn")).await?;
+    match call.text("IpAddressType") {
         "ipv4" => Ok(json!({"IpAddressType": "ipv4"})),
         other => Err(refused("InvalidConfigurationRequest", format!("Gantry has no address type '{other}'"))),
     }

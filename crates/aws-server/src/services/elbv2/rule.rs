@@ -4,7 +4,7 @@ use super::Elb;
 use super::find::{PAGES, What, invalid, new_id, refused};
 use super::{actions, conditions};
 use crate::service::{AwsError, Call, Outcome};
-use crate::services::kept::{items, text};
+use crate::services::kept::text;
 use ecs_model::refusal::refuse_if;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -23,7 +23,7 @@ async fn of_listener(elb: &Elb, call: &Call, listener: &str) -> Result<Vec<Value
 }
 
 fn no_transforms(call: &Call) -> Result<(), AwsError> {
-    match items(&call.input["Transforms"]).is_empty() {
+    match call.items("Transforms").is_empty() {
         true => Ok(()),
         false => Err(refused("InvalidConfigurationRequest", "Gantry has no transforms of requests")),
     }
@@ -38,7 +38,7 @@ fn default_rule(listener: &Value) -> Value {
 
 /// CreateRule.
 pub(super) async fn create(elb: &Elb, call: &Call) -> Outcome {
-    let own = text(&call.input, "ListenerArn");
+    let own = call.text("ListenerArn");
     let listener = What::Listener.get(elb, call, own).await?;
     let (balancer, protocol) = (text(&listener, "LoadBalancerArn"), text(&listener, "Protocol"));
     if !protocol.starts_with("HTTP") {
@@ -79,7 +79,7 @@ fn ordered(mut rules: Vec<Value>) -> Vec<Value> {
 
 /// DescribeRules.
 pub(super) async fn describe(elb: &Elb, call: &Call) -> Outcome {
-    let arns = items(&call.input["RuleArns"]);
+    let arns = call.items("RuleArns");
     let rules = match call.input["ListenerArn"].as_str() {
         Some(listener) => {
             let spec = What::Listener.get(elb, call, listener).await?;
@@ -104,7 +104,7 @@ pub(super) async fn describe(elb: &Elb, call: &Call) -> Outcome {
 /// ModifyRule.
 pub(super) async fn modify(elb: &Elb, call: &Call) -> Outcome {
     no_transforms(call)?;
-    let own = text(&call.input, "RuleArn");
+    let own = call.text("RuleArn");
     let rule = What::Rule.get(elb, call, own).await?;
     let listener = What::Listener.get(elb, call, text(&rule, "ListenerArn")).await?;
     let place = (text(&listener, "LoadBalancerArn"), text(&listener, "Protocol"));
@@ -129,7 +129,7 @@ pub(super) async fn modify(elb: &Elb, call: &Call) -> Outcome {
 
 /// DeleteRule.
 pub(super) async fn delete(elb: &Elb, call: &Call) -> Outcome {
-    let own = text(&call.input, "RuleArn");
+    let own = call.text("RuleArn");
     let name = What::Rule.name(own)?;
     refuse_if(elb.listeners.list(call).await?.iter().any(|l| text(l, "DefaultRuleId") == name), || {
         refused("OperationNotPermitted", format!("Default rule '{own}' cannot be deleted"))
@@ -141,7 +141,7 @@ pub(super) async fn delete(elb: &Elb, call: &Call) -> Outcome {
 
 /// SetRulePriorities: all rules of one listener, checked as a whole before any is written.
 pub(super) async fn set_priorities(elb: &Elb, call: &Call) -> Outcome {
-    let wanted = items(&call.input["RulePriorities"]);
+    let wanted = call.items("RulePriorities");
     let Some(first) = wanted.first() else { return Ok(json!({"Rules": []})) };
     let rule = What::Rule.get(elb, call, text(first, "RuleArn")).await?;
     let mut rules = of_listener(elb, call, text(&rule, "ListenerArn")).await?;

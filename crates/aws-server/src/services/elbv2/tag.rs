@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 const ARNS_MAX: usize = 20;
 
 fn arns(call: &Call) -> impl Iterator<Item = &str> {
-    items(&call.input["ResourceArns"]).iter().filter_map(Value::as_str)
+    call.items("ResourceArns").iter().filter_map(Value::as_str)
 }
 
 /// AddTags, RemoveTags.

@@ -4,7 +4,7 @@ use super::Elb;
 use super::find::{PAGES, What, arn, invalid, new_id, refused};
 use super::load_balancer::check_name;
 use crate::service::{AwsError, Call, Outcome};
-use crate::services::kept::{copy, items, text};
+use crate::services::kept::{copy, text};
 use ecs_model::refusal::refuse_if;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -43,7 +43,7 @@ fn shown(whole: &Value, uses: &BTreeSet<(String, String)>) -> Value {
 
 /// CreateTargetGroup.
 pub(super) async fn create(elb: &Elb, call: &Call) -> Outcome {
-    let name = text(&call.input, "Name");
+    let name = call.text("Name");
     check_name("Target group", name)?;
     let spec = wanted(elb, call, name).await?;
     if !elb.groups.create(call, name, spec.clone()).await? {
@@ -156,13 +156,12 @@ fn set_check(spec: &mut Value, input: &Value) -> Result<(), AwsError> {
     let (interval, timeout) = (&spec["HealthCheckIntervalSeconds"], &spec["HealthCheckTimeoutSeconds"]);
     refuse_if(timeout.as_i64() >= interval.as_i64(), || {
         invalid(format!("Health check timeout '{timeout}' must be smaller than the interval '{interval}'"))
-    })?;
-    Ok(())
+    })
 }
 
 /// DescribeTargetGroups.
 pub(super) async fn describe(elb: &Elb, call: &Call) -> Outcome {
-    let names = items(&call.input["Names"]);
+    let names = call.items("Names");
     let mut found = What::Group.chosen(elb, call, &call.input["TargetGroupArns"]).await?;
     if !names.is_empty() {
         found.retain(|o| names.contains(&o["spec"]["TargetGroupName"]));
@@ -179,7 +178,7 @@ pub(super) async fn describe(elb: &Elb, call: &Call) -> Outcome {
 
 /// ModifyTargetGroup.
 pub(super) async fn modify(elb: &Elb, call: &Call) -> Outcome {
-    let own = text(&call.input, "TargetGroupArn");
+    let own = call.text("TargetGroupArn");
     What::Group.change(elb, call, own, |spec| set_check(spec, &call.input)).await?;
     let whole = What::Group.whole(elb, call, own).await?;
     Ok(json!({"TargetGroups": [shown(&whole, &uses(elb, call).await?)]}))
@@ -187,7 +186,7 @@ pub(super) async fn modify(elb: &Elb, call: &Call) -> Outcome {
 
 /// DeleteTargetGroup: of one that is not there it succeeds.
 pub(super) async fn delete(elb: &Elb, call: &Call) -> Outcome {
-    let own = text(&call.input, "TargetGroupArn");
+    let own = call.text("TargetGroupArn");
     let name = What::Group.name(own)?;
     if What::Group.get(elb, call, own).await.is_err() {
         return Ok(json!({}));

@@ -25,7 +25,7 @@ fn given(call: &Call, group: &Value) -> Vec<Value> {
         let port = t["Port"].as_u64().or(group["Port"].as_u64()).unwrap_or_default();
         target(text(t, "Id"), u16::try_from(port).unwrap_or_default(), text(t, "AvailabilityZone"), "")
     };
-    items(&call.input["Targets"]).iter().map(one).collect()
+    call.items("Targets").iter().map(one).collect()
 }
 
 async fn check(elb: &Elb, call: &Call, group: &Value, targets: &[Value]) -> Result<(), AwsError> {
@@ -51,7 +51,7 @@ async fn check(elb: &Elb, call: &Call, group: &Value, targets: &[Value]) -> Resu
 
 /// RegisterTargets.
 pub(super) async fn register(elb: &Elb, call: &Call) -> Outcome {
-    let own = text(&call.input, "TargetGroupArn");
+    let own = call.text("TargetGroupArn");
     let group = What::Group.get(elb, call, own).await?;
     let targets = given(call, &group);
     check(elb, call, &group, &targets).await?;
@@ -68,9 +68,9 @@ pub(super) async fn register(elb: &Elb, call: &Call) -> Outcome {
 
 /// DeregisterTargets: those that are not there are no error; without a port, all of that id.
 pub(super) async fn deregister(elb: &Elb, call: &Call) -> Outcome {
-    let own = text(&call.input, "TargetGroupArn");
+    let own = call.text("TargetGroupArn");
     let gone = |t: &Value| {
-        items(&call.input["Targets"])
+        call.items("Targets")
             .iter()
             .any(|g| text(g, "Id") == text(t, "id") && (g["Port"].is_null() || g["Port"] == t["port"]))
     };
@@ -98,7 +98,7 @@ fn description(group: &Value, target: &Value, health: &Value) -> Value {
 
 /// DescribeTargetHealth.
 pub(super) async fn health(elb: &Elb, call: &Call) -> Outcome {
-    let whole = What::Group.whole(elb, call, text(&call.input, "TargetGroupArn")).await?;
+    let whole = What::Group.whole(elb, call, call.text("TargetGroupArn")).await?;
     let (group, seen) = (&whole["spec"], items(&whole["status"]["targets"]));
     let own = text(group, "TargetGroupArn");
     let used = uses(elb, call).await?.iter().any(|(g, _)| g == own);

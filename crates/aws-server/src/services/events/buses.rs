@@ -31,13 +31,13 @@ pub(super) fn unknown(name: &str) -> AwsError {
 
 /// The bus that a call names, if it is there.
 pub(super) async fn of_call(state: &State, call: &Call) -> Result<String, AwsError> {
-    let name = name_of(text(&call.input, "EventBusName"));
+    let name = name_of(call.text("EventBusName"));
     refuse_if(name != DEFAULT && state.buses.get(call, name).await?.is_none(), || unknown(name))?;
     Ok(name.to_string())
 }
 
 pub(super) async fn create(state: &State, call: &Call) -> Outcome {
-    let name = text(&call.input, "Name");
+    let name = call.text("Name");
     refuse_if(name == DEFAULT || name.contains('/'), || {
         invalid(format!("Parameter Name is not valid. Reason: {name} is reserved or has a slash."))
     })?;
@@ -51,7 +51,7 @@ pub(super) async fn create(state: &State, call: &Call) -> Outcome {
 }
 
 pub(super) async fn delete(state: &State, call: &Call) -> Outcome {
-    let name = text(&call.input, "Name");
+    let name = call.text("Name");
     refuse_if(name == DEFAULT, || invalid("Cannot delete event bus default."))?;
     let rules = state.rules.list(call).await?;
     if rules.iter().any(|r| text(r, "EventBusName") == name) {
@@ -68,7 +68,7 @@ fn shown(bus: &Value) -> Value {
 }
 
 pub(super) async fn describe(state: &State, call: &Call) -> Outcome {
-    match name_of(text(&call.input, "Name")) {
+    match name_of(call.text("Name")) {
         DEFAULT => Ok(json!({"Name": DEFAULT, "Arn": arn(call, DEFAULT)})),
         name => Ok(shown(&state.buses.get(call, name).await?.ok_or_else(|| unknown(name))?)),
     }
@@ -77,6 +77,6 @@ pub(super) async fn describe(state: &State, call: &Call) -> Outcome {
 pub(super) async fn list(state: &State, call: &Call) -> Outcome {
     let mut all = state.buses.list(call).await?;
     all.push(json!({"Name": DEFAULT, "Arn": arn(call, DEFAULT)}));
-    all.retain(|b| text(b, "Name").starts_with(text(&call.input, "NamePrefix")));
+    all.retain(|b| text(b, "Name").starts_with(call.text("NamePrefix")));
     PAGES.answer(call, "EventBuses", all.iter().map(shown).collect(), "Name")
 }

@@ -70,9 +70,9 @@ pub(super) async fn put(state: &State, call: &Call) -> Outcome {
 }
 
 pub(super) async fn test(_: &State, call: &Call) -> Outcome {
-    let pattern = Pattern::parse(text(&call.input, "EventPattern"));
+    let pattern = Pattern::parse(call.text("EventPattern"));
     let pattern = pattern.map_err(|e| AwsError::client("InvalidEventPatternException", e.to_string()))?;
-    let event: Value = serde_json::from_str(text(&call.input, "Event"))
+    let event: Value = serde_json::from_str(call.text("Event"))
         .map_err(|e| invalid(format!("Parameter Event is not valid. Reason: {e}")))?;
     let needed = ["id", "account", "source", "time", "region", "resources", "detail-type"];
     if let Some(missing) = needed.iter().find(|m| event[**m].is_null()) {

@@ -25,7 +25,7 @@ pub(super) fn unknown(bus: &str, name: &str) -> AwsError {
 }
 
 fn checked(call: &Call, bus: &str) -> Result<(), AwsError> {
-    let (pattern, schedule) = (text(&call.input, "EventPattern"), text(&call.input, "ScheduleExpression"));
+    let (pattern, schedule) = (call.text("EventPattern"), call.text("ScheduleExpression"));
     if pattern.is_empty() && schedule.is_empty() {
         return Err(invalid("Parameter(s) EventPattern or ScheduleExpression must be specified."));
     }
@@ -47,7 +47,7 @@ fn checked(call: &Call, bus: &str) -> Result<(), AwsError> {
 pub(super) async fn put(state: &State, call: &Call) -> Outcome {
     let bus = buses::of_call(state, call).await?;
     checked(call, &bus)?;
-    let name = text(&call.input, "Name");
+    let name = call.text("Name");
     let arn = arn(call, &bus, name);
     let mut spec = json!({"Name": name, "Arn": arn, "EventBusName": bus, "CreatedBy": call.caller.account,
         "State": "ENABLED"});
@@ -68,7 +68,7 @@ pub(super) async fn put(state: &State, call: &Call) -> Outcome {
         return Err(limit("The requested resource exceeds the maximum number allowed."));
     }
     spec["CreatedAt"] = now(call);
-    spec["Tags"] = json!(items(&call.input["Tags"]));
+    spec["Tags"] = json!(call.items("Tags"));
     spec["Targets"] = json!([]);
     match state.rules.create(call, &object, spec).await? {
         true => Ok(answer),
@@ -82,7 +82,7 @@ pub(super) async fn put(state: &State, call: &Call) -> Outcome {
 /// The rule that a call names by `member`.
 pub(super) async fn of_call(state: &State, call: &Call, member: &str) -> Result<(String, Value), AwsError> {
     let bus = buses::of_call(state, call).await?;
-    let name = text(&call.input, member);
+    let name = call.text(member);
     let key = key(&bus, name);
     let rule = state.rules.get(call, &key).await?.ok_or_else(|| unknown(&bus, name))?;
     Ok((key, rule))
@@ -132,7 +132,7 @@ async fn on_bus(state: &State, call: &Call) -> Result<Vec<Value>, AwsError> {
 
 pub(super) async fn list(state: &State, call: &Call) -> Outcome {
     let mut all = on_bus(state, call).await?;
-    all.retain(|r| text(r, "Name").starts_with(text(&call.input, "NamePrefix")));
+    all.retain(|r| text(r, "Name").starts_with(call.text("NamePrefix")));
     let shown = |rule: &Value| {
         let mut out = shown(rule);
         out.as_object_mut().map(|o| o.remove("CreatedBy"));

@@ -3,14 +3,14 @@
 use super::rules::unknown;
 use super::{State, buses, invalid};
 use crate::service::{AwsError, Call, Outcome};
-use crate::services::kept::{Kept, text};
+use crate::services::kept::Kept;
 use crate::services::tags;
 use ecs_model::names::Arn;
 use serde_json::json;
 
 /// Which objects, and the name there.
 fn of_call<'a>(state: &'a State, call: &'a Call) -> Result<(&'a Kept, &'a str), AwsError> {
-    let parsed = Arn::parse(text(&call.input, "ResourceARN")).and_then(|a| a.resource.split_once('/'));
+    let parsed = Arn::parse(call.text("ResourceARN")).and_then(|a| a.resource.split_once('/'));
     match parsed {
         Some(("rule", name)) => Ok((&state.rules, name)),
         Some(("event-bus", name)) => Ok((&state.buses, name)),

@@ -85,7 +85,7 @@ fn check(target: &Value) -> Result<(), AwsError> {
 
 pub(super) async fn put(state: &State, call: &Call) -> Outcome {
     let (key, _) = of_call(state, call, "Rule").await?;
-    let new = items(&call.input["Targets"]);
+    let new = call.items("Targets");
     new.iter().try_for_each(check)?;
     for target in new {
         if let Some(Kind::Webhook(name)) = Kind::of(text(target, "Arn"))
@@ -109,7 +109,7 @@ pub(super) async fn put(state: &State, call: &Call) -> Outcome {
 
 pub(super) async fn remove(state: &State, call: &Call) -> Outcome {
     let (key, rule) = of_call(state, call, "Rule").await?;
-    let ids = items(&call.input["Ids"]);
+    let ids = call.items("Ids");
     let changed = state.rules.change(call, &key, |spec| {
         let kept = items(&spec["Targets"]).iter().filter(|t| !ids.contains(&t["Id"]));
         spec["Targets"] = json!(kept.cloned().collect::<Vec<_>>());

@@ -33,7 +33,7 @@ fn only(document: &Value, members: &str) -> Value {
 const CONNECTION: &str = "Name ConnectionArn ConnectionState AuthorizationType CreationTime LastModifiedTime";
 
 pub(super) async fn create_connection(state: &State, call: &Call) -> Outcome {
-    let (name, kind) = (text(&call.input, "Name"), text(&call.input, "AuthorizationType"));
+    let (name, kind) = (call.text("Name"), call.text("AuthorizationType"));
     let needed = match kind {
         "BASIC" => "BasicAuthParameters",
         "API_KEY" => "ApiKeyAuthParameters",
@@ -53,7 +53,7 @@ pub(super) async fn create_connection(state: &State, call: &Call) -> Outcome {
 }
 
 pub(super) async fn delete_connection(state: &State, call: &Call) -> Outcome {
-    let name = text(&call.input, "Name");
+    let name = call.text("Name");
     let spec = state.connections.get(call, name).await?.ok_or_else(|| no_connection(name))?;
     state.connections.remove(call, name).await?;
     let mut out = only(&spec, "ConnectionArn CreationTime LastModifiedTime LastAuthorizedTime");
@@ -62,7 +62,7 @@ pub(super) async fn delete_connection(state: &State, call: &Call) -> Outcome {
 }
 
 pub(super) async fn describe_connection(state: &State, call: &Call) -> Outcome {
-    let name = text(&call.input, "Name");
+    let name = call.text("Name");
     let spec = state.connections.get(call, name).await?.ok_or_else(|| no_connection(name))?;
     let mut out = only(&spec, CONNECTION);
     let given = &spec["AuthParameters"];
@@ -78,8 +78,8 @@ pub(super) async fn describe_connection(state: &State, call: &Call) -> Outcome {
 
 pub(super) async fn list_connections(state: &State, call: &Call) -> Outcome {
     let mut all = state.connections.list(call).await?;
-    all.retain(|c| text(c, "Name").starts_with(text(&call.input, "NamePrefix")));
-    let wanted = text(&call.input, "ConnectionState");
+    all.retain(|c| text(c, "Name").starts_with(call.text("NamePrefix")));
+    let wanted = call.text("ConnectionState");
     all.retain(|c| wanted.is_empty() || text(c, "ConnectionState") == wanted);
     PAGES.answer(call, "Connections", all.iter().map(|c| only(c, CONNECTION)).collect(), "Name")
 }
@@ -88,7 +88,7 @@ pub(super) async fn list_connections(state: &State, call: &Call) -> Outcome {
 const SAID: &str = "ConnectionArn InvocationEndpoint HttpMethod InvocationRateLimitPerSecond Description";
 
 fn endpoint(call: &Call) -> Result<(), AwsError> {
-    let url = text(&call.input, "InvocationEndpoint");
+    let url = call.text("InvocationEndpoint");
     if url.is_empty() || url.starts_with("https://") || url.starts_with("http://") {
         return Ok(());
     }
@@ -97,7 +97,7 @@ fn endpoint(call: &Call) -> Result<(), AwsError> {
 
 /// The name of the connection with that ARN, if it is there.
 async fn connection(state: &State, call: &Call) -> Result<(), AwsError> {
-    let arn = text(&call.input, "ConnectionArn");
+    let arn = call.text("ConnectionArn");
     let name = arn.split('/').nth(1).unwrap_or_default();
     match state.connections.get(call, name).await? {
         Some(spec) if text(&spec, "ConnectionArn") == arn => Ok(()),
@@ -110,7 +110,7 @@ const ANSWER: &str = "ApiDestinationArn ApiDestinationState CreationTime LastMod
 pub(super) async fn create_destination(state: &State, call: &Call) -> Outcome {
     endpoint(call)?;
     connection(state, call).await?;
-    let name = text(&call.input, "Name");
+    let name = call.text("Name");
     let mut spec = only(&call.input, SAID);
     spec["Name"] = json!(name);
     spec["ApiDestinationArn"] = json!(arn(call, "api-destination", name));
@@ -128,7 +128,7 @@ pub(super) async fn update_destination(state: &State, call: &Call) -> Outcome {
     if !call.input["ConnectionArn"].is_null() {
         connection(state, call).await?;
     }
-    let name = text(&call.input, "Name");
+    let name = call.text("Name");
     let changed = state.destinations.change(call, name, |spec| {
         copy(spec, &call.input, SAID);
         spec["LastModifiedTime"] = now(call);
@@ -138,7 +138,7 @@ pub(super) async fn update_destination(state: &State, call: &Call) -> Outcome {
 }
 
 pub(super) async fn delete_destination(state: &State, call: &Call) -> Outcome {
-    let name = text(&call.input, "Name");
+    let name = call.text("Name");
     let rules = state.rules.list(call).await?;
     let spec = state.destinations.get(call, name).await?.ok_or_else(|| no_destination(name))?;
     let used = |r: &Value| items(&r["Targets"]).iter().any(|t| t["Arn"] == spec["ApiDestinationArn"]);
@@ -150,14 +150,14 @@ pub(super) async fn delete_destination(state: &State, call: &Call) -> Outcome {
 }
 
 pub(super) async fn describe_destination(state: &State, call: &Call) -> Outcome {
-    let name = text(&call.input, "Name");
+    let name = call.text("Name");
     state.destinations.get(call, name).await?.ok_or_else(|| no_destination(name))
 }
 
 pub(super) async fn list_destinations(state: &State, call: &Call) -> Outcome {
     let mut all = state.destinations.list(call).await?;
-    all.retain(|d| text(d, "Name").starts_with(text(&call.input, "NamePrefix")));
-    let connection = text(&call.input, "ConnectionArn");
+    all.retain(|d| text(d, "Name").starts_with(call.text("NamePrefix")));
+    let connection = call.text("ConnectionArn");
     all.retain(|d| connection.is_empty() || text(d, "ConnectionArn") == connection);
     all.iter_mut().for_each(|d| drop(d.as_object_mut().map(|o| o.remove("Description"))));
     PAGES.answer(call, "ApiDestinations", all, "Name")

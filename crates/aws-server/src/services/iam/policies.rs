@@ -35,7 +35,7 @@ async fn change(
     call: &Call,
     edit: impl FnMut(&mut Value) -> Result<Value, AwsError>,
 ) -> Outcome {
-    let arn = text(&call.input, "PolicyArn");
+    let arn = call.text("PolicyArn");
     let Some(name) = name_of(call, arn) else { return Err(no_policy(arn)) };
     state.policies.change(call, name, edit).await?.ok_or_else(|| no_policy(arn))
 }
@@ -53,8 +53,8 @@ async fn shown(state: &State, call: &Call, policies: Vec<Value>) -> Result<Vec<V
 }
 
 pub(super) async fn create(state: &State, call: &Call) -> Outcome {
-    let (name, path) = (text(&call.input, "PolicyName"), path(call));
-    let body = document(text(&call.input, "PolicyDocument"))?;
+    let (name, path) = (call.text("PolicyName"), path(call));
+    let body = document(call.text("PolicyDocument"))?;
     let policy = json!({
         "PolicyName": name,
         "PolicyId": id("ANPA", &call.request_id),
@@ -77,7 +77,7 @@ pub(super) async fn create(state: &State, call: &Call) -> Outcome {
 }
 
 pub(super) async fn get(state: &State, call: &Call) -> Outcome {
-    let arn = text(&call.input, "PolicyArn");
+    let arn = call.text("PolicyArn");
     let policy = match managed::policy(arn) {
         Some(policy) => policy,
         None => find(state, call, arn).await?,
@@ -104,7 +104,7 @@ pub(super) async fn list(state: &State, call: &Call) -> Outcome {
 }
 
 pub(super) async fn delete(state: &State, call: &Call) -> Outcome {
-    let policy = find(state, call, text(&call.input, "PolicyArn")).await?;
+    let policy = find(state, call, call.text("PolicyArn")).await?;
     let policy = shown(state, call, vec![policy]).await?.pop().unwrap_or_default();
     refuse_if(policy["AttachmentCount"] != 0, || conflict("Cannot delete a policy attached to entities."))?;
     if items(&policy["Versions"]).len() > 1 {
@@ -130,7 +130,7 @@ fn no_version(arn: &str, id: &str) -> AwsError {
 }
 
 pub(super) async fn create_version(state: &State, call: &Call) -> Outcome {
-    let body = document(text(&call.input, "PolicyDocument"))?;
+    let body = document(call.text("PolicyDocument"))?;
     change(state, call, |policy| {
         let versions = items(&policy["Versions"]);
         if versions.len() >= VERSIONS_MAX {
@@ -158,7 +158,7 @@ pub(super) async fn create_version(state: &State, call: &Call) -> Outcome {
 }
 
 pub(super) async fn get_version(state: &State, call: &Call) -> Outcome {
-    let (arn, id) = (text(&call.input, "PolicyArn"), text(&call.input, "VersionId"));
+    let (arn, id) = (call.text("PolicyArn"), call.text("VersionId"));
     let policy = find(state, call, arn).await?;
     let found = items(&policy["Versions"]).iter().find(|v| v["VersionId"] == id);
     let found = found.ok_or_else(|| no_version(arn, id))?;
@@ -166,7 +166,7 @@ pub(super) async fn get_version(state: &State, call: &Call) -> Outcome {
 }
 
 pub(super) async fn list_versions(state: &State, call: &Call) -> Outcome {
-    let policy = find(state, call, text(&call.input, "PolicyArn")).await?;
+    let policy = find(state, call, call.text("PolicyArn")).await?;
     let mut list: Vec<Value> = items(&policy["Versions"]).iter().map(|v| version(&policy, v)).collect();
     // A list shows no documents, as AWS's does.
     list.iter_mut().for_each(|v| v["Document"] = Value::Null);
@@ -174,7 +174,7 @@ pub(super) async fn list_versions(state: &State, call: &Call) -> Outcome {
 }
 
 pub(super) async fn set_default(state: &State, call: &Call) -> Outcome {
-    let id = text(&call.input, "VersionId");
+    let id = call.text("VersionId");
     change(state, call, |policy| {
         if !items(&policy["Versions"]).iter().any(|v| v["VersionId"] == id) {
             return Err(no_version(text(policy, "Arn"), id));
@@ -186,7 +186,7 @@ pub(super) async fn set_default(state: &State, call: &Call) -> Outcome {
 }
 
 pub(super) async fn delete_version(state: &State, call: &Call) -> Outcome {
-    let id = text(&call.input, "VersionId");
+    let id = call.text("VersionId");
     change(state, call, |policy| {
         if policy["DefaultVersionId"] == id {
             return Err(conflict("Cannot delete the default version of a policy."));
@@ -201,7 +201,7 @@ pub(super) async fn delete_version(state: &State, call: &Call) -> Outcome {
 }
 
 pub(super) async fn entities(state: &State, call: &Call) -> Outcome {
-    let arn = text(&call.input, "PolicyArn");
+    let arn = call.text("PolicyArn");
     let roles = state.roles.list(call).await?;
     let having = roles.iter().filter(|r| items(&r["Attached"]).iter().any(|a| a == arn));
     let roles: Vec<Value> =
@@ -214,6 +214,6 @@ pub(super) async fn tag(state: &State, call: &Call) -> Outcome {
 }
 
 pub(super) async fn list_tags(state: &State, call: &Call) -> Outcome {
-    let policy = find(state, call, text(&call.input, "PolicyArn")).await?;
+    let policy = find(state, call, call.text("PolicyArn")).await?;
     listing(call, "Tags", items(&policy["Tags"]), |tag| text(tag, "Key").to_string())
 }

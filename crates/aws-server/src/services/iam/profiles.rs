@@ -26,7 +26,7 @@ async fn shown(state: &State, call: &Call, mut profile: Value) -> Outcome {
 }
 
 pub(super) async fn create(state: &State, call: &Call) -> Outcome {
-    let (name, path) = (text(&call.input, "InstanceProfileName"), path(call));
+    let (name, path) = (call.text("InstanceProfileName"), path(call));
     let profile = json!({
         "InstanceProfileName": name,
         "InstanceProfileId": id("AIPA", &call.request_id),
@@ -46,7 +46,7 @@ pub(super) async fn create(state: &State, call: &Call) -> Outcome {
 }
 
 async fn find(state: &State, call: &Call) -> Outcome {
-    let name = text(&call.input, "InstanceProfileName");
+    let name = call.text("InstanceProfileName");
     state.profiles.get(call, name).await?.ok_or_else(|| no_profile(name))
 }
 
@@ -70,13 +70,13 @@ pub(super) async fn list(state: &State, call: &Call) -> Outcome {
 }
 
 pub(super) async fn list_for_role(state: &State, call: &Call) -> Outcome {
-    let name = text(&call.input, "RoleName");
+    let name = call.text("RoleName");
     state.roles.get(call, name).await?.ok_or_else(|| no_role(name))?;
     listed(state, call, |profile| items(&profile["RoleNames"]).iter().any(|n| n == name)).await
 }
 
 pub(super) async fn add_role(state: &State, call: &Call) -> Outcome {
-    let (name, role) = (text(&call.input, "InstanceProfileName"), text(&call.input, "RoleName"));
+    let (name, role) = (call.text("InstanceProfileName"), call.text("RoleName"));
     state.roles.get(call, role).await?.ok_or_else(|| no_role(role))?;
     let changed = state.profiles.change(call, name, |profile| {
         if !items(&profile["RoleNames"]).is_empty() {
@@ -90,7 +90,7 @@ pub(super) async fn add_role(state: &State, call: &Call) -> Outcome {
 }
 
 pub(super) async fn remove_role(state: &State, call: &Call) -> Outcome {
-    let (name, role) = (text(&call.input, "InstanceProfileName"), text(&call.input, "RoleName"));
+    let (name, role) = (call.text("InstanceProfileName"), call.text("RoleName"));
     let changed = state.profiles.change(call, name, |profile| {
         refuse_if(!items(&profile["RoleNames"]).iter().any(|n| n == role), || no_role(role))?;
         profile["RoleNames"] = json!([]);

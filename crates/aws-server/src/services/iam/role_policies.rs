@@ -74,8 +74,8 @@ fn no_inline(name: &str) -> AwsError {
 }
 
 pub(super) async fn put(state: &State, call: &Call) -> Outcome {
-    let body = document(text(&call.input, "PolicyDocument"))?;
-    let name = text(&call.input, "PolicyName");
+    let body = document(call.text("PolicyDocument"))?;
+    let name = call.text("PolicyName");
     change(state, call, |role| {
         role["Inline"][name] = body.into();
         Ok(json!({}))
@@ -84,7 +84,7 @@ pub(super) async fn put(state: &State, call: &Call) -> Outcome {
 }
 
 pub(super) async fn get(state: &State, call: &Call) -> Outcome {
-    let name = text(&call.input, "PolicyName");
+    let name = call.text("PolicyName");
     let role = holder(state, call).await?;
     let body = role["Inline"].get(name).ok_or_else(|| no_inline(name))?;
     Ok(json!({member(call): role[member(call)], "PolicyName": name, "PolicyDocument": encoded(body)}))
@@ -98,7 +98,7 @@ pub(super) async fn list(state: &State, call: &Call) -> Outcome {
 }
 
 pub(super) async fn delete(state: &State, call: &Call) -> Outcome {
-    let name = text(&call.input, "PolicyName");
+    let name = call.text("PolicyName");
     change(state, call, |role| {
         let removed = role["Inline"].as_object_mut().and_then(|inline| inline.remove(name));
         removed.map(|_| json!({})).ok_or_else(|| no_inline(name))
@@ -107,7 +107,7 @@ pub(super) async fn delete(state: &State, call: &Call) -> Outcome {
 }
 
 pub(super) async fn attach(state: &State, call: &Call) -> Outcome {
-    let arn = text(&call.input, "PolicyArn");
+    let arn = call.text("PolicyArn");
     if managed::policy(arn).is_none() {
         policies::find(state, call, arn).await?;
     }
@@ -130,7 +130,7 @@ pub(super) async fn attach(state: &State, call: &Call) -> Outcome {
 }
 
 pub(super) async fn detach(state: &State, call: &Call) -> Outcome {
-    let arn = text(&call.input, "PolicyArn");
+    let arn = call.text("PolicyArn");
     change(state, call, |role| {
         let attached = items(&role["Attached"]);
         refuse_if(!attached.iter().any(|a| a == arn), || not_found(format!("Policy {arn} was not found.")))?;

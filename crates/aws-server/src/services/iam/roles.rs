@@ -40,8 +40,8 @@ fn new_role(call: &Call, name: &str, path: &str, trust: &str) -> Value {
 }
 
 pub(super) async fn create(state: &State, call: &Call) -> Outcome {
-    let name = text(&call.input, "RoleName");
-    let trust = document(text(&call.input, "AssumeRolePolicyDocument"))?;
+    let name = call.text("RoleName");
+    let trust = document(call.text("AssumeRolePolicyDocument"))?;
     let role = new_role(call, name, path(call), trust);
     match state.roles.create(call, name, role.clone()).await? {
         true => Ok(json!({"Role": shown(&role)})),
@@ -50,7 +50,7 @@ pub(super) async fn create(state: &State, call: &Call) -> Outcome {
 }
 
 pub(super) async fn create_service_linked(state: &State, call: &Call) -> Outcome {
-    let service = text(&call.input, "AWSServiceName");
+    let service = call.text("AWSServiceName");
     let Some(short) = service.strip_suffix(".amazonaws.com").filter(|s| !s.is_empty()) else {
         return Err(AwsError::client("InvalidInput", format!("Invalid service name {service}")));
     };
@@ -64,7 +64,7 @@ pub(super) async fn create_service_linked(state: &State, call: &Call) -> Outcome
         ("ecs.application-autoscaling", "ApplicationAutoScaling_ECSService"),
     ];
     let role = known.iter().find(|(s, _)| *s == short).map_or(short, |(_, role)| role);
-    let name = match text(&call.input, "CustomSuffix") {
+    let name = match call.text("CustomSuffix") {
         "" => format!("AWSServiceRoleFor{role}"),
         suffix => format!("AWSServiceRoleFor{role}_{suffix}"),
     };
@@ -115,7 +115,7 @@ pub(super) async fn update_description(state: &State, call: &Call) -> Outcome {
 }
 
 pub(super) async fn update_trust(state: &State, call: &Call) -> Outcome {
-    let trust = document(text(&call.input, "PolicyDocument"))?;
+    let trust = document(call.text("PolicyDocument"))?;
     change(state, call, |role| {
         role["AssumeRolePolicyDocument"] = trust.into();
         Ok(json!({}))
@@ -124,7 +124,7 @@ pub(super) async fn update_trust(state: &State, call: &Call) -> Outcome {
 }
 
 pub(super) async fn delete(state: &State, call: &Call) -> Outcome {
-    let name = text(&call.input, "RoleName");
+    let name = call.text("RoleName");
     has_none(&holder(state, call).await?)?;
     let within = |p: &Value| items(&p["RoleNames"]).iter().any(|n| n == name);
     if state.profiles.list(call).await?.iter().any(within) {

@@ -25,7 +25,7 @@ fn no_key(id: &str) -> AwsError {
 
 /// The user that the call names, or the one who calls.
 fn named(call: &Call) -> &str {
-    match text(&call.input, "UserName") {
+    match call.text("UserName") {
         "" => call
             .caller
             .arn
@@ -50,7 +50,7 @@ fn shown(user: &Value) -> Value {
 }
 
 pub(super) async fn create(state: &State, call: &Call) -> Outcome {
-    let (name, path, account) = (text(&call.input, "UserName"), path(call), &call.caller.account);
+    let (name, path, account) = (call.text("UserName"), path(call), &call.caller.account);
     let user = json!({
         "UserName": name, "UserId": id("AIDA", &call.request_id), "Path": path,
         "Arn": format!("arn:aws:iam::{account}:user{path}{name}"), "CreateDate": now(call),
@@ -117,7 +117,7 @@ pub(super) async fn list_keys(state: &State, call: &Call) -> Outcome {
 }
 
 pub(super) async fn update_key(state: &State, call: &Call) -> Outcome {
-    let (user, id) = (user(state, call).await?, text(&call.input, "AccessKeyId"));
+    let (user, id) = (user(state, call).await?, call.text("AccessKeyId"));
     let home = state.home_call();
     let changed = state.keys.change(&home, id, |key| {
         refuse_if(key["UserArn"] != user["Arn"], || no_key(id))?;
@@ -128,7 +128,7 @@ pub(super) async fn update_key(state: &State, call: &Call) -> Outcome {
 }
 
 pub(super) async fn delete_key(state: &State, call: &Call) -> Outcome {
-    let (user, id) = (user(state, call).await?, text(&call.input, "AccessKeyId"));
+    let (user, id) = (user(state, call).await?, call.text("AccessKeyId"));
     refuse_if(!keys(state, &user).await?.iter().any(|key| key["AccessKeyId"] == id), || no_key(id))?;
     state.keys.remove(&state.home_call(), id).await?;
     Ok(json!({}))

@@ -1,6 +1,6 @@
 //! Log events: put, get, filter.
 
-use super::names::{self, Group, text};
+use super::names::{self, Group};
 use super::streams::SEQUENCE_TOKEN;
 use super::{State, blocking, invalid, not_found, store_error, token};
 use crate::service::{AwsError, Call, Outcome};
@@ -22,8 +22,8 @@ const SCAN_BYTES: u64 = 64 << 20;
 const BEGINNING: Position = Position { timestamp_ms: 0, stream: 0, number: 0 };
 
 pub(super) async fn put(state: &State, call: &Call) -> Outcome {
-    let group = names::find(state, call, text(call, "logGroupName")).await?;
-    let stream = text(call, "logStreamName");
+    let group = names::find(state, call, call.text("logGroupName")).await?;
+    let stream = call.text("logStreamName");
     let list = call.input["logEvents"].as_array().map(Vec::as_slice).unwrap_or_default();
     let events: Vec<(u64, String)> = list
         .iter()
@@ -92,13 +92,13 @@ async fn read(
 
 pub(super) async fn get(state: &State, call: &Call) -> Outcome {
     let group = names::of_call(state, call).await?;
-    let stream = text(call, "logStreamName").to_string();
+    let stream = call.text("logStreamName").to_string();
     let (store, key, name) = (state.store.clone(), group.key.clone(), stream.clone());
     refuse_if(!blocking(move || Ok(store.has_stream(&key, &name))).await?, || not_found("stream"))?;
-    let (forward, beyond) = match text(call, "nextToken").split_once('/') {
+    let (forward, beyond) = match call.text("nextToken").split_once('/') {
         Some(("f", digits)) => (true, Some(token::position(digits)?)),
         Some(("b", digits)) => (false, Some(token::position(digits)?)),
-        None if text(call, "nextToken").is_empty() => (call.input["startFromHead"] == true, None),
+        None if call.text("nextToken").is_empty() => (call.input["startFromHead"] == true, None),
         _ => return Err(token::bad()),
     };
     let wanted = Wanted {
@@ -132,8 +132,8 @@ pub(super) async fn get(state: &State, call: &Call) -> Outcome {
 
 pub(super) async fn filter(state: &State, call: &Call) -> Outcome {
     let group = names::of_call(state, call).await?;
-    let pattern = Pattern::parse(text(call, "filterPattern")).map_err(|e| invalid(e.to_string()))?;
-    let prefix = text(call, "logStreamNamePrefix").to_string();
+    let pattern = Pattern::parse(call.text("filterPattern")).map_err(|e| invalid(e.to_string()))?;
+    let prefix = call.text("logStreamNamePrefix").to_string();
     let listed: Option<BTreeSet<String>> = call.input["logStreamNames"]
         .as_array()
         .map(|list| list.iter().filter_map(|name| name.as_str().map(String::from)).collect());
@@ -148,7 +148,7 @@ pub(super) async fn filter(state: &State, call: &Call) -> Outcome {
     }
     let wanted = Wanted {
         times_ms: times(call, &group, 1)?,
-        beyond: match text(call, "nextToken") {
+        beyond: match call.text("nextToken") {
             "" => None,
             digits => Some(token::position(digits)?),
         },
@@ -176,7 +176,7 @@ pub(super) async fn filter(state: &State, call: &Call) -> Outcome {
 }
 
 pub(super) async fn test_filter(_: &State, call: &Call) -> Outcome {
-    let pattern = Pattern::parse(text(call, "filterPattern")).map_err(|e| invalid(e.to_string()))?;
+    let pattern = Pattern::parse(call.text("filterPattern")).map_err(|e| invalid(e.to_string()))?;
     let messages = call.input["logEventMessages"].as_array().map(Vec::as_slice).unwrap_or_default();
     let matches: Vec<Value> = (1..)
         .zip(messages.iter().filter_map(Value::as_str))

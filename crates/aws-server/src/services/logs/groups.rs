@@ -1,7 +1,7 @@
 //! Log groups: create, delete, list, retention.
 
 use super::homes;
-use super::names::{self, Group, group_error, text};
+use super::names::{self, Group, group_error};
 use super::{State, blocking, exists, invalid, token, unavailable};
 use crate::service::{AwsError, Call, Outcome};
 use crate::services::kept::copy;
@@ -18,7 +18,7 @@ const RETENTION_DAYS: [u64; 22] =
     [1, 3, 5, 7, 14, 30, 60, 90, 120, 150, 180, 365, 400, 545, 731, 1096, 1827, 2192, 2557, 2922, 3288, 3653];
 
 pub(super) async fn create(state: &State, call: &Call) -> Outcome {
-    let name = text(call, "logGroupName");
+    let name = call.text("logGroupName");
     let place = (call.caller.account.as_str(), call.region.as_str());
     let mut facts = call.input.clone();
     facts["creationTime"] = json!(call.now_ms);
@@ -54,7 +54,7 @@ pub(super) async fn make(state: &State, place: (&str, &str), name: &str, mut fac
 }
 
 pub(super) async fn delete(state: &State, call: &Call) -> Outcome {
-    let group = names::find(state, call, text(call, "logGroupName")).await?;
+    let group = names::find(state, call, call.text("logGroupName")).await?;
     if group.spec["deletionProtectionEnabled"] == true {
         let text = "The log group cannot be deleted because deletion protection is enabled.";
         return Err(AwsError::client("ValidationException", text));
@@ -95,7 +95,7 @@ fn limit(call: &Call) -> usize {
 }
 
 pub(super) async fn describe(state: &State, call: &Call) -> Outcome {
-    let (prefix, pattern) = (text(call, "logGroupNamePrefix"), text(call, "logGroupNamePattern"));
+    let (prefix, pattern) = (call.text("logGroupNamePrefix"), call.text("logGroupNamePattern"));
     refuse_if(!prefix.is_empty() && !pattern.is_empty(), || {
         invalid("LogGroup name prefix and LogGroup name pattern are mutually exclusive parameters.")
     })?;
@@ -110,7 +110,7 @@ pub(super) async fn describe(state: &State, call: &Call) -> Outcome {
         groups.retain(|g| wanted.contains(&g.name.as_str()));
     }
     let (page, next) =
-        token::page("groups", text(call, "nextToken"), limit(call), groups, |g| g.name.clone())?;
+        token::page("groups", call.text("nextToken"), limit(call), groups, |g| g.name.clone())?;
     let store = state.store.clone();
     let elsewhere = homes::bytes(state, call, &page).await;
     let described = blocking(move || {
@@ -138,7 +138,7 @@ fn document(group: &Group, bytes: u64) -> Value {
 
 pub(super) async fn list(state: &State, call: &Call) -> Outcome {
     let mut groups = all(state, call).await?;
-    let pattern = text(call, "logGroupNamePattern");
+    let pattern = call.text("logGroupNamePattern");
     let fits = |name: &str, part: &str| match part.strip_prefix('^') {
         Some(start) => name.starts_with(start),
         None => name.contains(part),
@@ -148,7 +148,7 @@ pub(super) async fn list(state: &State, call: &Call) -> Outcome {
         groups.retain(|g| g.spec["logGroupClass"] == class);
     }
     let (page, next) =
-        token::page("groups", text(call, "nextToken"), limit(call), groups, |g| g.name.clone())?;
+        token::page("groups", call.text("nextToken"), limit(call), groups, |g| g.name.clone())?;
     let row = |g: &Group| json!({"logGroupName": g.name, "logGroupArn": g.arn(), "logGroupClass": g.spec["logGroupClass"]});
     Ok(json!({"logGroups": page.iter().map(row).collect::<Vec<_>>(), "nextToken": next}))
 }
@@ -170,12 +170,12 @@ pub(super) async fn put_retention(state: &State, call: &Call) -> Outcome {
             call.input["retentionInDays"]
         )));
     }
-    let group = names::find(state, call, text(call, "logGroupName")).await?;
+    let group = names::find(state, call, call.text("logGroupName")).await?;
     change(state, &group, json!({"retentionInDays": days})).await
 }
 
 pub(super) async fn delete_retention(state: &State, call: &Call) -> Outcome {
-    let group = names::find(state, call, text(call, "logGroupName")).await?;
+    let group = names::find(state, call, call.text("logGroupName")).await?;
     change(state, &group, json!({"retentionInDays": null})).await
 }
 

@@ -39,11 +39,6 @@ impl Group {
     }
 }
 
-/// Text of an input member; "" when unset.
-pub(super) fn text<'a>(call: &'a Call, member: &str) -> &'a str {
-    call.input[member].as_str().unwrap_or_default()
-}
-
 fn scope(state: &State, account: &str, region: &str) -> Scope {
     let defaults = Place::new(state.shared.account.as_str(), state.shared.region.as_str());
     Scope { place: Place::new(account, region), defaults }
@@ -73,7 +68,7 @@ pub(super) fn name_of(identifier: &str) -> Result<&str, AwsError> {
 
 /// What the call's `logGroupName` or `logGroupIdentifier` names.
 pub(super) async fn of_call(state: &State, call: &Call) -> Result<Group, AwsError> {
-    let (name, identifier) = (text(call, "logGroupName"), text(call, "logGroupIdentifier"));
+    let (name, identifier) = (call.text("logGroupName"), call.text("logGroupIdentifier"));
     match (name, identifier) {
         ("", "") => Err(invalid("Either logGroupName or logGroupIdentifier must be specified.")),
         (name, "") => find(state, call, name).await,

@@ -1,6 +1,6 @@
 //! Log streams: create, delete, list.
 
-use super::names::{self, text};
+use super::names;
 use super::{State, blocking, invalid, token};
 use crate::service::{Call, Outcome};
 use logs::StreamInfo;
@@ -12,15 +12,15 @@ const PAGE: usize = 50;
 pub(super) const SEQUENCE_TOKEN: &str = "49039859596097180446312345678901234567890123456789012345";
 
 pub(super) async fn create(state: &State, call: &Call) -> Outcome {
-    let group = names::find(state, call, text(call, "logGroupName")).await?;
-    let (store, name, now_ms) = (state.store.clone(), text(call, "logStreamName").to_string(), call.now_ms);
+    let group = names::find(state, call, call.text("logGroupName")).await?;
+    let (store, name, now_ms) = (state.store.clone(), call.text("logStreamName").to_string(), call.now_ms);
     blocking(move || store.create_stream(&group.key, &name, now_ms)).await?;
     Ok(json!({}))
 }
 
 pub(super) async fn delete(state: &State, call: &Call) -> Outcome {
-    let group = names::find(state, call, text(call, "logGroupName")).await?;
-    let (store, name) = (state.store.clone(), text(call, "logStreamName").to_string());
+    let group = names::find(state, call, call.text("logGroupName")).await?;
+    let (store, name) = (state.store.clone(), call.text("logStreamName").to_string());
     blocking(move || store.delete_stream(&group.key, &name)).await?;
     Ok(json!({}))
 }
@@ -34,8 +34,8 @@ fn sort_key(stream: &StreamInfo, by_time: bool) -> String {
 }
 
 pub(super) async fn describe(state: &State, call: &Call) -> Outcome {
-    let prefix = text(call, "logStreamNamePrefix").to_string();
-    let by_time = text(call, "orderBy") == "LastEventTime";
+    let prefix = call.text("logStreamNamePrefix").to_string();
+    let by_time = call.text("orderBy") == "LastEventTime";
     if by_time && !prefix.is_empty() {
         return Err(invalid("Cannot order by LastEventTime with a logStreamNamePrefix."));
     }
@@ -50,7 +50,7 @@ pub(super) async fn describe(state: &State, call: &Call) -> Outcome {
     }
     let kind = format!("streams {by_time} {descending}");
     let limit = call.input["limit"].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(PAGE);
-    let begin = match token::last(&kind, text(call, "nextToken"))? {
+    let begin = match token::last(&kind, call.text("nextToken"))? {
         None => 0,
         Some(last) => {
             let is_beyond = |s: &StreamInfo| {

@@ -1,9 +1,10 @@
 //! Subscription filters: kept and shown; nothing is delivered yet.
 
 use super::groups::change;
-use super::names::{self, text};
+use super::names;
 use super::{State, invalid, token};
 use crate::service::{AwsError, Call, Outcome};
+use ecs_model::refusal::refuse_if;
 use logs::Pattern;
 use serde_json::{Map, Value, json};
 
@@ -12,9 +13,9 @@ const FILTERS_MAX: usize = 2;
 const PAGE: usize = 50;
 
 pub(super) async fn put(state: &State, call: &Call) -> Outcome {
-    Pattern::parse(text(call, "filterPattern")).map_err(|e| invalid(e.to_string()))?;
-    let group = names::find(state, call, text(call, "logGroupName")).await?;
-    let name = text(call, "filterName");
+    Pattern::parse(call.text("filterPattern")).map_err(|e| invalid(e.to_string()))?;
+    let group = names::find(state, call, call.text("logGroupName")).await?;
+    let name = call.text("filterName");
     let known = group.spec["subscriptionFilters"].as_object();
     let is_new = known.is_none_or(|filters| !filters.contains_key(name));
     if is_new && known.map_or(0, Map::len) >= FILTERS_MAX {
@@ -29,23 +30,22 @@ pub(super) async fn put(state: &State, call: &Call) -> Outcome {
 }
 
 pub(super) async fn describe(state: &State, call: &Call) -> Outcome {
-    let group = names::find(state, call, text(call, "logGroupName")).await?;
-    let prefix = text(call, "filterNamePrefix");
+    let group = names::find(state, call, call.text("logGroupName")).await?;
+    let prefix = call.text("filterNamePrefix");
     let filters = group.spec["subscriptionFilters"].as_object().cloned().unwrap_or_default();
     let list: Vec<Value> =
         filters.into_iter().filter(|(name, _)| name.starts_with(prefix)).map(|(_, filter)| filter).collect();
     let limit = call.input["limit"].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(PAGE);
     let name = |filter: &Value| filter["filterName"].as_str().unwrap_or_default().to_string();
-    let (page, next) = token::page("filters", text(call, "nextToken"), limit, list, name)?;
+    let (page, next) = token::page("filters", call.text("nextToken"), limit, list, name)?;
     Ok(json!({"subscriptionFilters": page, "nextToken": next}))
 }
 
 pub(super) async fn delete(state: &State, call: &Call) -> Outcome {
-    let group = names::find(state, call, text(call, "logGroupName")).await?;
-    let name = text(call, "filterName");
-    if group.spec["subscriptionFilters"][name].is_null() {
-        let text = "The specified subscription filter does not exist.";
-        return Err(AwsError::client("ResourceNotFoundException", text));
-    }
+    let group = names::find(state, call, call.text("logGroupName")).await?;
+    let name = call.text("filterName");
+    refuse_if(group.spec["subscriptionFilters"][name].is_null(), || {
+        AwsError::client("ResourceNotFoundException", "The specified subscription filter does not exist.")
+    })?;
     change(state, &group, json!({"subscriptionFilters": {name: null}})).await
 }

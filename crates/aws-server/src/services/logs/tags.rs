@@ -1,7 +1,7 @@
 //! Tags of log groups, by name or by ARN.
 
 use super::groups::change;
-use super::names::{self, Group, text};
+use super::names::{self, Group};
 use super::{State, invalid};
 use crate::service::{AwsError, Call, Outcome};
 use ecs_model::refusal::refuse_if;
@@ -12,7 +12,7 @@ const TAGS_MAX: usize = 50;
 
 /// The group of a call that names it, or its ARN.
 async fn meant(state: &State, call: &Call) -> Result<Group, AwsError> {
-    let arn = text(call, "resourceArn");
+    let arn = call.text("resourceArn");
     if let Some(name) = call.input["logGroupName"].as_str() {
         return names::find(state, call, name).await;
     }

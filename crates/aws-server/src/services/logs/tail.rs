@@ -1,7 +1,7 @@
 //! StartLiveTail: what is put from now on, once a second, as an event stream.
 
 use super::homes;
-use super::names::{self, text};
+use super::names;
 use super::{State, invalid};
 use crate::service::{AwsError, Call, StreamEvent, Streaming};
 use futures_util::StreamExt;
@@ -54,7 +54,7 @@ pub(super) async fn start(state: Arc<State>, call: &Call) -> Streaming {
     if (!names.is_empty() && !prefixes.is_empty()) || (of_streams && identifiers.len() > 1) {
         return Err(invalid("Log streams can be given by names or by prefixes, and for one log group only."));
     }
-    let pattern = Pattern::parse(text(call, "logEventFilterPattern")).map_err(|e| invalid(e.to_string()))?;
+    let pattern = Pattern::parse(call.text("logEventFilterPattern")).map_err(|e| invalid(e.to_string()))?;
     let mut groups = BTreeMap::new();
     for identifier in &identifiers {
         let group = names::find(&state, call, names::name_of(identifier)?).await?;
@@ -68,7 +68,7 @@ pub(super) async fn start(state: Arc<State>, call: &Call) -> Streaming {
     let start = json!({
         "requestId": call.request_id, "sessionId": uuid::Uuid::new_v4().to_string(),
         "logGroupIdentifiers": identifiers, "logStreamNames": names, "logStreamNamePrefixes": prefixes,
-        "logEventFilterPattern": text(call, "logEventFilterPattern"),
+        "logEventFilterPattern": call.text("logEventFilterPattern"),
     });
     let session = Session {
         live: state.store.subscribe(),

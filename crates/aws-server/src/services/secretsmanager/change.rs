@@ -2,7 +2,7 @@
 
 use super::{CURRENT, PREVIOUS, State, deleted, find, invalid, not_found, refused};
 use crate::service::{AwsError, Call, Outcome};
-use crate::services::kept::{copy, items, now, text};
+use crate::services::kept::{copy, items, now};
 use crate::services::tags;
 use ecs_model::refusal::refuse_if;
 use serde_json::{Map, Value, json};
@@ -100,7 +100,7 @@ fn named(spec: &Value) -> Value {
 
 pub(super) async fn create(state: &State, call: &Call) -> Outcome {
     one_value(call)?;
-    let name = text(&call.input, "Name");
+    let name = call.text("Name");
     let letter = |b: u8| b.is_ascii_alphanumeric() || b"/_+=.@-".contains(&b);
     if !name.bytes().all(letter) {
         return Err(AwsError::client(
@@ -157,7 +157,7 @@ async fn change(
     call: &Call,
     mut edit: impl FnMut(&mut Value) -> Result<Value, AwsError>,
 ) -> Outcome {
-    let (name, _) = find::secret(state, call, text(&call.input, "SecretId")).await?;
+    let (name, _) = find::secret(state, call, call.text("SecretId")).await?;
     let changed = state.secrets.change(call, &name, |spec| match spec["DeletionDate"].is_null() {
         true => edit(spec),
         false => Err(deleted()),
@@ -169,7 +169,7 @@ pub(super) async fn put_value(state: &State, call: &Call) -> Outcome {
     one_value(call)?;
     refuse_if(!has_value(call), || refused("You must provide either SecretString or SecretBinary."))?;
     let asked: Vec<String> =
-        items(&call.input["VersionStages"]).iter().filter_map(|s| s.as_str().map(String::from)).collect();
+        call.items("VersionStages").iter().filter_map(|s| s.as_str().map(String::from)).collect();
     let stages = if asked.is_empty() { vec![CURRENT.to_string()] } else { asked };
     let id = version_id(call);
     change(state, call, |spec| {
@@ -201,7 +201,7 @@ pub(super) async fn update(state: &State, call: &Call) -> Outcome {
 }
 
 pub(super) async fn move_stage(state: &State, call: &Call) -> Outcome {
-    let label = text(&call.input, "VersionStage");
+    let label = call.text("VersionStage");
     change(state, call, |spec| {
         let answer = named(spec);
         let Some(versions) = spec["Versions"].as_object_mut() else { return Err(not_found()) };
@@ -247,7 +247,7 @@ pub(super) async fn delete(state: &State, call: &Call) -> Outcome {
     if days.is_some_and(|d| !(7..=30).contains(&d)) {
         return Err(invalid("The RecoveryWindowInDays value must be between 7 and 30 days (inclusive)."));
     }
-    let (name, spec) = find::secret(state, call, text(&call.input, "SecretId")).await?;
+    let (name, spec) = find::secret(state, call, call.text("SecretId")).await?;
     if force {
         state.secrets.remove(call, &name).await?;
         let mut answer = named(&spec);
@@ -266,7 +266,7 @@ pub(super) async fn delete(state: &State, call: &Call) -> Outcome {
 }
 
 pub(super) async fn restore(state: &State, call: &Call) -> Outcome {
-    let (name, _) = find::secret(state, call, text(&call.input, "SecretId")).await?;
+    let (name, _) = find::secret(state, call, call.text("SecretId")).await?;
     let changed = state.secrets.change(call, &name, |spec| {
         for member in ["DeletionDate", "DeletedDate"] {
             spec[member] = Value::Null;

@@ -58,8 +58,8 @@ pub(super) async fn value(state: &State, call: &Call) -> Outcome {
 
 pub(super) async fn values(state: &State, call: &Call) -> Outcome {
     let by_id: Vec<String> =
-        items(&call.input["SecretIdList"]).iter().filter_map(|v| v.as_str().map(String::from)).collect();
-    let filters = items(&call.input["Filters"]);
+        call.items("SecretIdList").iter().filter_map(|v| v.as_str().map(String::from)).collect();
+    let filters = call.items("Filters");
     if by_id.is_empty() == filters.is_empty() {
         return Err(invalid("Either 'SecretIdList' or 'Filters' must be provided, but not both."));
     }
@@ -97,7 +97,7 @@ fn described(spec: &Value, stages_member: &str) -> Value {
 }
 
 pub(super) async fn describe(state: &State, call: &Call) -> Outcome {
-    let (_, spec) = find::secret(state, call, text(&call.input, "SecretId")).await?;
+    let (_, spec) = find::secret(state, call, call.text("SecretId")).await?;
     Ok(described(&spec, "VersionIdsToStages"))
 }
 
@@ -127,7 +127,7 @@ fn fits(spec: &Value, filter: &Value) -> bool {
 /// A page of the caller's secrets.
 async fn listed(state: &State, call: &Call) -> Result<(Vec<Value>, Option<String>), AwsError> {
     let planned = call.input["IncludePlannedDeletion"] == true;
-    let filters = items(&call.input["Filters"]);
+    let filters = call.items("Filters");
     let mut all = state.secrets.list(call).await?;
     all.retain(|spec| {
         let gone = find::expired(spec, call.now_ms) || (!planned && !spec["DeletionDate"].is_null());
@@ -144,7 +144,7 @@ pub(super) async fn list(state: &State, call: &Call) -> Outcome {
 }
 
 pub(super) async fn versions(state: &State, call: &Call) -> Outcome {
-    let (_, spec) = find::secret(state, call, text(&call.input, "SecretId")).await?;
+    let (_, spec) = find::secret(state, call, call.text("SecretId")).await?;
     let deprecated = call.input["IncludeDeprecated"] == true;
     let all = spec["Versions"].as_object().into_iter().flatten();
     let shown = all.filter(|(_, v)| deprecated || !items(&v["Stages"]).is_empty());

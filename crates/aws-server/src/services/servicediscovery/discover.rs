@@ -15,7 +15,7 @@ const DEFAULT_MAX: usize = 100;
 
 /// The service of the names in a call, and its instances.
 async fn named(state: &State, call: &Call) -> Result<(Value, Vec<Value>), AwsError> {
-    let (namespace, service) = (text(&call.input, "NamespaceName"), text(&call.input, "ServiceName"));
+    let (namespace, service) = (call.text("NamespaceName"), call.text("ServiceName"));
     let spaces = state.namespaces.list(call).await?;
     let space =
         spaces.iter().find(|n| text(n, "Name") == namespace).ok_or_else(|| no_namespace(namespace))?;

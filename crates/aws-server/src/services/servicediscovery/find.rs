@@ -74,7 +74,7 @@ pub(super) async fn instances(state: &State, call: &Call, service: &str) -> Resu
 
 /// Do the call's filters fit? `value` knows a filter's own text of a row.
 pub(super) fn fits<'a>(call: &Call, value: impl Fn(&str) -> &'a str) -> bool {
-    items(&call.input["Filters"]).iter().all(|filter| {
+    call.items("Filters").iter().all(|filter| {
         let own = value(text(filter, "Name"));
         let values = items(&filter["Values"]).iter().filter_map(Value::as_str);
         match text(filter, "Condition") {

@@ -49,8 +49,8 @@ fn check(service: &Value, attributes: &BTreeMap<String, String>) -> Result<(), A
 
 /// RegisterInstance: one of the same id is replaced.
 pub(super) async fn register(state: &State, call: &Call) -> Outcome {
-    let spec = service(state, call, text(&call.input, "ServiceId")).await?;
-    let (own, id) = (text(&spec, "Id"), text(&call.input, "InstanceId"));
+    let spec = service(state, call, call.text("ServiceId")).await?;
+    let (own, id) = (text(&spec, "Id"), call.text("InstanceId"));
     let given = call.input["Attributes"].as_object().into_iter().flatten();
     let attributes: BTreeMap<String, String> =
         given.filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_string()))).collect();
@@ -80,8 +80,8 @@ pub(super) async fn register(state: &State, call: &Call) -> Outcome {
 }
 
 async fn found(state: &State, call: &Call) -> Outcome {
-    let spec = service(state, call, text(&call.input, "ServiceId")).await?;
-    let id = text(&call.input, "InstanceId");
+    let spec = service(state, call, call.text("ServiceId")).await?;
+    let id = call.text("InstanceId");
     let found = state.instances.get(call, &instance_name(text(&spec, "Id"), id)).await?;
     found.ok_or_else(|| no_instance(id))
 }
@@ -102,7 +102,7 @@ pub(super) async fn get(state: &State, call: &Call) -> Outcome {
 
 /// ListInstances.
 pub(super) async fn list(state: &State, call: &Call) -> Outcome {
-    let spec = service(state, call, text(&call.input, "ServiceId")).await?;
+    let spec = service(state, call, call.text("ServiceId")).await?;
     let mut out = PAGES.answer(call, "Instances", instances(state, call, text(&spec, "Id")).await?, "Id")?;
     out["ResourceOwner"] = json!(call.caller.account);
     Ok(out)
@@ -115,9 +115,9 @@ pub(super) fn health_of<'a>(service: &Value, instance: &'a Value) -> &'a str {
 
 /// GetInstancesHealthStatus.
 pub(super) async fn health(state: &State, call: &Call) -> Outcome {
-    let spec = service(state, call, text(&call.input, "ServiceId")).await?;
+    let spec = service(state, call, call.text("ServiceId")).await?;
     let mut all = instances(state, call, text(&spec, "Id")).await?;
-    let wanted = items(&call.input["Instances"]);
+    let wanted = call.items("Instances");
     if let Some(id) = wanted.iter().find(|w| !all.iter().any(|i| i["Id"] == **w)) {
         return Err(no_instance(id.as_str().unwrap_or_default()));
     }
@@ -132,12 +132,12 @@ pub(super) async fn health(state: &State, call: &Call) -> Outcome {
 
 /// UpdateInstanceCustomHealthStatus.
 pub(super) async fn set_health(state: &State, call: &Call) -> Outcome {
-    let spec = service(state, call, text(&call.input, "ServiceId")).await?;
+    let spec = service(state, call, call.text("ServiceId")).await?;
     if spec["HealthCheckCustomConfig"].is_null() {
         let words = format!("Service has no custom health check: {}", text(&spec, "Id"));
         return Err(AwsError::client("CustomHealthNotFound", words));
     }
-    let id = text(&call.input, "InstanceId");
+    let id = call.text("InstanceId");
     let name = instance_name(text(&spec, "Id"), id);
     let changed = state.instances.change(call, &name, |instance| {
         instance["health"] = call.input["Status"].clone();

@@ -18,7 +18,7 @@ pub(super) async fn create_http(state: &State, call: &Call) -> Outcome {
 
 /// CreatePrivateDnsNamespace.
 pub(super) async fn create_private(state: &State, call: &Call) -> Outcome {
-    let name = text(&call.input, "Name");
+    let name = call.text("Name");
     refuse_if(!is_domain(name), || invalid(format!("Name is not a valid domain name: {name}")))?;
     let ttl = &call.input["Properties"]["DnsProperties"]["SOA"]["TTL"];
     let zone = new_id("Z").to_uppercase();
@@ -35,7 +35,7 @@ fn is_domain(name: &str) -> bool {
 }
 
 async fn create(state: &State, call: &Call, kind: &str, dns: Value) -> Outcome {
-    let name = text(&call.input, "Name");
+    let name = call.text("Name");
     let all = state.namespaces.list(call).await?;
     if let Some(old) = all.iter().find(|n| text(n, "Name") == name) {
         let mut error = AwsError::client("NamespaceAlreadyExists", "Namespace already exists");
@@ -64,7 +64,7 @@ async fn shown(state: &State, call: &Call, mut spec: Value) -> Outcome {
 
 /// GetNamespace.
 pub(super) async fn get(state: &State, call: &Call) -> Outcome {
-    let spec = namespace(state, call, text(&call.input, "Id")).await?;
+    let spec = namespace(state, call, call.text("Id")).await?;
     Ok(json!({"Namespace": shown(state, call, spec).await?}))
 }
 
@@ -86,7 +86,7 @@ pub(super) async fn list(state: &State, call: &Call) -> Outcome {
 
 /// UpdateHttpNamespace, UpdatePrivateDnsNamespace.
 pub(super) async fn update(state: &State, call: &Call) -> Outcome {
-    let spec = namespace(state, call, text(&call.input, "Id")).await?;
+    let spec = namespace(state, call, call.text("Id")).await?;
     let (id, new) = (text(&spec, "Id"), &call.input["Namespace"]);
     state
         .namespaces
@@ -106,7 +106,7 @@ pub(super) async fn update(state: &State, call: &Call) -> Outcome {
 
 /// DeleteNamespace: an empty one.
 pub(super) async fn delete(state: &State, call: &Call) -> Outcome {
-    let spec = namespace(state, call, text(&call.input, "Id")).await?;
+    let spec = namespace(state, call, call.text("Id")).await?;
     let id = text(&spec, "Id");
     refuse_if(state.services.list(call).await?.iter().any(|s| text(s, "NamespaceId") == id), || {
         AwsError::client("ResourceInUse", format!("Namespace has associated services: {id}"))

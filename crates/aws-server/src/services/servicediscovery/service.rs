@@ -82,7 +82,7 @@ async fn shown(state: &State, call: &Call, mut spec: Value) -> Outcome {
 
 /// GetService.
 pub(super) async fn get(state: &State, call: &Call) -> Outcome {
-    let spec = service(state, call, text(&call.input, "Id")).await?;
+    let spec = service(state, call, call.text("Id")).await?;
     Ok(json!({"Service": shown(state, call, spec).await?}))
 }
 
@@ -99,7 +99,7 @@ pub(super) async fn list(state: &State, call: &Call) -> Outcome {
 
 /// UpdateService.
 pub(super) async fn update(state: &State, call: &Call) -> Outcome {
-    let spec = service(state, call, text(&call.input, "Id")).await?;
+    let spec = service(state, call, call.text("Id")).await?;
     let (id, new) = (text(&spec, "Id"), &call.input["Service"]);
     if !new["HealthCheckConfig"].is_null() {
         return Err(invalid("HealthCheckConfig is only for services in public DNS namespaces"));
@@ -126,7 +126,7 @@ pub(super) async fn update(state: &State, call: &Call) -> Outcome {
 
 /// DeleteService: one without instances.
 pub(super) async fn delete(state: &State, call: &Call) -> Outcome {
-    let spec = service(state, call, text(&call.input, "Id")).await?;
+    let spec = service(state, call, call.text("Id")).await?;
     let id = text(&spec, "Id");
     refuse_if(!instances(state, call, id).await?.is_empty(), || {
         AwsError::client("ResourceInUse", format!("Service contains registered instances: {id}"))
@@ -137,14 +137,14 @@ pub(super) async fn delete(state: &State, call: &Call) -> Outcome {
 
 /// GetServiceAttributes.
 pub(super) async fn attributes(state: &State, call: &Call) -> Outcome {
-    let spec = service(state, call, text(&call.input, "ServiceId")).await?;
+    let spec = service(state, call, call.text("ServiceId")).await?;
     let own = spec["ServiceAttributes"].as_object().cloned().unwrap_or_default();
     Ok(json!({"ServiceAttributes": {"ServiceArn": spec["Arn"], "Attributes": own,
         "ResourceOwner": call.caller.account}}))
 }
 
 async fn change_attributes(state: &State, call: &Call, change: impl Fn(&mut Map<String, Value>)) -> Outcome {
-    let spec = service(state, call, text(&call.input, "ServiceId")).await?;
+    let spec = service(state, call, call.text("ServiceId")).await?;
     state
         .services
         .change(call, text(&spec, "Id"), |spec| {
@@ -169,7 +169,7 @@ pub(super) async fn update_attributes(state: &State, call: &Call) -> Outcome {
 
 /// DeleteServiceAttributes.
 pub(super) async fn delete_attributes(state: &State, call: &Call) -> Outcome {
-    let gone = items(&call.input["Attributes"]);
+    let gone = call.items("Attributes");
     change_attributes(state, call, |own| own.retain(|key, _| !gone.iter().any(|g| g == key))).await
 }
 

@@ -3,12 +3,12 @@
 use super::State;
 use super::find::{id_of, invalid};
 use crate::service::{AwsError, Call, Outcome};
-use crate::services::kept::{Kept, items, text};
+use crate::services::kept::{Kept, items};
 use crate::services::tags;
 use serde_json::json;
 
 fn located<'a>(state: &'a State, call: &'a Call) -> Result<(&'a Kept, &'a str), AwsError> {
-    let arn = text(&call.input, "ResourceARN");
+    let arn = call.text("ResourceARN");
     match id_of(arn) {
         id if id.starts_with("ns-") => Ok((&state.namespaces, id)),
         id if id.starts_with("srv-") => Ok((&state.services, id)),
@@ -17,7 +17,7 @@ fn located<'a>(state: &'a State, call: &'a Call) -> Result<(&'a Kept, &'a str), 
 }
 
 fn missing(call: &Call) -> AwsError {
-    let words = format!("Resource not found: {}", text(&call.input, "ResourceARN"));
+    let words = format!("Resource not found: {}", call.text("ResourceARN"));
     AwsError::client("ResourceNotFoundException", words)
 }
 

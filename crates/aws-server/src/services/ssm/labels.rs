@@ -2,7 +2,7 @@
 
 use super::{State, names, not_found};
 use crate::service::{AwsError, Call, Outcome};
-use crate::services::kept::{items, text};
+use crate::services::kept::items;
 use crate::services::tags;
 use serde_json::{Value, json};
 
@@ -26,7 +26,7 @@ async fn on_version(
     call: &Call,
     change: impl Fn(&mut Vec<Value>, i64) -> Result<Value, AwsError>,
 ) -> Outcome {
-    let name = names::reference(text(&call.input, "Name")).name;
+    let name = names::reference(call.text("Name")).name;
     let changed = state.parameters.change(call, &name, |spec| {
         let Some(versions) = spec["Versions"].as_array_mut() else { return Err(not_found()) };
         let newest = versions.last().and_then(|v| v["Version"].as_i64()).unwrap_or_default();
@@ -82,8 +82,8 @@ pub(super) async fn unlabel(state: &State, call: &Call) -> Outcome {
 
 /// The parameter that a tagging call means.
 fn resource(call: &Call) -> Result<String, AwsError> {
-    match text(&call.input, "ResourceType") {
-        "Parameter" => Ok(names::reference(text(&call.input, "ResourceId")).name),
+    match call.text("ResourceType") {
+        "Parameter" => Ok(names::reference(call.text("ResourceId")).name),
         other => {
             let text = format!("Resources of type {other} are not implemented by Gantry");
             Err(AwsError::client("InvalidResourceType", text))

@@ -54,8 +54,7 @@ pub(super) fn check_new(name: &str) -> Result<(), AwsError> {
     let first = name.trim_start_matches('/').to_ascii_lowercase();
     refuse_if(first.starts_with("aws") || first.starts_with("ssm"), || {
         AwsError::client("AccessDeniedException", format!("No access to reserved parameter name: {name}."))
-    })?;
-    Ok(())
+    })
 }
 
 /// The parameter's ARN.

@@ -58,7 +58,7 @@ impl State {
 }
 
 pub(super) async fn get(state: &State, call: &Call) -> Outcome {
-    let asked = names::reference(text(&call.input, "Name"));
+    let asked = names::reference(call.text("Name"));
     let spec = state.parameters.get(call, &asked.name).await?.ok_or_else(not_found)?;
     let version = select(&spec, &asked.selector)?;
     Ok(json!({"Parameter": state.parameter(call, &spec, version, &asked.selector)}))
@@ -66,7 +66,7 @@ pub(super) async fn get(state: &State, call: &Call) -> Outcome {
 
 pub(super) async fn get_many(state: &State, call: &Call) -> Outcome {
     let (mut found, mut invalid) = (Vec::new(), Vec::new());
-    for name in items(&call.input["Names"]).iter().filter_map(Value::as_str) {
+    for name in call.items("Names").iter().filter_map(Value::as_str) {
         let asked = names::reference(name);
         let spec = state.parameters.get(call, &asked.name).await?;
         match spec.as_ref().map(|spec| (spec, select(spec, &asked.selector))) {
@@ -85,7 +85,7 @@ async fn list(state: &State, call: &Call, fits: impl Fn(&Value) -> bool) -> Resu
 }
 
 pub(super) async fn by_path(state: &State, call: &Call) -> Outcome {
-    let path = text(&call.input, "Path");
+    let path = call.text("Path");
     if !path.starts_with('/') {
         return Err(invalid(format!(
             "The parameter doesn't meet the parameter name requirements. The parameter name must begin with a forward \
@@ -112,7 +112,7 @@ pub(super) async fn by_path(state: &State, call: &Call) -> Outcome {
 /// Does a parameter pass all filters of the call?
 fn filtered(call: &Call, spec: &Value) -> bool {
     let newest = items(&spec["Versions"]).last().cloned().unwrap_or_default();
-    items(&call.input["ParameterFilters"]).iter().all(|filter| {
+    call.items("ParameterFilters").iter().all(|filter| {
         let key = text(filter, "Key");
         let have: Vec<&str> = match key {
             "Name" => vec![text(spec, "Name")],
@@ -161,7 +161,7 @@ pub(super) async fn describe(state: &State, call: &Call) -> Outcome {
 }
 
 pub(super) async fn history(state: &State, call: &Call) -> Outcome {
-    let name = names::reference(text(&call.input, "Name")).name;
+    let name = names::reference(call.text("Name")).name;
     let spec = state.parameters.get(call, &name).await?.ok_or_else(not_found)?;
     let decrypt = call.input["WithDecryption"] == true;
     let number = |v: &Value| format!("{:020}", v["Version"].as_i64().unwrap_or_default());

@@ -65,9 +65,9 @@ fn version(call: &Call, old: Option<&Value>) -> Result<Map<String, Value>, AwsEr
 }
 
 pub(super) async fn put(state: &State, call: &Call) -> Outcome {
-    let name = names::reference(text(&call.input, "Name")).name;
+    let name = names::reference(call.text("Name")).name;
     let overwrite = call.input["Overwrite"] == true;
-    if overwrite && !items(&call.input["Tags"]).is_empty() {
+    if overwrite && !call.items("Tags").is_empty() {
         return Err(invalid(
             "Invalid request: tags and overwrite can't be used together. To create a parameter with tags, please remove \
              overwrite flag. To update tags for an existing parameter, please use AddTagsToResource or \
@@ -114,13 +114,13 @@ pub(super) async fn put(state: &State, call: &Call) -> Outcome {
 }
 
 pub(super) async fn delete(state: &State, call: &Call) -> Outcome {
-    let name = names::reference(text(&call.input, "Name")).name;
+    let name = names::reference(call.text("Name")).name;
     if state.parameters.remove(call, &name).await? { Ok(json!({})) } else { Err(not_found()) }
 }
 
 pub(super) async fn delete_many(state: &State, call: &Call) -> Outcome {
     let (mut deleted, mut invalid) = (Vec::new(), Vec::new());
-    for name in items(&call.input["Names"]).iter().filter_map(Value::as_str) {
+    for name in call.items("Names").iter().filter_map(Value::as_str) {
         let reference = names::reference(name);
         match state.parameters.remove(call, &reference.name).await? {
             true => deleted.push(name),
