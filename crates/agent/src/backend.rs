@@ -360,9 +360,9 @@ impl NodeBackend for Backend {
     }
 
     async fn csi(&self, driver: &str, method: &str, request: &Value) -> grpc::Answer {
-        if (driver, method) == crate::claims::RECYCLE {
-            let folder = PathBuf::from(request["path"].as_str().unwrap_or_default());
-            let done = crate::ops::blocking(move || crate::claims::recycle(&folder)).await;
+        if driver == crate::claims::AGENT {
+            let (facts, method, request) = (self.node.facts.clone(), method.to_string(), request.clone());
+            let done = crate::ops::blocking(move || crate::claims::serve(&facts, &method, &request)).await;
             return done
                 .and_then(|r| r)
                 .map(|()| json!({}))

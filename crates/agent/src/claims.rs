@@ -1,8 +1,9 @@
 //! The end of volumes of Gantry's own driver: when one on this node is released and is to be deleted, its folder is
 //! removed, then its PersistentVolume. And the emptying of others' folders, where the controllers ask for it.
 //!
-//! Level-triggered over a cache of this node's volumes; idle costs nothing. A volume whose object somebody removed by
-//! hand keeps its folder, unless it was released for deletion when last seen.
+//! Level-triggered over a cache of this node's volumes; idle costs nothing. Where somebody deletes a released volume by
+//! hand, the controllers keep its object until the agent has removed the folder ([`serve`]); one whose object is gone
+//! otherwise keeps its folder, unless it was released for deletion when last seen.
 
 use crate::events::Recorder;
 use crate::facts::NodeFacts;
@@ -22,12 +23,26 @@ const NODE_LABEL: &str = "gantry.dev/node";
 /// After a removal failed.
 const RETRY: Duration = Duration::from_secs(30);
 
-/// The driver and the call by which the controllers have a folder of this node emptied ([`DRIVER`] is no part of a path).
-pub const RECYCLE: (&str, &str) = ("local.gantry.dev", "Recycle");
+/// The driver by which the controllers call the agent itself ([`DRIVER`] is no part of a path).
+pub const AGENT: &str = "local.gantry.dev";
+
+/// What the controllers ask for: to empty a folder (`Recycle`), or to remove that of a volume of Gantry's driver, which
+/// may be gone (`Delete`).
+pub fn serve(facts: &NodeFacts, method: &str, request: &Value) -> Result<(), String> {
+    let text = |key: &str| request[key].as_str().unwrap_or_default();
+    match method {
+        "Recycle" => recycle(Path::new(text("path"))),
+        "Delete" => {
+            let folder = claim_folder(facts, text("volume"));
+            remove(&folder.ok_or_else(|| format!("{:?} is no volume", text("volume")))?)
+        }
+        _ => Err(format!("{method} is not known here")),
+    }
+}
 
 /// Removes all that is in a folder of the node which a volume with the policy `Recycle` names, but not itself; links in
 /// it are removed, not followed.
-pub fn recycle(folder: &Path) -> Result<(), String> {
+fn recycle(folder: &Path) -> Result<(), String> {
     let told = |e: std::io::Error| format!("{}: {e}", folder.display());
     if !folder.is_absolute() || folder.canonicalize().map_err(told)?.parent().is_none() {
         return Err(format!("{}: is not recycled", folder.display()));
@@ -128,6 +143,22 @@ mod tests {
         for bad in ["/", "relative", "/proc/..", "/no/such/folder"] {
             assert!(recycle(Path::new(bad)).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn the_controllers_have_folders_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let facts = facts(root.path());
+        let folder = facts.data_dir.join("claims/v");
+        std::fs::create_dir_all(folder.join("deep")).unwrap();
+        for volume in ["", "..", "v/deep", "../claims/v"] {
+            assert!(serve(&facts, "Delete", &json!({"volume": volume})).is_err(), "{volume}");
+        }
+        assert!(serve(&facts, "Other", &json!({"volume": "v"})).is_err());
+        for _ in 0..2 {
+            serve(&facts, "Delete", &json!({"volume": "v"})).unwrap();
+        }
+        assert!(!folder.exists() && folder.parent().unwrap().exists());
     }
 
     #[test]

@@ -30,7 +30,8 @@ const CLAIM_FINALIZER: &str = "kubernetes.io/pvc-protection";
 /// Holds a volume while it is bound.
 const VOLUME_FINALIZER: &str = "kubernetes.io/pv-protection";
 /// The driver and the call by which a node's agent empties a folder.
-const RECYCLER: (&str, &str) = ("local.gantry.dev", "Recycle");
+/// Whom a node's agent knows as calls to itself: to empty a folder, and to remove that of a volume of its own driver.
+const AGENT: &str = "local.gantry.dev";
 /// Mark the default class.
 const DEFAULT_CLASS: [&str; 2] =
     ["storageclass.kubernetes.io/is-default-class", "storageclass.beta.kubernetes.io/is-default-class"];
@@ -372,6 +373,7 @@ impl Controller {
         let protected = is_held(&object, VOLUME_FINALIZER);
         if volume.deleting {
             if protected && volume.phase != "Bound" {
+                self.remove_folder(&object, &value).await?;
                 self.patch_volume(&object, without(&object, VOLUME_FINALIZER)).await?;
                 return Ok(());
             }
@@ -467,7 +469,7 @@ impl Controller {
             return Ok(Some("Recycle failed: no node reaches the volume".into()));
         };
         let drivers = &self.context.config.drivers.0;
-        match drivers.call(&node.key.name, RECYCLER.0, RECYCLER.1, &json!({"path": path})).await {
+        match drivers.call(&node.key.name, AGENT, "Recycle", &json!({"path": path})).await {
             Ok(_) => {}
             Err(lost) if lost.code == code::UNAVAILABLE => return Err(ApiError::internal(lost)),
             Err(error) => return Ok(Some(format!("Recycle failed: {error}"))),
@@ -482,16 +484,42 @@ impl Controller {
         self.patch_volume(object, patch).await.map(|_| None)
     }
 
-    /// The node's agent removes folder and volume; where the node is gone, so is the folder.
-    async fn after_node(&self, object: &Arc<Object>) -> Result<(), ApiError> {
+    /// The node that a volume of the built-in driver is on, if it is still there.
+    async fn node_of(&self, object: &Object) -> Result<Option<ObjectKey>, ApiError> {
         let node = object.meta().labels.get(NODE_LABEL).cloned().unwrap_or_default();
         let key = ObjectKey::cluster(node);
         if self.nodes.get(&key).is_some() {
-            return Ok(());
+            return Ok(Some(key));
         }
         match self.context.client.get(&NODES, &key).await {
-            Err(error) if error.is_not_found() => {}
-            found => return found.map(drop),
+            Err(error) if error.is_not_found() => Ok(None),
+            found => found.map(|_| Some(key)),
+        }
+    }
+
+    /// Somebody deletes a released volume: its object stays until its node, which may be away, has removed the folder.
+    async fn remove_folder(&self, object: &Arc<Object>, value: &Value) -> Result<(), ApiError> {
+        let spec = &value["spec"];
+        let over =
+            spec["persistentVolumeReclaimPolicy"] == "Delete" && value["status"]["phase"] == "Released";
+        if spec["csi"]["driver"] != LOCAL || !over {
+            return Ok(());
+        }
+        let Some(node) = self.node_of(object).await? else { return Ok(()) };
+        let request = json!({"volume": spec["csi"]["volumeHandle"]});
+        let drivers = &self.context.config.drivers.0;
+        let called = drivers.call(&node.name, AGENT, "Delete", &request).await;
+        called.map(drop).map_err(|why| {
+            let text = format!("the folder of the volume stays: {why}");
+            self.tell("PersistentVolume", object, (EventType::Warning, "VolumeFailedDelete", text));
+            ApiError::internal(why)
+        })
+    }
+
+    /// The node's agent removes folder and volume; where the node is gone, so is the folder.
+    async fn after_node(&self, object: &Arc<Object>) -> Result<(), ApiError> {
+        if self.node_of(object).await?.is_some() {
+            return Ok(());
         }
         let options = DeleteOptions { uid: Some(object.uid().into()), ..DeleteOptions::default() };
         match self.context.client.delete(&VOLUMES, &object.key, options).await {

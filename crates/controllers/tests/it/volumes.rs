@@ -141,6 +141,11 @@ async fn the_standard_class_makes_a_volume_where_the_pod_goes() {
     play(&c, |_| "Running").await;
     c.until_gone(&CLAIMS, &key("c")).await;
     phase(&c, &VOLUMES, &at, "Released").await;
+    // Deleted by hand it is there until the node has removed the folder, and no node answers here.
+    c.delete(&VOLUMES, &at, None).await.unwrap();
+    let stays = event(&c, "VolumeFailedDelete").await;
+    assert!(stays.starts_with("the folder of the volume stays: "), "{stays}");
+    assert!(c.client.get(&VOLUMES, &at).await.unwrap().meta().deletion_timestamp.is_some());
     // A node that is gone took the folder with it.
     c.delete(&NODES, &ObjectKey::cluster("a"), None).await.unwrap();
     c.until_gone(&VOLUMES, &at).await;
