@@ -264,7 +264,7 @@ impl WebSocket {
 }
 
 async fn in_time<T>(work: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(30), work).await.expect("in time")
+    tokio::time::timeout(Duration::from_secs(120), work).await.expect("in time")
 }
 
 async fn wait_for(condition: impl Fn() -> bool) {

@@ -8,7 +8,7 @@ use tokio::process::Command;
 
 pub const PROGRAMS: [&str; 2] = ["/usr/bin/kubectl", "/work/tools/kubectl-1.20/usr/bin/kubectl"];
 /// How long one command may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Plays the node agents until dropped.
 struct Agents(tokio::task::JoinHandle<()>);

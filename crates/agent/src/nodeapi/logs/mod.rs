@@ -330,7 +330,7 @@ mod tests {
                     self.1.extend(self.0.recv().await.expect("the log ends too early"));
                 }
             };
-            tokio::time::timeout(Duration::from_secs(20), wait).await.expect("in time");
+            tokio::time::timeout(Duration::from_secs(120), wait).await.expect("in time");
             String::from_utf8(self.1.clone()).unwrap()
         }
 
@@ -340,7 +340,7 @@ mod tests {
                     self.1.extend(bytes);
                 }
             };
-            tokio::time::timeout(Duration::from_secs(20), wait).await.expect("in time");
+            tokio::time::timeout(Duration::from_secs(120), wait).await.expect("in time");
             String::from_utf8(self.1).unwrap()
         }
     }
@@ -401,7 +401,7 @@ mod tests {
         let task = tokio::spawn(send(LogSource { path, running: has }, options("follow=true"), out));
         lines.recv().await.unwrap();
         drop(lines);
-        tokio::time::timeout(Duration::from_secs(20), task).await.expect("in time").unwrap();
+        tokio::time::timeout(Duration::from_secs(120), task).await.expect("in time").unwrap();
         drop(running);
     }
 
