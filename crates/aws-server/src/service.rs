@@ -59,6 +59,11 @@ impl Call {
         self.input[member].as_str().unwrap_or_default()
     }
 
+    /// A count in the input; `usual` where it is unset.
+    pub fn count(&self, member: &str, usual: usize) -> usize {
+        self.input[member].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(usual)
+    }
+
     /// The members of a list of the input; none where it is unset.
     pub fn items(&self, member: &str) -> &[Value] {
         self.input[member].as_array().map(Vec::as_slice).unwrap_or_default()

@@ -209,9 +209,8 @@ impl Pages {
         rows: &[T],
         name: impl Fn(&T) -> String,
     ) -> Result<(Vec<T>, Option<String>), AwsError> {
-        let most = call.input[self.asks.0].as_u64().and_then(|n| usize::try_from(n).ok());
         let refused = |_| AwsError::client(self.refusal.0, self.refusal.1);
-        page(rows, name, text(&call.input, self.asks.1), most.unwrap_or(self.rows)).map_err(refused)
+        page(rows, name, text(&call.input, self.asks.1), call.count(self.asks.0, self.rows)).map_err(refused)
     }
 
     /// A list's answer: the call's page of rows, which get sorted by the member `by`.

@@ -72,10 +72,9 @@ fn shown(name: &str, value: &str, principal: &str) -> Value {
 
 async fn write(cx: &Context<'_>, principal: &str, value: Option<&str>) -> Result<(), AwsError> {
     let name = cx.text("name");
-    let identity = ("AccountSetting", &*key(cx, principal).name);
-    cx.put(&cx.views.settings, identity, |_| json!({"principalArn": principal, "settings": {name: value}}))
-        .await
-        .map(drop)
+    let (key, spec) = (key(cx, principal), json!({"principalArn": principal, "settings": {name: value}}));
+    let put = cx.put(&cx.views.settings, ("AccountSetting", &key), &spec, |_| Ok(spec.clone()));
+    put.await.map(drop)
 }
 
 async fn put_for(cx: &Context<'_>, principal: String) -> Outcome {

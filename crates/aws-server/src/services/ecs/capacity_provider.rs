@@ -90,8 +90,9 @@ pub async fn create(cx: &Context<'_>) -> Outcome {
         "autoScalingGroupProvider": provider, "tags": cx.call.input.get("tags").cloned().unwrap_or(json!([])),
         "updateStatus": "CREATE_COMPLETE",
     });
-    let identity = ("CapacityProvider", &*key(cx, name).name);
-    let object = cx.put(&cx.views.providers, identity, |_| spec.clone()).await?;
+    let key = key(cx, name);
+    let put = cx.put(&cx.views.providers, ("CapacityProvider", &key), &spec, |_| Ok(spec.clone()));
+    let object = put.await?;
     Ok(json!({"capacityProvider": doc(&object)?.spec()}))
 }
 

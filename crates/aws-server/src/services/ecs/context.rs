@@ -5,7 +5,7 @@ use super::{Ecs, instance};
 use crate::service::{AwsError, Call, Shared};
 use client::{DeleteOptions, Object, ObjectKey};
 use ecs_model::doc::{Doc, object};
-use ecs_model::names::{ArnError, DEFAULT_CLUSTER, ECS_NAMESPACE, Place, Resource, Scope, family_revision};
+use ecs_model::names::{ArnError, DEFAULT_CLUSTER, Place, Resource, Scope, family_revision};
 use ecs_model::refusal::{Refusal, refuse_if};
 use k8s_schema::{Gvr, gvr};
 use machinery::kinds::get::text;
@@ -327,25 +327,27 @@ impl Context<'_> {
         Err(busy())
     }
 
-    /// Creates or changes an object of our own in the namespace of things that belong to no cluster.
+    /// Creates or changes an object: `edit` sees its spec so far (`base`, where there is none) and gives a merge patch.
     pub async fn put(
         &self,
         kept: &Stored,
-        (kind, name): (&str, &str),
-        edit: impl Fn(&Value) -> Value,
+        (kind, key): (&str, &ObjectKey),
+        base: &Value,
+        edit: impl Fn(&Value) -> Result<Value, AwsError>,
     ) -> Result<Arc<Object>, AwsError> {
-        let key = ObjectKey::new(ECS_NAMESPACE, name);
         for _ in 0..ATTEMPTS {
-            let changed = self.modify(kept, &key, |doc| Ok(Some(json!({"spec": edit(doc.spec())})))).await?;
-            if let Some(object) = changed {
+            let patch = |doc: &Doc| Ok(Some(json!({"spec": edit(doc.spec())?})));
+            if let Some(object) = self.modify(kept, key, patch).await? {
                 return Ok(object);
             }
-            self.ensure_namespace(ECS_NAMESPACE).await?;
-            let body = object(kind, ECS_NAMESPACE, name, edit(&Value::Null));
+            self.ensure_namespace(&key.namespace).await?;
+            let mut spec = base.clone();
+            machinery::patch::merge(&mut spec, &edit(base)?);
+            let body = object(kind, &key.namespace, &key.name, spec);
             if let Some(object) = self.create(kept, body).await? {
                 return Ok(object);
             }
-            self.made_by_another(kept, &key).await?;
+            self.made_by_another(kept, key).await?;
         }
         Err(busy())
     }

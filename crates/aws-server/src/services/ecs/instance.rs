@@ -8,7 +8,7 @@ use super::context::{Cluster, Context, doc};
 use super::index::quantity;
 use crate::service::AwsError;
 use client::{Object, ObjectKey};
-use ecs_model::doc::{Doc, object};
+use ecs_model::doc::Doc;
 use ecs_model::names::{Resource, derived_id};
 use ecs_model::overrides::GPU_RESOURCE;
 use ecs_model::placement::{Instance, ZONE};
@@ -244,22 +244,8 @@ impl Row {
         cluster: &Cluster,
         edit: impl Fn(&Value) -> Result<Value, AwsError>,
     ) -> Result<Arc<Object>, AwsError> {
-        let views = cx.views;
         let key = ObjectKey::new(&*cluster.namespace, &*self.id);
-        loop {
-            let patch = |doc: &Doc| Ok(Some(json!({"spec": edit(doc.spec())?})));
-            if let Some(written) = cx.modify(&views.instances, &key, patch).await? {
-                return Ok(written);
-            }
-            let mut spec = self.base();
-            let patch = edit(&spec)?;
-            machinery::patch::merge(&mut spec, &patch);
-            let body = object("ContainerInstance", &cluster.namespace, &self.id, spec);
-            if let Some(written) = cx.create(&views.instances, body).await? {
-                return Ok(written);
-            }
-            cx.made_by_another(&views.instances, &key).await?;
-        }
+        cx.put(&cx.views.instances, ("ContainerInstance", &key), &self.base(), edit).await
     }
 
     fn base(&self) -> Value {

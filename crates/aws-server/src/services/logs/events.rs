@@ -71,10 +71,6 @@ fn times(call: &Call, group: &Group, after_end: u64) -> Result<Range<u64>, AwsEr
     Ok(start.max(group.oldest_ms(call.now_ms))..end.map_or(u64::MAX, |end| end.saturating_add(after_end)))
 }
 
-fn limit(call: &Call) -> usize {
-    call.input["limit"].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(PAGE).min(PAGE)
-}
-
 async fn read(
     state: &State,
     group: &Group,
@@ -105,7 +101,7 @@ pub(super) async fn get(state: &State, call: &Call) -> Outcome {
         times_ms: times(call, &group, 0)?,
         beyond,
         forward,
-        count_max: limit(call),
+        count_max: call.count("limit", PAGE).min(PAGE),
         bytes_max: PAGE_BYTES,
         scan_max: u64::MAX,
     };
@@ -153,7 +149,7 @@ pub(super) async fn filter(state: &State, call: &Call) -> Outcome {
             digits => Some(token::position(digits)?),
         },
         forward: call.input["startFromHead"] != false,
-        count_max: limit(call),
+        count_max: call.count("limit", PAGE).min(PAGE),
         bytes_max: PAGE_BYTES,
         scan_max: SCAN_BYTES,
     };

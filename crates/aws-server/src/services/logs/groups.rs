@@ -90,10 +90,6 @@ async fn everywhere(state: &State) -> Result<Vec<Group>, AwsError> {
     Ok(found.items.iter().filter_map(group).collect())
 }
 
-fn limit(call: &Call) -> usize {
-    call.input["limit"].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(PAGE)
-}
-
 pub(super) async fn describe(state: &State, call: &Call) -> Outcome {
     let (prefix, pattern) = (call.text("logGroupNamePrefix"), call.text("logGroupNamePattern"));
     refuse_if(!prefix.is_empty() && !pattern.is_empty(), || {
@@ -110,7 +106,7 @@ pub(super) async fn describe(state: &State, call: &Call) -> Outcome {
         groups.retain(|g| wanted.contains(&g.name.as_str()));
     }
     let (page, next) =
-        token::page("groups", call.text("nextToken"), limit(call), groups, |g| g.name.clone())?;
+        token::page("groups", call.text("nextToken"), call.count("limit", PAGE), groups, |g| g.name.clone())?;
     let store = state.store.clone();
     let elsewhere = homes::bytes(state, call, &page).await;
     let described = blocking(move || {
@@ -148,7 +144,7 @@ pub(super) async fn list(state: &State, call: &Call) -> Outcome {
         groups.retain(|g| g.spec["logGroupClass"] == class);
     }
     let (page, next) =
-        token::page("groups", call.text("nextToken"), limit(call), groups, |g| g.name.clone())?;
+        token::page("groups", call.text("nextToken"), call.count("limit", PAGE), groups, |g| g.name.clone())?;
     let row = |g: &Group| json!({"logGroupName": g.name, "logGroupArn": g.arn(), "logGroupClass": g.spec["logGroupClass"]});
     Ok(json!({"logGroups": page.iter().map(row).collect::<Vec<_>>(), "nextToken": next}))
 }

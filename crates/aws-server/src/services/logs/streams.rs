@@ -49,7 +49,7 @@ pub(super) async fn describe(state: &State, call: &Call) -> Outcome {
         streams.reverse();
     }
     let kind = format!("streams {by_time} {descending}");
-    let limit = call.input["limit"].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(PAGE);
+    let limit = call.count("limit", PAGE);
     let begin = match token::last(&kind, call.text("nextToken"))? {
         None => 0,
         Some(last) => {

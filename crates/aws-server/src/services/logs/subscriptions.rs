@@ -35,7 +35,7 @@ pub(super) async fn describe(state: &State, call: &Call) -> Outcome {
     let filters = group.spec["subscriptionFilters"].as_object().cloned().unwrap_or_default();
     let list: Vec<Value> =
         filters.into_iter().filter(|(name, _)| name.starts_with(prefix)).map(|(_, filter)| filter).collect();
-    let limit = call.input["limit"].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(PAGE);
+    let limit = call.count("limit", PAGE);
     let name = |filter: &Value| filter["filterName"].as_str().unwrap_or_default().to_string();
     let (page, next) = token::page("filters", call.text("nextToken"), limit, list, name)?;
     Ok(json!({"subscriptionFilters": page, "nextToken": next}))

@@ -156,7 +156,7 @@ pub(super) async fn versions(state: &State, call: &Call) -> Outcome {
 
 pub(super) async fn random_password(_: &State, call: &Call) -> Outcome {
     let input = &call.input;
-    let length = input["PasswordLength"].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(32);
+    let length = call.count("PasswordLength", 32);
     let without = text(input, "ExcludeCharacters");
     let classes: Vec<Vec<char>> = [
         ("ExcludeLowercase", "abcdefghijklmnopqrstuvwxyz"),

@@ -60,7 +60,7 @@ fn chosen<'a>(input: &Value, service: &Value, all: &'a [Value]) -> Vec<&'a Value
 /// DiscoverInstances.
 pub(super) async fn discover(state: &State, call: &Call) -> Outcome {
     let (service, all) = named(state, call).await?;
-    let max = call.input["MaxResults"].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(DEFAULT_MAX);
+    let max = call.count("MaxResults", DEFAULT_MAX);
     let row = |i: &Value| {
         json!({"InstanceId": i["Id"], "NamespaceName": call.input["NamespaceName"],
             "ServiceName": service["Name"], "HealthStatus": health_of(&service, i),
