@@ -11,6 +11,7 @@ use k8s_schema::gvr::CONFIG_MAPS;
 use serde_json::json;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 use store::{Endpoint, Etcd, EtcdOptions, Expect, Store, StoreError, Txn, TxnOp};
 
@@ -25,8 +26,12 @@ impl Drop for Running {
 }
 
 fn start(folder: &std::path::Path) -> Option<(Running, Endpoint)> {
-    let port = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let (client, peer) = (port(), format!("http://127.0.0.1:{}", port()));
+    // Below the ports that the kernel gives to connections.
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = 12_010 + u16::try_from(std::process::id() % 997).unwrap() * 20;
+    let ports = std::iter::repeat_with(|| first + NEXT.fetch_add(1, Ordering::Relaxed) % 800);
+    let mut ports = ports.filter(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok());
+    let (client, peer) = (ports.next()?, format!("http://127.0.0.1:{}", ports.next()?));
     let url = format!("http://127.0.0.1:{client}");
     let mut command = Command::new("etcd");
     command.arg("--data-dir").arg(folder).args(["--name", "t", "--logger", "zap"]);

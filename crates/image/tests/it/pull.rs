@@ -11,6 +11,8 @@ use testkit::image::{ImageBuilder, digest, gzip};
 
 /// Nothing takes longer on a healthy machine, however busy.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Where nobody listens. (A port that was free a moment ago may be another test's now.)
+const NOBODY: &str = "127.0.0.1:1";
 
 struct Bench {
     folder: tempfile::TempDir,
@@ -263,8 +265,7 @@ async fn registries_that_hang_or_drip_are_given_up() {
         false => content.answer(request),
     });
     impatient(PATIENCE, Duration::from_millis(300)).refused(&drip.image("web:1"), "only drips").await;
-    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    Bench::new().refused(&format!("{closed}/web:1"), "Connection refused").await;
+    Bench::new().refused(&format!("{NOBODY}/web:1"), "Connection refused").await;
 }
 
 #[tokio::test]
@@ -418,9 +419,8 @@ async fn one_flight_a_name() {
 #[tokio::test]
 async fn mirrors_go_first() {
     let mirror = honest(&Content::of(&web(), "1"));
-    let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let mut config = quick();
-    let addresses = vec![format!("http://{dead}"), format!("http://{}/", mirror.address)];
+    let addresses = vec![format!("http://{NOBODY}"), format!("http://{}/", mirror.address)];
     config.mirrors.insert("docker.io".into(), addresses);
     let bench = Bench::with(config, Limits::default());
     let pulled = bench.pull("web:1").await.unwrap();

@@ -9,14 +9,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 use store::{
     Endpoint, Etcd, EtcdOptions, Expect, RangeOptions, Revision, Store, StoreError, TxnOutcome, WatchError,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-pub const CALL: Duration = Duration::from_secs(2);
+pub const CALL: Duration = Duration::from_secs(6);
 
 /// An etcd of the test's own.
 struct Server {
@@ -27,8 +27,12 @@ struct Server {
     child: Option<Child>,
 }
 
+/// A port below those that the kernel gives to connections: nobody gets it while its server is away.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = 12_000 + u16::try_from(std::process::id() % 997).unwrap() * 20;
+    let mut ports = std::iter::repeat_with(|| first + NEXT.fetch_add(1, Ordering::Relaxed) % 800);
+    ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap()
 }
 
 impl Server {
@@ -401,19 +405,18 @@ async fn history_is_forgotten_in_time() {
 struct Relay {
     port: u16,
     cut: Arc<tokio::sync::watch::Sender<bool>>,
-    deaf: Arc<AtomicBool>,
+    deaf: Arc<tokio::sync::watch::Sender<bool>>,
 }
 
 impl Relay {
     async fn start(target: u16) -> Relay {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let (cut, deaf) =
-            (Arc::new(tokio::sync::watch::Sender::new(false)), Arc::new(AtomicBool::new(false)));
+        let [cut, deaf] = [(); 2].map(|()| Arc::new(tokio::sync::watch::Sender::new(false)));
         let (cuts, is_deaf) = (cut.clone(), deaf.clone());
         tokio::spawn(async move {
             while let Ok((near, _)) = listener.accept().await {
-                let (mut cut, deaf) = (cuts.subscribe(), is_deaf.clone());
+                let (mut cut, mut deaf) = (cuts.subscribe(), is_deaf.subscribe());
                 tokio::spawn(async move {
                     if *cut.borrow() {
                         return;
@@ -424,10 +427,13 @@ impl Relay {
                     let back = async {
                         let mut buffer = vec![0; 65_536];
                         while let Ok(read @ 1..) = far_in.read(&mut buffer).await {
-                            // The moment when a server dies between doing and answering.
-                            if deaf.load(Ordering::Relaxed)
-                                || near_out.write_all(&buffer[..read]).await.is_err()
-                            {
+                            // The moment when a server dies between doing and answering. (Not before it has done it:
+                            // etcd gives up what a broken connection asked for.)
+                            if *deaf.borrow() {
+                                let _ = deaf.wait_for(|deaf| !deaf).await;
+                                return;
+                            }
+                            if near_out.write_all(&buffer[..read]).await.is_err() {
                                 return;
                             }
                         }
@@ -448,9 +454,9 @@ impl Relay {
         self.cut.send_replace(cut);
     }
 
-    /// The next connection that etcd answers on breaks instead; so do further ones until this is undone.
+    /// What etcd says is held back until this is undone; then the connections break on which it said something.
     fn deaf(&self, deaf: bool) {
-        self.deaf.store(deaf, Ordering::Relaxed);
+        self.deaf.send_replace(deaf);
     }
 }
 

@@ -11,7 +11,7 @@ use store::{
 };
 
 /// Nothing here takes longer than this unless it hangs.
-pub const DEADLINE: Duration = Duration::from_secs(60);
+pub const DEADLINE: Duration = Duration::from_secs(120);
 
 /// Opens a store. Other tests of this binary start processes: one between its fork and its exec still has the lock
 /// of a store that was closed a moment ago, so that is waited for.
