@@ -23,7 +23,7 @@ const VOLUME_PREFIX: &str = "kube-api-access-";
 const ENFORCED: &str = "kubernetes.io/enforce-mountable-secrets";
 const MIRROR: &str = "kubernetes.io/config.mirror";
 /// How long a pod waits for the `default` account of a namespace that was made a moment ago (upstream: 1 to 2 s).
-const WAIT_MAX: Duration = Duration::from_secs(2);
+const WAIT_MAX: Duration = Duration::from_secs(5);
 
 fn account_name(pod: &Value) -> &str {
     pod["spec"]["serviceAccountName"].as_str().filter(|n| !n.is_empty()).unwrap_or(DEFAULT)
