@@ -9,10 +9,7 @@ use std::sync::LazyLock;
 const PREFIX: &str = "com.amazonaws.ecs.capability.";
 
 /// One capability and who needs it.
-struct Row {
-    name: &'static str,
-    needed: fn(&Value) -> bool,
-}
+type Row = (&'static str, fn(&Value) -> bool);
 
 fn any(doc: &Value, needs: impl Fn(&Value) -> bool) -> bool {
     list(doc, "/containerDefinitions").iter().any(needs)
@@ -43,81 +40,57 @@ pub fn is_ecr_image(image: &str) -> bool {
 }
 
 const ROWS: [Row; 30] = [
-    Row { name: "privileged-container", needed: |d| container_set(d, "/privileged") },
-    Row { name: "logging-driver.json-file", needed: |d| logs_to(d, "json-file") },
-    Row { name: "logging-driver.syslog", needed: |d| logs_to(d, "syslog") },
-    Row { name: "logging-driver.journald", needed: |d| logs_to(d, "journald") },
-    Row { name: "logging-driver.gelf", needed: |d| logs_to(d, "gelf") },
-    Row { name: "logging-driver.fluentd", needed: |d| logs_to(d, "fluentd") },
-    Row { name: "logging-driver.splunk", needed: |d| logs_to(d, "splunk") },
-    Row { name: "logging-driver.awslogs", needed: |d| logs_to(d, "awslogs") },
-    Row { name: "logging-driver.awsfirelens", needed: |d| logs_to(d, "awsfirelens") },
-    Row {
-        name: "ecs.capability.execution-role-awslogs",
-        needed: |d| logs_to(d, "awslogs") && has(d, "/executionRoleArn"),
-    },
-    Row {
-        name: "ecs.capability.firelens.fluentbit",
-        needed: |d| any(d, |c| text(c, "/firelensConfiguration/type") == "fluentbit"),
-    },
-    Row {
-        name: "ecs.capability.firelens.fluentd",
-        needed: |d| any(d, |c| text(c, "/firelensConfiguration/type") == "fluentd"),
-    },
-    Row { name: "docker-remote-api.1.18", needed: |d| text(d, "/networkMode") == "awsvpc" },
-    Row { name: "docker-remote-api.1.19", needed: |d| logs_to(d, "awslogs") },
-    Row { name: "docker-remote-api.1.21", needed: |d| container_set(d, "/memoryReservation") },
-    Row { name: "docker-remote-api.1.22", needed: |d| container_set(d, "/linuxParameters/tmpfs") },
-    Row { name: "docker-remote-api.1.24", needed: |d| container_set(d, "/healthCheck") },
-    Row {
-        name: "docker-remote-api.1.25",
-        needed: |d| container_set(d, "/linuxParameters/initProcessEnabled"),
-    },
-    Row { name: "ecr-auth", needed: |d| any(d, |c| is_ecr_image(text(c, "/image"))) },
-    Row {
-        name: "ecs.capability.execution-role-ecr-pull",
-        needed: |d| has(d, "/executionRoleArn") && any(d, |c| is_ecr_image(text(c, "/image"))),
-    },
-    Row { name: "task-iam-role", needed: |d| has(d, "/taskRoleArn") && text(d, "/networkMode") != "host" },
-    Row {
-        name: "task-iam-role-network-host",
-        needed: |d| has(d, "/taskRoleArn") && text(d, "/networkMode") == "host",
-    },
-    Row { name: "ecs.capability.task-eni", needed: |d| text(d, "/networkMode") == "awsvpc" },
-    Row { name: "ecs.capability.container-health-check", needed: |d| container_set(d, "/healthCheck") },
-    Row {
-        name: "ecs.capability.container-ordering",
-        needed: |d| ["/dependsOn", "/startTimeout", "/stopTimeout"].iter().any(|at| container_set(d, at)),
-    },
-    Row { name: "ecs.capability.secrets.ssm.environment-variables", needed: |d| secret_from(d, "ssm") },
-    Row {
-        name: "ecs.capability.secrets.asm.environment-variables",
-        needed: |d| secret_from(d, "secretsmanager"),
-    },
-    Row {
-        name: "ecs.capability.pid-ipc-namespace-sharing",
-        needed: |d| has(d, "/pidMode") || has(d, "/ipcMode"),
-    },
-    Row {
-        name: "ecs.capability.efs",
-        needed: |d| list(d, "/volumes").iter().any(|v| has(v, "/efsVolumeConfiguration")),
-    },
-    Row { name: "ecs.capability.env-files.s3", needed: |d| container_set(d, "/environmentFiles") },
+    ("privileged-container", |d| container_set(d, "/privileged")),
+    ("logging-driver.json-file", |d| logs_to(d, "json-file")),
+    ("logging-driver.syslog", |d| logs_to(d, "syslog")),
+    ("logging-driver.journald", |d| logs_to(d, "journald")),
+    ("logging-driver.gelf", |d| logs_to(d, "gelf")),
+    ("logging-driver.fluentd", |d| logs_to(d, "fluentd")),
+    ("logging-driver.splunk", |d| logs_to(d, "splunk")),
+    ("logging-driver.awslogs", |d| logs_to(d, "awslogs")),
+    ("logging-driver.awsfirelens", |d| logs_to(d, "awsfirelens")),
+    ("ecs.capability.execution-role-awslogs", |d| logs_to(d, "awslogs") && has(d, "/executionRoleArn")),
+    ("ecs.capability.firelens.fluentbit", |d| {
+        any(d, |c| text(c, "/firelensConfiguration/type") == "fluentbit")
+    }),
+    ("ecs.capability.firelens.fluentd", |d| any(d, |c| text(c, "/firelensConfiguration/type") == "fluentd")),
+    ("docker-remote-api.1.18", |d| text(d, "/networkMode") == "awsvpc"),
+    ("docker-remote-api.1.19", |d| logs_to(d, "awslogs")),
+    ("docker-remote-api.1.21", |d| container_set(d, "/memoryReservation")),
+    ("docker-remote-api.1.22", |d| container_set(d, "/linuxParameters/tmpfs")),
+    ("docker-remote-api.1.24", |d| container_set(d, "/healthCheck")),
+    ("docker-remote-api.1.25", |d| container_set(d, "/linuxParameters/initProcessEnabled")),
+    ("ecr-auth", |d| any(d, |c| is_ecr_image(text(c, "/image")))),
+    ("ecs.capability.execution-role-ecr-pull", |d| {
+        has(d, "/executionRoleArn") && any(d, |c| is_ecr_image(text(c, "/image")))
+    }),
+    ("task-iam-role", |d| has(d, "/taskRoleArn") && text(d, "/networkMode") != "host"),
+    ("task-iam-role-network-host", |d| has(d, "/taskRoleArn") && text(d, "/networkMode") == "host"),
+    ("ecs.capability.task-eni", |d| text(d, "/networkMode") == "awsvpc"),
+    ("ecs.capability.container-health-check", |d| container_set(d, "/healthCheck")),
+    ("ecs.capability.container-ordering", |d| {
+        ["/dependsOn", "/startTimeout", "/stopTimeout"].iter().any(|at| container_set(d, at))
+    }),
+    ("ecs.capability.secrets.ssm.environment-variables", |d| secret_from(d, "ssm")),
+    ("ecs.capability.secrets.asm.environment-variables", |d| secret_from(d, "secretsmanager")),
+    ("ecs.capability.pid-ipc-namespace-sharing", |d| has(d, "/pidMode") || has(d, "/ipcMode")),
+    ("ecs.capability.efs", |d| list(d, "/volumes").iter().any(|v| has(v, "/efsVolumeConfiguration"))),
+    ("ecs.capability.env-files.s3", |d| container_set(d, "/environmentFiles")),
 ];
 
 /// What our nodes cannot do (yet): a task that needs it is not placed on them.
-const NOT_OURS: [&str; 5] = [
-    "logging-driver.syslog",
-    "logging-driver.journald",
-    "logging-driver.gelf",
-    "logging-driver.fluentd",
-    "logging-driver.splunk",
-];
+const NOT_OURS: &str = "logging-driver.syslog logging-driver.journald logging-driver.gelf \
+    logging-driver.fluentd logging-driver.splunk";
 
 /// The full names of the capabilities that every one of our nodes has.
 pub fn capabilities() -> &'static BTreeSet<String> {
-    static ALL: LazyLock<BTreeSet<String>> =
-        LazyLock::new(|| ROWS.iter().map(|r| r.name).filter(|n| !NOT_OURS.contains(n)).map(full).collect());
+    static ALL: LazyLock<BTreeSet<String>> = LazyLock::new(|| {
+        ROWS.iter()
+            .map(|(name, _)| *name)
+            .filter(|n| !NOT_OURS.split(' ').any(|not| not == *n))
+            .map(full)
+            .collect()
+    });
     &ALL
 }
 
@@ -127,5 +100,5 @@ fn full(name: &str) -> String {
 
 /// The definition's `requiresAttributes`.
 pub fn required(doc: &Value) -> Value {
-    ROWS.iter().filter(|r| (r.needed)(doc)).map(|r| json!({"name": full(r.name)})).collect()
+    ROWS.iter().filter(|(_, needed)| needed(doc)).map(|(name, _)| json!({"name": full(name)})).collect()
 }

@@ -13,16 +13,9 @@ const STOP_TIMEOUT_MAX: i64 = 120;
 const STORAGE_GIB: std::ops::RangeInclusive<i64> = 21..=200;
 const LOG_DRIVERS: [&str; 3] = ["awslogs", "splunk", "awsfirelens"];
 /// Container members that are refused; ECS names the last part.
-const REFUSED: [&str; 8] = [
-    "/privileged",
-    "/links",
-    "/dockerSecurityOptions",
-    "/linuxParameters/devices",
-    "/linuxParameters/sharedMemorySize",
-    "/linuxParameters/maxSwap",
-    "/linuxParameters/swappiness",
-    "/resourceRequirements",
-];
+const REFUSED: &str = "/privileged /links /dockerSecurityOptions /linuxParameters/devices \
+    /linuxParameters/sharedMemorySize /linuxParameters/maxSwap /linuxParameters/swappiness \
+    /resourceRequirements";
 
 fn refused(what: &str) -> Refusal {
     Refusal::client(format!("Fargate compatible task definitions do not support {what}"))
@@ -72,7 +65,7 @@ pub fn size(cpu: Option<u64>, memory: Option<u64>) -> Result<(), Refusal> {
 }
 
 fn check_container(container: &Value) -> Result<(), Refusal> {
-    if let Some(at) = REFUSED.iter().find(|at| container.pointer(at).is_some_and(is_set)) {
+    if let Some(at) = REFUSED.split(' ').find(|at| container.pointer(at).is_some_and(is_set)) {
         return Err(refused(at.rsplit('/').next().unwrap_or_default()));
     }
     let extra = list(container, "/linuxParameters/capabilities/add");

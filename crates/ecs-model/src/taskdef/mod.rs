@@ -26,6 +26,9 @@ const CONTAINERS_MAX: usize = 10;
 const NAME_MAX: usize = 255;
 /// Most placement constraints of a task definition.
 const CONSTRAINTS_MAX: usize = 10;
+/// Configurations of a volume, of which it has one.
+const VOLUMES: &str = "host dockerVolumeConfiguration efsVolumeConfiguration fsxWindowsFileServerVolumeConfiguration \
+    s3filesVolumeConfiguration";
 /// What a request may say beside `containerDefinitions` and `tags`.
 const MEMBERS: &str = "cpu enableFaultInjection ephemeralStorage executionRoleArn family inferenceAccelerators ipcMode \
     memory networkMode pidMode placementConstraints proxyConfiguration requiresCompatibilities \
@@ -169,14 +172,7 @@ fn volumes(doc: &Value) -> Result<(), Refusal> {
         if !seen.insert(name) {
             return Err(Refusal::client(format!("Volume name '{name}' is used more than once.")));
         }
-        let kinds = [
-            "host",
-            "dockerVolumeConfiguration",
-            "efsVolumeConfiguration",
-            "fsxWindowsFileServerVolumeConfiguration",
-            "s3filesVolumeConfiguration",
-        ];
-        refuse_if(kinds.iter().filter(|k| has(volume, &format!("/{k}"))).count() > 1, || {
+        refuse_if(VOLUMES.split_whitespace().filter(|k| has(volume, &format!("/{k}"))).count() > 1, || {
             Refusal::client(format!("Only one volume configuration can be specified for volume '{name}'."))
         })?;
         let efs = &volume["efsVolumeConfiguration"];

@@ -18,16 +18,8 @@ pub struct Told {
 }
 
 /// Members of a task that the event has as text.
-const TASK_TIMES: [&str; 8] = [
-    "connectivityAt",
-    "createdAt",
-    "executionStoppedAt",
-    "pullStartedAt",
-    "pullStoppedAt",
-    "startedAt",
-    "stoppedAt",
-    "stoppingAt",
-];
+const TASK_TIMES: &str = "connectivityAt createdAt executionStoppedAt pullStartedAt pullStoppedAt startedAt \
+    stoppedAt stoppingAt";
 /// A change of one of these is told.
 const TASK_TOLD: [&str; 6] =
     ["connectivity", "containers", "desiredStatus", "healthStatus", "lastStatus", "attachments"];
@@ -58,7 +50,7 @@ pub fn of_task(old: Option<&Doc>, new: &Doc, now: Timestamp) -> Option<Told> {
         }
     }
     let mut detail = shown;
-    for member in TASK_TIMES {
+    for member in TASK_TIMES.split(' ') {
         if let Some(time) = iso(&detail[member]) {
             detail[member] = time;
         }

@@ -27,14 +27,8 @@ const METADATA_MAX: usize = 2 << 10;
 /// Bytes of a key, as in AWS.
 const KEY_MAX: usize = 1_024;
 /// Headers that come back with an object.
-const KEPT: [&str; 6] = [
-    "cache-control",
-    "content-disposition",
-    "content-encoding",
-    "content-language",
-    "content-type",
-    "expires",
-];
+const KEPT: &str = "cache-control content-disposition content-encoding content-language content-type \
+    expires";
 
 /// The service.
 pub struct S3 {
@@ -269,7 +263,9 @@ fn conditions(ask: &Ask, there: Option<&Meta>) -> Result<(), AwsError> {
 /// What of the request's headers stays with the object.
 fn kept(ask: &Ask) -> Result<BTreeMap<String, String>, AwsError> {
     let own = |name: &str| {
-        KEPT.contains(&name) || name.starts_with("x-amz-meta-") || digest::CHECKED[1..].contains(&name)
+        KEPT.split(' ').any(|kept| kept == name)
+            || name.starts_with("x-amz-meta-")
+            || digest::CHECKED[1..].contains(&name)
     };
     let mut headers: BTreeMap<String, String> = ask
         .headers
