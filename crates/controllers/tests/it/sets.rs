@@ -239,11 +239,13 @@ async fn a_stateful_set_grows_updates_shrinks_and_goes() {
 async fn a_daemon_set_covers_the_nodes_and_follows_them() {
     let c = cluster().await;
     let _scheduler = c.scheduler();
-    for node in ["one", "two", "kept"] {
+    for node in ["one", "two"] {
         c.node(node, "4").await;
     }
-    let taint = json!({"spec": {"taints": [{"key": "mine", "effect": "NoSchedule"}]}});
-    c.client.merge_patch(&gvr::NODES, &ObjectKey::cluster("kept"), taint).await.unwrap();
+    // Tainted from the start: such a taint drives away nobody who was there before it was seen.
+    let kept = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "kept"},
+        "spec": {"taints": [{"key": "mine", "effect": "NoSchedule"}]}});
+    c.create(&gvr::NODES, kept).await;
     let cordon = json!({"spec": {"unschedulable": true}});
     c.client.merge_patch(&gvr::NODES, &ObjectKey::cluster("two"), cordon).await.unwrap();
     let set = json!({"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "d", "namespace": "default"},
