@@ -1,7 +1,7 @@
 //! What roles, policies and profiles have in common. Pure.
 
-use crate::service::{AwsError, Call};
-use crate::services::kept::Pages;
+use crate::service::{AwsError, Call, Outcome};
+use crate::services::kept::{Pages, text};
 use serde_json::{Value, json};
 use sha2::Digest;
 
@@ -51,14 +51,14 @@ const PAGES: Pages = Pages {
     refusal: ("ValidationError", "Invalid Marker."),
 };
 
-/// A page of a list, in IAM's form: `member` is the list's name.
-pub(super) fn listing(
-    call: &Call,
-    member: &str,
-    list: &[Value],
-    name: impl Fn(&Value) -> String,
-) -> Result<Value, AwsError> {
-    let (found, marker) = PAGES.cut(call, list, name)?;
+/// A page of a list, in IAM's form: `member` is the list's name, rows are sorted by their member `by` (none: they are
+/// texts).
+pub(super) fn listing(call: &Call, member: &str, mut list: Vec<Value>, by: &str) -> Outcome {
+    let name = |row: &Value| {
+        if by.is_empty() { row.as_str().unwrap_or_default().into() } else { text(row, by).to_string() }
+    };
+    list.sort_by_cached_key(name);
+    let (found, marker) = PAGES.cut(call, &list, name)?;
     Ok(json!({member: found, "IsTruncated": marker.is_some(), "Marker": marker}))
 }
 

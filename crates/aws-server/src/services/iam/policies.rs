@@ -40,10 +40,14 @@ async fn change(
     state.policies.change(call, name, edit).await?.ok_or_else(|| no_policy(arn))
 }
 
-/// How many roles have each policy.
+fn has(holder: &Value, arn: &str) -> bool {
+    items(&holder["Attached"]).iter().any(|attached| attached == arn)
+}
+
+/// How many roles and users have each policy.
 async fn shown(state: &State, call: &Call, policies: Vec<Value>) -> Result<Vec<Value>, AwsError> {
-    let roles = state.roles.list(call).await?;
-    let count = |arn: &str| roles.iter().filter(|r| items(&r["Attached"]).iter().any(|a| a == arn)).count();
+    let holders = [state.roles.list(call).await?, state.users.list(call).await?].concat();
+    let count = |arn: &str| holders.iter().filter(|holder| has(holder, arn)).count();
     let with_count = |mut policy: Value| {
         policy["AttachmentCount"] = count(text(&policy, "Arn")).into();
         policy["PermissionsBoundaryUsageCount"] = 0.into();
@@ -99,8 +103,7 @@ pub(super) async fn list(state: &State, call: &Call) -> Outcome {
     all.retain(|policy| text(policy, "Path").starts_with(prefix));
     let mut all = shown(state, call, all).await?;
     all.retain(|policy| call.input["OnlyAttached"] != true || policy["AttachmentCount"] != 0);
-    all.sort_by(|a, b| text(a, "Arn").cmp(text(b, "Arn")));
-    listing(call, "Policies", &all, |policy| text(policy, "Arn").to_string())
+    listing(call, "Policies", all, "Arn")
 }
 
 pub(super) async fn delete(state: &State, call: &Call) -> Outcome {
@@ -170,7 +173,7 @@ pub(super) async fn list_versions(state: &State, call: &Call) -> Outcome {
     let mut list: Vec<Value> = items(&policy["Versions"]).iter().map(|v| version(&policy, v)).collect();
     // A list shows no documents, as AWS's does.
     list.iter_mut().for_each(|v| v["Document"] = Value::Null);
-    listing(call, "Versions", &list, |v| text(v, "VersionId").to_string())
+    listing(call, "Versions", list, "VersionId")
 }
 
 pub(super) async fn set_default(state: &State, call: &Call) -> Outcome {
@@ -202,11 +205,16 @@ pub(super) async fn delete_version(state: &State, call: &Call) -> Outcome {
 
 pub(super) async fn entities(state: &State, call: &Call) -> Outcome {
     let arn = call.text("PolicyArn");
-    let roles = state.roles.list(call).await?;
-    let having = roles.iter().filter(|r| items(&r["Attached"]).iter().any(|a| a == arn));
-    let roles: Vec<Value> =
-        having.map(|r| json!({"RoleName": r["RoleName"], "RoleId": r["RoleId"]})).collect();
-    Ok(json!({"PolicyRoles": roles, "PolicyGroups": [], "PolicyUsers": [], "IsTruncated": false}))
+    let filter = call.input["EntityFilter"].as_str();
+    let having = |kind: &str, all: Vec<Value>| -> Vec<Value> {
+        let (name, id) = (format!("{kind}Name"), format!("{kind}Id"));
+        let asked = filter.is_none_or(|filter| filter == kind);
+        let having = all.iter().filter(|holder| asked && has(holder, arn));
+        having.map(|holder| json!({&*name: holder[&name], &*id: holder[&id]})).collect()
+    };
+    let roles = having("Role", state.roles.list(call).await?);
+    let users = having("User", state.users.list(call).await?);
+    Ok(json!({"PolicyRoles": roles, "PolicyGroups": [], "PolicyUsers": users, "IsTruncated": false}))
 }
 
 pub(super) async fn tag(state: &State, call: &Call) -> Outcome {
@@ -215,5 +223,5 @@ pub(super) async fn tag(state: &State, call: &Call) -> Outcome {
 
 pub(super) async fn list_tags(state: &State, call: &Call) -> Outcome {
     let policy = find(state, call, call.text("PolicyArn")).await?;
-    listing(call, "Tags", items(&policy["Tags"]), |tag| text(tag, "Key").to_string())
+    listing(call, "Tags", items(&policy["Tags"]).to_vec(), "Key")
 }

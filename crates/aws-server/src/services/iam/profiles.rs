@@ -60,8 +60,7 @@ async fn listed(state: &State, call: &Call, fits: impl Fn(&Value) -> bool) -> Ou
     for profile in state.profiles.list(call).await?.into_iter().filter(fits) {
         list.push(shown(state, call, profile).await?);
     }
-    list.sort_by(|a, b| text(a, "InstanceProfileName").cmp(text(b, "InstanceProfileName")));
-    listing(call, "InstanceProfiles", &list, |p| text(p, "InstanceProfileName").to_string())
+    listing(call, "InstanceProfiles", list, "InstanceProfileName")
 }
 
 pub(super) async fn list(state: &State, call: &Call) -> Outcome {

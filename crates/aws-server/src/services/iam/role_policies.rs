@@ -52,11 +52,10 @@ pub(super) fn has_none(holder: &Value) -> Result<(), AwsError> {
     refuse_if(inline, || conflict("Cannot delete entity, must delete policies first."))
 }
 
-/// Those under the path that the call asks for, by name.
+/// Those under the path that the call asks for.
 pub(super) fn under_path(call: &Call, mut all: Vec<Value>) -> Vec<Value> {
     let prefix = call.input["PathPrefix"].as_str().unwrap_or("/");
     all.retain(|holder| text(holder, "Path").starts_with(prefix));
-    all.sort_by(|a, b| text(a, member(call)).cmp(text(b, member(call))));
     all
 }
 
@@ -66,7 +65,7 @@ pub(super) async fn tag(state: &State, call: &Call) -> Outcome {
 
 pub(super) async fn list_tags(state: &State, call: &Call) -> Outcome {
     let holder = holder(state, call).await?;
-    listing(call, "Tags", items(&holder["Tags"]), |tag| text(tag, "Key").to_string())
+    listing(call, "Tags", items(&holder["Tags"]).to_vec(), "Key")
 }
 
 fn no_inline(name: &str) -> AwsError {
@@ -94,7 +93,7 @@ pub(super) async fn list(state: &State, call: &Call) -> Outcome {
     let role = holder(state, call).await?;
     let names: Vec<Value> =
         role["Inline"].as_object().into_iter().flatten().map(|(n, _)| n.as_str().into()).collect();
-    listing(call, "PolicyNames", &names, |name| name.as_str().unwrap_or_default().to_string())
+    listing(call, "PolicyNames", names, "")
 }
 
 pub(super) async fn delete(state: &State, call: &Call) -> Outcome {
@@ -144,9 +143,8 @@ pub(super) async fn detach(state: &State, call: &Call) -> Outcome {
 pub(super) async fn list_attached(state: &State, call: &Call) -> Outcome {
     let role = holder(state, call).await?;
     let arns = items(&role["Attached"]).iter().filter_map(Value::as_str);
-    let mut list: Vec<Value> = arns
+    let list = arns
         .map(|arn| json!({"PolicyArn": arn, "PolicyName": arn.rsplit('/').next().unwrap_or_default()}))
         .collect();
-    list.sort_by(|a, b| text(a, "PolicyArn").cmp(text(b, "PolicyArn")));
-    listing(call, "AttachedPolicies", &list, |policy| text(policy, "PolicyArn").to_string())
+    listing(call, "AttachedPolicies", list, "PolicyArn")
 }

@@ -4,7 +4,7 @@ use super::State;
 use super::common::{conflict, document, encoded, exists, id, listing, not_found, path};
 use super::role_policies::{change, has_none, holder, under_path};
 use crate::service::{AwsError, Call, Outcome};
-use crate::services::kept::{copy, items, now, text};
+use crate::services::kept::{copy, items, now};
 use serde_json::{Value, json};
 
 /// AWS's default life of a role's session, in seconds.
@@ -95,7 +95,7 @@ pub(super) async fn list(state: &State, call: &Call) -> Outcome {
         out
     };
     let roles: Vec<Value> = roles.iter().map(bare).collect();
-    listing(call, "Roles", &roles, |role| text(role, "RoleName").to_string())
+    listing(call, "Roles", roles, "RoleName")
 }
 
 pub(super) async fn update(state: &State, call: &Call) -> Outcome {

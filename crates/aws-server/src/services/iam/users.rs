@@ -68,7 +68,7 @@ pub(super) async fn get(state: &State, call: &Call) -> Outcome {
 
 pub(super) async fn list(state: &State, call: &Call) -> Outcome {
     let users: Vec<Value> = under_path(call, state.users.list(call).await?).iter().map(shown).collect();
-    listing(call, "Users", &users, |user| text(user, "UserName").to_string())
+    listing(call, "Users", users, "UserName")
 }
 
 pub(super) async fn delete(state: &State, call: &Call) -> Outcome {
@@ -113,7 +113,7 @@ pub(super) async fn create_key(state: &State, call: &Call) -> Outcome {
 
 pub(super) async fn list_keys(state: &State, call: &Call) -> Outcome {
     let keys = keys(state, &user(state, call).await?).await?;
-    listing(call, "AccessKeyMetadata", &keys, |key| text(key, "AccessKeyId").to_string())
+    listing(call, "AccessKeyMetadata", keys, "AccessKeyId")
 }
 
 pub(super) async fn update_key(state: &State, call: &Call) -> Outcome {
