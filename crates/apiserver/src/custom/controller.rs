@@ -93,13 +93,17 @@ async fn settle_all(api: &Arc<Api>, client: &ApiClient, changes: Vec<(EventKind,
         groups.entry(group(&object).to_string()).or_default().push((kind, object));
     }
     let one = async |(group, changes): (String, Vec<(EventKind, Arc<Object>)>)| {
+        let mut freed = false;
         for (kind, object) in changes {
             if kind == EventKind::Deleted {
                 withdraw(api, &object.key.name);
-                settle_refused(api, client, &group).await;
+                freed = true;
             } else {
                 settle(api, client, &object).await;
             }
+        }
+        if freed {
+            settle_refused(api, client, &group).await;
         }
     };
     stream::iter(groups).for_each_concurrent(GROUPS_AT_ONCE, one).await;
