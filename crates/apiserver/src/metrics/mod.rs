@@ -49,14 +49,16 @@ const AUTHORIZED: Family = Family::counter("authorization_attempts_total");
 const HEALTH: Family = Family::gauge("kubernetes_healthcheck");
 const HEALTHS: Family = Family::counter("kubernetes_healthchecks_total");
 
-/// Group versions that upstream has removed, and in which release.
-const REMOVED: [(&str, &str, &str); 6] = [
-    ("apps", "v1beta1", "1.16"),
-    ("apps", "v1beta2", "1.16"),
-    ("extensions", "v1beta1", "1.16"),
-    ("apiextensions.k8s.io", "v1beta1", "1.22"),
-    ("batch", "v1beta1", "1.25"),
-    ("policy", "v1beta1", "1.25"),
+/// Group, version, resource (none: all) that upstream has deprecated, and the release that removed it, if one has.
+const DEPRECATIONS: [(&str, &str, &str, &str); 8] = [
+    ("", "v1", "componentstatuses", ""),
+    ("", "v1", "endpoints", ""),
+    ("apps", "v1beta1", "", "1.16"),
+    ("apps", "v1beta2", "", "1.16"),
+    ("extensions", "v1beta1", "", "1.16"),
+    ("apiextensions.k8s.io", "v1beta1", "", "1.22"),
+    ("batch", "v1beta1", "", "1.25"),
+    ("policy", "v1beta1", "", "1.25"),
 ];
 /// Different kinds of request that are told apart: resources come from clients.
 const ROWS_MAX: usize = 2_000;
@@ -235,10 +237,11 @@ impl Metrics {
         });
         requests.insert(kind.clone(), row.clone());
         drop(requests);
-        let removed = REMOVED
-            .iter()
-            .find(|(group, version, _)| (kind.group.as_str(), kind.version.as_str()) == (*group, *version));
-        if let Some((group, version, release)) = removed {
+        let is = |(group, version, resource, _): &&(&str, &str, &str, &str)| {
+            let any = resource.is_empty() || kind.resource == *resource;
+            any && kind.group == *group && kind.version == *version
+        };
+        if let Some((group, version, _, release)) = DEPRECATIONS.iter().find(is) {
             let (resource, sub) =
                 (("resource", kind.resource.as_str()), ("subresource", kind.subresource.as_str()));
             let all =
@@ -397,11 +400,15 @@ mod tests {
         let metrics = Metrics::default();
         let done = Finished { code: 200, took: Duration::from_millis(30), size: Some(5_000) };
         metrics.finished(kind.clone(), false, &done);
-        metrics.finished(kind, false, &Finished { code: 404, ..done });
+        metrics.finished(kind.clone(), false, &Finished { code: 404, ..done });
+        let (group, version, resource) = (String::new(), "v1".into(), "endpoints".into());
+        let endpoints = RequestKind { group, version, resource, subresource: String::new(), ..kind };
+        metrics.finished(endpoints, false, &done);
         let text = metrics.figures.text();
         for line in [
             "apiserver_request_total{code=\"404\",component=\"apiserver\",dry_run=\"\",group=\"apps\",resource=\"deployments\",scope=\"resource\",subresource=\"x\\\"y\",verb=\"GET\",version=\"v1beta1\"} 1",
             "apiserver_response_sizes_bucket{component=\"apiserver\",group=\"apps\",resource=\"deployments\",scope=\"resource\",subresource=\"x\\\"y\",verb=\"GET\",version=\"v1beta1\",le=\"10000\"} 2",
+            "apiserver_requested_deprecated_apis{group=\"\",removed_release=\"\",resource=\"endpoints\",subresource=\"\",version=\"v1\"} 1",
             "apiserver_requested_deprecated_apis{group=\"apps\",removed_release=\"1.16\",resource=\"deployments\",subresource=\"x\\\"y\",version=\"v1beta1\"} 1",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} in\n{text}");
