@@ -88,11 +88,9 @@ impl Backend {
         let pod = self.pod(target)?;
         let missing =
             || ApiError::new(404, "NotFound", format!("container not found (\"{}\")", target.container));
-        let info = self.instance(pod.uid(), &target.container).ok_or_else(missing)?;
-        if !matches!(info.state, ContainerState::Running { .. }) {
-            let text = format!("container {} is not running", target.container);
-            return Err(ApiError::bad_request(text));
-        }
+        let info = self.instance(pod.uid(), &target.container);
+        let runs = |info: &ContainerInfo| matches!(info.state, ContainerState::Running { .. });
+        let info = info.filter(runs).ok_or_else(missing)?;
         Ok(Found { uid: pod.uid().into(), id: info.spec.id })
     }
 

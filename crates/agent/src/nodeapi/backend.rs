@@ -90,7 +90,7 @@ pub struct LogSource {
 #[async_trait]
 pub trait NodeBackend: Send + Sync + 'static {
     /// Is there such a running container? Asked before a connection is upgraded; 404 `pod does not exist`,
-    /// 404 `container not found ("x")`, 400 when it does not run. An empty container name asks for the pod alone.
+    /// 404 `container not found ("x")`, also when it does not run. An empty container name asks for the pod alone.
     async fn check(&self, target: &Target) -> Result<(), ApiError>;
 
     /// Starts a command in a container.

@@ -40,6 +40,7 @@ metadata: {name: again, labels: {app: again}}
 spec:
   terminationGracePeriodSeconds: 1
   volumes: [{name: v, emptyDir: {}}]
+  initContainers: [{name: done, image: busybox, imagePullPolicy: IfNotPresent, command: ["true"]}]
   containers:
   - name: c
     image: busybox
@@ -152,6 +153,10 @@ fn exec(cluster: &Cluster) -> Result<()> {
         ensure!(output.status.code() == Some(137), "{kubectl:?}: {output:?}");
         let unknown = refusal(cluster.kubectl_of(kubectl, &["exec", "s", "-c", "x", "--", "true"]))?;
         has(&unknown, &["container x is not valid for pod s"])?;
+        cluster.eventually("a container that has ended is not found", || {
+            let ended = cluster.kubectl_of(kubectl, &["exec", "again", "-c", "done", "--", "true"]);
+            has(&refusal(ended)?, &["container not found (\"done\")"])
+        })?;
     }
     Ok(())
 }
