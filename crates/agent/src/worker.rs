@@ -131,6 +131,7 @@ impl Worker {
             self.see(&key);
         }
         let (mut images, mut devices) = (self.node.images.subscribe(), self.node.devices.changed());
+        let mut claimed = self.node.dra.changed();
         loop {
             while let Some(uid) = self.dirty.pop_first() {
                 self.look(&uid);
@@ -154,6 +155,7 @@ impl Worker {
                 Some(_) = self.tasks.join_next() => {}
                 Ok(()) = images.changed() => self.images_changed(),
                 Ok(()) = devices.changed() => self.dirty.extend(self.node.devices.users()),
+                Ok(()) = claimed.changed() => self.dirty.extend(self.node.dra.users()),
                 () = tokio::time::sleep(sleep.unwrap_or(Duration::MAX)), if sleep.is_some() => {
                     let now = self.clock.now();
                     let due = self.entries.iter().filter(|(_, e)| e.wake.is_some_and(|at| at <= now));
@@ -489,7 +491,7 @@ impl Worker {
             }
             Action::Finalize => {
                 let mut status = status(&entry.state, &pod, &node.facts.host_ips, Timestamp::now());
-                node.devices.tell_health(uid, &mut status);
+                node.tell_health(&pod, &mut status);
                 self.operation(uid, |e| Outcome::Finalized(Err(e)), ops::finalize(node, pod, status));
             }
         }
@@ -504,7 +506,7 @@ impl Worker {
             return;
         }
         let mut wanted = status(&entry.state, &entry.view, &self.node.facts.host_ips, Timestamp::now());
-        self.node.devices.tell_health(uid, &mut wanted);
+        self.node.tell_health(&entry.view, &mut wanted);
         let over = matches!(wanted["phase"].as_str(), Some("Succeeded" | "Failed"));
         if over && !entry.state.teardown.ready && self.node.dra.holds(uid) {
             // Whoever reads that it is over gives its devices to others: not before their drivers know.

@@ -38,7 +38,7 @@ pub static DEVICES: LazyLock<Schema> = LazyLock::new(|| Schema::parse(include_st
 pub static POD_RESOURCES: LazyLock<Schema> =
     LazyLock::new(|| Schema::parse(include_str!("../tables/podresources.txt")));
 
-/// `dra.v1`: drivers of devices that claims get.
+/// `dra.v1`: drivers of devices that claims get; and `v1alpha1.DRAResourceHealth`, how these are.
 pub static DRA: LazyLock<Schema> = LazyLock::new(|| Schema::parse(include_str!("../tables/dra.txt")));
 /// `dra.v1beta1`: the same under its older name.
 pub static DRA_BETA: LazyLock<Schema> =

@@ -202,12 +202,12 @@ fn entry(bytes: &[u8]) -> Result<(String, String), Malformed> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{CSI, DEVICES, POD_RESOURCES, REGISTRATION};
+    use crate::{CSI, DEVICES, DRA, POD_RESOURCES, REGISTRATION};
     use proptest::prelude::*;
 
     #[test]
     fn tables_are_whole() {
-        for schema in [&*CSI, &*REGISTRATION, &*DEVICES, &*POD_RESOURCES] {
+        for schema in [&*CSI, &*REGISTRATION, &*DEVICES, &*DRA, &*POD_RESOURCES] {
             let known = |name: &str| schema.messages.contains_key(name);
             for method in &schema.methods {
                 assert!(known(method.request) && known(method.response), "{}", method.name);

@@ -2,9 +2,12 @@
 //!
 //! What may be ready stands in a file before a driver is asked, so that an agent that was killed undoes what it must;
 //! every call to a driver may be repeated. A driver that is gone for a while loses its ResourceSlices.
+//! While a driver is registered, `watch` listens to how its devices are; pods' statuses tell it.
 //! Deliberately not here: finding drivers (`csi::register`), choosing devices (`sched::dra`), CDI (`devices::cdi`).
 
+mod health;
 mod state;
+mod watch;
 
 use crate::csi::Place;
 use crate::ops::{Node, blocking};
@@ -17,8 +20,12 @@ use serde_json::{Value, json};
 use state::{Claims, Device, Held, claims_of, drivers_of, key};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
+use tokio::sync::watch::Receiver;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use watch::Watched;
 
 const CLAIMS: Gvr = Gvr::new("resource.k8s.io", "v1", "resourceclaims");
 const SLICES: Gvr = Gvr::new("resource.k8s.io", "v1", "resourceslices");
@@ -32,10 +39,13 @@ pub const WIPE_AFTER: Duration = Duration::from_secs(30);
 static VERSIONS: [(&str, &LazyLock<Schema>); 2] = [("v1.DRAPlugin", &DRA), ("v1beta1.DRAPlugin", &DRA_BETA)];
 
 /// A registered driver.
-#[derive(Clone)]
 struct Driver {
     schema: &'static Schema,
     socket: PathBuf,
+    /// Its number among those whose health is watched.
+    instance: u64,
+    /// Listens to it for as long as it is here.
+    _watch: JoinSet<()>,
 }
 
 /// The node's drivers and the claims that they made ready.
@@ -44,6 +54,7 @@ pub struct Dra {
     /// By name; of several instances the last one serves.
     drivers: Mutex<BTreeMap<String, Vec<Driver>>>,
     claims: Mutex<Claims>,
+    watched: Arc<Watched>,
 }
 
 impl Dra {
@@ -54,7 +65,8 @@ impl Dra {
             let read = serde_json::from_slice::<Claims>(&bytes);
             read.inspect_err(|error| tracing::error!(%error, "which claims are ready is lost")).ok()
         });
-        Dra { checkpoint, drivers: Mutex::default(), claims: Mutex::new(kept.unwrap_or_default()) }
+        let claims = Mutex::new(kept.unwrap_or_default());
+        Dra { checkpoint, drivers: Mutex::default(), claims, watched: Arc::default() }
     }
 
     /// A driver registers.
@@ -68,27 +80,37 @@ impl Dra {
                 "none of the DRA gRPC services {versions:?} is supported (v1.DRAPlugin, v1beta1.DRAPlugin)"
             )
         })?;
-        let driver = Driver { schema, socket: socket.into() };
+        let instance = self.watched.health.lock().enter(name);
+        let (watched, at) = (self.watched.clone(), socket.to_path_buf());
+        let mut watch = JoinSet::new();
+        watch.spawn(async move { watched.follow(instance, &at).await });
         let mut drivers = self.drivers.lock();
         let all = drivers.entry(name.into()).or_default();
-        all.retain(|d| d.socket != socket);
-        all.push(driver);
+        self.forget(all, socket);
+        all.push(Driver { schema, socket: socket.into(), instance, _watch: watch });
         Ok(())
+    }
+
+    fn forget(&self, all: &mut Vec<Driver>, socket: &Path) {
+        for gone in all.extract_if(.., |d| d.socket == socket) {
+            self.watched.change(|health| health.leave(gone.instance));
+        }
     }
 
     /// A driver's instance is gone.
     pub fn deregister(&self, name: &str, socket: &Path) {
         let mut drivers = self.drivers.lock();
-        if let Some(all) = drivers.get_mut(name) {
-            all.retain(|d| d.socket != socket);
-            if all.is_empty() {
-                drivers.remove(name);
-            }
+        let Some(all) = drivers.get_mut(name) else { return };
+        self.forget(all, socket);
+        if all.is_empty() {
+            drivers.remove(name);
         }
     }
 
-    fn driver(&self, name: &str) -> Result<Driver, String> {
-        let found = self.drivers.lock().get(name).and_then(|all| all.last().cloned());
+    /// A driver's messages and where it serves.
+    fn driver(&self, name: &str) -> Result<(&'static Schema, PathBuf), String> {
+        let drivers = self.drivers.lock();
+        let found = drivers.get(name).and_then(|all| all.last()).map(|d| (d.schema, d.socket.clone()));
         found.ok_or_else(|| format!("DRA driver {name} is not registered"))
     }
 
@@ -112,6 +134,29 @@ impl Dra {
         state::told(&self.claims.lock(), &pod.pod, &container.spec)
     }
 
+    /// For whoever wants to know when devices break, or drivers tell no more.
+    pub fn changed(&self) -> Receiver<u64> {
+        self.watched.changed.subscribe()
+    }
+
+    /// Adds the health of its claims' devices to each container's status.
+    pub fn tell_health(&self, pod: &PodView, status: &mut Value) {
+        if !self.holds(pod.uid()) {
+            return;
+        }
+        let (claims, health, now) = (self.claims.lock(), self.watched.health.lock(), Instant::now());
+        let containers = status.get_mut("containerStatuses").and_then(Value::as_array_mut);
+        for container in containers.into_iter().flatten() {
+            let spec = pod.spec().containers.iter().find(|c| container["name"] == c.name.as_str());
+            let told = spec.map(|c| health::told(&health, &claims, (&pod.pod, c), now)).unwrap_or_default();
+            match container.get_mut("allocatedResourcesStatus").and_then(Value::as_array_mut) {
+                Some(all) => all.extend(told),
+                None if told.is_empty() => {}
+                None => container["allocatedResourcesStatus"] = told.into(),
+            }
+        }
+    }
+
     async fn save(&self) -> Result<(), String> {
         let (path, kept) = (self.checkpoint.clone(), self.claims.lock().clone());
         let write = move || crate::devices::write_checkpoint(&path, &kept);
@@ -125,7 +170,7 @@ impl Dra {
         method: &str,
         (namespace, claims): (&str, &BTreeMap<String, String>),
     ) -> Result<BTreeMap<String, Value>, String> {
-        let Driver { schema, socket } = self.driver(driver)?;
+        let (schema, socket) = self.driver(driver)?;
         let one = |(uid, name): (&String, &String)| json!({"namespace": namespace, "uid": uid, "name": name});
         let request = json!({"claims": claims.iter().map(one).collect::<Vec<_>>()});
         let call = Call { schema, socket: &socket, within: CALL_MAX };

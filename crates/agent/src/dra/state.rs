@@ -29,7 +29,7 @@ impl Device {
     }
 
     /// Is it for this request ("" is every one)? Drivers name an alternative with its request, or the request alone.
-    fn is_for(&self, request: &str) -> bool {
+    pub fn is_for(&self, request: &str) -> bool {
         let base = |name: &str| name.split('/').next().unwrap_or_default().to_string();
         request.is_empty()
             || self.requests.is_empty()

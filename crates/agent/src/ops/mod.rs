@@ -43,6 +43,7 @@ use net::Network;
 use parking_lot::Mutex;
 use runtime::Runtime;
 use runtime::api::PodInfo;
+use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock, Weak};
@@ -154,6 +155,12 @@ impl Node {
         let mut all: Vec<Arc<Object>> = self.statics.lock().values().cloned().collect();
         all.extend(self.pods.list().into_iter().filter(|o| manifest::mirrored(o).is_none()));
         all
+    }
+
+    /// Adds the health of its devices to each container's status.
+    pub fn tell_health(&self, pod: &PodView, status: &mut Value) {
+        self.devices.tell_health(pod.uid(), status);
+        self.dra.tell_health(pod, status);
     }
 
     /// The pod as the runtime has it.

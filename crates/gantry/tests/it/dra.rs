@@ -1,6 +1,6 @@
 //! Devices by claims end to end, with a driver in the test's own process: a claim from a template gets the only device, a
-//! second pod waits for it, what the driver says reaches the container, and all is undone in order, also by an agent
-//! that was killed in between.
+//! second pod waits for it, what the driver says reaches the container, its health the pod's status, and all is undone
+//! in order, also by an agent that was killed in between.
 
 use crate::{busy, has, logged, pod};
 use anyhow::{Context, Result, ensure};
@@ -14,13 +14,26 @@ use std::time::Duration;
 use testkit::cluster::Cluster;
 use tokio::net::UnixListener;
 use tokio::runtime::Runtime;
+use tokio::sync::mpsc;
 
 const DRIVER: &str = "dra.test.gantry.dev";
 const CDI: &str = "/var/run/cdi";
+/// `HealthStatus`.
+const HEALTHY: u32 = 1;
+const UNHEALTHY: u32 = 2;
+/// How long a report counts, in seconds: longer than the test takes.
+const COUNTS_FOR: u32 = 3600;
 
 #[derive(Default)]
 struct Driver {
     calls: Mutex<Vec<String>>,
+    /// Who listens to its device's health.
+    listener: Mutex<Option<mpsc::Sender<Value>>>,
+}
+
+fn report(health: u32, message: &str) -> Value {
+    json!({"devices": [{"device": {"pool_name": "node-1", "device_name": "d0"}, "health": health,
+        "health_check_timeout_seconds": COUNTS_FOR, "message": message}]})
 }
 
 #[async_trait]
@@ -39,6 +52,16 @@ impl Handler for Driver {
         let value = if method == "NodePrepareResources" { json!({"devices": [device]}) } else { json!({}) };
         let entry = |claim: &Value| json!({"key": claim["uid"], "value": value});
         Ok(json!({"claims": claims.iter().map(entry).collect::<Vec<_>>()}))
+    }
+
+    fn stream(&self, method: &str, _: &Value) -> Option<mpsc::Receiver<Value>> {
+        if method != "NodeWatchResources" {
+            return None;
+        }
+        let (send, receive) = mpsc::channel(4);
+        let _ = send.try_send(report(HEALTHY, ""));
+        *self.listener.lock() = Some(send);
+        Some(receive)
     }
 }
 
@@ -65,10 +88,25 @@ impl Peer {
         std::fs::create_dir_all(&folder)?;
         let _in = peer.runtime.enter();
         let own = UnixListener::bind(folder.join("dra.sock"))?;
-        let registry = UnixListener::bind(peer.folder.join(format!("plugins_registry/{DRIVER}-reg.sock")))?;
         tokio::spawn(serve(own, &DRA, peer.driver.clone()));
-        tokio::spawn(serve(registry, &REGISTRATION, peer.driver.clone()));
+        peer.register()?;
         Ok(peer)
+    }
+
+    fn registry(&self) -> PathBuf {
+        self.folder.join(format!("plugins_registry/{DRIVER}-reg.sock"))
+    }
+
+    fn register(&self) -> Result<()> {
+        let _in = self.runtime.enter();
+        let registry = UnixListener::bind(self.registry())?;
+        tokio::spawn(serve(registry, &REGISTRATION, self.driver.clone()));
+        Ok(())
+    }
+
+    fn tells(&self, health: u32, message: &str) -> Result<()> {
+        let listener = self.driver.listener.lock().clone();
+        Ok(listener.context("nobody listens")?.try_send(report(health, message))?)
     }
 
     fn told(&self, pod: &str) -> Result<Value> {
@@ -131,6 +169,33 @@ fn claim_of(cluster: &Cluster, pod: &str) -> Result<String> {
     cluster.field(&["pod", pod], "/status/resourceClaimStatuses/0/resourceClaimName")
 }
 
+/// Waits until the first pod's status says so of its device.
+fn health(cluster: &Cluster, told: &Value) -> Result<()> {
+    let mut resource = json!({"resourceID": format!("{DRIVER}/thing=d0")});
+    resource.as_object_mut().context("an object")?.extend(told.as_object().cloned().unwrap_or_default());
+    let want = json!([{"name": "claim:own", "resources": [resource]}]);
+    cluster.eventually("the pod tells of its device", || {
+        let pod = cluster.get(&["pod", "one"])?;
+        let told = &pod["status"]["containerStatuses"][0]["allocatedResourcesStatus"];
+        ensure!(*told == want, "{told}");
+        Ok(())
+    })
+}
+
+/// A device breaks; its driver starts anew, and ends its stream once.
+fn breaks(cluster: &Cluster, peer: &Peer) -> Result<()> {
+    health(cluster, &json!({"health": "Healthy"}))?;
+    peer.tells(UNHEALTHY, "too hot")?;
+    health(cluster, &json!({"health": "Unhealthy", "message": "too hot"}))?;
+    std::fs::remove_file(peer.registry())?;
+    peer.register()?;
+    health(cluster, &json!({"health": "Healthy"}))?;
+    peer.tells(UNHEALTHY, "")?;
+    health(cluster, &json!({"health": "Unhealthy"}))?;
+    *peer.driver.listener.lock() = None;
+    health(cluster, &json!({"health": "Healthy"}))
+}
+
 fn scenario(cluster: &mut Cluster, peer: &Peer) -> Result<()> {
     cluster.apply(OBJECTS)?;
     cluster.apply(&user("one", "exec sleep 1000"))?;
@@ -141,6 +206,7 @@ fn scenario(cluster: &mut Cluster, peer: &Peer) -> Result<()> {
     ensure!(stored["status"]["reservedFor"][0]["name"] == "one", "{stored}");
     let told = peer.told("one")?.to_string();
     has(&told, &[&claim, &format!("{DRIVER}/thing=d0"), "\"device_name\":\"d0\""])?;
+    breaks(cluster, peer)?;
 
     cluster.apply(&user("two", "exit 0").replace("spec:\n", "spec:\n  restartPolicy: Never\n"))?;
     cluster.eventually("the second pod waits", || {
@@ -151,6 +217,7 @@ fn scenario(cluster: &mut Cluster, peer: &Peer) -> Result<()> {
     })?;
     cluster.kill9()?;
     cluster.up()?;
+    health(cluster, &json!({"health": "Healthy"}))?;
     cluster.kubectl(&["delete", "pod", "one"])?;
     logged(cluster, "two", &["thing d0\n2\n"])?;
     cluster.wait_field(&["pod", "two"], "/status/phase", "Succeeded")?;
@@ -177,5 +244,11 @@ fn scenario(cluster: &mut Cluster, peer: &Peer) -> Result<()> {
     ensure!(at("NodePrepareResources", &claim)? < at("NodeUnprepareResources", &claim)?);
     ensure!(at("NodeUnprepareResources", &claim)? < at("NodePrepareResources", "two-own-")?, "{calls:?}");
     ensure!(at("NodePrepareResources", "three-")? > at("NodeUnprepareResources", "two-own-")?, "{calls:?}");
-    at("NodeUnprepareResources", "three-extended-resources-").map(drop)
+    at("NodeUnprepareResources", "three-extended-resources-")?;
+
+    std::fs::remove_file(peer.registry())?;
+    cluster.eventually("nobody listens to a driver that is gone", || {
+        ensure!(peer.driver.listener.lock().as_ref().is_some_and(mpsc::Sender::is_closed));
+        Ok(())
+    })
 }
