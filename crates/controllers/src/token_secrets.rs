@@ -96,6 +96,22 @@ impl Controller {
         let patch = json!({"data": data, "metadata": {"uid": secret.uid(), "annotations": {ACCOUNT_UID: account.uid()}}});
         self.context.client.merge_patch(&gvr::SECRETS, &secret.key, patch).await.map(|_| ())
     }
+
+    /// What to do, and the secret's account. The cache may not have heard yet of an account that was made right before
+    /// its secret, so the server is asked before a secret goes (as upstream does).
+    async fn decided(&self, secret: &Object, name: &str) -> Result<(Plan, Option<Arc<Object>>), ApiError> {
+        let key = ObjectKey::new(secret.key.namespace.clone(), name);
+        let with = |account: Option<Arc<Object>>| {
+            (decide(secret, account.as_deref(), &self.context.config.root_ca_pem), account)
+        };
+        match with(self.accounts.get(&key)) {
+            (Plan::Delete, _) => match self.context.client.get(&gvr::SERVICE_ACCOUNTS, &key).await {
+                Err(error) if !error.is_not_found() => Err(error),
+                account => Ok(with(account.ok())),
+            },
+            decided => Ok(decided),
+        }
+    }
 }
 
 #[async_trait]
@@ -103,8 +119,7 @@ impl Reconcile for Controller {
     async fn reconcile(&self, key: &ObjectKey) -> Outcome {
         let Some(secret) = self.secrets.get(key) else { return Ok(None) };
         let Some(name) = account_of(&secret) else { return Ok(None) };
-        let account = self.accounts.get(&ObjectKey::new(key.namespace.clone(), name));
-        let done = match (decide(&secret, account.as_deref(), &self.context.config.root_ca_pem), account) {
+        let done = match self.decided(&secret, name).await? {
             (Plan::Delete, _) => {
                 let options = DeleteOptions { uid: Some(secret.uid().into()), ..DeleteOptions::default() };
                 self.context.client.delete(&gvr::SECRETS, key, options).await.map(|_| ())

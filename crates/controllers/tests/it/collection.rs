@@ -1,9 +1,14 @@
-//! Garbage collection and the end of namespaces.
+//! Garbage collection, the end of namespaces and of token Secrets.
 
-use crate::harness::{cluster, key, owned_by};
-use client::{ObjectKey, Propagation};
-use k8s_schema::gvr;
+use crate::harness::{cluster, cluster_through, key, owned_by};
+use client::{
+    ApiClient, Client, EventStream, ListOptions, Object, ObjectKey, ObjectList, Propagation, WatchOptions,
+    Write,
+};
+use k8s_schema::{Gates, Gvr, gvr};
+use machinery::status::ApiError;
 use serde_json::json;
+use std::sync::Arc;
 
 #[tokio::test]
 async fn dependents_follow_their_owner_down_to_the_leaves() {
@@ -100,4 +105,48 @@ async fn a_namespace_is_emptied_pods_first_and_goes() {
     c.client.merge_patch(&gvr::SECRETS, &secret, release).await.unwrap();
     c.until_gone(&gvr::NAMESPACES, &shop).await;
     assert!(c.list(&gvr::SERVICE_ACCOUNTS).await.iter().all(|a| &*a.key.namespace != "shop"));
+}
+
+/// Never hears of service accounts unless it asks for one.
+struct Deaf(ApiClient);
+
+#[async_trait::async_trait]
+impl Client for Deaf {
+    async fn get(&self, gvr: &Gvr, key: &ObjectKey) -> Result<Arc<Object>, ApiError> {
+        self.0.get(gvr, key).await
+    }
+
+    async fn list(&self, gvr: &Gvr, options: &ListOptions) -> Result<ObjectList, ApiError> {
+        let mut list = self.0.list(gvr, options).await?;
+        list.items.retain(|_| *gvr != gvr::SERVICE_ACCOUNTS);
+        Ok(list)
+    }
+
+    async fn watch(&self, gvr: &Gvr, options: &WatchOptions) -> Result<EventStream, ApiError> {
+        if *gvr == gvr::SERVICE_ACCOUNTS {
+            return Ok(Box::pin(futures_util::stream::pending()));
+        }
+        self.0.watch(gvr, options).await
+    }
+
+    async fn write(&self, write: Write) -> Result<Arc<Object>, ApiError> {
+        self.0.write(write).await
+    }
+}
+
+#[tokio::test]
+async fn a_token_secret_stays_though_no_news_of_its_account_came() {
+    let c = cluster_through(Gates::default(), |client| Arc::new(Deaf(client))).await;
+    let metadata = json!({"name": "there", "namespace": "default"});
+    let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata});
+    c.create(&gvr::SERVICE_ACCOUNTS, account).await;
+    for name in ["there", "where"] {
+        let of = json!({"kubernetes.io/service-account.name": name});
+        let secret = json!({"apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/service-account-token",
+            "metadata": {"name": name, "namespace": "default", "annotations": of}});
+        c.create(&gvr::SECRETS, secret).await;
+    }
+    // One worker takes them in turn: once the second is gone, the first was looked at.
+    c.until_gone(&gvr::SECRETS, &key("where")).await;
+    assert!(c.client.get(&gvr::SECRETS, &key("there")).await.is_ok());
 }

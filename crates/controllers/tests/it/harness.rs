@@ -42,6 +42,11 @@ pub async fn cluster() -> Cluster {
 
 /// A cluster with these features.
 pub async fn cluster_with(gates: Gates) -> Cluster {
+    cluster_through(gates, |client| client).await
+}
+
+/// A cluster whose controllers see the server through a client of the test's.
+pub async fn cluster_through(gates: Gates, through: impl FnOnce(ApiClient) -> ApiClient) -> Cluster {
     let folder = tempfile::tempdir().unwrap();
     let store =
         store::Embedded::open(&folder.path().join("store"), store::EmbeddedOptions::default()).unwrap();
@@ -59,7 +64,8 @@ pub async fn cluster_with(gates: Gates) -> Cluster {
         gates,
     };
     let identity = Identity::component("system:kube-controller-manager");
-    let controllers = Controllers::start(api.client(identity), config, Arc::new(jiff::Timestamp::now));
+    let client = through(api.client(identity));
+    let controllers = Controllers::start(client, config, Arc::new(jiff::Timestamp::now));
     let client = api.client(Identity::new("admin", ["system:masters", "system:authenticated"]));
     Cluster { client, api, _controllers: controllers, _folder: folder }
 }
