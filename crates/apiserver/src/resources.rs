@@ -11,6 +11,12 @@ use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+/// Built-in kinds (group, resource) that upstream advises against, and its words (`APILifecycleDeprecated`).
+pub const DEPRECATED_KINDS: [(&str, &str, &str); 2] = [
+    ("", "componentstatuses", "v1 ComponentStatus is deprecated in v1.19+"),
+    ("", "endpoints", "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"),
+];
+
 /// One served resource in one version.
 pub struct Resource {
     /// The row as served.

@@ -7,7 +7,7 @@ use crate::Api;
 use crate::heavy;
 use crate::owners;
 use crate::path::{Query, ResourcePath};
-use crate::resources::Resource;
+use crate::resources::{DEPRECATED_KINDS, Resource};
 use crate::rules::{self, TableStyle};
 use crate::select::Selection;
 use crate::subresources::scale;
@@ -25,12 +25,6 @@ use machinery::field_errors::FieldErrors;
 use machinery::status::ApiError;
 use serde_json::{Value, json};
 use std::sync::Arc;
-
-/// Built-in kinds that upstream advises against, and its words (`APILifecycleDeprecated`).
-const DEPRECATED: [(&str, &str, &str); 2] = [
-    ("", "componentstatuses", "v1 ComponentStatus is deprecated in v1.19+"),
-    ("", "endpoints", "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"),
-];
 
 /// What every answer needs to know of the request.
 struct Shape {
@@ -393,7 +387,7 @@ fn deprecation(resource: &Resource) -> Option<String> {
         let own = format!("{} {}", row.api_version(), row.kind);
         return Some(format!("{own} is deprecated; use {} {}", stored.api_version(), stored.kind));
     }
-    let told = DEPRECATED.iter().find(|(group, name, _)| resource.is(group, name));
+    let told = DEPRECATED_KINDS.iter().find(|(group, name, _)| resource.is(group, name));
     let own = || resource.custom.as_ref().and_then(|custom| custom.deprecation.clone());
     told.map(|(.., words)| words.to_string()).or_else(own)
 }

@@ -8,6 +8,7 @@ mod process;
 pub mod resources;
 
 use crate::cache::Cache;
+use crate::resources::DEPRECATED_KINDS;
 use client::metrics::{Family, Figure, Figures, Raised, labels, shared_text};
 use parking_lot::Mutex;
 use process::process;
@@ -49,16 +50,14 @@ const AUTHORIZED: Family = Family::counter("authorization_attempts_total");
 const HEALTH: Family = Family::gauge("kubernetes_healthcheck");
 const HEALTHS: Family = Family::counter("kubernetes_healthchecks_total");
 
-/// Group, version, resource (none: all) that upstream has deprecated, and the release that removed it, if one has.
-const DEPRECATIONS: [(&str, &str, &str, &str); 8] = [
-    ("", "v1", "componentstatuses", ""),
-    ("", "v1", "endpoints", ""),
-    ("apps", "v1beta1", "", "1.16"),
-    ("apps", "v1beta2", "", "1.16"),
-    ("extensions", "v1beta1", "", "1.16"),
-    ("apiextensions.k8s.io", "v1beta1", "", "1.22"),
-    ("batch", "v1beta1", "", "1.25"),
-    ("policy", "v1beta1", "", "1.25"),
+/// Group versions that upstream has removed, and in which release.
+const REMOVED: [(&str, &str, &str); 6] = [
+    ("apps", "v1beta1", "1.16"),
+    ("apps", "v1beta2", "1.16"),
+    ("extensions", "v1beta1", "1.16"),
+    ("apiextensions.k8s.io", "v1beta1", "1.22"),
+    ("batch", "v1beta1", "1.25"),
+    ("policy", "v1beta1", "1.25"),
 ];
 /// Different kinds of request that are told apart: resources come from clients.
 const ROWS_MAX: usize = 2_000;
@@ -83,6 +82,14 @@ pub struct RequestKind {
 }
 
 impl RequestKind {
+    /// For what upstream has deprecated: the release that removed it, empty if none has.
+    fn removed_in(&self) -> Option<&'static str> {
+        let of_kind = || DEPRECATED_KINDS.iter().any(|(g, r, _)| self.group == *g && self.resource == *r);
+        let removed =
+            REMOVED.iter().find(|(group, version, _)| self.group == *group && self.version == *version);
+        removed.map(|(.., release)| *release).or_else(|| of_kind().then_some(""))
+    }
+
     /// With the labels of one family that not all have.
     fn labels(&self, more: &[(&str, &str)]) -> String {
         let mut pairs = vec![
@@ -237,15 +244,14 @@ impl Metrics {
         });
         requests.insert(kind.clone(), row.clone());
         drop(requests);
-        let is = |(group, version, resource, _): &&(&str, &str, &str, &str)| {
-            let any = resource.is_empty() || kind.resource == *resource;
-            any && kind.group == *group && kind.version == *version
-        };
-        if let Some((group, version, _, release)) = DEPRECATIONS.iter().find(is) {
-            let (resource, sub) =
-                (("resource", kind.resource.as_str()), ("subresource", kind.subresource.as_str()));
-            let all =
-                [("group", *group), ("removed_release", *release), resource, sub, ("version", *version)];
+        if let Some(release) = kind.removed_in() {
+            let all = [
+                ("group", kind.group.as_str()),
+                ("removed_release", release),
+                ("resource", kind.resource.as_str()),
+                ("subresource", kind.subresource.as_str()),
+                ("version", kind.version.as_str()),
+            ];
             self.figures.of(&DEPRECATED, &labels(&all)).set(1.0);
         }
         Some(row)
